@@ -1,0 +1,82 @@
+"""Loading the config a user names, by path or in short form.
+
+Knows where installed packages keep their configs; knows nothing of what is in
+a config. Only mmengine is imported: the package behind a short form may be
+absent, which is then the error.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+
+def load_config(name: str | Path) -> Config:
+    """Load a config and make its default scope the current one.
+
+    Modules named by ``custom_imports`` are imported, and the registries find
+    the modules of the scope from here on, as in a runner.
+
+    Args:
+        name (str | Path): Path of a config, or the short form of one that an
+            installed package brings, with or without the suffix:
+            ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
+
+    Returns:
+        Config: The loaded config. Its ``filename`` is the file behind the
+        short form.
+
+    Raises:
+        FileNotFoundError: If there is no such config; the message names the
+            nearest ones.
+    """
+    name = str(name)
+    path = _installed_config(name) if '::' in name else _config_file(name)
+    config = Config.fromfile(path)
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    return config
+
+
+def _config_file(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    # a wrong folder is as common as a wrong file name
+    folder = path.parent if path.parent.is_dir() else Path('configs')
+    known = [str(file) for file in sorted(folder.rglob('*.py'))]
+    raise FileNotFoundError(
+        f'there is no config {name!r}{_did_you_mean(name, known)}'
+    )
+
+
+def _installed_config(name: str) -> Path:
+    package, _, config = name.partition('::')
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f'the config {name!r} belongs to the package {package!r}, which '
+            'is not installed'
+        )
+    folder = Path(spec.submodule_search_locations[0], '.mim', 'configs')
+    path = folder / config
+    if path.suffix != '.py':  # not with_suffix(): names contain dots
+        path = path.with_name(f'{path.name}.py')
+    if path.is_file():
+        return path
+    known = [
+        f'{package}::{file.relative_to(folder).as_posix()}'
+        for file in sorted(folder.rglob('*.py'))
+        if '_base_' not in file.parts
+    ]
+    raise FileNotFoundError(
+        f'{package} has no config {config!r}{_did_you_mean(name, known)}'
+    )
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=3)
+    return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
