@@ -82,7 +82,7 @@ with tempfile.TemporaryDirectory() as folder:
     wheel = Path(folder, url.rpartition('/')[2])
     wheel.write_bytes(data)
     # pip runs from its own wheel
-    command = [sys.executable, f'{wheel}/pip', 'install', '-q', str(wheel)]
+    command = [sys.executable, f'{wheel}/pip', 'install', '-qq', str(wheel)]
     sys.exit(subprocess.run(command).returncode)
 END
 }
@@ -116,7 +116,7 @@ check_compiler() {
 }
 
 pip_install() {
-    "$python" -m pip install --quiet --no-input --disable-pip-version-check \
+    "$python" -m pip install -qq --no-input --disable-pip-version-check \
         --no-warn-script-location "$@"
 }
 

@@ -1,0 +1,115 @@
+"""Test a checkpoint, pruned or not, with the model and data of a config."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import METRICS, RUNNERS
+from mmengine.runner import Runner
+
+from mmgfp.cli import complete_dataloaders, errors_in_one_line, set_launcher
+from mmgfp.config import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/test.py '
+        'configs/retinanet/finetune_retinanet_acts_coco.py '
+        'work_dirs/finetune_retinanet_acts_coco/epoch_12.pth',
+    )
+    parser.add_argument(
+        'config', help='path, or mmdet::... / mmpretrain::... short form'
+    )
+    parser.add_argument('checkpoint', help='path or address of the weights')
+    parser.add_argument('--work-dir', help='folder for logs and metrics')
+    parser.add_argument(
+        '--out', metavar='FILE.pkl', help='file for the predictions'
+    )
+    parser.add_argument(
+        '--show-dir', help='folder for the images with painted predictions'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings to override, as in test_dataloader.batch_size=1; '
+        'lists as key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started',
+    )
+    # torch.distributed.launch passes --local-rank, older ones --local_rank
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by it'
+    )
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of errors'
+    )
+    args = parser.parse_args()
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        parser.error(f'there is no checkpoint {args.checkpoint!r}')
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out must be a .pkl file, but is {args.out!r}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def make_config(args: argparse.Namespace) -> Config:
+    """Load the config and let the command line override it."""
+    config = load_config(args.config)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+
+    # command line, then config, then the name of the config
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
+
+    config.load_from = args.checkpoint
+    config.resume = False
+    complete_dataloaders(config)
+    if args.show_dir is not None:
+        show(config, args.show_dir)
+    set_launcher(config, args.launcher)
+    return config
+
+
+def show(config: Config, folder: str) -> None:
+    """Switch the visualization hook on, whose options differ by package."""
+    hook = config.default_hooks.visualization
+    folder = str(Path(folder).resolve())
+    if hook.type.endswith('DetVisualizationHook'):
+        hook.update(draw=True, test_out_dir=folder)
+    else:
+        hook.update(enable=True, interval=1, out_dir=folder)
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line(args.debug):
+        config = make_config(args)
+        if 'runner_type' in config:
+            runner = RUNNERS.build(config)
+        else:
+            runner = Runner.from_cfg(config)
+        if args.out is not None:
+            # MMDetection's own also packs masks
+            detection = config.get('default_scope') == 'mmdet'
+            dump = 'DumpDetResults' if detection else 'DumpResults'
+            runner.test_evaluator.metrics.append(
+                METRICS.build(dict(type=dump, out_file_path=args.out))
+            )
+        runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,113 @@
+"""Train the model of a config; prunes where the config has the hook."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmgfp.cli import complete_dataloaders, errors_in_one_line, set_launcher
+from mmgfp.config import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/train.py '
+        'configs/retinanet/prune_retinanet_acts_coco.py --amp',
+    )
+    parser.add_argument(
+        'config', help='path, or mmdet::... / mmpretrain::... short form'
+    )
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='checkpoint to resume from; without a value, the latest one in '
+        'the work dir',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='train with mixed precision'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings to override, as in optim_wrapper.optimizer.lr=0.01; '
+        'lists as key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started',
+    )
+    # torch.distributed.launch passes --local-rank, older ones --local_rank
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by it'
+    )
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of errors'
+    )
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def make_config(args: argparse.Namespace) -> Config:
+    """Load the config and let the command line override it."""
+    config = load_config(args.config)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+
+    # command line, then config, then the name of the config
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
+
+    if args.amp:
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+            raise SystemExit(
+                'error: --auto-scale-lr needs auto_scale_lr.base_batch_size, '
+                'which the config does not have'
+            )
+        config.auto_scale_lr.enable = True
+
+    if args.resume is not None:
+        config.resume = True
+        config.load_from = None if args.resume == 'auto' else args.resume
+
+    complete_dataloaders(config)
+    set_launcher(config, args.launcher)
+    return config
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line(args.debug):
+        config = make_config(args)
+        if 'runner_type' in config:
+            runner = RUNNERS.build(config)
+        else:
+            runner = Runner.from_cfg(config)
+        runner.train()
+
+
+if __name__ == '__main__':
+    main()
