@@ -1,0 +1,22 @@
+# Prunes ResNeXt-50 32x4d to half its flops; scores are per activation saved.
+_base_ = 'mmpretrain::resnext/resnext50-32x4d_8xb32_in1k.py'
+custom_imports = dict(imports=['mmgfp'], allow_failed_imports=False)
+
+target = 0.5  # remaining share of the multiply-accumulates
+interval = 25  # iterations until the next channel goes
+lr = 0.004  # for 8 GPUs x 32 images, as is the next one
+finetune_lr = 0.1
+
+# the trained classifier, with which pruning starts
+# https://mmassets.onedl.ai/mmclassification/v0/resnext/resnext50_32x4d_b32x8_imagenet_20210429-56066e27.pth
+load_from = 'checkpoints/resnext50_32x4d_b32x8_imagenet_20210429-56066e27.pth'
+optim_wrapper = dict(optimizer=dict(lr=lr))
+
+pruning = dict(
+    type='mmgfp.FisherPruningHook',
+    target=dict(flops=target),
+    interval=interval,
+    normalize_by='acts',
+    finetune=dict(optim_wrapper=dict(optimizer=dict(lr=finetune_lr))),
+)
+custom_hooks = [pruning]

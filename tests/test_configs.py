@@ -1,0 +1,275 @@
+"""The shipped configs: they load, and say what the paper says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmgfp.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs'
+
+# Per model: data set, architecture, base, interval, target, learning rate of
+# pruning and of fine-tuning, samples per GPU, epochs. The learning rates are
+# those of 8 GPUs.
+PAPER = {
+    'retinanet': (
+        'coco',
+        'RetinaNet',
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+        *(10, 0.5, 0.002, 0.01, 2, 12),
+    ),
+    'fcos': (
+        'coco',
+        'FCOS',
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+        *(10, 0.5, 0.002, 0.01, 2, 12),
+    ),
+    'atss': (
+        'coco',
+        'ATSS',
+        'mmdet::atss/atss_r50_fpn_1x_coco',
+        *(10, 0.5, 0.002, 0.01, 2, 12),
+    ),
+    'fsaf': (
+        'coco',
+        'FSAF',
+        'mmdet::fsaf/fsaf_r50_fpn_1x_coco',
+        *(10, 0.5, 0.002, 0.01, 2, 12),
+    ),
+    'paa': (
+        'coco',
+        'PAA',
+        'mmdet::paa/paa_r50_fpn_1x_coco',
+        *(10, 0.5, 0.002, 0.01, 2, 12),
+    ),
+    'resnet50': (
+        'imagenet',
+        'ImageClassifier',
+        'mmpretrain::resnet/resnet50_8xb32_in1k',
+        *(25, 0.5, 0.004, 0.1, 32, 100),
+    ),
+    'resnext50': (
+        'imagenet',
+        'ImageClassifier',
+        'mmpretrain::resnext/resnext50-32x4d_8xb32_in1k',
+        *(25, 0.5, 0.004, 0.1, 32, 100),
+    ),
+    'mobilenetv2': (
+        'imagenet',
+        'ImageClassifier',
+        'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k',
+        *(25, 0.65, 0.0050625, 0.045, 32, 300),
+    ),
+    'regnetx': (
+        'imagenet',
+        'ImageClassifier',
+        'mmpretrain::regnet/regnetx-3.2gf_8xb64_in1k',
+        *(25, 0.5, 0.004, 0.1, 32, 100),
+    ),
+}
+FIELDS = (
+    'dataset',
+    'architecture',
+    'base',
+    'interval',
+    'target',
+    'lr',
+    'finetune_lr',
+    'batch',
+    'epochs',
+)
+
+VARIANTS = pytest.mark.parametrize('normalize_by', ['acts', 'flops'])
+MODELS = pytest.mark.parametrize('model', PAPER)
+
+
+def paper(model: str) -> dict:
+    return dict(zip(FIELDS, PAPER[model], strict=True))
+
+
+def load(phase: str, model: str, normalize_by: str) -> Config:
+    dataset = paper(model)['dataset']
+    name = f'{phase}_{model}_{normalize_by}_{dataset}.py'
+    return load_config(CONFIGS / model / name)
+
+
+def all_configs() -> list[Path]:
+    return [
+        file
+        for file in sorted(CONFIGS.rglob('*.py'))
+        if '_base_' not in file.parts
+    ]
+
+
+def pruning_hooks(config: Config) -> list[dict]:
+    kind = 'mmgfp.FisherPruningHook'
+    return [
+        hook for hook in config.get('custom_hooks', []) if hook['type'] == kind
+    ]
+
+
+@pytest.mark.parametrize(
+    'path', all_configs(), ids=lambda path: str(path.relative_to(CONFIGS))
+)
+def test_loads(path):
+    config = load_config(path)
+    assert config.filename == str(path)
+    assert 'type' in config.model
+
+
+def test_every_model_has_its_four_configs():
+    expected = {
+        f'{model}/{phase}_{model}_{normalize_by}_{paper(model)["dataset"]}.py'
+        for model in PAPER
+        for phase in ('prune', 'finetune')
+        for normalize_by in ('acts', 'flops')
+    }
+    found = {
+        path.relative_to(CONFIGS).as_posix()
+        for path in all_configs()
+        if path.name.startswith(('prune_', 'finetune_'))
+        and path.parent.name != 'quickstart'
+    }
+    assert found == expected
+
+
+@MODELS
+def test_configs_stay_short(model):
+    for path in (CONFIGS / model).glob('*.py'):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= (4 if '_flops_' in path.name else 30), path
+
+
+@MODELS
+@VARIANTS
+def test_prune(model, normalize_by):
+    expected = paper(model)
+    base = load_config(expected['base'])
+    config = load('prune', model, normalize_by)
+
+    (hook,) = pruning_hooks(config)
+    assert hook['normalize_by'] == normalize_by
+    assert hook['target'] == dict(flops=expected['target'])
+    assert hook['interval'] == expected['interval']
+    assert 'channels_per_step' not in hook  # one, the default
+    finetune = hook['finetune']['optim_wrapper']['optimizer']['lr']
+    assert finetune == expected['finetune_lr']
+
+    assert config.model.type == base.model.type == expected['architecture']
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(expected['lr'])
+    assert config.load_from.startswith('checkpoints/')
+    check_shared(config, base, expected)
+
+
+@MODELS
+@VARIANTS
+def test_finetune(model, normalize_by):
+    expected = paper(model)
+    base = load_config(expected['base'])
+    config = load('finetune', model, normalize_by)
+
+    assert not pruning_hooks(config)
+    assert config.model.type == 'mmgfp.PrunedModel'
+    assert config.model.architecture == expected['architecture']
+    work_dir = f'work_dirs/prune_{model}_{normalize_by}_{expected["dataset"]}'
+    pruned = f'{work_dir}/flops_{expected["target"]:.2f}'
+    assert config.load_from == f'{pruned}.pth'
+    assert config.model.structure == f'{pruned}.json'
+    assert config.optim_wrapper.optimizer.lr == expected['finetune_lr']
+    # what is looked for is what pruning leaves
+    prune = CONFIGS / model / f'{Path(work_dir).name}.py'
+    assert prune.is_file()
+    (hook,) = pruning_hooks(load_config(prune))
+    assert expected['target'] in hook.get('save_at', (0.75, 0.5, 0.25))
+    check_shared(config, base, expected)
+
+
+def plain(value):
+    """Drop the ``_scope_`` that inheriting from a package adds."""
+    if isinstance(value, dict):
+        return {
+            key: plain(item) for key, item in value.items() if key != '_scope_'
+        }
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def check_shared(config: Config, base: Config, expected: dict) -> None:
+    """Check what pruning and fine-tuning have in common."""
+    assert config.custom_imports['imports'] == ['mmgfp']
+    assert config.default_scope == base.default_scope
+    assert config.train_cfg.max_epochs == expected['epochs']
+    for same in (
+        'param_scheduler',
+        'val_dataloader',
+        'test_evaluator',
+        'train_cfg',
+    ):
+        assert plain(config[same]) == plain(base[same])
+    assert config.train_dataloader.batch_size == expected['batch']
+    assert config.auto_scale_lr.base_batch_size == 8 * expected['batch']
+    data, base_data = (
+        settings.train_dataloader.dataset for settings in (config, base)
+    )
+    assert plain(data) == plain(base_data)
+    decay, base_decay = (
+        settings.optim_wrapper.optimizer.weight_decay
+        for settings in (config, base)
+    )
+    assert decay == base_decay
+
+    backbone = config.model.backbone
+    if expected['dataset'] == 'coco':
+        assert backbone.frozen_stages == -1
+        assert backbone.norm_eval is True
+        # nothing is downloaded: load_from brings the whole detector
+        assert backbone.init_cfg is None
+    else:
+        assert not backbone.get('norm_eval', False)
+    if expected['architecture'] == 'FSAF':
+        assert config.optim_wrapper.clip_grad.max_norm == 10
+    # the rest of the base's custom hooks stay
+    others = [
+        hook
+        for hook in config.get('custom_hooks', [])
+        if hook['type'] != 'mmgfp.FisherPruningHook'
+    ]
+    assert plain(others) == plain(base.get('custom_hooks', []))
+
+
+# ---------------------------------------------------------------------------
+# Here: every config is built and traced.
+# ---------------------------------------------------------------------------
+
+
+def test_short_form_is_the_file_of_the_package():
+    config = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco')
+    path = Path(config.filename)
+    assert path.name == 'retinanet_r50_fpn_1x_coco.py'
+    assert path.parts[-5:-2] == ('mmdet', '.mim', 'configs')
+    dotted = load_config('mmpretrain::regnet/regnetx-3.2gf_8xb64_in1k')
+    assert dotted.model.backbone.arch == 'regnetx_3.2gf'
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('mmdet::retinanet/retinanet_r50_1x_coco.py', 'retinanet_r50_fpn_1x'),
+        ('mmwhat::a/b.py', "'mmwhat', which is not installed"),
+        ('::', "'', which is not installed"),
+        ('configs/fcos/prune_fcos_act_coco.py', 'prune_fcos_acts_coco.py'),
+        ('config/fcos/prune_fcos_acts_coco.py', 'configs/fcos/prune_fcos'),
+        ('configs', "no config 'configs'"),
+    ],
+)
+def test_unknown_config_is_named(name, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FileNotFoundError) as error:
+        load_config(name)
+    assert message in str(error.value)
+    assert name.partition('::')[2] in str(error.value)
