@@ -1,0 +1,245 @@
+"""Cost of a network: multiply-accumulates, parameters, activations.
+
+Conventions (those that reproduce the paper's unpruned rows):
+
+- ``flops``: multiply-accumulates of convolutions and linear layers, per
+  image; no bias, normalisation, activation function or pooling.
+- ``params``: every parameter once, frozen ones included, no buffers.
+- ``acts``: elements of all convolution and linear outputs, per image and
+  call ("memory" in the paper); a head run on five levels counts five times.
+
+Multiply-accumulates of a call are output positions times weight elements,
+grouped convolutions included. So the cost of a pruned network follows from
+the positions, which one forward tells, and the sizes of the weight's axes.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .groups import ChannelGroup
+
+Metric = Literal['flops', 'params', 'acts']
+METRICS: tuple[Metric, ...] = ('flops', 'params', 'acts')
+
+
+@dataclass
+class Calls:
+    """What one forward did with the weights of a network.
+
+    Attributes:
+        positions (dict[str, int]): Output positions per image of a weight,
+            summed over all its calls: h * w for a convolution (of the input
+            for a transposed one), rows for a linear layer.
+        outputs (dict[str, int]): Likewise, but always output positions.
+        output_axis (dict[str, int]): Axis of the weight that makes outputs.
+    """
+    positions: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
+    output_axis: dict[str, int] = field(default_factory=dict)
+
+
+class _CallRecorder(TorchDispatchMode):
+    """Notes which weight convolutions and matrix products use, and how often.
+
+    A weight is recognised by its storage, so that transposed views count.
+    """
+
+    def __init__(self, model: nn.Module, images: int) -> None:
+        super().__init__()
+        self.calls = Calls()
+        self._images = images
+        self._names = {p.untyped_storage().data_ptr(): n
+                       for n, p in model.named_parameters() if p.dim() > 1}
+
+    def _add(self, weight: Tensor, positions: int, outputs: int,
+             axis: int) -> None:
+        name = self._names.get(weight.untyped_storage().data_ptr())
+        if name is None:
+            return
+        calls = self.calls
+        calls.output_axis[name] = axis
+        for total, n in ((calls.positions, positions),
+                         (calls.outputs, outputs)):
+            total[name] = total.get(name, 0) + n // self._images
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name == 'aten::convolution':
+            source, weight, transposed, groups = *args[:2], args[6], args[8]
+            rows = out.numel() // out.shape[1]
+            if transposed:
+                axis = 1 if groups == 1 else 0
+                inputs = source.numel() // source.shape[1]
+                self._add(weight, inputs, rows, axis)
+            else:
+                self._add(weight, rows, rows, 0)
+        elif name in ('aten::addmm', 'aten::mm'):
+            weight = args[-1] if name == 'aten::mm' else args[2]
+            rows = out.shape[0]
+            self._add(weight, rows, rows, 0)
+        return out
+
+
+def record_calls(model: nn.Module, run: Callable[[], Any],
+                 images: int = 1) -> Calls:
+    """Run the model once and note the calls of its weights.
+
+    Args:
+        model (nn.Module): In eval mode.
+        run (Callable): Runs it on demo input, without arguments.
+        images (int): Images in that input. Defaults to 1.
+    """
+    with torch.no_grad(), _CallRecorder(model, images) as recorder:
+        run()
+    return recorder.calls
+
+
+def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
+    """Cost of a network as it is, in total ('') and by module.
+
+    Returns:
+        dict: Module name -> ``{'flops', 'params', 'acts'}``.
+    """
+    table: dict[str, dict[str, int]] = {}
+    total = dict.fromkeys(METRICS, 0)
+    for name, parameter in model.named_parameters():
+        module = name.rpartition('.')[0]
+        row = table.setdefault(module, dict.fromkeys(METRICS, 0))
+        cost = {'params': parameter.numel(), 'flops': 0, 'acts': 0}
+        if name in calls.positions:
+            axis = calls.output_axis[name]
+            channels = parameter.shape[axis]
+            cost['flops'] = calls.positions[name] * parameter.numel()
+            cost['acts'] = calls.outputs[name] * channels
+        for key, value in cost.items():
+            row[key] += value
+            total[key] += value
+    return {'': total, **table}
+
+
+class CostModel:
+    """Cost of a network as a function of how many units each group keeps.
+
+    Every parameter has at most two axes that shrink; its size is then
+    ``rest * a0 * a1`` and the cost of removing one unit of each group are
+    three matrix-vector products.
+
+    Args:
+        model (nn.Module): The network the groups belong to.
+        groups (Sequence[ChannelGroup]): Groups that may shrink.
+        calls (Calls): See :func:`record_calls`.
+
+    Raises:
+        ValueError: If some parameter shrinks along more than two axes.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup],
+                 calls: Calls) -> None:
+        names = [n for n, _ in model.named_parameters()]
+        shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        self._row = {n: i for i, n in enumerate(names)}
+        axes = _shrinking_axes(groups, shapes)
+        self._axes = axes
+        self.sizes = np.ones((2, len(names)))
+        rest = np.ones(len(names))
+        positions, outputs = np.zeros(len(names)), np.zeros(len(names))
+        for name, i in self._row.items():
+            for axis, n in enumerate(shapes[name]):
+                if axis in axes[name]:
+                    self.sizes[axes[name].index(axis), i] = n
+                else:
+                    rest[i] *= n
+            if name in calls.positions:
+                positions[i] = calls.positions[name]
+                outputs[i] = calls.outputs[name]
+        self._weight = {'params': rest, 'flops': rest * positions}
+        self._set_outputs(calls, shapes, outputs)
+        self._widths = [self._width_matrix(groups, k) for k in (0, 1)]
+
+    def _set_outputs(self, calls: Calls, shapes: Mapping[str, tuple],
+                     outputs: np.ndarray) -> None:
+        """Activations per output channel, on the axis that makes outputs."""
+        self._outputs = np.zeros((2, len(self._row)))
+        self._fixed_acts = 0.0
+        for name, axis in calls.output_axis.items():
+            i = self._row[name]
+            if axis in self._axes[name]:
+                self._outputs[self._axes[name].index(axis), i] = outputs[i]
+            else:
+                self._fixed_acts += outputs[i] * shapes[name][axis]
+
+    def _width_matrix(self, groups: Sequence[ChannelGroup],
+                      k: int) -> csr_matrix:
+        """(G, T) slices that one unit takes from shrinking axis ``k``."""
+        rows, columns, values = [], [], []
+        for g, group in enumerate(groups):
+            for member in group.members:
+                axes = self._axes.get(member.tensor, ())
+                if k < len(axes) and axes[k] == member.axis:
+                    rows.append(g)
+                    columns.append(self._row[member.tensor])
+                    values.append(float(member.width))
+        shape = (len(groups), len(self._row))
+        return csr_matrix((values, (rows, columns)), shape=shape)
+
+    def remove(self, units: np.ndarray) -> None:
+        """Forget some units of each group, shape (G,)."""
+        for k in (0, 1):
+            self.sizes[k] -= self._widths[k].T @ np.asarray(units, float)
+
+    def without(self, units: np.ndarray) -> dict[str, float]:
+        """Cost if so many units of each group, shape (G,), were gone."""
+        before = self.sizes.copy()
+        self.remove(units)
+        cost = self.total()
+        self.sizes = before
+        return cost
+
+    def total(self) -> dict[str, float]:
+        """``{'flops', 'params', 'acts'}`` at the current sizes."""
+        volume = self.sizes.prod(0)
+        acts = (self._outputs * self.sizes).sum() + self._fixed_acts
+        return {'flops': float(self._weight['flops'] @ volume),
+                'params': float(self._weight['params'] @ volume),
+                'acts': float(acts)}
+
+    def marginal(self, metric: Metric) -> np.ndarray:
+        """What removing one unit of each group saves now, shape (G,).
+
+        The exact difference of :meth:`total`. It equals the sum of child and
+        parent terms of the paper (Section 3.3), except where one layer loses
+        an input and an output with the same unit: their common corner is
+        counted once here.
+        """
+        w0, w1 = self._widths
+        if metric == 'acts':
+            return w0 @ self._outputs[0] + w1 @ self._outputs[1]
+        weight, (a0, a1) = self._weight[metric], self.sizes
+        both = w0.multiply(w1)
+        return w0 @ (weight * a1) + w1 @ (weight * a0) - both @ weight
+
+
+def _shrinking_axes(groups: Sequence[ChannelGroup],
+                    shapes: Mapping[str, tuple]) -> dict[str, list[int]]:
+    axes: dict[str, list[int]] = {name: [] for name in shapes}
+    for group in groups:
+        for member in group.members:
+            known = axes.get(member.tensor)
+            if known is not None and member.axis not in known:
+                known.append(member.axis)
+    for name, known in axes.items():
+        known.sort()
+        if len(known) > 2:
+            raise ValueError(f'{name} of shape {shapes[name]} shrinks along '
+                             f'the axes {known}; at most two are supported')
+    return axes

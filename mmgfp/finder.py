@@ -1,0 +1,97 @@
+"""From a model and a way to run it to proven channel groups."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from .groups import ChannelGroup, build_groups
+from .label_rules import find_rule
+from .labels import trace_labels
+from .selfcheck import check_groups
+
+
+def find_groups(model: nn.Module, run: Callable[[nn.Module], Any],
+                check: bool = True) -> list[ChannelGroup]:
+    """Find and prove the channel groups of a model.
+
+    The model's mode, parameters and random state are left as they were.
+
+    Args:
+        model (nn.Module): A built model.
+        run (Callable): ``run(model)`` runs it on demo input and returns its
+            outputs.
+        check (bool): Whether to prove each group, see
+            :mod:`mmgfp.selfcheck`. Defaults to True.
+
+    Raises:
+        RuntimeError: If the model does not run on the demo input.
+
+    Returns:
+        list[ChannelGroup]: In execution order, frozen ones included.
+    """
+    modes = {m: m.training for m in model.modules()}
+    devices = sorted({p.device.index for p in model.parameters()
+                      if p.device.type == 'cuda'})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            model.eval()
+            _try(model, run)
+            groups = build_groups(
+                trace_labels(model, lambda: run(model), find_rule))
+            if check:
+                groups = check_groups(model, groups, run)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+    return groups
+
+
+def _try(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
+    try:
+        with torch.no_grad():
+            run(model)
+    except Exception as error:
+        raise RuntimeError(
+            f'{type(model).__name__} does not run on the demo input '
+            f'({type(error).__name__}: {error}). Channel groups are found '
+            'from one forward: check that the model runs on an input of this '
+            'size, or give another one with `input_shape=(H, W)`.') from error
+
+
+def restrict_groups(groups: Sequence[ChannelGroup], scope: str = 'all',
+                    ignore: Sequence[str] = ()) -> list[ChannelGroup]:
+    """Freeze groups that the user does not want pruned.
+
+    Args:
+        groups (Sequence[ChannelGroup]): As found.
+        scope (str): 'all', or 'internal' for channels that one layer makes
+            and one layer reads (the paper's "-I"). Defaults to 'all'.
+        ignore (Sequence[str]): Patterns as in :mod:`fnmatch`; a group is
+            frozen if a layer that loses outputs matches.
+
+    Raises:
+        ValueError: If a pattern matches no layer of any group.
+    """
+    for pattern in ignore:
+        if not any(fnmatchcase(layer, pattern)
+                   for g in groups for layer in g.producers):
+            raise ValueError(
+                f'ignore={pattern!r} matches no layer that loses outputs; '
+                'expected names as tools/groups.py prints them, with * and ? '
+                "as wildcards, such as 'backbone.layer1.*'")
+    result = []
+    for group in groups:
+        if not group.frozen:
+            hit = next((p for p in ignore for layer in group.producers
+                        if fnmatchcase(layer, p)), None)
+            if hit is not None:
+                group = group.freeze(f'ignored by the pattern {hit!r}')
+            elif scope == 'internal' and not group.internal:
+                group = group.freeze('coupled across layers, and '
+                                     "scope='internal'")
+        result.append(group)
+    return result

@@ -1,0 +1,263 @@
+"""Channel groups: which channels must go together, and where they live.
+
+The slots of a :class:`~mmgfp.labels.Trace` that are coupled, directly or not,
+form a *unit*: what the paper calls coupled channels (Section 3.2 and
+Algorithm 1, here as connected components, which do not depend on the order of
+the layers). Units that live in the same places form a *channel group*.
+
+This file knows names and integers. It does not touch weights.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from .labels import Trace
+
+Role = Literal['producer', 'consumer', 'grouped', 'affine']
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one tensor that loses slices with a group.
+
+    Attributes:
+        tensor (str): Name of the parameter or buffer.
+        axis (int): Axis that is sliced.
+        index (np.ndarray): (size, k) positions along that axis, one row per
+            unit; k is 1 for a plain layer, C / g for a grouped one, 49 for a
+            linear layer behind 7x7 features.
+        role (str): 'producer' (loses outputs), 'consumer' (loses inputs),
+            'grouped' (a grouped convolution loses both at once) or 'affine'
+            (per-channel weights, biases and statistics).
+    """
+    tensor: str
+    axis: int
+    index: np.ndarray
+    role: Role
+
+    @property
+    def layer(self) -> str:
+        """Name of the module that owns the tensor."""
+        return self.tensor.rpartition('.')[0] or self.tensor
+
+    @property
+    def width(self) -> int:
+        """Slices that go with one unit."""
+        return self.index.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """Where the mask gradient of a group is observed.
+
+    Attributes:
+        module (str): The consumer whose first argument carries the channels.
+        channel_axis (int): The axis of that argument which carries them.
+        unit (np.ndarray): (C,) unit of the group per input channel, -1 for
+            channels of other groups.
+    """
+    module: str
+    channel_axis: int
+    unit: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Units that live in the same layers and are pruned independently.
+
+    Attributes:
+        name (str): Its first producer in execution order, numbered if several
+            groups share that.
+        size (int): Number of units.
+        members (tuple[Member, ...]): Everything that is sliced.
+        taps (tuple[Tap, ...]): One per consumer.
+        frozen (str): Why it must not be pruned; '' if it may be.
+    """
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    taps: tuple[Tap, ...]
+    frozen: str = ''
+
+    def layers(self, *roles: Role) -> list[str]:
+        """Names of the member layers with one of these roles."""
+        return list(dict.fromkeys(
+            m.layer for m in self.members if m.role in roles))
+
+    @property
+    def producers(self) -> list[str]:
+        """Layers that lose outputs (the paper's parents)."""
+        return self.layers('producer', 'grouped')
+
+    @property
+    def consumers(self) -> list[str]:
+        """Layers that lose inputs (the paper's children)."""
+        return self.layers('consumer', 'grouped')
+
+    @property
+    def width(self) -> int:
+        """Channels that one unit removes from the first producer."""
+        return next((m.width for m in self.members
+                     if m.role in ('producer', 'grouped')), 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the first producer that belong to the group."""
+        return self.size * self.width
+
+    @property
+    def internal(self) -> bool:
+        """Whether a single layer consumes what a single layer produces.
+
+        Grouped convolutions in between do not count (the paper's "-I").
+        """
+        return (len(self.layers('producer')) == 1
+                and len(self.layers('consumer')) == 1)
+
+    def freeze(self, reason: str) -> ChannelGroup:
+        return replace(self, frozen=reason)
+
+
+def build_groups(trace: Trace) -> list[ChannelGroup]:
+    """Turn a trace into channel groups, in execution order.
+
+    Returns:
+        list[ChannelGroup]: Prunable ones and frozen ones; the latter carry
+        the reason. Channels that nothing consumes or produces are left out.
+    """
+    table = trace.table
+    component = _components(trace)
+    reasons = _reasons(trace, component)
+    axis_of = table.axis_ids(np.arange(len(table)))
+    roles = _roles(trace)
+    involved = np.zeros(len(table), dtype=bool)
+    for key in roles:
+        involved[table.slots(*key)] = True
+    involved |= np.isin(component, component[trace.edges.ravel()])
+
+    slots = np.flatnonzero(involved)
+    slots = slots[np.argsort(component[slots], kind='stable')]
+    pieces = np.split(slots, np.flatnonzero(np.diff(component[slots])) + 1)
+    alike: dict[tuple, list[np.ndarray]] = defaultdict(list)
+    for piece in pieces:
+        if piece.size == 0:
+            continue
+        axes, counts = np.unique(axis_of[piece], return_counts=True)
+        key = (reasons.get(int(component[piece[0]]), ''),
+               axes.tobytes(), counts.tobytes())
+        alike[key].append(piece)
+
+    groups = []
+    for (reason, *_), units in alike.items():
+        group = _group(trace, np.stack(units), axis_of, roles, reason)
+        if group is not None:
+            groups.append(group)
+    groups.sort(key=lambda g: _rank(g, trace))
+    return _named(groups)
+
+
+def _components(trace: Trace) -> np.ndarray:
+    """The component of every slot, shape (slots,)."""
+    a, b = trace.edges
+    n = len(trace.table)
+    graph = coo_matrix((np.ones(a.size, dtype=bool), (a, b)), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
+
+
+def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
+    """Why a component is frozen; the first reason found tells."""
+    reasons: dict[int, str] = {}
+    for slots, reason in trace.frozen:
+        for c in np.unique(component[slots]):
+            reasons.setdefault(int(c), reason)
+    return reasons
+
+
+def _roles(trace: Trace) -> dict[tuple[str, int], Role]:
+    roles: dict[tuple[str, int], Role] = {}
+    for weight, axis, _ in trace.issued:
+        roles[weight, axis] = 'producer'
+    for use in trace.uses:
+        roles[use.weight, use.axis] = 'grouped' if use.grouped else 'consumer'
+    return roles
+
+
+def _group(trace: Trace, units: np.ndarray, axis_of: np.ndarray,
+           roles: dict[tuple[str, int], Role],
+           reason: str) -> ChannelGroup | None:
+    """Build one group from (size, slots per unit) slots."""
+    table = trace.table
+    members = []
+    for axis_id in np.unique(axis_of[units[0]]):
+        tensor, axis = table.axes[axis_id]
+        index = np.stack([np.sort(u[axis_of[u] == axis_id]) for u in units])
+        members.append(Member(tensor, axis, index - table.starts[axis_id],
+                              roles.get((tensor, axis), 'affine')))
+    members.sort(key=lambda m: (trace.order.get(m.tensor, len(trace.order)),
+                                m.axis))
+    if not any(m.role != 'affine' for m in members):
+        return None
+    first = next((m for m in members if m.role in ('producer', 'grouped')),
+                 members[0])
+    order = np.argsort(first.index[:, 0], kind='stable')
+    members = [replace(m, index=m.index[order]) for m in members]
+    taps, blind = _taps(trace, units[order])
+    return ChannelGroup('', len(units), tuple(members), taps,
+                        reason or blind or _incomplete(members))
+
+
+def _incomplete(members: Sequence[Member]) -> str:
+    roles = {m.role for m in members}
+    if not roles & {'producer', 'grouped'}:
+        return 'no layer produces these channels'
+    if not roles & {'consumer', 'grouped'}:
+        return 'no layer consumes these channels'
+    if any(m.tensor == n.tensor and m.axis == n.axis for i, m in
+           enumerate(members) for n in members[:i]):
+        return 'one axis plays two roles'
+    return ''
+
+
+def _taps(trace: Trace, units: np.ndarray) -> tuple[tuple[Tap, ...], str]:
+    """Observation points of the units; a reason if one cannot be observed."""
+    unit_of = dict(zip(units.ravel().tolist(),
+                       np.repeat(np.arange(len(units)), units.shape[1])))
+    taps, seen = [], set()
+    for use in trace.uses:
+        unit = np.array([unit_of.get(s, -1) for s in use.slots])
+        if (unit < 0).all():
+            continue
+        if use.module is None:
+            return (), f'{use.weight} is used outside a layer of its own'
+        if use.module not in seen:
+            seen.add(use.module)
+            taps.append(Tap(use.module, use.channel_axis, unit))
+    return tuple(taps), ''
+
+
+def _rank(group: ChannelGroup, trace: Trace) -> tuple:
+    first = next((m for m in group.members
+                  if m.role in ('producer', 'grouped')), group.members[0])
+    return (trace.order.get(first.tensor, len(trace.order)), first.axis,
+            int(first.index[0, 0]))
+
+
+def _named(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """Name groups after their first producer, numbering the repeated."""
+    count: dict[str, int] = defaultdict(int)
+    named = []
+    for group in groups:
+        base = (group.producers or [group.members[0].layer])[0]
+        count[base] += 1
+        suffix = f'#{count[base]}' if count[base] > 1 else ''
+        named.append(replace(group, name=base + suffix))
+    return named
+
+

@@ -1,0 +1,398 @@
+"""Channel labels: which slice of which parameter does an element belong to.
+
+Every slice of every parameter and buffer is a *slot*: ``(tensor, axis, index)``,
+numbered from 0. One real forward runs under a dispatch mode; each tensor
+carries *label layers*, int64 tensors of its own shape that hold the slot an
+element belongs to (-1: none). Structure operations (view, cat, slice, ...)
+are simply repeated on the layers; element-wise operations couple the slots
+that meet; convolutions and linear layers couple their input's slots with the
+weight's input axis and issue the slots of the weight's output axis. Whatever
+is not understood is frozen with the reason, never guessed.
+
+This file knows operations and slots. It does not know groups, scores or cost.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+Rule = Callable[..., None]  # (tracer, func, args, kwargs, out)
+
+
+class SlotTable:
+    """Numbers the slots of all parameters and buffers of a model.
+
+    Axes of size 1 have no slots: there is nothing to remove from them.
+
+    Args:
+        model (nn.Module): Shared tensors are numbered once, under the first
+            of their names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.axes: list[tuple[str, int]] = []
+        starts = [0]
+        self._axis_id: dict[tuple[str, int], int] = {}
+        for name, tensor in _named_tensors(model):
+            self.tensors[name] = tensor
+            for axis, size in enumerate(tensor.shape):
+                if size > 1:
+                    self._axis_id[name, axis] = len(self.axes)
+                    self.axes.append((name, axis))
+                    starts.append(starts[-1] + size)
+        self.starts = np.asarray(starts)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def slots(self, name: str, axis: int) -> np.ndarray:
+        """The slots of one axis in order, shape (size,)."""
+        i = self._axis_id[name, axis]
+        return np.arange(self.starts[i], self.starts[i + 1])
+
+    def axis_ids(self, slots: np.ndarray) -> np.ndarray:
+        """For each slot the position of its axis in :attr:`axes`."""
+        return np.searchsorted(self.starts, slots, side='right') - 1
+
+    def describe(self, slot: int) -> tuple[str, int, int]:
+        """``(tensor name, axis, index)`` of a slot."""
+        i = int(self.axis_ids(np.asarray(slot)))
+        return (*self.axes[i], int(slot - self.starts[i]))
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@dataclass(frozen=True)
+class Use:
+    """One weight that consumes channels.
+
+    Attributes:
+        weight (str): Name of the weight.
+        axis (int): The weight axis that loses the consumed channels: 1 for a
+            plain layer, 0 for a grouped convolution.
+        grouped (bool): Whether removing a channel removes a convolution
+            group, input and output together.
+        module (str | None): The module whose first argument carries these
+            channels; None if the weight is used in some other way, so that
+            its input cannot be observed from outside.
+        channel_axis (int): The axis of that argument which carries them.
+        slots (tuple[int, ...]): The weight slot of every input channel.
+    """
+    weight: str
+    axis: int
+    grouped: bool
+    module: str | None
+    channel_axis: int
+    slots: tuple[int, ...]
+
+
+@dataclass
+class Trace:
+    """What one forward told about the slots of a model."""
+    table: SlotTable
+    edges: np.ndarray  # (2, E) pairs of slots that go together
+    frozen: list[tuple[np.ndarray, str]]  # slots that must stay, and why
+    uses: list[Use]  # consumers in order of execution
+    issued: list[tuple[str, int, int]]  # producers: (weight, axis, channels)
+    order: dict[str, int]  # tensor name -> first use, in execution order
+
+
+@dataclass
+class _Tag:
+    """Labels of one tensor.
+
+    ``weight`` names the parameter the values come from, as long as no
+    activation had a part in them; ``writable`` marks labels of freshly
+    allocated tensors, whose views alias them like the tensors' own do.
+    """
+    layers: tuple[Tensor, ...] = ()
+    weight: str | None = None
+    writable: bool = False
+
+
+@dataclass
+class _Frame:
+    """A module being executed and its first argument."""
+    module: nn.Module
+    source: Tensor | None
+
+
+@dataclass
+class _Record:
+    edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    uses: dict[tuple, Use] = field(default_factory=dict)
+    issued: dict[tuple[str, int], int] = field(default_factory=dict)
+    order: dict[str, int] = field(default_factory=dict)
+
+
+def trace_labels(model: nn.Module, run: Callable[[], Any],
+                 find_rule: Callable[[Any], Rule]) -> Trace:
+    """Push labels through one forward.
+
+    Args:
+        model (nn.Module): The model; put in eval mode by the caller.
+        run (Callable): Runs the model on demo input, without arguments, and
+            returns its outputs. Its floating-point inputs that are not
+            parameters count as the image.
+        find_rule (Callable): Gives the rule of an operation.
+
+    Raises:
+        RuntimeError: If the forward itself fails.
+    """
+    tracer = LabelTracer(model, find_rule)
+    with torch.no_grad(), _module_stack(tracer), tracer:
+        outputs = run()
+    for out in tree_leaves(outputs):
+        if isinstance(out, Tensor):
+            for layer in tracer.layers(out):
+                tracer.freeze(layer, 'reaches an output of the network')
+    return tracer.result()
+
+
+@contextmanager
+def _module_stack(tracer: LabelTracer) -> Iterator[None]:
+    """Tell the tracer which module is being executed."""
+
+    def enter(module: nn.Module, args: tuple) -> None:
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        tracer.stack.append(_Frame(module, first))
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+        tracer.stack.pop()
+
+    handles = [nn_module.register_module_forward_pre_hook(enter),
+               nn_module.register_module_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class LabelTracer(TorchDispatchMode):
+    """Dispatch mode that computes the labels of every result.
+
+    Frozen sources (the image, results of unknown operations) get slots of
+    their own behind the table's; an edge to such a slot freezes the other end.
+    """
+
+    def __init__(self, model: nn.Module,
+                 find_rule: Callable[[Any], Rule]) -> None:
+        super().__init__()
+        self.table = SlotTable(model)
+        self._find_rule = find_rule
+        self.module_names = {id(m): n for n, m in model.named_modules()}
+        self.stack: list[_Frame] = []
+        self.record = _Record()
+        self.reasons: list[str] = []
+        self._tags = WeakIdKeyDictionary()
+        for name, tensor in self.table.tensors.items():
+            self._tags[tensor] = _Tag(self._own_layers(name, tensor), name)
+
+    # -- labels of tensors ------------------------------------------------
+
+    def _own_layers(self, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
+        layers = []
+        for axis, size in enumerate(tensor.shape):
+            if size > 1:
+                shape = [1] * tensor.dim()
+                shape[axis] = size
+                slots = torch.from_numpy(self.table.slots(name, axis))
+                layers.append(slots.view(shape).expand(tensor.shape))
+        return tuple(layers)
+
+    def tag(self, tensor: Tensor) -> _Tag:
+        """The tag of a tensor; a tensor never seen before is an input."""
+        tag = self._tags.get(tensor)
+        if tag is None:
+            tag = _Tag()
+            if tensor.is_floating_point() and tensor.numel() > 1:
+                tag = _Tag((self.opaque(tensor, 'comes from the input'), ))
+            self._tags[tensor] = tag
+        return tag
+
+    def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Label layers in canonical form: constant axes have stride 0."""
+        return tuple(canonical(layer) for layer in self.tag(tensor).layers
+                     if bool((layer >= 0).any()))
+
+    def opaque(self, tensor: Tensor, reason: str) -> Tensor:
+        """A layer that freezes whatever meets it."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        slot = len(self.table) + self.reasons.index(reason)
+        return torch.tensor(slot).expand(tensor.shape)
+
+    def is_opaque(self, layer: Tensor) -> bool:
+        return bool(layer.numel()) and int(layer.max()) >= len(self.table)
+
+    def varying(self, layer: Tensor) -> set[int]:
+        """The axes along which a layer's labels differ."""
+        if self.is_opaque(layer):
+            return {d for d, n in enumerate(layer.shape) if n > 1}
+        return {d for d, n in enumerate(layer.shape)
+                if n > 1 and layer.stride(d) != 0}
+
+    # -- what is learned --------------------------------------------------
+
+    def couple(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Slots that meet one to one; a -1 meets nothing."""
+        a, b = np.broadcast_arrays(np.asarray(a), np.asarray(b))
+        pairs = np.stack([a.ravel(), b.ravel()])
+        pairs = pairs[:, (pairs >= 0).all(0) & (pairs[0] != pairs[1])]
+        if pairs.size:
+            pairs = np.unique(pairs, axis=1)
+            self.record.edges.append((pairs[0], pairs[1]))
+
+    def freeze(self, labels: Tensor | np.ndarray, reason: str) -> None:
+        """Keep these slots for ever."""
+        if isinstance(labels, Tensor):
+            labels = squeezed(labels).numpy()
+        slots = np.unique(labels)
+        slots = slots[(slots >= 0) & (slots < len(self.table))]
+        if slots.size:
+            self.record.frozen.append((slots, reason))
+
+    def where(self) -> str:
+        """The innermost module being executed, for messages."""
+        for frame in reversed(self.stack):
+            name = self.module_names.get(id(frame.module))
+            if name:
+                return name
+        return 'the network itself'
+
+    def result(self) -> Trace:
+        """Sort what was learned; edges to opaque slots become reasons."""
+        record, size = self.record, len(self.table)
+        edges = np.zeros((2, 0), dtype=np.int64)
+        if record.edges:
+            edges = np.concatenate(
+                [np.stack(pair) for pair in record.edges], axis=1)
+        hard = (edges >= size).any(0)
+        frozen = list(record.frozen)
+        for i, reason in enumerate(self.reasons):
+            touched = edges[:, (edges == size + i).any(0)]
+            slots = np.unique(touched[touched < size])
+            if slots.size:
+                frozen.append((slots, reason))
+        issued = [(w, a, n) for (w, a), n in record.issued.items()]
+        return Trace(self.table, edges[:, ~hard], frozen,
+                     list(record.uses.values()), issued, record.order)
+
+    # -- dispatch ---------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        operands = [t for t in tree_leaves((args, kwargs))
+                    if isinstance(t, Tensor)]
+        for tensor in operands:  # before an in-place result replaces them
+            weight = self.tag(tensor).weight
+            if weight is not None:
+                self.record.order.setdefault(weight, len(self.record.order))
+        out = func(*args, **kwargs)
+        self._find_rule(func)(self, func, args, kwargs, out)
+        return out
+
+    def set(self, tensor: Tensor, layers: Sequence[Tensor],
+            weight: str | None = None, writable: bool = False) -> None:
+        for layer in layers:
+            assert layer.shape == tensor.shape, (layer.shape, tensor.shape)
+        self._tags[tensor] = _Tag(tuple(layers), weight, writable)
+
+    def on_labels(self, func: Any, args: tuple, kwargs: dict,
+                  pick: Callable[[Tensor], Tensor]) -> Any:
+        """Repeat an operation with the labels in place of the values."""
+        return func(*tree_map_only(Tensor, pick, args),
+                    **tree_map_only(Tensor, pick, kwargs))
+
+    # -- consumers and producers ------------------------------------------
+
+    def add_use(self, weight: str, axis: int, grouped: bool,
+                channel_axis: int, input_labels: np.ndarray,
+                slots: np.ndarray) -> None:
+        """Register that ``weight`` consumes channels in this call."""
+        module = self._observable(weight, channel_axis, input_labels)
+        use = Use(weight, axis, grouped, module, channel_axis,
+                  tuple(int(s) for s in slots))
+        key = (weight, axis, use.slots)
+        known = self.record.uses.get(key)
+        if known is None or known.module is not None:
+            self.record.uses[key] = use
+
+    def _observable(self, weight: str, channel_axis: int,
+                    input_labels: np.ndarray) -> str | None:
+        """The module that owns the weight and is handed these channels."""
+        if not self.stack:
+            return None
+        frame = self.stack[-1]
+        name = self.module_names.get(id(frame.module))
+        if name is None or weight.rpartition('.')[0] != name:
+            return None
+        for layer in () if frame.source is None else self.layers(frame.source):
+            dims = {d % layer.dim() for d in self.varying(layer)}
+            axis = channel_axis % layer.dim()
+            if axis in dims and not self.is_opaque(layer):
+                mine = along(layer, axis)
+                if (mine.shape == input_labels.shape
+                        and (mine == input_labels).all()):
+                    return name
+        return None
+
+    def add_issue(self, weight: str, axis: int, channels: int) -> None:
+        """Register that ``weight`` produces ``channels`` channels."""
+        self.record.issued.setdefault((weight, axis), channels)
+
+
+# -- helpers on label tensors ----------------------------------------------
+
+
+def canonical(layer: Tensor) -> Tensor:
+    """Give axes along which nothing differs the stride 0."""
+    shape = layer.shape
+    for d, n in enumerate(shape):
+        if n > 1 and layer.stride(d) != 0:
+            first = layer.narrow(d, 0, 1)
+            if bool((squeezed(layer) == squeezed(first, like=layer)).all()):
+                layer = first.expand(shape)
+    return layer
+
+
+def squeezed(layer: Tensor, like: Tensor | None = None) -> Tensor:
+    """Without the repetitions along axes of stride 0 (of ``like``)."""
+    reference = layer if like is None else like
+    for d, n in enumerate(layer.shape):
+        if n > 1 and reference.stride(d) == 0:
+            layer = layer.narrow(d, 0, 1)
+    return layer
+
+
+def along(layer: Tensor, axis: int) -> np.ndarray:
+    """The labels along one axis at the origin of the others, (size,)."""
+    for d in range(layer.dim()):
+        if d != axis % layer.dim():
+            layer = layer.narrow(d, 0, 1)
+    return layer.reshape(-1).numpy()
+
+
+def spread(labels: np.ndarray, axis: int, shape: Sequence[int]) -> Tensor:
+    """Labels along one axis, the same everywhere else, shape ``shape``."""
+    view = [1] * len(shape)
+    view[axis] = len(labels)
+    return torch.from_numpy(np.ascontiguousarray(labels)).view(view).expand(
+        tuple(shape))

@@ -1,0 +1,200 @@
+"""Self-check: prove that removing channels equals masking them.
+
+A third of every group is removed from a copy of the network; the copy's
+outputs must equal those of another copy whose consumers' input slices are
+zeroed instead. What differs or fails to run is located by bisection and
+frozen with the reason. A group that passed may be pruned; nothing else may.
+
+The copies get random parameters and statistics, so that zero-initialised
+branches and untouched batch norms cannot hide a difference.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .groups import ChannelGroup
+from .surgery import named_tensors, slice_model
+
+Run = Callable[[nn.Module], Any]
+
+TOLERANCE = 1e-5
+
+
+def check_groups(model: nn.Module, groups: Sequence[ChannelGroup], run: Run,
+                 seed: int = 0) -> list[ChannelGroup]:
+    """Freeze the groups whose removal is not the same as masking.
+
+    Args:
+        model (nn.Module): The network; not changed.
+        groups (Sequence[ChannelGroup]): As found; frozen ones pass through.
+        run (Callable): ``run(model)`` runs a network on demo input and
+            returns its outputs.
+        seed (int): For the random parameters and the removed third.
+            Defaults to 0.
+
+    Returns:
+        list[ChannelGroup]: The same groups in the same order.
+    """
+    reference = copy.deepcopy(model).eval()
+    randomize_(reference, seed)
+    candidates = [g for g in groups if not g.frozen and g.size > 1]
+    removal = random_removal(candidates, 1 / 3, seed)
+    failed: dict[str, str] = {}
+
+    def difference(names: Sequence[str]) -> str:
+        chosen = [g for g in candidates if g.name in names]
+        return removal_difference(
+            reference, chosen, [removal[g.name] for g in chosen], run)
+
+    def bisect(names: Sequence[str], trouble: str) -> None:
+        if len(names) == 1:
+            failed[names[0]] = trouble
+            return
+        half = len(names) // 2
+        parts = [names[:half], names[half:]]
+        found = [(p, d) for p in parts if (d := difference(p))]
+        for part, why in found:
+            bisect(part, why)
+        if not found:  # only together do they fail: give up the later half
+            bisect_together(parts, trouble)
+
+    def bisect_together(parts: list[list[str]], trouble: str) -> None:
+        base, rest = list(parts[0]), list(parts[1])
+        for name in rest:
+            if difference([*base, name]):
+                failed[name] = trouble
+            else:
+                base.append(name)
+
+    names = [g.name for g in candidates]
+    while names and (trouble := difference(names)):
+        bisect(names, trouble)
+        names = [n for n in names if n not in failed]
+    return [g.freeze(f'fails the self-check: {failed[g.name]}')
+            if g.name in failed else g for g in groups]
+
+
+def random_removal(groups: Sequence[ChannelGroup], share: float,
+                   seed: int) -> dict[str, np.ndarray]:
+    """Random units to remove per group, at least one, never all."""
+    rng = np.random.default_rng(seed)
+    removal = {}
+    for group in groups:
+        count = min(max(1, round(group.size * share)), group.size - 1)
+        units = rng.permutation(group.size)[:count]
+        removal[group.name] = np.sort(units)
+    return removal
+
+
+def removal_difference(model: nn.Module, groups: Sequence[ChannelGroup],
+                       removal: Sequence[np.ndarray], run: Run) -> str:
+    """Compare masking and slicing; '' if they agree.
+
+    Args:
+        model (nn.Module): In eval mode; not changed.
+        groups (Sequence[ChannelGroup]): Groups that lose units.
+        removal (Sequence[np.ndarray]): Their units to remove.
+        run (Callable): See :func:`check_groups`.
+    """
+    masked, slim = copy.deepcopy(model), copy.deepcopy(model)
+    mask_consumers(masked, groups, removal)
+    slice_model(slim, keep_without(slim, groups, removal))
+    with torch.no_grad():
+        expected = _tensors(run(masked))
+        try:
+            outputs = _tensors(run(slim))
+        except Exception as error:  # the user's forward may raise anything
+            return f'the slim network does not run ({_first_line(error)})'
+    return compare_outputs(expected, outputs)
+
+
+def compare_outputs(expected: Sequence[Tensor],
+                    outputs: Sequence[Tensor]) -> str:
+    """Describe the first difference beyond tolerance; '' if there is none."""
+    if len(expected) != len(outputs):
+        return f'{len(outputs)} outputs instead of {len(expected)}'
+    for i, (a, b) in enumerate(zip(expected, outputs)):
+        if a.shape != b.shape:
+            return (f'output {i} has the shape {tuple(b.shape)} instead of '
+                    f'{tuple(a.shape)}')
+        error = relative_error(a, b)
+        if not error < TOLERANCE:
+            return f'output {i} differs by {error:.1e} from masking'
+    return ''
+
+
+def relative_error(expected: Tensor, output: Tensor) -> float:
+    """Largest difference over the largest magnitude."""
+    if expected.numel() == 0:
+        return 0.0
+    expected, output = expected.double(), output.double()
+    scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((expected - output).abs().max() / scale)
+
+
+def mask_consumers(model: nn.Module, groups: Sequence[ChannelGroup],
+                   removal: Sequence[np.ndarray]) -> None:
+    """Zero the consumers' slices that belong to the removed units."""
+    tensors = named_tensors(model)
+    with torch.no_grad():
+        for group, units in zip(groups, removal):
+            for member in group.members:
+                if member.role in ('consumer', 'grouped'):
+                    tensor = tensors[member.tensor]
+                    index = torch.as_tensor(member.index[units].ravel(),
+                                            device=tensor.device)
+                    tensor.index_fill_(member.axis, index, 0)
+
+
+def keep_without(model: nn.Module, groups: Sequence[ChannelGroup],
+                 removal: Sequence[np.ndarray]
+                 ) -> dict[tuple[str, int], np.ndarray]:
+    """What stays of each axis when units are removed."""
+    tensors = named_tensors(model)
+    gone: dict[tuple[str, int], list[np.ndarray]] = {}
+    for group, units in zip(groups, removal):
+        for member in group.members:
+            gone.setdefault((member.tensor, member.axis), []).append(
+                member.index[units].ravel())
+    return {(name, axis): np.setdiff1d(
+        np.arange(tensors[name].shape[axis]), np.concatenate(lost))
+        for (name, axis), lost in gone.items()}
+
+
+def randomize_(model: nn.Module, seed: int) -> None:
+    """Random parameters and statistics that keep signals at a useful scale.
+
+    Matrices and kernels are scaled by their fan-in; vectors become scales
+    around one or small offsets.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in named_tensors(model).items():
+        if not tensor.is_floating_point():
+            continue
+        noise = torch.randn(tensor.shape, generator=generator,
+                            dtype=torch.float32)
+        if tensor.dim() > 1:
+            noise *= (2 / max(1, tensor[0].numel())) ** 0.5
+        elif name.rpartition('.')[2] in ('bias', 'running_mean'):
+            noise *= 0.1
+        else:  # norm weights, variances, learnable scales: positive
+            noise = 0.75 + 0.5 * torch.rand(tensor.shape,
+                                            generator=generator)
+        with torch.no_grad():
+            tensor.copy_(noise)
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {lines[0] if lines else ""}'[:200]

@@ -1,0 +1,233 @@
+"""The structure file: what is left of every tensor of a pruned network.
+
+JSON, or the same mapping of plain types under :data:`KEY` in a checkpoint. It
+is the interface between pruning, fine-tuning, testing and deployment: a model
+built from the original config plus a structure is the slim network.
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from .checkpoint import load_plain_checkpoint
+from .surgery import Keep, named_tensors, slice_model
+from .version import __version__
+
+FORMAT = 'mmgfp-structure'
+VERSION = 1
+KEY = 'mmgfp_structure'
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One sliced axis: its original size and the positions that stay."""
+    size: int
+    keep: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Kept positions of every sliced tensor, and what that changed.
+
+    Attributes:
+        axes (dict): ``(tensor name, axis)`` -> :class:`Axis`, relative to the
+            network that the config builds.
+        architecture (str): Class name of the network.
+        source (str): Name of the config it was pruned with.
+        input_shape (tuple[int, ...]): (H, W) that the cost was counted at.
+        cost_before (dict): ``flops``, ``params``, ``acts`` of the original.
+        cost_after (dict): The same of the slim network.
+    """
+    axes: Mapping[tuple[str, int], Axis]
+    architecture: str = ''
+    source: str = ''
+    input_shape: tuple[int, ...] = ()
+    cost_before: Mapping[str, float] = field(default_factory=dict)
+    cost_after: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def keep(self) -> Keep:
+        return {key: axis.keep for key, axis in self.axes.items()}
+
+    def ratio(self, metric: str) -> float:
+        """Remaining share of ``flops``, ``params`` or ``acts``."""
+        return self.cost_after[metric] / self.cost_before[metric]
+
+    # -- plain types ------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain types, for JSON or a checkpoint."""
+        tensors: dict[str, dict[str, Any]] = {}
+        for (name, axis), entry in sorted(self.axes.items()):
+            tensors.setdefault(name, {})[str(axis)] = {
+                'size': entry.size, 'keep': _to_runs(entry.keep)}
+        return {
+            'format': FORMAT, 'version': VERSION, 'mmgfp': __version__,
+            'architecture': self.architecture, 'source': self.source,
+            'input_shape': list(self.input_shape),
+            'cost': {'before': dict(self.cost_before),
+                     'after': dict(self.cost_after)},
+            'tensors': tensors}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = 'structure') -> Structure:
+        """Check and read plain types.
+
+        Args:
+            data (Any): What :meth:`to_dict` gave.
+            where (str): Names the origin in messages.
+
+        Raises:
+            ValueError: If it is no structure, of another version or damaged.
+        """
+        if not isinstance(data, Mapping) or data.get('format') != FORMAT:
+            raise ValueError(f'{where} is not a structure of mmgfp: expected '
+                             f'"format": "{FORMAT}", got '
+                             f'{_format_of(data)!r}')
+        if data.get('version') != VERSION:
+            raise ValueError(
+                f'{where} has version {data.get("version")!r}; this mmgfp '
+                f'{__version__} reads version {VERSION}. It was written by '
+                f'mmgfp {data.get("mmgfp")}: install that release.')
+        try:
+            axes = {}
+            for name, by_axis in data['tensors'].items():
+                for axis, entry in by_axis.items():
+                    axes[name, int(axis)] = _read_axis(entry)
+            cost = data['cost']
+            return cls(axes, str(data['architecture']), str(data['source']),
+                       tuple(int(n) for n in data['input_shape']),
+                       _numbers(cost['before']), _numbers(cost['after']))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f'{where} is damaged '
+                             f'({type(error).__name__}: {error}); write it '
+                             'again from the checkpoint') from error
+
+    # -- files ------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write JSON; the final name appears only when it is complete."""
+        text = json.dumps(self.to_dict(), indent=1)
+        partial = f'{os.fspath(path)}.partial'
+        with open(partial, 'w', encoding='utf-8') as file:
+            file.write(text)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Structure:
+        """Read a JSON file, or the structure inside a ``.pth`` checkpoint.
+
+        Nothing in either file is executed.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, of another version or has none.
+        """
+        path = os.fspath(path)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f'structure={path!r} does not exist; expected the .json or '
+                '.pth that pruning leaves in its work dir')
+        if path.endswith('.json'):
+            return cls.from_dict(_read_json(path), path)
+        checkpoint = load_plain_checkpoint(path)
+        if KEY not in checkpoint:
+            raise ValueError(f'the checkpoint {path} holds no structure; give '
+                             'one that pruning saved, or its .json file')
+        return cls.from_dict(checkpoint[KEY], path)
+
+    # -- use --------------------------------------------------------------
+
+    def check(self, model: nn.Module) -> None:
+        """Raise if the structure does not fit a full-size model.
+
+        Raises:
+            ValueError: Naming the first layer that does not fit.
+        """
+        tensors = named_tensors(model)
+        label = f'the structure (of {self.architecture}, {self.source})'
+        for (name, axis), entry in self.axes.items():
+            layer = name.rpartition('.')[0]
+            if name not in tensors:
+                raise ValueError(
+                    f'{label} does not fit {type(model).__name__}: the model '
+                    f'has no {name} (layer {layer}). Use the config that was '
+                    'pruned.')
+            shape = tuple(tensors[name].shape)
+            if axis >= len(shape) or shape[axis] != entry.size:
+                slim = axis < len(shape) and shape[axis] == len(entry.keep)
+                hint = ('The model seems to be pruned already.' if slim else
+                        'Use the config that was pruned.')
+                raise ValueError(
+                    f'{label} does not fit {type(model).__name__}: layer '
+                    f'{layer} has {name} of shape {shape}, expected '
+                    f'{entry.size} along axis {axis}. {hint}')
+
+    def apply(self, model: nn.Module) -> None:
+        """Make a full-size model slim, in place.
+
+        Raises:
+            ValueError: If it does not fit, see :meth:`check`.
+        """
+        self.check(model)
+        slice_model(model, self.keep)
+
+    def compose(self, keep: Keep, sizes: Mapping[tuple[str, int], int]
+                ) -> dict[tuple[str, int], Axis]:
+        """Remove more: ``keep`` refers to what this structure left.
+
+        Args:
+            keep (Keep): Positions that stay of each further sliced axis.
+            sizes (Mapping): Current size of those axes.
+        """
+        axes = dict(self.axes)
+        for key, kept in keep.items():
+            known = axes.get(key)
+            if known is None:
+                axes[key] = Axis(sizes[key], np.asarray(kept))
+            else:
+                axes[key] = Axis(known.size, known.keep[kept])
+        return axes
+
+
+def _format_of(data: Any) -> Any:
+    return data.get('format') if isinstance(data, Mapping) else data
+
+
+def _read_json(path: str) -> Any:
+    with open(path, encoding='utf-8') as file:
+        try:
+            return json.load(file)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f'{path} is damaged: not valid JSON ({error}); '
+                             'write it again from the checkpoint') from error
+
+
+def _numbers(cost: Mapping[str, Any]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in cost.items()}
+
+
+def _to_runs(kept: np.ndarray) -> list[list[int]]:
+    """Ascending positions as half-open runs [[first, end], ...]."""
+    kept = np.asarray(kept)
+    breaks = np.flatnonzero(np.diff(kept) != 1) + 1
+    return [[int(run[0]), int(run[-1]) + 1]
+            for run in np.split(kept, breaks) if run.size]
+
+
+def _read_axis(entry: Mapping[str, Any]) -> Axis:
+    size = int(entry['size'])
+    runs: Sequence[Sequence[int]] = entry['keep']
+    kept = np.concatenate([np.arange(a, b) for a, b in runs]) \
+        if runs else np.zeros(0, dtype=np.int64)
+    if kept.size == 0 or kept.min() < 0 or kept.max() >= size \
+            or (np.diff(kept) <= 0).any():
+        raise ValueError(f'{list(runs)[:4]} is no ascending choice of '
+                         f'positions below {size}')
+    return Axis(size, kept)

@@ -1,0 +1,130 @@
+"""Surgery: slicing tensors, optimiser state and module attributes.
+
+``Keep`` says for ``(tensor name, axis)`` which positions stay, in ascending
+order. Parameters and buffers are sliced in place, so that optimisers, hooks
+and other holders of a parameter keep their reference; a module's class,
+forward and ``state_dict`` keys never change.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Keep = Mapping[tuple[str, int], np.ndarray]
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers; a shared tensor under its first name."""
+    tensors = dict(model.named_parameters())
+    tensors.update(model.named_buffers())
+    return tensors
+
+
+def slice_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
+    """Keep the given positions of each axis; a new contiguous tensor."""
+    for axis, kept in cuts.items():
+        index = torch.as_tensor(kept, dtype=torch.long, device=tensor.device)
+        tensor = tensor.index_select(axis, index)
+    return tensor.contiguous()
+
+
+def cuts_of(keep: Keep) -> dict[str, dict[int, np.ndarray]]:
+    """Regroup a keep mapping by tensor: name -> axis -> positions."""
+    cuts: dict[str, dict[int, np.ndarray]] = {}
+    for (name, axis), kept in keep.items():
+        cuts.setdefault(name, {})[axis] = kept
+    return cuts
+
+
+def slice_model(model: nn.Module, keep: Keep) -> None:
+    """Remove channels from a model, in place.
+
+    Args:
+        model (nn.Module): Full-size model.
+        keep (Keep): Positions that stay. Tensors that are not named stay
+            whole.
+    """
+    tensors = named_tensors(model)
+    modules = dict(model.named_modules())
+    touched: dict[str, dict[str, torch.Size]] = {}
+    for name, cuts in cuts_of(keep).items():
+        tensor = tensors[name]
+        owner, _, attribute = name.rpartition('.')
+        touched.setdefault(owner, {})[attribute] = tensor.shape
+        with torch.no_grad():
+            if tensor.grad is not None:
+                grad = slice_tensor(tensor.grad, cuts)
+                tensor.grad = None
+            else:
+                grad = None
+            tensor.data = slice_tensor(tensor.data, cuts)
+            tensor.grad = grad
+    for owner, before in touched.items():
+        _refresh_attributes(modules[owner], before)
+
+
+def slice_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module,
+                    keep: Keep) -> None:
+    """Slice the per-element state (momentum, ...) of a model's parameters.
+
+    Call before :func:`slice_model`: state is recognised by having the shape
+    of its parameter.
+
+    Raises:
+        ValueError: If some state of a sliced parameter is a tensor of another
+            shape, which there is no safe way to slice.
+    """
+    tensors = named_tensors(model)
+    for name, cuts in cuts_of(keep).items():
+        parameter = tensors[name]
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.numel() <= 1:
+                continue
+            if value.shape != parameter.shape:
+                raise ValueError(
+                    f'{type(optimizer).__name__} keeps "{key}" of shape '
+                    f'{tuple(value.shape)} for {name} of shape '
+                    f'{tuple(parameter.shape)}; expected state of the '
+                    "parameter's shape. Use an optimizer such as SGD, Adam "
+                    'or AdamW while pruning.')
+            state[key] = slice_tensor(value, cuts)
+
+
+def _refresh_attributes(module: nn.Module,
+                        before: Mapping[str, torch.Size]) -> None:
+    """Make a module's own numbers agree with its tensors."""
+    if isinstance(module, _ConvNd):
+        _refresh_convolution(module, before['weight'])
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        vector = module.weight if module.weight is not None \
+            else module.running_mean
+        module.num_features = len(vector)
+    elif isinstance(module, nn.GroupNorm):
+        channels = len(module.weight)
+        module.num_groups = module.num_groups * channels \
+            // module.num_channels
+        module.num_channels = channels
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+
+
+def _refresh_convolution(module: _ConvNd, before: torch.Size) -> None:
+    first, second = module.weight.shape[:2]
+    if module.groups > 1:
+        module.groups = module.groups * first // before[0]
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels = first
+        module.out_channels = second * module.groups
+    else:
+        module.in_channels = second * module.groups
+        module.out_channels = first
