@@ -1,4 +1,5 @@
 """Reading checkpoints without executing what is in them."""
+
 from __future__ import annotations
 
 import os
@@ -27,20 +28,24 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
     try:
         with _allow_log_buffers():
-            checkpoint = torch.load(path, map_location='cpu',
-                                    weights_only=True)
+            checkpoint = torch.load(
+                path, map_location='cpu', weights_only=True
+            )
     except pickle.UnpicklingError as error:
         if 'weights_only' not in str(error) and 'global' not in str(error):
             raise _truncated(path, error) from error
         raise ValueError(
             f'the checkpoint {path} holds objects other than tensors and '
             'plain types, which are not loaded because that could run code '
-            f'({_first_line(error)})') from error
+            f'({_first_line(error)})'
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _truncated(path, error) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, '
-                         'expected a checkpoint (a dict)')
+        raise ValueError(
+            f'{path} holds a {type(checkpoint).__name__}, '
+            'expected a checkpoint (a dict)'
+        )
     return checkpoint
 
 
@@ -48,12 +53,16 @@ def _truncated(path: str, error: Exception) -> ValueError:
     return ValueError(
         f'the checkpoint {path} ({os.path.getsize(path)} bytes) cannot be '
         f'read: truncated or damaged ({_first_line(error)}). Copy it again or '
-        'use an earlier one.')
+        'use an earlier one.'
+    )
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else \
-        type(error).__name__
+    return (
+        str(error).strip().splitlines()[0]
+        if str(error).strip()
+        else type(error).__name__
+    )
 
 
 def _allow_log_buffers() -> Any:
@@ -62,7 +71,10 @@ def _allow_log_buffers() -> Any:
         return nullcontext()  # torch < 2.5
     reconstruct = np.ones(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(t)) for t in
-             ('f8', 'f4', 'i8', 'i4', 'u8', 'u4', 'u1', 'b1')}
+    kinds = {
+        type(np.dtype(t))
+        for t in ('f8', 'f4', 'i8', 'i4', 'u8', 'u4', 'u1', 'b1')
+    }
     return torch.serialization.safe_globals(
-        [HistoryBuffer, reconstruct, scalar, np.ndarray, np.dtype, *kinds])
+        [HistoryBuffer, reconstruct, scalar, np.ndarray, np.dtype, *kinds]
+    )

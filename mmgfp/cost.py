@@ -12,6 +12,7 @@ Multiply-accumulates of a call are output positions times weight elements,
 grouped convolutions included. So the cost of a pruned network follows from
 the positions, which one forward tells, and the sizes of the weight's axes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ class Calls:
         outputs (dict[str, int]): Likewise, but always output positions.
         output_axis (dict[str, int]): Axis of the weight that makes outputs.
     """
+
     positions: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, int] = field(default_factory=dict)
     output_axis: dict[str, int] = field(default_factory=dict)
@@ -56,22 +58,33 @@ class _CallRecorder(TorchDispatchMode):
         super().__init__()
         self.calls = Calls()
         self._images = images
-        self._names = {p.untyped_storage().data_ptr(): n
-                       for n, p in model.named_parameters() if p.dim() > 1}
+        self._names = {
+            p.untyped_storage().data_ptr(): n
+            for n, p in model.named_parameters()
+            if p.dim() > 1
+        }
 
-    def _add(self, weight: Tensor, positions: int, outputs: int,
-             axis: int) -> None:
+    def _add(
+        self, weight: Tensor, positions: int, outputs: int, axis: int
+    ) -> None:
         name = self._names.get(weight.untyped_storage().data_ptr())
         if name is None:
             return
         calls = self.calls
         calls.output_axis[name] = axis
-        for total, n in ((calls.positions, positions),
-                         (calls.outputs, outputs)):
+        for total, n in (
+            (calls.positions, positions),
+            (calls.outputs, outputs),
+        ):
             total[name] = total.get(name, 0) + n // self._images
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
         if name == 'aten::convolution':
@@ -90,8 +103,9 @@ class _CallRecorder(TorchDispatchMode):
         return out
 
 
-def record_calls(model: nn.Module, run: Callable[[], Any],
-                 images: int = 1) -> Calls:
+def record_calls(
+    model: nn.Module, run: Callable[[], Any], images: int = 1
+) -> Calls:
     """Run the model once and note the calls of its weights.
 
     Args:
@@ -143,8 +157,9 @@ class CostModel:
         ValueError: If some parameter shrinks along more than two axes.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup],
-                 calls: Calls) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[ChannelGroup], calls: Calls
+    ) -> None:
         names = [n for n, _ in model.named_parameters()]
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self._row = {n: i for i, n in enumerate(names)}
@@ -166,8 +181,9 @@ class CostModel:
         self._set_outputs(calls, shapes, outputs)
         self._widths = [self._width_matrix(groups, k) for k in (0, 1)]
 
-    def _set_outputs(self, calls: Calls, shapes: Mapping[str, tuple],
-                     outputs: np.ndarray) -> None:
+    def _set_outputs(
+        self, calls: Calls, shapes: Mapping[str, tuple], outputs: np.ndarray
+    ) -> None:
         """Activations per output channel, on the axis that makes outputs."""
         self._outputs = np.zeros((2, len(self._row)))
         self._fixed_acts = 0.0
@@ -178,8 +194,9 @@ class CostModel:
             else:
                 self._fixed_acts += outputs[i] * shapes[name][axis]
 
-    def _width_matrix(self, groups: Sequence[ChannelGroup],
-                      k: int) -> csr_matrix:
+    def _width_matrix(
+        self, groups: Sequence[ChannelGroup], k: int
+    ) -> csr_matrix:
         """(G, T) slices that one unit takes from shrinking axis ``k``."""
         rows, columns, values = [], [], []
         for g, group in enumerate(groups):
@@ -209,9 +226,11 @@ class CostModel:
         """``{'flops', 'params', 'acts'}`` at the current sizes."""
         volume = self.sizes.prod(0)
         acts = (self._outputs * self.sizes).sum() + self._fixed_acts
-        return {'flops': float(self._weight['flops'] @ volume),
-                'params': float(self._weight['params'] @ volume),
-                'acts': float(acts)}
+        return {
+            'flops': float(self._weight['flops'] @ volume),
+            'params': float(self._weight['params'] @ volume),
+            'acts': float(acts),
+        }
 
     def marginal(self, metric: Metric) -> np.ndarray:
         """What removing one unit of each group saves now, shape (G,).
@@ -229,8 +248,9 @@ class CostModel:
         return w0 @ (weight * a1) + w1 @ (weight * a0) - both @ weight
 
 
-def _shrinking_axes(groups: Sequence[ChannelGroup],
-                    shapes: Mapping[str, tuple]) -> dict[str, list[int]]:
+def _shrinking_axes(
+    groups: Sequence[ChannelGroup], shapes: Mapping[str, tuple]
+) -> dict[str, list[int]]:
     axes: dict[str, list[int]] = {name: [] for name in shapes}
     for group in groups:
         for member in group.members:
@@ -240,6 +260,8 @@ def _shrinking_axes(groups: Sequence[ChannelGroup],
     for name, known in axes.items():
         known.sort()
         if len(known) > 2:
-            raise ValueError(f'{name} of shape {shapes[name]} shrinks along '
-                             f'the axes {known}; at most two are supported')
+            raise ValueError(
+                f'{name} of shape {shapes[name]} shrinks along '
+                f'the axes {known}; at most two are supported'
+            )
     return axes

@@ -1,4 +1,5 @@
 """From a model and a way to run it to proven channel groups."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from .labels import trace_labels
 from .selfcheck import check_groups
 
 
-def find_groups(model: nn.Module, run: Callable[[nn.Module], Any],
-                check: bool = True) -> list[ChannelGroup]:
+def find_groups(
+    model: nn.Module, run: Callable[[nn.Module], Any], images: int = 1
+) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model.
 
     The model's mode, parameters and random state are left as they were.
@@ -24,8 +26,8 @@ def find_groups(model: nn.Module, run: Callable[[nn.Module], Any],
         model (nn.Module): A built model.
         run (Callable): ``run(model)`` runs it on demo input and returns its
             outputs.
-        check (bool): Whether to prove each group, see
-            :mod:`mmgfp.selfcheck`. Defaults to True.
+        images (int): Images in the demo input. With two or more, layers
+            whose first axis is not the images are recognised. Defaults to 1.
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
@@ -34,20 +36,76 @@ def find_groups(model: nn.Module, run: Callable[[nn.Module], Any],
         list[ChannelGroup]: In execution order, frozen ones included.
     """
     modes = {m: m.training for m in model.modules()}
-    devices = sorted({p.device.index for p in model.parameters()
-                      if p.device.type == 'cuda'})
+    devices = sorted(
+        {p.device.index for p in model.parameters() if p.device.type == 'cuda'}
+    )
     with torch.random.fork_rng(devices=devices):
         try:
             model.eval()
             _try(model, run)
             groups = build_groups(
-                trace_labels(model, lambda: run(model), find_rule))
-            if check:
-                groups = check_groups(model, groups, run)
+                trace_labels(model, lambda: run(model), find_rule)
+            )
+            groups = _freeze_unscored(model, groups, run, images)
+            groups = check_groups(model, groups, run)
         finally:
             for module, training in modes.items():
                 module.training = training
     return groups
+
+
+def _freeze_unscored(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    run: Callable[[nn.Module], Any],
+    images: int,
+) -> list[ChannelGroup]:
+    """Freeze groups that would get no score, or only a part of it."""
+    trouble: dict[str, str] = {}
+    modules = dict(model.named_modules())
+
+    def observe(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple) -> None:
+            if not args[0].requires_grad:
+                trouble[name] = (
+                    f'no gradient reaches the input of {name}, because what '
+                    'is before it does not train; frozen_stages=-1 trains '
+                    'all stages of a backbone'
+                )
+            elif len(args[0]) != images:
+                trouble[name] = (
+                    f'the first axis of the input of {name} is '
+                    'not the images of the batch'
+                )
+
+        return hook
+
+    names = {
+        tap.module
+        for group in groups
+        for tap in group.taps
+        if not group.frozen
+    }
+    handles = [
+        modules[n].register_forward_pre_hook(observe(n)) for n in sorted(names)
+    ]
+    try:
+        with torch.enable_grad():
+            run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    result = []
+    for group in groups:
+        reason = next(
+            (trouble[t.module] for t in group.taps if t.module in trouble), ''
+        )
+        if not group.frozen and group.size == 1:
+            reason = 'there is only one unit: removing it leaves nothing'
+        result.append(
+            group.freeze(reason) if reason and not group.frozen else group
+        )
+    return result
 
 
 def _try(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
@@ -59,11 +117,15 @@ def _try(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
             f'{type(model).__name__} does not run on the demo input '
             f'({type(error).__name__}: {error}). Channel groups are found '
             'from one forward: check that the model runs on an input of this '
-            'size, or give another one with `input_shape=(H, W)`.') from error
+            'size, or give another one with `input_shape=(H, W)`.'
+        ) from error
 
 
-def restrict_groups(groups: Sequence[ChannelGroup], scope: str = 'all',
-                    ignore: Sequence[str] = ()) -> list[ChannelGroup]:
+def restrict_groups(
+    groups: Sequence[ChannelGroup],
+    scope: str = 'all',
+    ignore: Sequence[str] = (),
+) -> list[ChannelGroup]:
     """Freeze groups that the user does not want pruned.
 
     Args:
@@ -77,21 +139,33 @@ def restrict_groups(groups: Sequence[ChannelGroup], scope: str = 'all',
         ValueError: If a pattern matches no layer of any group.
     """
     for pattern in ignore:
-        if not any(fnmatchcase(layer, pattern)
-                   for g in groups for layer in g.producers):
+        if not any(
+            fnmatchcase(layer, pattern)
+            for g in groups
+            for layer in g.producers
+        ):
             raise ValueError(
                 f'ignore={pattern!r} matches no layer that loses outputs; '
                 'expected names as tools/groups.py prints them, with * and ? '
-                "as wildcards, such as 'backbone.layer1.*'")
+                "as wildcards, such as 'backbone.layer1.*'"
+            )
     result = []
     for group in groups:
         if not group.frozen:
-            hit = next((p for p in ignore for layer in group.producers
-                        if fnmatchcase(layer, p)), None)
+            hit = next(
+                (
+                    p
+                    for p in ignore
+                    for layer in group.producers
+                    if fnmatchcase(layer, p)
+                ),
+                None,
+            )
             if hit is not None:
                 group = group.freeze(f'ignored by the pattern {hit!r}')
             elif scope == 'internal' and not group.internal:
-                group = group.freeze('coupled across layers, and '
-                                     "scope='internal'")
+                group = group.freeze(
+                    "coupled across layers, and scope='internal'"
+                )
         result.append(group)
     return result

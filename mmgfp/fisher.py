@@ -12,6 +12,7 @@ convolution group, the calls of a shared head - *before* it is squared
 Batch norm in training mode mixes the images of a batch; dL_n then means the
 derivative of the batch loss with respect to image n's own activations.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,16 +37,20 @@ class FisherTaps:
         groups (Sequence[ChannelGroup]): Its prunable groups.
     """
 
-    def __init__(self, model: nn.Module,
-                 groups: Sequence[ChannelGroup]) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[ChannelGroup]
+    ) -> None:
         self.num_units = sum(group.size for group in groups)
         self.buffer: Tensor | None = None
         self._handles = []
         modules = dict(model.named_modules())
         for name, (axis, unit) in _unit_maps(groups).items():
             index = torch.from_numpy(unit)
-            self._handles.append(modules[name].register_forward_pre_hook(
-                _PreHook(self, axis, index)))
+            self._handles.append(
+                modules[name].register_forward_pre_hook(
+                    _PreHook(self, axis, index)
+                )
+            )
 
     def detach(self) -> None:
         """Stop observing."""
@@ -66,13 +71,15 @@ class FisherTaps:
             RuntimeError: If N differs within one iteration.
         """
         if self.buffer is None:
-            self.buffer = gradients.new_zeros(len(gradients),
-                                              self.num_units + 1)
+            self.buffer = gradients.new_zeros(
+                len(gradients), self.num_units + 1
+            )
         if len(gradients) != len(self.buffer):
             raise RuntimeError(
                 f'a layer was called on {len(gradients)} samples where '
                 f'another was called on {len(self.buffer)}: scores need the '
-                'first axis of every layer to be the images of the batch')
+                'first axis of every layer to be the images of the batch'
+            )
         self.buffer.index_add_(1, index, gradients)
 
     def take(self) -> Tensor | None:
@@ -121,7 +128,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        source, = ctx.saved_tensors
+        (source,) = ctx.saved_tensors
         hook = ctx.hook
         hook.taps.add(mask_gradients(source, grad, hook.axis), hook.index)
         return grad, None
@@ -141,17 +148,20 @@ def mask_gradients(source: Tensor, grad: Tensor, channel_axis: int) -> Tensor:
     dtype = torch.promote_types(source.dtype, torch.float32)
     source, grad = source.to(dtype), grad.to(dtype)
     if channel_axis == 1:
-        return torch.einsum('ncs,ncs->nc', source.flatten(2) if
-                            source.dim() > 2 else source[:, :, None],
-                            grad.flatten(2) if grad.dim() > 2
-                            else grad[:, :, None])
+        return torch.einsum(
+            'ncs,ncs->nc',
+            source.flatten(2) if source.dim() > 2 else source[:, :, None],
+            grad.flatten(2) if grad.dim() > 2 else grad[:, :, None],
+        )
     n, c = source.shape[0], source.shape[-1]
-    return torch.einsum('nsc,nsc->nc', source.reshape(n, -1, c),
-                        grad.reshape(n, -1, c))
+    return torch.einsum(
+        'nsc,nsc->nc', source.reshape(n, -1, c), grad.reshape(n, -1, c)
+    )
 
 
-def _unit_maps(groups: Sequence[ChannelGroup]
-               ) -> dict[str, tuple[int, np.ndarray]]:
+def _unit_maps(
+    groups: Sequence[ChannelGroup],
+) -> dict[str, tuple[int, np.ndarray]]:
     """Per consumer its channel axis and the flat unit of each channel."""
     total = sum(group.size for group in groups)
     maps: dict[str, tuple[int, np.ndarray]] = {}
@@ -159,8 +169,7 @@ def _unit_maps(groups: Sequence[ChannelGroup]
     for group in groups:
         for tap in group.taps:
             blank = np.full(len(tap.unit), total)
-            axis, unit = maps.setdefault(tap.module,
-                                         (tap.channel_axis, blank))
+            axis, unit = maps.setdefault(tap.module, (tap.channel_axis, blank))
             mine = tap.unit >= 0
             unit[mine] = start + tap.unit[mine]
         start += group.size

@@ -7,6 +7,7 @@ the layers). Units that live in the same places form a *channel group*.
 
 This file knows names and integers. It does not touch weights.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -37,6 +38,7 @@ class Member:
             'grouped' (a grouped convolution loses both at once) or 'affine'
             (per-channel weights, biases and statistics).
     """
+
     tensor: str
     axis: int
     index: np.ndarray
@@ -60,11 +62,18 @@ class Tap:
     Attributes:
         module (str): The consumer whose first argument carries the channels.
         channel_axis (int): The axis of that argument which carries them.
+        weight (str): The consumer's weight.
+        axis (int): The weight's axis that loses the channels.
+        position (np.ndarray): (C,) where along it each input channel is.
         unit (np.ndarray): (C,) unit of the group per input channel, -1 for
             channels of other groups.
     """
+
     module: str
     channel_axis: int
+    weight: str
+    axis: int
+    position: np.ndarray
     unit: np.ndarray
 
 
@@ -80,6 +89,7 @@ class ChannelGroup:
         taps (tuple[Tap, ...]): One per consumer.
         frozen (str): Why it must not be pruned; '' if it may be.
     """
+
     name: str
     size: int
     members: tuple[Member, ...]
@@ -88,8 +98,9 @@ class ChannelGroup:
 
     def layers(self, *roles: Role) -> list[str]:
         """Names of the member layers with one of these roles."""
-        return list(dict.fromkeys(
-            m.layer for m in self.members if m.role in roles))
+        return list(
+            dict.fromkeys(m.layer for m in self.members if m.role in roles)
+        )
 
     @property
     def producers(self) -> list[str]:
@@ -104,8 +115,14 @@ class ChannelGroup:
     @property
     def width(self) -> int:
         """Channels that one unit removes from the first producer."""
-        return next((m.width for m in self.members
-                     if m.role in ('producer', 'grouped')), 1)
+        return next(
+            (
+                m.width
+                for m in self.members
+                if m.role in ('producer', 'grouped')
+            ),
+            1,
+        )
 
     @property
     def channels(self) -> int:
@@ -118,8 +135,10 @@ class ChannelGroup:
 
         Grouped convolutions in between do not count (the paper's "-I").
         """
-        return (len(self.layers('producer')) == 1
-                and len(self.layers('consumer')) == 1)
+        return (
+            len(self.layers('producer')) == 1
+            and len(self.layers('consumer')) == 1
+        )
 
     def freeze(self, reason: str) -> ChannelGroup:
         return replace(self, frozen=reason)
@@ -150,8 +169,11 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
         if piece.size == 0:
             continue
         axes, counts = np.unique(axis_of[piece], return_counts=True)
-        key = (reasons.get(int(component[piece[0]]), ''),
-               axes.tobytes(), counts.tobytes())
+        key = (
+            reasons.get(int(component[piece[0]]), ''),
+            axes.tobytes(),
+            counts.tobytes(),
+        )
         alike[key].append(piece)
 
     groups = []
@@ -189,28 +211,45 @@ def _roles(trace: Trace) -> dict[tuple[str, int], Role]:
     return roles
 
 
-def _group(trace: Trace, units: np.ndarray, axis_of: np.ndarray,
-           roles: dict[tuple[str, int], Role],
-           reason: str) -> ChannelGroup | None:
+def _group(
+    trace: Trace,
+    units: np.ndarray,
+    axis_of: np.ndarray,
+    roles: dict[tuple[str, int], Role],
+    reason: str,
+) -> ChannelGroup | None:
     """Build one group from (size, slots per unit) slots."""
     table = trace.table
     members = []
     for axis_id in np.unique(axis_of[units[0]]):
         tensor, axis = table.axes[axis_id]
         index = np.stack([np.sort(u[axis_of[u] == axis_id]) for u in units])
-        members.append(Member(tensor, axis, index - table.starts[axis_id],
-                              roles.get((tensor, axis), 'affine')))
-    members.sort(key=lambda m: (trace.order.get(m.tensor, len(trace.order)),
-                                m.axis))
+        members.append(
+            Member(
+                tensor,
+                axis,
+                index - table.starts[axis_id],
+                roles.get((tensor, axis), 'affine'),
+            )
+        )
+    members.sort(
+        key=lambda m: (trace.order.get(m.tensor, len(trace.order)), m.axis)
+    )
     if not any(m.role != 'affine' for m in members):
         return None
-    first = next((m for m in members if m.role in ('producer', 'grouped')),
-                 members[0])
+    first = next(
+        (m for m in members if m.role in ('producer', 'grouped')), members[0]
+    )
     order = np.argsort(first.index[:, 0], kind='stable')
     members = [replace(m, index=m.index[order]) for m in members]
     taps, blind = _taps(trace, units[order])
-    return ChannelGroup('', len(units), tuple(members), taps,
-                        reason or blind or _incomplete(members))
+    return ChannelGroup(
+        '',
+        len(units),
+        tuple(members),
+        taps,
+        reason or blind or _incomplete(members),
+    )
 
 
 def _incomplete(members: Sequence[Member]) -> str:
@@ -219,16 +258,23 @@ def _incomplete(members: Sequence[Member]) -> str:
         return 'no layer produces these channels'
     if not roles & {'consumer', 'grouped'}:
         return 'no layer consumes these channels'
-    if any(m.tensor == n.tensor and m.axis == n.axis for i, m in
-           enumerate(members) for n in members[:i]):
+    if any(
+        m.tensor == n.tensor and m.axis == n.axis
+        for i, m in enumerate(members)
+        for n in members[:i]
+    ):
         return 'one axis plays two roles'
     return ''
 
 
 def _taps(trace: Trace, units: np.ndarray) -> tuple[tuple[Tap, ...], str]:
     """Observation points of the units; a reason if one cannot be observed."""
-    unit_of = dict(zip(units.ravel().tolist(),
-                       np.repeat(np.arange(len(units)), units.shape[1])))
+    unit_of = dict(
+        zip(
+            units.ravel().tolist(),
+            np.repeat(np.arange(len(units)), units.shape[1]),
+        )
+    )
     taps, seen = [], set()
     for use in trace.uses:
         unit = np.array([unit_of.get(s, -1) for s in use.slots])
@@ -238,15 +284,30 @@ def _taps(trace: Trace, units: np.ndarray) -> tuple[tuple[Tap, ...], str]:
             return (), f'{use.weight} is used outside a layer of its own'
         if use.module not in seen:
             seen.add(use.module)
-            taps.append(Tap(use.module, use.channel_axis, unit))
+            start = trace.table.slots(use.weight, use.axis)[0]
+            taps.append(
+                Tap(
+                    use.module,
+                    use.channel_axis,
+                    use.weight,
+                    use.axis,
+                    np.array(use.slots) - start,
+                    unit,
+                )
+            )
     return tuple(taps), ''
 
 
 def _rank(group: ChannelGroup, trace: Trace) -> tuple:
-    first = next((m for m in group.members
-                  if m.role in ('producer', 'grouped')), group.members[0])
-    return (trace.order.get(first.tensor, len(trace.order)), first.axis,
-            int(first.index[0, 0]))
+    first = next(
+        (m for m in group.members if m.role in ('producer', 'grouped')),
+        group.members[0],
+    )
+    return (
+        trace.order.get(first.tensor, len(trace.order)),
+        first.axis,
+        int(first.index[0, 0]),
+    )
 
 
 def _named(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
@@ -254,10 +315,12 @@ def _named(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     count: dict[str, int] = defaultdict(int)
     named = []
     for group in groups:
-        base = (group.producers or [group.members[0].layer])[0]
+        base = (
+            group.producers[0]
+            if group.producers
+            else f'input of {group.members[0].layer}'
+        )
         count[base] += 1
         suffix = f'#{count[base]}' if count[base] > 1 else ''
         named.append(replace(group, name=base + suffix))
     return named
-
-

@@ -5,6 +5,7 @@ labels of ``out`` and tells the tracer which slots are coupled or frozen.
 :func:`find_rule` picks it; an operation without a rule freezes what it
 touches, with its name as the reason.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,21 +16,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .labels import (
-    LabelTracer, Rule, along, canonical, spread, squeezed)
+from .labels import LabelTracer, Rule, along, canonical, spread, squeezed
 
 # -- element-wise operations -------------------------------------------------
 
 
-def pointwise(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-              out: Any) -> None:
+def pointwise(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """Labels that meet at an element are coupled.
 
     Layers that differ along different axes (a channel label and a positional
     table's token label) do not meet: the result keeps both.
     """
-    operands = [t for t in tree_leaves((args, kwargs))
-                if isinstance(t, Tensor)]
+    operands = [
+        t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+    ]
     results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     shape = results[0].shape
     merged: list[Tensor] = []
@@ -48,8 +50,7 @@ def pointwise(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
             tr.set(result, merged, weight)
 
 
-def _merge(tr: LabelTracer, layers: list[Tensor],
-           new: Tensor) -> list[Tensor]:
+def _merge(tr: LabelTracer, layers: list[Tensor], new: Tensor) -> list[Tensor]:
     """Add a layer of full shape to others, coupling what meets."""
     rest, dims = [], tr.varying(new)
     for old in layers:
@@ -83,8 +84,9 @@ def _common_weight(tr: LabelTracer, operands: Sequence[Tensor]) -> str | None:
 # -- structure operations ----------------------------------------------------
 
 
-def structure(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-              out: Any) -> None:
+def structure(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """The operation itself, on the labels of its first argument."""
     source = args[0]
     tag = tr.tag(source)
@@ -113,33 +115,40 @@ def _split_axis(tr: LabelTracer, before: Tensor, after: Tensor) -> None:
     after = canonical(after)
     dims = sorted(tr.varying(after))
     if len(tr.varying(canonical(before))) == 1 and len(dims) > 1:
-        tr.couple(squeezed(after.narrow(dims[0], 0, 1), like=after).numpy(),
-                  squeezed(after).numpy())
+        tr.couple(
+            squeezed(after.narrow(dims[0], 0, 1), like=after).numpy(),
+            squeezed(after).numpy(),
+        )
 
 
-def split(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-          out: Any) -> None:
+def split(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """Equal parts of a channel axis lose channels in step.
 
     The network computes where to cut from the number of channels, or has the
     number written into its code; unequal parts can only be the latter.
     """
-    dim = (args[2] if len(args) > 2 else kwargs.get('dim', 0))
+    dim = args[2] if len(args) > 2 else kwargs.get('dim', 0)
     dim %= args[0].dim()
     for layer in tr.layers(args[0]):
         if dim not in tr.varying(layer) or tr.is_opaque(layer):
             continue
         sizes = [part.shape[dim] for part in out]
         if len(set(sizes)) > 1:
-            tr.freeze(layer, f'split into parts of {sizes} channels, fixed '
-                      f'in the code of {tr.where()}')
+            tr.freeze(
+                layer,
+                f'split into parts of {sizes} channels, fixed '
+                f'in the code of {tr.where()}',
+            )
         else:
             _in_step(tr, along(layer, dim), len(sizes))
     structure(tr, func, args, kwargs, out)
 
 
-def cut(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-        out: Tensor) -> None:
+def cut(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """A slice that is one of several equal parts counts as a split."""
     source = args[0]
     dim, start = ([*args[1:3], *[0] * 2])[:2]
@@ -157,8 +166,9 @@ def _in_step(tr: LabelTracer, labels: np.ndarray, parts: int) -> None:
     tr.couple(columns[:1], columns)
 
 
-def join(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-         out: Tensor) -> None:
+def join(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """Concatenation: layers are matched by the axes along which they differ.
 
     Parts without labels are filled with -1, which a consumer freezes.
@@ -166,7 +176,7 @@ def join(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
     parts = list(args[0])
     stacks: list[dict[int, Tensor]] = []
     keys: list[set[int]] = []
-    axis = (args[1] if len(args) > 1 else kwargs.get('dim', 0))
+    axis = args[1] if len(args) > 1 else kwargs.get('dim', 0)
     axis %= out.dim()
     for i, part in enumerate(parts):
         for layer in tr.layers(part):
@@ -187,8 +197,9 @@ def join(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
     tr.set(out, layers, _common_weight(tr, parts))
 
 
-def pad(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-        out: Tensor) -> None:
+def pad(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """Constant padding.
 
     Along an axis where the label does not change, the border belongs to the
@@ -202,10 +213,17 @@ def pad(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
         inner = padded & tr.varying(layer)
         if tr.is_opaque(layer):
             inner = set()
-        only = [w if source.dim() - 1 - i // 2 in inner else 0
-                for i, w in enumerate(widths)]
-        fill = int(tr.opaque(out, 'meets zero-padded channels, whose number '
-                             'is fixed in the code').max())
+        only = [
+            w if source.dim() - 1 - i // 2 in inner else 0
+            for i, w in enumerate(widths)
+        ]
+        fill = int(
+            tr.opaque(
+                out,
+                'meets zero-padded channels, whose number '
+                'is fixed in the code',
+            ).max()
+        )
         grown = torch.ops.aten.constant_pad_nd.default(layer, only, fill)
         for d in padded - inner:
             grown = grown.narrow(d, 0, 1)
@@ -213,11 +231,13 @@ def pad(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
     tr.set(out, layers)
 
 
-def index(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-          out: Tensor) -> None:
+def index(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """Indexing by constants moves labels; by computed values, unknown."""
-    others = [t for t in tree_leaves((args[1:], kwargs))
-              if isinstance(t, Tensor)]
+    others = [
+        t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)
+    ]
     if any(tr.layers(t) for t in others):
         unknown(tr, func, args, kwargs, out)
     else:
@@ -227,20 +247,26 @@ def index(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
 # -- operations that keep channels apart -------------------------------------
 
 
-def spatial(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-            out: Any) -> None:
+def spatial(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """Pooling and interpolation of (N, C, *) tensors."""
     source = args[0]
     results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     channel = source.dim() - (results[0].dim() - 2) - 1
-    layers = _without(tr, source, range(channel + 1, source.dim()),
-                      f'{_name(func)} over them')
+    layers = _without(
+        tr,
+        source,
+        range(channel + 1, source.dim()),
+        f'{_name(func)} over them',
+    )
     for result in results:
         tr.set(result, [_resized(layer, result.shape) for layer in layers])
 
 
-def reduction(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-              out: Any) -> None:
+def reduction(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """Sums, means and extrema keep the labels of the axes that remain."""
     source = args[0]
     dims = _reduced_dims(source, args, kwargs)
@@ -262,16 +288,18 @@ def _reduced_dims(source: Tensor, args: tuple, kwargs: dict) -> list[int]:
     return [d % source.dim() for d in dims]
 
 
-def softmax(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-            out: Tensor) -> None:
+def softmax(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """Softmax mixes along one axis."""
     dim = args[1] % out.dim()
     layers = _without(tr, args[0], [dim], f'{_name(func)} over them')
     tr.set(out, layers)
 
 
-def _without(tr: LabelTracer, source: Tensor, dims: Sequence[int],
-             reason: str) -> list[Tensor]:
+def _without(
+    tr: LabelTracer, source: Tensor, dims: Sequence[int], reason: str
+) -> list[Tensor]:
     """The layers that do not differ along ``dims``; the others are frozen."""
     layers = []
     for layer in tr.layers(source):
@@ -299,16 +327,18 @@ def _drop(layer: Tensor, dims: Sequence[int]) -> Tensor:
 # -- normalisation -----------------------------------------------------------
 
 
-def batch_norm(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-               out: Any) -> None:
+def batch_norm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """Each channel meets its own weight, bias and statistics."""
     source, result = args[0], tree_leaves(out)[0]
     _affine(tr, source, 1, [t for t in args[1:5] if isinstance(t, Tensor)])
     tr.set(result, tr.layers(source))
 
 
-def group_norm(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-               out: Any) -> None:
+def group_norm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """The channels of one norm group go together.
 
     Whole norm groups can be removed: the statistics of the others do not
@@ -326,15 +356,17 @@ def group_norm(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
     tr.set(tree_leaves(out)[0], layers)
 
 
-def layer_norm(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-               out: Any) -> None:
+def layer_norm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """Statistics over the normalised axes change when one channel goes."""
     source, shape, weight, bias = args[:4]
     first = source.dim() - len(shape)
     for tensor in (weight, bias):
         if tensor is not None:
-            merged = [layer.expand(source.shape)
-                      for layer in tr.layers(source)]
+            merged = [
+                layer.expand(source.shape) for layer in tr.layers(source)
+            ]
             for layer in tr.layers(tensor):
                 _merge(tr, merged, layer.expand(source.shape))
     layers = []
@@ -345,8 +377,9 @@ def layer_norm(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
     tr.set(tree_leaves(out)[0], layers)
 
 
-def _affine(tr: LabelTracer, source: Tensor, axis: int,
-            vectors: Sequence[Tensor]) -> None:
+def _affine(
+    tr: LabelTracer, source: Tensor, axis: int, vectors: Sequence[Tensor]
+) -> None:
     """Couple per-channel vectors with the labels along ``axis``."""
     for layer in tr.layers(source):
         if axis not in tr.varying(layer):
@@ -368,8 +401,9 @@ def _freeze_holes(tr: LabelTracer, labels: np.ndarray) -> None:
 # -- operations that mix channels --------------------------------------------
 
 
-def convolution(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-                out: Tensor) -> None:
+def convolution(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """Plain, grouped, depthwise and transposed convolution.
 
     Plain: the input's labels are coupled with the weight's input axis, the
@@ -380,8 +414,14 @@ def convolution(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
     transposed, groups = args[6], args[8]
     name = tr.tag(weight).weight
     if name is None:
-        unknown(tr, func, args, kwargs, out,
-                'convolution with a kernel that the network computes')
+        unknown(
+            tr,
+            func,
+            args,
+            kwargs,
+            out,
+            'convolution with a kernel that the network computes',
+        )
         return
     inputs = _channel_labels(tr, source, 1)
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
@@ -391,17 +431,24 @@ def convolution(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
         labels = _axis_slots(tr, weight, out_axis)
         issue_axis = out_axis
     else:
-        labels = _convolution_groups(tr, name, weight, inputs, groups,
-                                     out.shape[1], transposed)
+        labels = _convolution_groups(
+            tr, name, weight, inputs, groups, out.shape[1], transposed
+        )
         issue_axis = 0
     if labels is not None:
         tr.add_issue(name, issue_axis, out.shape[1])
     _finish_mixing(tr, labels, bias, 1, out)
 
 
-def _convolution_groups(tr: LabelTracer, name: str, weight: Tensor,
-                        inputs: np.ndarray, groups: int, channels: int,
-                        transposed: bool) -> np.ndarray:
+def _convolution_groups(
+    tr: LabelTracer,
+    name: str,
+    weight: Tensor,
+    inputs: np.ndarray,
+    groups: int,
+    channels: int,
+    transposed: bool,
+) -> np.ndarray:
     """Couple each convolution group; return the output labels."""
     slots = _axis_slots(tr, weight, 0)
     assert slots is not None
@@ -413,48 +460,63 @@ def _convolution_groups(tr: LabelTracer, name: str, weight: Tensor,
     tr.freeze(per_group[holes], 'convolves a constant')
     _freeze_holes(tr, labels)
     first = per_group[:, 0]
-    tr.add_use(name, 0, True, 1, inputs,
-               np.repeat(first, inputs.size // groups))
+    tr.add_use(
+        name, 0, True, 1, inputs, np.repeat(first, inputs.size // groups)
+    )
     if transposed:
         return np.repeat(first, channels // groups)
     return slots
 
 
-def addmm(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-          out: Tensor) -> None:
+def addmm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """``bias + a @ b``: a linear layer."""
     bias, a, b = args[:3]
     _matmul(tr, func, a, b, bias, out)
 
 
-def mm(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-       out: Tensor) -> None:
+def mm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """``a @ b`` of matrices, batched or not."""
     _matmul(tr, func, args[0], args[1], None, out)
 
 
-def _matmul(tr: LabelTracer, func: Any, a: Tensor, b: Tensor,
-            bias: Tensor | None, out: Tensor) -> None:
+def _matmul(
+    tr: LabelTracer,
+    func: Any,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
     name = tr.tag(b).weight
     if name is None or tr.tag(a).weight is not None or b.dim() != 2:
         _activation_product(tr, func, a, b, out)
         return
-    rows = [layer for layer in tr.layers(a)
-            if a.dim() - 1 not in tr.varying(layer)]
+    rows = [
+        layer for layer in tr.layers(a) if a.dim() - 1 not in tr.varying(layer)
+    ]
     inputs = _channel_labels(tr, a, -1)
     _consume(tr, name, _axis_slots(tr, b, 0), inputs, channel_axis=-1)
     labels = _axis_slots(tr, b, 1)
     if labels is not None:
-        tr.add_issue(name, int(tr.table.axes[
-            int(tr.table.axis_ids(labels[0]))][1]), out.shape[-1])
+        tr.add_issue(
+            name,
+            int(tr.table.axes[int(tr.table.axis_ids(labels[0]))][1]),
+            out.shape[-1],
+        )
     _finish_mixing(tr, labels, bias, out.dim() - 1, out)
-    kept = [_resized(layer, out.shape) for layer in rows
-            if not tr.is_opaque(layer)]
+    kept = [
+        _resized(layer, out.shape) for layer in rows if not tr.is_opaque(layer)
+    ]
     tr.set(out, [*kept, *tr.tag(out).layers])
 
 
-def _activation_product(tr: LabelTracer, func: Any, a: Tensor, b: Tensor,
-                        out: Tensor) -> None:
+def _activation_product(
+    tr: LabelTracer, func: Any, a: Tensor, b: Tensor, out: Tensor
+) -> None:
     """Two computed factors: the summed channels must stay, the others pass."""
     reason = f'summed over by {_name(func)}'
     left = _without(tr, a, [a.dim() - 1], reason)
@@ -485,13 +547,15 @@ def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:
             found = np.where(found < 0, labels, found)
             tr.couple(found, labels)
         else:
-            tr.freeze(layer, 'differs in more than its channel axis at '
-                      f'{tr.where()}')
+            tr.freeze(
+                layer, f'differs in more than its channel axis at {tr.where()}'
+            )
     return found
 
 
-def _axis_slots(tr: LabelTracer, weight: Tensor,
-                axis: int) -> np.ndarray | None:
+def _axis_slots(
+    tr: LabelTracer, weight: Tensor, axis: int
+) -> np.ndarray | None:
     """The slots of a weight along one axis; None if it has size 1."""
     for layer in tr.layers(weight):
         if tr.varying(layer) == {axis}:
@@ -499,49 +563,67 @@ def _axis_slots(tr: LabelTracer, weight: Tensor,
     return None
 
 
-def _consume(tr: LabelTracer, name: str, slots: np.ndarray | None,
-             inputs: np.ndarray, channel_axis: int) -> None:
+def _consume(
+    tr: LabelTracer,
+    name: str,
+    slots: np.ndarray | None,
+    inputs: np.ndarray,
+    channel_axis: int,
+) -> None:
     """Couple a weight's input axis with the labels that come in."""
     if slots is None:
         tr.freeze(inputs, f'the only channel into {tr.where()}')
         return
     tr.couple(inputs, slots)
-    tr.freeze(slots[inputs < 0], 'comes from a constant')
+    tr.freeze(slots[inputs < 0], 'reads the image or another constant')
     axis = int(tr.table.axes[int(tr.table.axis_ids(slots[0]))][1])
     tr.add_use(name, axis, False, channel_axis, inputs, slots)
 
 
-def _finish_mixing(tr: LabelTracer, labels: np.ndarray | None,
-                   bias: Tensor | None, axis: int, out: Tensor) -> None:
+def _finish_mixing(
+    tr: LabelTracer,
+    labels: np.ndarray | None,
+    bias: Tensor | None,
+    axis: int,
+    out: Tensor,
+) -> None:
     if labels is None:
         tr.set(out, [])
         return
     if bias is not None:
         for own in tr.layers(bias):
             slots = along(own, own.dim() - 1)
-            tr.couple(labels[:slots.size], slots)
+            tr.couple(labels[: slots.size], slots)
     tr.set(out, [spread(labels, axis, out.shape)])
 
 
 # -- everything else ---------------------------------------------------------
 
 
-def constant(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-             out: Any) -> None:
+def constant(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
     """Fresh tensors have no labels; what is written into them leaves some."""
     for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         blank = torch.full(result.shape, -1, dtype=torch.int64)
         tr.set(result, [blank], writable=True)
 
 
-def overwrite(tr: LabelTracer, func: Any, args: tuple, kwargs: dict,
-              out: Tensor) -> None:
+def overwrite(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
     """``copy_`` and ``fill_``: like element-wise, into the target."""
     pointwise(tr, func, args, kwargs, out)
 
 
-def unknown(tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any,
-            what: str = '') -> None:
+def unknown(
+    tr: LabelTracer,
+    func: Any,
+    args: tuple,
+    kwargs: dict,
+    out: Any,
+    what: str = '',
+) -> None:
     """Freeze everything an operation touches and everything it makes."""
     what = what or f'the operation {_name(func)}, which has no rule,'
     reason = f'{what} in {tr.where()}'
@@ -560,46 +642,49 @@ def _name(func: Any) -> str:
     return func._schema.name.split('::')[-1]
 
 
-_AS_RESHAPE = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default,
-               torch.ops.aten._reshape_alias.default}
+_AS_RESHAPE = {
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten._reshape_alias.default,
+}
 
 RULES: dict[str, Rule] = {}
 for _rule, _ops in {
-    structure: '''view _unsafe_view reshape _reshape_alias permute transpose t
+    structure: """view _unsafe_view reshape _reshape_alias permute transpose t
         squeeze unsqueeze select unbind
         expand repeat flip roll clone contiguous detach alias _to_copy
         lift_fresh pixel_shuffle pixel_unshuffle channel_shuffle
         native_channel_shuffle diagonal view_as movedim tile
-        repeat_interleave unfold swapaxes''',
+        repeat_interleave unfold swapaxes""",
     split: 'split split_with_sizes chunk',
     cut: 'slice narrow',
     join: 'cat stack concat',
     pad: 'constant_pad_nd',
     index: 'index index_select gather embedding',
-    spatial: '''max_pool2d_with_indices max_pool1d_with_indices avg_pool1d
+    spatial: """max_pool2d_with_indices max_pool1d_with_indices avg_pool1d
         avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d mkldnn_max_pool2d
         adaptive_max_pool2d max_pool2d upsample_nearest1d upsample_nearest2d
         upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
         _upsample_bicubic2d_aa _upsample_nearest_exact2d upsample_linear1d
         reflection_pad1d reflection_pad2d replication_pad1d
-        replication_pad2d''',
+        replication_pad2d""",
     reduction: 'mean sum amax amin max min var std var_mean prod any all '
-               'argmax argmin linalg_vector_norm norm logsumexp',
+    'argmax argmin linalg_vector_norm norm logsumexp',
     softmax: '_softmax _log_softmax softmax log_softmax cumsum',
-    batch_norm: '''native_batch_norm _native_batch_norm_legit
+    batch_norm: """native_batch_norm _native_batch_norm_legit
         _native_batch_norm_legit_no_training cudnn_batch_norm
         miopen_batch_norm batch_norm_with_update
-        _batch_norm_with_update''',
+        _batch_norm_with_update""",
     group_norm: 'native_group_norm',
     layer_norm: 'native_layer_norm',
     convolution: 'convolution _convolution',
     addmm: 'addmm',
     mm: 'mm bmm',
-    constant: '''zeros ones full empty arange linspace eye rand randn
+    constant: """zeros ones full empty arange linspace eye rand randn
         new_zeros new_ones new_full new_empty zeros_like ones_like full_like
         empty_like rand_like randn_like empty_strided new_empty_strided
         scalar_tensor tril_indices triu_indices randint randperm
-        lift_fresh_copy''',
+        lift_fresh_copy""",
     overwrite: 'copy_ fill_ zero_ masked_fill masked_fill_ where',
 }.items():
     for _op in _ops.split():
@@ -614,7 +699,7 @@ def find_rule(func: Any) -> Rule:
     """
     name = _name(func)
     rule = RULES.get(name) or RULES.get(name.rstrip('_'))
-    if rule in (reduction, ) and _is_binary(func):
+    if rule in (reduction,) and _is_binary(func):
         return pointwise
     if rule is not None:
         return rule
@@ -624,16 +709,16 @@ def find_rule(func: Any) -> Rule:
 
 
 # Element-wise operations that older torch releases do not tag as such.
-_POINTWISE = set('''add sub mul div relu relu6 sigmoid tanh silu gelu hardswish
+_POINTWISE = set(
+    """add sub mul div relu relu6 sigmoid tanh silu gelu hardswish
     hardsigmoid hardtanh leaky_relu elu clamp clamp_min clamp_max exp log sqrt
     rsqrt pow abs neg mish softplus threshold maximum minimum eq ne lt gt le ge
     logical_and logical_or logical_not bitwise_not _prelu_kernel sin cos floor
     ceil round erf reciprocal sign native_dropout bernoulli lerp addcmul
-    addcdiv rsub remainder floor_divide isnan isinf celu selu prelu'''.split())
+    addcdiv rsub remainder floor_divide isnan isinf celu selu prelu""".split()
+)
 
 
 def _is_binary(func: Any) -> bool:
     """``max(a, b)`` shares its name with ``max(a)``."""
     return func._overloadname == 'other'
-
-

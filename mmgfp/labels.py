@@ -11,6 +11,7 @@ is not understood is frozen with the reason, never guessed.
 
 This file knows operations and slots. It does not know groups, scores or cost.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +93,7 @@ class Use:
         channel_axis (int): The axis of that argument which carries them.
         slots (tuple[int, ...]): The weight slot of every input channel.
     """
+
     weight: str
     axis: int
     grouped: bool
@@ -103,6 +105,7 @@ class Use:
 @dataclass
 class Trace:
     """What one forward told about the slots of a model."""
+
     table: SlotTable
     edges: np.ndarray  # (2, E) pairs of slots that go together
     frozen: list[tuple[np.ndarray, str]]  # slots that must stay, and why
@@ -119,6 +122,7 @@ class _Tag:
     activation had a part in them; ``writable`` marks labels of freshly
     allocated tensors, whose views alias them like the tensors' own do.
     """
+
     layers: tuple[Tensor, ...] = ()
     weight: str | None = None
     writable: bool = False
@@ -127,6 +131,7 @@ class _Tag:
 @dataclass
 class _Frame:
     """A module being executed and its first argument."""
+
     module: nn.Module
     source: Tensor | None
 
@@ -140,8 +145,9 @@ class _Record:
     order: dict[str, int] = field(default_factory=dict)
 
 
-def trace_labels(model: nn.Module, run: Callable[[], Any],
-                 find_rule: Callable[[Any], Rule]) -> Trace:
+def trace_labels(
+    model: nn.Module, run: Callable[[], Any], find_rule: Callable[[Any], Rule]
+) -> Trace:
     """Push labels through one forward.
 
     Args:
@@ -175,8 +181,10 @@ def _module_stack(tracer: LabelTracer) -> Iterator[None]:
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         tracer.stack.pop()
 
-    handles = [nn_module.register_module_forward_pre_hook(enter),
-               nn_module.register_module_forward_hook(leave)]
+    handles = [
+        nn_module.register_module_forward_pre_hook(enter),
+        nn_module.register_module_forward_hook(leave),
+    ]
     try:
         yield
     finally:
@@ -191,8 +199,9 @@ class LabelTracer(TorchDispatchMode):
     their own behind the table's; an edge to such a slot freezes the other end.
     """
 
-    def __init__(self, model: nn.Module,
-                 find_rule: Callable[[Any], Rule]) -> None:
+    def __init__(
+        self, model: nn.Module, find_rule: Callable[[Any], Rule]
+    ) -> None:
         super().__init__()
         self.table = SlotTable(model)
         self._find_rule = find_rule
@@ -222,14 +231,17 @@ class LabelTracer(TorchDispatchMode):
         if tag is None:
             tag = _Tag()
             if tensor.is_floating_point() and tensor.numel() > 1:
-                tag = _Tag((self.opaque(tensor, 'comes from the input'), ))
+                tag = _Tag((self.opaque(tensor, 'comes from the input'),))
             self._tags[tensor] = tag
         return tag
 
     def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Label layers in canonical form: constant axes have stride 0."""
-        return tuple(canonical(layer) for layer in self.tag(tensor).layers
-                     if bool((layer >= 0).any()))
+        return tuple(
+            canonical(layer)
+            for layer in self.tag(tensor).layers
+            if bool((layer >= 0).any())
+        )
 
     def opaque(self, tensor: Tensor, reason: str) -> Tensor:
         """A layer that freezes whatever meets it."""
@@ -245,8 +257,11 @@ class LabelTracer(TorchDispatchMode):
         """The axes along which a layer's labels differ."""
         if self.is_opaque(layer):
             return {d for d, n in enumerate(layer.shape) if n > 1}
-        return {d for d, n in enumerate(layer.shape)
-                if n > 1 and layer.stride(d) != 0}
+        return {
+            d
+            for d, n in enumerate(layer.shape)
+            if n > 1 and layer.stride(d) != 0
+        }
 
     # -- what is learned --------------------------------------------------
 
@@ -282,7 +297,8 @@ class LabelTracer(TorchDispatchMode):
         edges = np.zeros((2, 0), dtype=np.int64)
         if record.edges:
             edges = np.concatenate(
-                [np.stack(pair) for pair in record.edges], axis=1)
+                [np.stack(pair) for pair in record.edges], axis=1
+            )
         hard = (edges >= size).any(0)
         frozen = list(record.frozen)
         for i, reason in enumerate(self.reasons):
@@ -291,16 +307,28 @@ class LabelTracer(TorchDispatchMode):
             if slots.size:
                 frozen.append((slots, reason))
         issued = [(w, a, n) for (w, a), n in record.issued.items()]
-        return Trace(self.table, edges[:, ~hard], frozen,
-                     list(record.uses.values()), issued, record.order)
+        return Trace(
+            self.table,
+            edges[:, ~hard],
+            frozen,
+            list(record.uses.values()),
+            issued,
+            record.order,
+        )
 
     # -- dispatch ---------------------------------------------------------
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (),
-                           kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
-        operands = [t for t in tree_leaves((args, kwargs))
-                    if isinstance(t, Tensor)]
+        operands = [
+            t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+        ]
         for tensor in operands:  # before an in-place result replaces them
             weight = self.tag(tensor).weight
             if weight is not None:
@@ -309,34 +337,59 @@ class LabelTracer(TorchDispatchMode):
         self._find_rule(func)(self, func, args, kwargs, out)
         return out
 
-    def set(self, tensor: Tensor, layers: Sequence[Tensor],
-            weight: str | None = None, writable: bool = False) -> None:
+    def set(
+        self,
+        tensor: Tensor,
+        layers: Sequence[Tensor],
+        weight: str | None = None,
+        writable: bool = False,
+    ) -> None:
         for layer in layers:
             assert layer.shape == tensor.shape, (layer.shape, tensor.shape)
         self._tags[tensor] = _Tag(tuple(layers), weight, writable)
 
-    def on_labels(self, func: Any, args: tuple, kwargs: dict,
-                  pick: Callable[[Tensor], Tensor]) -> Any:
+    def on_labels(
+        self,
+        func: Any,
+        args: tuple,
+        kwargs: dict,
+        pick: Callable[[Tensor], Tensor],
+    ) -> Any:
         """Repeat an operation with the labels in place of the values."""
-        return func(*tree_map_only(Tensor, pick, args),
-                    **tree_map_only(Tensor, pick, kwargs))
+        return func(
+            *tree_map_only(Tensor, pick, args),
+            **tree_map_only(Tensor, pick, kwargs),
+        )
 
     # -- consumers and producers ------------------------------------------
 
-    def add_use(self, weight: str, axis: int, grouped: bool,
-                channel_axis: int, input_labels: np.ndarray,
-                slots: np.ndarray) -> None:
+    def add_use(
+        self,
+        weight: str,
+        axis: int,
+        grouped: bool,
+        channel_axis: int,
+        input_labels: np.ndarray,
+        slots: np.ndarray,
+    ) -> None:
         """Register that ``weight`` consumes channels in this call."""
         module = self._observable(weight, channel_axis, input_labels)
-        use = Use(weight, axis, grouped, module, channel_axis,
-                  tuple(int(s) for s in slots))
+        use = Use(
+            weight,
+            axis,
+            grouped,
+            module,
+            channel_axis,
+            tuple(int(s) for s in slots),
+        )
         key = (weight, axis, use.slots)
         known = self.record.uses.get(key)
         if known is None or known.module is not None:
             self.record.uses[key] = use
 
-    def _observable(self, weight: str, channel_axis: int,
-                    input_labels: np.ndarray) -> str | None:
+    def _observable(
+        self, weight: str, channel_axis: int, input_labels: np.ndarray
+    ) -> str | None:
         """The module that owns the weight and is handed these channels."""
         if not self.stack:
             return None
@@ -349,8 +402,10 @@ class LabelTracer(TorchDispatchMode):
             axis = channel_axis % layer.dim()
             if axis in dims and not self.is_opaque(layer):
                 mine = along(layer, axis)
-                if (mine.shape == input_labels.shape
-                        and (mine == input_labels).all()):
+                if (
+                    mine.shape == input_labels.shape
+                    and (mine == input_labels).all()
+                ):
                     return name
         return None
 
@@ -394,5 +449,8 @@ def spread(labels: np.ndarray, axis: int, shape: Sequence[int]) -> Tensor:
     """Labels along one axis, the same everywhere else, shape ``shape``."""
     view = [1] * len(shape)
     view[axis] = len(labels)
-    return torch.from_numpy(np.ascontiguousarray(labels)).view(view).expand(
-        tuple(shape))
+    return (
+        torch.from_numpy(np.ascontiguousarray(labels))
+        .view(view)
+        .expand(tuple(shape))
+    )

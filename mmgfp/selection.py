@@ -1,4 +1,5 @@
 """Which units go next. Pure numbers, deterministic."""
+
 from __future__ import annotations
 
 import math
@@ -18,6 +19,7 @@ class Floor:
         round_to (int): Channels are removed so that a multiple of this
             stays. Defaults to 1.
     """
+
     min_channels: int = 1
     min_ratio: float = 0.0
     round_to: int = 1
@@ -29,8 +31,11 @@ class Floor:
             original (int): Units it had at first.
             width (int): Channels per unit.
         """
-        least = max(1, math.ceil(self.min_channels / width),
-                    math.ceil(self.min_ratio * original))
+        least = max(
+            1,
+            math.ceil(self.min_channels / width),
+            math.ceil(self.min_ratio * original),
+        )
         step = self.step(width)
         return math.ceil(least / step) * step
 
@@ -50,17 +55,23 @@ class Selector:
         floor (Floor): What must stay.
     """
 
-    def __init__(self, fisher: Sequence[np.ndarray], widths: Sequence[int],
-                 originals: Sequence[int], floor: Floor) -> None:
+    def __init__(
+        self,
+        fisher: Sequence[np.ndarray],
+        widths: Sequence[int],
+        originals: Sequence[int],
+        floor: Floor,
+    ) -> None:
         self._order = [np.argsort(f, kind='stable') for f in fisher]
-        self._sums = [np.concatenate([[0.0], np.cumsum(f[o])])
-                      for f, o in zip(fisher, self._order)]
+        self._sorted = [
+            np.asarray(f, float)[o] for f, o in zip(fisher, self._order)
+        ]
         self._taken = np.zeros(len(fisher), dtype=int)
         self._sizes = np.array([len(f) for f in fisher], dtype=int)
         self._step = np.array([floor.step(w) for w in widths], dtype=int)
-        self._floor = np.array([floor.units(n, w)
-                                for n, w in zip(originals, widths)],
-                               dtype=int)
+        self._floor = np.array(
+            [floor.units(n, w) for n, w in zip(originals, widths)], dtype=int
+        )
 
     def next(self, cost: np.ndarray) -> tuple[int, np.ndarray] | None:
         """Take the least important units off the list.
@@ -83,7 +94,7 @@ class Selector:
         importance = np.full(len(left), np.inf)
         for g in np.flatnonzero(possible):
             a, b = self._taken[g], self._taken[g] + bundle[g]
-            score = self._sums[g][b] - self._sums[g][a]
+            score = self._sorted[g][a:b].sum()
             importance[g] = score / (bundle[g] * cost[g])
         best = int(np.argmin(np.where(possible, importance, np.inf)))
         if not possible[best]:  # every score is infinite

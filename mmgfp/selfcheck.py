@@ -8,6 +8,7 @@ frozen with the reason. A group that passed may be pruned; nothing else may.
 The copies get random parameters and statistics, so that zero-initialised
 branches and untouched batch norms cannot hide a difference.
 """
+
 from __future__ import annotations
 
 import copy
@@ -27,8 +28,9 @@ Run = Callable[[nn.Module], Any]
 TOLERANCE = 1e-5
 
 
-def check_groups(model: nn.Module, groups: Sequence[ChannelGroup], run: Run,
-                 seed: int = 0) -> list[ChannelGroup]:
+def check_groups(
+    model: nn.Module, groups: Sequence[ChannelGroup], run: Run, seed: int = 0
+) -> list[ChannelGroup]:
     """Freeze the groups whose removal is not the same as masking.
 
     Args:
@@ -51,7 +53,8 @@ def check_groups(model: nn.Module, groups: Sequence[ChannelGroup], run: Run,
     def difference(names: Sequence[str]) -> str:
         chosen = [g for g in candidates if g.name in names]
         return removal_difference(
-            reference, chosen, [removal[g.name] for g in chosen], run)
+            reference, chosen, [removal[g.name] for g in chosen], run
+        )
 
     def bisect(names: Sequence[str], trouble: str) -> None:
         if len(names) == 1:
@@ -77,12 +80,17 @@ def check_groups(model: nn.Module, groups: Sequence[ChannelGroup], run: Run,
     while names and (trouble := difference(names)):
         bisect(names, trouble)
         names = [n for n in names if n not in failed]
-    return [g.freeze(f'fails the self-check: {failed[g.name]}')
-            if g.name in failed else g for g in groups]
+    return [
+        g.freeze(f'fails the self-check: {failed[g.name]}')
+        if g.name in failed
+        else g
+        for g in groups
+    ]
 
 
-def random_removal(groups: Sequence[ChannelGroup], share: float,
-                   seed: int) -> dict[str, np.ndarray]:
+def random_removal(
+    groups: Sequence[ChannelGroup], share: float, seed: int
+) -> dict[str, np.ndarray]:
     """Random units to remove per group, at least one, never all."""
     rng = np.random.default_rng(seed)
     removal = {}
@@ -93,8 +101,12 @@ def random_removal(groups: Sequence[ChannelGroup], share: float,
     return removal
 
 
-def removal_difference(model: nn.Module, groups: Sequence[ChannelGroup],
-                       removal: Sequence[np.ndarray], run: Run) -> str:
+def removal_difference(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+    run: Run,
+) -> str:
     """Compare masking and slicing; '' if they agree.
 
     Args:
@@ -115,15 +127,18 @@ def removal_difference(model: nn.Module, groups: Sequence[ChannelGroup],
     return compare_outputs(expected, outputs)
 
 
-def compare_outputs(expected: Sequence[Tensor],
-                    outputs: Sequence[Tensor]) -> str:
+def compare_outputs(
+    expected: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> str:
     """Describe the first difference beyond tolerance; '' if there is none."""
     if len(expected) != len(outputs):
         return f'{len(outputs)} outputs instead of {len(expected)}'
     for i, (a, b) in enumerate(zip(expected, outputs)):
         if a.shape != b.shape:
-            return (f'output {i} has the shape {tuple(b.shape)} instead of '
-                    f'{tuple(a.shape)}')
+            return (
+                f'output {i} has the shape {tuple(b.shape)} instead of '
+                f'{tuple(a.shape)}'
+            )
         error = relative_error(a, b)
         if not error < TOLERANCE:
             return f'output {i} differs by {error:.1e} from masking'
@@ -139,8 +154,11 @@ def relative_error(expected: Tensor, output: Tensor) -> float:
     return float((expected - output).abs().max() / scale)
 
 
-def mask_consumers(model: nn.Module, groups: Sequence[ChannelGroup],
-                   removal: Sequence[np.ndarray]) -> None:
+def mask_consumers(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+) -> None:
     """Zero the consumers' slices that belong to the removed units."""
     tensors = named_tensors(model)
     with torch.no_grad():
@@ -148,24 +166,31 @@ def mask_consumers(model: nn.Module, groups: Sequence[ChannelGroup],
             for member in group.members:
                 if member.role in ('consumer', 'grouped'):
                     tensor = tensors[member.tensor]
-                    index = torch.as_tensor(member.index[units].ravel(),
-                                            device=tensor.device)
+                    index = torch.as_tensor(
+                        member.index[units].ravel(), device=tensor.device
+                    )
                     tensor.index_fill_(member.axis, index, 0)
 
 
-def keep_without(model: nn.Module, groups: Sequence[ChannelGroup],
-                 removal: Sequence[np.ndarray]
-                 ) -> dict[tuple[str, int], np.ndarray]:
+def keep_without(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+) -> dict[tuple[str, int], np.ndarray]:
     """What stays of each axis when units are removed."""
     tensors = named_tensors(model)
     gone: dict[tuple[str, int], list[np.ndarray]] = {}
     for group, units in zip(groups, removal):
         for member in group.members:
             gone.setdefault((member.tensor, member.axis), []).append(
-                member.index[units].ravel())
-    return {(name, axis): np.setdiff1d(
-        np.arange(tensors[name].shape[axis]), np.concatenate(lost))
-        for (name, axis), lost in gone.items()}
+                member.index[units].ravel()
+            )
+    return {
+        (name, axis): np.setdiff1d(
+            np.arange(tensors[name].shape[axis]), np.concatenate(lost)
+        )
+        for (name, axis), lost in gone.items()
+    }
 
 
 def randomize_(model: nn.Module, seed: int) -> None:
@@ -178,15 +203,15 @@ def randomize_(model: nn.Module, seed: int) -> None:
     for name, tensor in named_tensors(model).items():
         if not tensor.is_floating_point():
             continue
-        noise = torch.randn(tensor.shape, generator=generator,
-                            dtype=torch.float32)
+        noise = torch.randn(
+            tensor.shape, generator=generator, dtype=torch.float32
+        )
         if tensor.dim() > 1:
             noise *= (2 / max(1, tensor[0].numel())) ** 0.5
         elif name.rpartition('.')[2] in ('bias', 'running_mean'):
             noise *= 0.1
         else:  # norm weights, variances, learnable scales: positive
-            noise = 0.75 + 0.5 * torch.rand(tensor.shape,
-                                            generator=generator)
+            noise = 0.75 + 0.5 * torch.rand(tensor.shape, generator=generator)
         with torch.no_grad():
             tensor.copy_(noise)
 

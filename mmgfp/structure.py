@@ -4,6 +4,7 @@ JSON, or the same mapping of plain types under :data:`KEY` in a checkpoint. It
 is the interface between pruning, fine-tuning, testing and deployment: a model
 built from the original config plus a structure is the slim network.
 """
+
 from __future__ import annotations
 
 import json
@@ -27,6 +28,7 @@ KEY = 'mmgfp_structure'
 @dataclass(frozen=True, eq=False)
 class Axis:
     """One sliced axis: its original size and the positions that stay."""
+
     size: int
     keep: np.ndarray
 
@@ -44,6 +46,7 @@ class Structure:
         cost_before (dict): ``flops``, ``params``, ``acts`` of the original.
         cost_after (dict): The same of the slim network.
     """
+
     axes: Mapping[tuple[str, int], Axis]
     architecture: str = ''
     source: str = ''
@@ -66,14 +69,22 @@ class Structure:
         tensors: dict[str, dict[str, Any]] = {}
         for (name, axis), entry in sorted(self.axes.items()):
             tensors.setdefault(name, {})[str(axis)] = {
-                'size': entry.size, 'keep': _to_runs(entry.keep)}
+                'size': entry.size,
+                'keep': _to_runs(entry.keep),
+            }
         return {
-            'format': FORMAT, 'version': VERSION, 'mmgfp': __version__,
-            'architecture': self.architecture, 'source': self.source,
+            'format': FORMAT,
+            'version': VERSION,
+            'mmgfp': __version__,
+            'architecture': self.architecture,
+            'source': self.source,
             'input_shape': list(self.input_shape),
-            'cost': {'before': dict(self.cost_before),
-                     'after': dict(self.cost_after)},
-            'tensors': tensors}
+            'cost': {
+                'before': dict(self.cost_before),
+                'after': dict(self.cost_after),
+            },
+            'tensors': tensors,
+        }
 
     @classmethod
     def from_dict(cls, data: Any, where: str = 'structure') -> Structure:
@@ -87,27 +98,37 @@ class Structure:
             ValueError: If it is no structure, of another version or damaged.
         """
         if not isinstance(data, Mapping) or data.get('format') != FORMAT:
-            raise ValueError(f'{where} is not a structure of mmgfp: expected '
-                             f'"format": "{FORMAT}", got '
-                             f'{_format_of(data)!r}')
+            raise ValueError(
+                f'{where} is not a structure of mmgfp: expected '
+                f'"format": "{FORMAT}", got '
+                f'{_format_of(data)!r}'
+            )
         if data.get('version') != VERSION:
             raise ValueError(
                 f'{where} has version {data.get("version")!r}; this mmgfp '
                 f'{__version__} reads version {VERSION}. It was written by '
-                f'mmgfp {data.get("mmgfp")}: install that release.')
+                f'mmgfp {data.get("mmgfp")}: install that release.'
+            )
         try:
             axes = {}
             for name, by_axis in data['tensors'].items():
                 for axis, entry in by_axis.items():
                     axes[name, int(axis)] = _read_axis(entry)
             cost = data['cost']
-            return cls(axes, str(data['architecture']), str(data['source']),
-                       tuple(int(n) for n in data['input_shape']),
-                       _numbers(cost['before']), _numbers(cost['after']))
+            return cls(
+                axes,
+                str(data['architecture']),
+                str(data['source']),
+                tuple(int(n) for n in data['input_shape']),
+                _numbers(cost['before']),
+                _numbers(cost['after']),
+            )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f'{where} is damaged '
-                             f'({type(error).__name__}: {error}); write it '
-                             'again from the checkpoint') from error
+            raise ValueError(
+                f'{where} is damaged '
+                f'({type(error).__name__}: {error}); write it '
+                'again from the checkpoint'
+            ) from error
 
     # -- files ------------------------------------------------------------
 
@@ -133,13 +154,16 @@ class Structure:
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f'structure={path!r} does not exist; expected the .json or '
-                '.pth that pruning leaves in its work dir')
+                '.pth that pruning leaves in its work dir'
+            )
         if path.endswith('.json'):
             return cls.from_dict(_read_json(path), path)
         checkpoint = load_plain_checkpoint(path)
         if KEY not in checkpoint:
-            raise ValueError(f'the checkpoint {path} holds no structure; give '
-                             'one that pruning saved, or its .json file')
+            raise ValueError(
+                f'the checkpoint {path} holds no structure; give '
+                'one that pruning saved, or its .json file'
+            )
         return cls.from_dict(checkpoint[KEY], path)
 
     # -- use --------------------------------------------------------------
@@ -158,16 +182,21 @@ class Structure:
                 raise ValueError(
                     f'{label} does not fit {type(model).__name__}: the model '
                     f'has no {name} (layer {layer}). Use the config that was '
-                    'pruned.')
+                    'pruned.'
+                )
             shape = tuple(tensors[name].shape)
             if axis >= len(shape) or shape[axis] != entry.size:
                 slim = axis < len(shape) and shape[axis] == len(entry.keep)
-                hint = ('The model seems to be pruned already.' if slim else
-                        'Use the config that was pruned.')
+                hint = (
+                    'The model seems to be pruned already.'
+                    if slim
+                    else 'Use the config that was pruned.'
+                )
                 raise ValueError(
                     f'{label} does not fit {type(model).__name__}: layer '
                     f'{layer} has {name} of shape {shape}, expected '
-                    f'{entry.size} along axis {axis}. {hint}')
+                    f'{entry.size} along axis {axis}. {hint}'
+                )
 
     def apply(self, model: nn.Module) -> None:
         """Make a full-size model slim, in place.
@@ -178,8 +207,9 @@ class Structure:
         self.check(model)
         slice_model(model, self.keep)
 
-    def compose(self, keep: Keep, sizes: Mapping[tuple[str, int], int]
-                ) -> dict[tuple[str, int], Axis]:
+    def compose(
+        self, keep: Keep, sizes: Mapping[tuple[str, int], int]
+    ) -> dict[tuple[str, int], Axis]:
         """Remove more: ``keep`` refers to what this structure left.
 
         Args:
@@ -205,8 +235,10 @@ def _read_json(path: str) -> Any:
         try:
             return json.load(file)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f'{path} is damaged: not valid JSON ({error}); '
-                             'write it again from the checkpoint') from error
+            raise ValueError(
+                f'{path} is damaged: not valid JSON ({error}); '
+                'write it again from the checkpoint'
+            ) from error
 
 
 def _numbers(cost: Mapping[str, Any]) -> dict[str, float]:
@@ -217,17 +249,29 @@ def _to_runs(kept: np.ndarray) -> list[list[int]]:
     """Ascending positions as half-open runs [[first, end], ...]."""
     kept = np.asarray(kept)
     breaks = np.flatnonzero(np.diff(kept) != 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1]
-            for run in np.split(kept, breaks) if run.size]
+    return [
+        [int(run[0]), int(run[-1]) + 1]
+        for run in np.split(kept, breaks)
+        if run.size
+    ]
 
 
 def _read_axis(entry: Mapping[str, Any]) -> Axis:
     size = int(entry['size'])
     runs: Sequence[Sequence[int]] = entry['keep']
-    kept = np.concatenate([np.arange(a, b) for a, b in runs]) \
-        if runs else np.zeros(0, dtype=np.int64)
-    if kept.size == 0 or kept.min() < 0 or kept.max() >= size \
-            or (np.diff(kept) <= 0).any():
-        raise ValueError(f'{list(runs)[:4]} is no ascending choice of '
-                         f'positions below {size}')
+    kept = (
+        np.concatenate([np.arange(a, b) for a, b in runs])
+        if runs
+        else np.zeros(0, dtype=np.int64)
+    )
+    if (
+        kept.size == 0
+        or kept.min() < 0
+        or kept.max() >= size
+        or (np.diff(kept) <= 0).any()
+    ):
+        raise ValueError(
+            f'{list(runs)[:4]} is no ascending choice of '
+            f'positions below {size}'
+        )
     return Axis(size, kept)

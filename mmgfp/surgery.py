@@ -5,6 +5,7 @@ order. Parameters and buffers are sliced in place, so that optimisers, hooks
 and other holders of a parameter keep their reference; a module's class,
 forward and ``state_dict`` keys never change.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -68,8 +69,9 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
         _refresh_attributes(modules[owner], before)
 
 
-def slice_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module,
-                    keep: Keep) -> None:
+def slice_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep
+) -> None:
     """Slice the per-element state (momentum, ...) of a model's parameters.
 
     Call before :func:`slice_model`: state is recognised by having the shape
@@ -92,25 +94,27 @@ def slice_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module,
                     f'{tuple(value.shape)} for {name} of shape '
                     f'{tuple(parameter.shape)}; expected state of the '
                     "parameter's shape. Use an optimizer such as SGD, Adam "
-                    'or AdamW while pruning.')
+                    'or AdamW while pruning.'
+                )
             state[key] = slice_tensor(value, cuts)
 
 
-def _refresh_attributes(module: nn.Module,
-                        before: Mapping[str, torch.Size]) -> None:
+def _refresh_attributes(
+    module: nn.Module, before: Mapping[str, torch.Size]
+) -> None:
     """Make a module's own numbers agree with its tensors."""
     if isinstance(module, _ConvNd):
         _refresh_convolution(module, before['weight'])
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
-        vector = module.weight if module.weight is not None \
-            else module.running_mean
+        vector = (
+            module.weight if module.weight is not None else module.running_mean
+        )
         module.num_features = len(vector)
     elif isinstance(module, nn.GroupNorm):
         channels = len(module.weight)
-        module.num_groups = module.num_groups * channels \
-            // module.num_channels
+        module.num_groups = module.num_groups * channels // module.num_channels
         module.num_channels = channels
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)

@@ -1,0 +1,181 @@
+"""How to build and run a model of each library once, without its data.
+
+The only file that knows libraries; they are imported inside functions, so
+each may be absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+# The paper counts COCO detectors at this size; MMDetection's test scale
+# (1333, 800) with kept aspect ratio means about that.
+COCO_SHAPE = (800, 1280)
+IMAGENET_SHAPE = (224, 224)
+
+# Enough for every level of a pyramid; channel groups do not depend on it.
+_TRACE_SIDE = 256
+
+
+def build_model(config: Config) -> nn.Module:
+    """Build the model of a config, in eval mode on the CPU.
+
+    Args:
+        config (Config): Of any library; need not know of mmgfp.
+    """
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model_config = config.model.copy()
+    if config.get('data_preprocessor') is not None:
+        model_config.setdefault('data_preprocessor', config.data_preprocessor)
+    return MODELS.build(model_config).eval()
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's model inside a distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def library(model: nn.Module) -> str:
+    """Top-level package of the model's OpenMMLab base class, or ''."""
+    known = ('mmdet', 'mmpretrain', 'mmcls')
+    for base in type(model).__mro__:
+        package = base.__module__.partition('.')[0]
+        if package in known:
+            return package
+    return ''
+
+
+def demo_runner(
+    shape: Sequence[int], images: int = 1
+) -> Callable[[nn.Module], Any]:
+    """``run(model)``: one forward in tensor mode on random images.
+
+    The image goes through the model's own data preprocessor. The same images
+    are used in every call.
+
+    Args:
+        shape (Sequence[int]): (H, W).
+        images (int): Images in the batch. Defaults to 1.
+    """
+
+    def run(model: nn.Module) -> Any:
+        return model(**demo_data(model, shape, images))
+
+    return run
+
+
+def demo_data(
+    model: nn.Module, shape: Sequence[int], images: int = 1
+) -> dict[str, Any]:
+    """Keyword arguments for one forward of a model in tensor mode.
+
+    Args:
+        model (nn.Module): Of MMDetection, MMPretrain, another mmengine
+            model, or a plain module that takes one tensor.
+        shape (Sequence[int]): (H, W).
+        images (int): Images in the batch. Defaults to 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = (3, *shape)
+    pixels = [
+        torch.randint(256, size, generator=generator, dtype=torch.uint8)
+        for _ in range(images)
+    ]
+    if library(model) == 'mmdet':
+        data = dict(
+            inputs=pixels, data_samples=_detection_samples(shape, images)
+        )
+        return dict(model.data_preprocessor(data, False), mode='tensor')
+    if library(model):
+        data = dict(inputs=pixels)
+        return dict(model.data_preprocessor(data, False), mode='tensor')
+    device = next(model.parameters()).device
+    batch = (torch.stack(pixels).float() / 128 - 1).to(device)
+    if isinstance(model, BaseModel):
+        return dict(inputs=batch, mode='tensor')
+    return _first_argument(model, batch)
+
+
+def _first_argument(model: nn.Module, batch: torch.Tensor) -> dict[str, Any]:
+    code = type(model).forward.__code__
+    return {code.co_varnames[1]: batch}
+
+
+def _detection_samples(shape: Sequence[int], images: int) -> list[Any]:
+    from mmdet.structures import DetDataSample
+
+    shape = tuple(shape)
+    return [
+        DetDataSample(
+            metainfo=dict(
+                img_id=i,
+                img_shape=shape,
+                ori_shape=shape,
+                pad_shape=shape,
+                scale_factor=(1.0, 1.0),
+            )
+        )
+        for i in range(images)
+    ]
+
+
+def input_shape(config: Config) -> tuple[int, int]:
+    """(H, W) that a config's test images have.
+
+    Read from the test pipeline (or the training one where there is none):
+    the last crop or resize. MMDetection's COCO scale (1333, 800) with kept
+    aspect ratio counts as :data:`COCO_SHAPE`, as in the paper.
+    """
+    for phase in ('test', 'val', 'train'):
+        loader = config.get(f'{phase}_dataloader') or {}
+        shape = _pipeline_shape(_pipeline(loader.get('dataset') or {}))
+        if shape is not None:
+            return shape
+    detection = config.get('default_scope') == 'mmdet'
+    return COCO_SHAPE if detection else IMAGENET_SHAPE
+
+
+def trace_shape(model: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
+    """A size at which finding channel groups is cheap.
+
+    Detectors are convolutional: a small image gives the same groups.
+    Classifiers may flatten features and keep their size.
+    """
+    if library(model) == 'mmdet':
+        return (min(shape[0], _TRACE_SIDE), min(shape[1], _TRACE_SIDE))
+    return tuple(shape)
+
+
+def _pipeline(dataset: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset.get('pipeline') or ()
+
+
+def _pipeline_shape(
+    pipeline: Sequence[Mapping[str, Any]],
+) -> tuple[int, int] | None:
+    shape = None
+    for step in pipeline:
+        kind = str(step.get('type', '')).rpartition('.')[2]
+        if kind in ('CenterCrop', 'RandomCrop') and 'crop_size' in step:
+            shape = _pair(step['crop_size'])
+        elif kind in ('Resize', 'RandomResizedCrop') and 'scale' in step:
+            width, height = _pair(step['scale'])
+            shape = (height, width)
+            if kind == 'Resize' and step.get('keep_ratio') and width != height:
+                shape = COCO_SHAPE if shape == (800, 1333) else shape
+    return shape
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return int(value[0]), int(value[1])

@@ -1,0 +1,61 @@
+"""When to stop within a pruning step: the paper's pace, or an even one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .cost import Metric
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much goes in each pruning step.
+
+    With a number, so many choices per step (the paper: 1). With ``'auto'``
+    the remaining share of the target's metric falls in equal amounts, one per
+    pruning step, from where pruning starts to the target over the first
+    ``prune_share`` of the training iterations.
+
+    Attributes:
+        metric (str): What the target is about.
+        target (float): Remaining share to stop at.
+        interval (int): Optimiser steps per pruning step.
+        channels_per_step (int | str): Choices per step, or 'auto'.
+        prune_share (float): For 'auto'.
+    """
+
+    metric: Metric
+    target: float
+    interval: int
+    channels_per_step: int | Literal['auto']
+    prune_share: float
+
+    def goal(self, iteration: int, max_iterations: int) -> float:
+        """Remaining share to reach in the step after ``iteration``.
+
+        Args:
+            iteration (int): Iterations done, from 1.
+            max_iterations (int): Iterations of the whole training.
+        """
+        if self.channels_per_step != 'auto':
+            return self.target
+        window = max(1, int(self.prune_share * max_iterations))
+        steps = max(1, window // self.interval)
+        step = min(steps, max(1, iteration // self.interval))
+        return 1 - (1 - self.target) * step / steps
+
+    def step_is_done(self, choices: int, ratio: float, goal: float) -> bool:
+        """Whether a pruning step has removed enough.
+
+        Args:
+            choices (int): Choices made in it.
+            ratio (float): Remaining share now.
+            goal (float): From :meth:`goal`.
+        """
+        if ratio <= max(goal, self.target):
+            return True
+        return (
+            self.channels_per_step != 'auto'
+            and choices >= self.channels_per_step
+        )

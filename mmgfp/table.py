@@ -1,0 +1,66 @@
+"""Tables for people: channel groups and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from .groups import ChannelGroup
+
+
+def groups_table(
+    groups: Sequence[ChannelGroup], shares: Mapping[str, float] | None = None
+) -> Table:
+    """One row per channel group.
+
+    Args:
+        groups (Sequence[ChannelGroup]): As found.
+        shares (Mapping[str, float], optional): By group name, the share of
+            the network's flops that is in layers losing its channels.
+    """
+    table = Table(title=None, show_lines=False)
+    table.add_column('channel group', overflow='fold')
+    table.add_column('channels', justify='right')
+    table.add_column('lose outputs', overflow='fold')
+    table.add_column('lose inputs', overflow='fold')
+    if shares is not None:
+        table.add_column('flops', justify='right')
+    table.add_column('prunable', overflow='fold')
+    for group in groups:
+        row = [
+            group.name,
+            _channels(group),
+            abbreviate(group.producers),
+            abbreviate(group.consumers),
+        ]
+        if shares is not None:
+            row.append(f'{shares.get(group.name, 0):.1%}')
+        table.add_row(
+            *row, 'yes' if not group.frozen else f'no: {group.frozen}'
+        )
+    return table
+
+
+def render(table: Table, width: int = 140) -> str:
+    """A table as plain text, for logs."""
+    console = Console(width=width, no_color=True, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+def abbreviate(layers: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    if len(layers) <= most:
+        return '\n'.join(layers)
+    return '\n'.join(
+        [*layers[: most - 1], f'and {len(layers) - most + 1} more']
+    )
+
+
+def _channels(group: ChannelGroup) -> str:
+    if group.width == 1:
+        return str(group.size)
+    return f'{group.size} x {group.width}'
