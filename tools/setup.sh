@@ -141,7 +141,7 @@ with_progress() {  # LABEL LOG COMMAND...: a line every 30 s while it runs
     "$@" >>"$log" 2>&1 || status=$?
     stop_ticker
     if ((status)); then
-        tail -n 30 "$log" >&2
+        tail -n 30 "$log" | cut -c -300 >&2
         fail "$label failed, see $log"
     fi
 }
@@ -156,10 +156,11 @@ stop_ticker() {
 
 build_mmcv() {  # [PIP OPTION]...
     check_compiler
-    local cores=${MAX_JOBS:-$(nproc)}
-    say "building mmcv from source on $cores cores, once: about" \
-        "$((24 / cores + 1)) minutes (seconds where pip kept an earlier build)"
-    MAX_JOBS=$cores with_progress 'building mmcv' .venv/mmcv-build.log \
+    local jobs=${MAX_JOBS:-$(env -u OMP_NUM_THREADS nproc)}
+    say "building mmcv from source (MAX_JOBS=$jobs), once:" \
+        "$((12 / jobs + 1)) to $((28 / jobs + 1)) minutes" \
+        '(seconds where pip kept an earlier build)'
+    MAX_JOBS=$jobs with_progress 'building mmcv' .venv/mmcv-build.log \
         "$python" -m pip install --verbose --no-input --no-deps \
         --no-build-isolation "$@" "$(pin onedl-mmcv)"
 }
@@ -194,6 +195,7 @@ install_everything() {
 is_done && exit
 
 trap stop_ticker EXIT
+trap 'exit 130' INT
 exec 9<tools/setup.sh  # two setups at once would break each other
 if command -v flock >/dev/null; then
     flock 9

@@ -88,7 +88,7 @@ def show(config: Config, folder: str) -> None:
     hook = config.default_hooks.visualization
     folder = str(Path(folder).resolve())
     if hook.type.endswith('DetVisualizationHook'):
-        hook.update(draw=True, test_out_dir=folder)
+        hook.update(draw=True, interval=1, test_out_dir=folder)
     else:
         hook.update(enable=True, interval=1, out_dir=folder)
 
