@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 
+from mmgfp import FisherPruningHook
 from mmgfp.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +160,7 @@ def test_prune(model, normalize_by):
     assert 'channels_per_step' not in hook  # one, the default
     finetune = hook['finetune']['optim_wrapper']['optimizer']['lr']
     assert finetune == expected['finetune_lr']
+    assert isinstance(HOOKS.build(dict(hook)), FisherPruningHook)
 
     assert config.model.type == base.model.type == expected['architecture']
     assert config.optim_wrapper.optimizer.lr == pytest.approx(expected['lr'])
@@ -180,11 +183,8 @@ def test_finetune(model, normalize_by):
     assert config.load_from == f'{pruned}.pth'
     assert config.model.structure == f'{pruned}.json'
     assert config.optim_wrapper.optimizer.lr == expected['finetune_lr']
-    # what is looked for is what pruning leaves
-    prune = CONFIGS / model / f'{Path(work_dir).name}.py'
-    assert prune.is_file()
-    (hook,) = pruning_hooks(load_config(prune))
-    assert expected['target'] in hook.get('save_at', (0.75, 0.5, 0.25))
+    # the work dir is named after the config that prunes
+    assert (CONFIGS / model / f'{Path(work_dir).name}.py').is_file()
     check_shared(config, base, expected)
 
 

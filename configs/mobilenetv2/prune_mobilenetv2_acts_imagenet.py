@@ -17,7 +17,6 @@ pruning = dict(
     target=dict(flops=target),
     interval=interval,
     normalize_by='acts',
-    save_at=(0.75, target),
     finetune=dict(optim_wrapper=dict(optimizer=dict(lr=finetune_lr))),
 )
 custom_hooks = [pruning]
