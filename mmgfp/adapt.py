@@ -6,6 +6,7 @@ each may be absent.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from mmengine.config import Config
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+
+from .checkpoint import load_plain_checkpoint
+from .structure import KEY, Structure
 
 # The paper counts COCO detectors at this size; MMDetection's test scale
 # (1333, 800) with kept aspect ratio means about that.
@@ -35,6 +39,49 @@ def build_model(config: Config) -> nn.Module:
     if config.get('data_preprocessor') is not None:
         model_config.setdefault('data_preprocessor', config.data_preprocessor)
     return MODELS.build(model_config).eval()
+
+
+def load_model(
+    config: Config, checkpoint: str | os.PathLike | None = None
+) -> nn.Module:
+    """Build a model and load weights, slim ones too.
+
+    Works for each form of a pruned network: the config it was pruned with
+    (the checkpoint brings the structure), the generated one, and a network
+    that was never pruned.
+
+    Args:
+        config (Config): Of any library.
+        checkpoint (str | os.PathLike, optional): Weights. Defaults to None.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it cannot be read or does not fit the model.
+    """
+    model = build_model(config)
+    if checkpoint is None:
+        return model
+    loaded = load_plain_checkpoint(checkpoint)
+    builds_slim = str(config.model.type).endswith('PrunedModel')
+    if KEY in loaded and not builds_slim:
+        where = os.fspath(checkpoint)
+        Structure.from_dict(loaded[KEY], where).apply(model)
+    weights = loaded.get('state_dict', loaded)
+    tensors = model.state_dict()
+    for name, tensor in tensors.items():
+        if name in weights and weights[name].shape != tensor.shape:
+            raise ValueError(
+                f'the checkpoint {checkpoint} does not fit the config: '
+                f'{name} has shape {tuple(weights[name].shape)}, the model '
+                f'{tuple(tensor.shape)}. Use the config it was trained with.'
+            )
+    if not tensors.keys() & weights.keys():
+        raise ValueError(
+            f'the checkpoint {checkpoint} has no tensor of the model; expected '
+            f'names such as {next(iter(tensors), "")!r}'
+        )
+    model.load_state_dict(weights, strict=False)
+    return model
 
 
 def unwrap(model: nn.Module) -> nn.Module:

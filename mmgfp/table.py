@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from .cost import METRICS
 from .groups import ChannelGroup
 
 
@@ -40,6 +41,21 @@ def groups_table(
         table.add_row(
             *row, 'yes' if not group.frozen else f'no: {group.frozen}'
         )
+    return table
+
+
+def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """One row per network or module, exact integers.
+
+    Args:
+        rows (Mapping): Name -> ``{'flops', 'params', 'acts'}``.
+    """
+    table = Table()
+    table.add_column('', overflow='fold')
+    for metric in METRICS:
+        table.add_column(metric, justify='right')
+    for name, cost in rows.items():
+        table.add_row(name, *(f'{cost[m]:,.0f}' for m in METRICS))
     return table
 
 

@@ -1,0 +1,80 @@
+"""Count multiply-accumulates, parameters and activations of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from mmengine.config import DictAction
+from rich.console import Console
+
+from mmgfp.adapt import demo_runner, input_shape, load_model
+from mmgfp.cli import errors_in_one_line
+from mmgfp.config import load_config
+from mmgfp.cost import count_cost, record_calls
+from mmgfp.table import cost_table
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/cost.py '
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --shape 800 1280',
+    )
+    parser.add_argument(
+        'config', help='path, or mmdet::... / mmpretrain::... short form'
+    )
+    parser.add_argument('--checkpoint', help='weights, slim ones too')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help="input size; by default that of the config's test images",
+    )
+    parser.add_argument(
+        '--per-module', action='store_true', help='one row per module'
+    )
+    parser.add_argument('--json', help='also write the numbers to this file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings of the config to override',
+    )
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of errors'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line(args.debug):
+        report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    model = load_model(config, args.checkpoint)
+    shape = tuple(args.shape or input_shape(config))
+    run = demo_runner(shape)
+    rows = count_cost(model, record_calls(model, lambda: run(model)))
+    total = rows.pop('')
+    title = f'{type(model).__name__} at {shape[0]}x{shape[1]}'
+    shown = {**rows, title: total} if args.per_module else {title: total}
+    Console().print(cost_table(shown))
+    if args.json:
+        result = {'config': args.config, 'shape': list(shape), **total}
+        if args.per_module:
+            result['modules'] = rows
+        Path(args.json).write_text(
+            json.dumps(result, indent=1), encoding='utf-8'
+        )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,144 @@
+"""Print the channel groups of a model, and how far pruning could go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import DictAction
+from rich.console import Console
+
+from mmgfp.adapt import demo_runner, input_shape, load_model, trace_shape
+from mmgfp.cli import errors_in_one_line
+from mmgfp.config import load_config
+from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
+from mmgfp.finder import find_groups
+from mmgfp.groups import ChannelGroup
+from mmgfp.table import groups_table
+
+TABLE_WIDTH = 128
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python tools/groups.py '
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    )
+    parser.add_argument(
+        'config', help='path, or mmdet::... / mmpretrain::... short form'
+    )
+    parser.add_argument('--checkpoint', help='weights, slim ones too')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='input size that cost is counted at; by default that of the '
+        "config's test images",
+    )
+    parser.add_argument('--json', help='also write everything to this file')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings of the config to override',
+    )
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of errors'
+    )
+    return parser.parse_args()
+
+
+def flops_shares(
+    groups: Sequence[ChannelGroup],
+    rows: Mapping[str, Mapping[str, float]],
+) -> dict[str, float]:
+    """Share of the flops in layers that lose channels of each group."""
+    return {
+        group.name: sum(
+            rows[layer]['flops']
+            for layer in {*group.producers, *group.consumers}
+        )
+        / rows['']['flops']
+        for group in groups
+    }
+
+
+def to_plain(
+    group: ChannelGroup, share: float
+) -> dict[str, str | int | float | bool | list[str]]:
+    """One group as plain types, for JSON."""
+    return {
+        'name': group.name,
+        'units': group.size,
+        'channels_per_unit': group.width,
+        'channels': group.channels,
+        'lose_outputs': group.producers,
+        'lose_inputs': group.consumers,
+        'flops_share': share,
+        'prunable': not group.frozen,
+        'reason': group.frozen,
+    }
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line(args.debug):
+        report(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    config = load_config(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    model = load_model(config, args.checkpoint)
+    shape = tuple(args.shape or input_shape(config))
+    began = time.perf_counter()
+    groups = find_groups(
+        model, demo_runner(trace_shape(model, shape), images=2), images=2
+    )
+    seconds = time.perf_counter() - began
+    run = demo_runner(shape)
+    calls = record_calls(model, lambda: run(model))
+    rows = count_cost(model, calls)
+    shares = flops_shares(groups, rows)
+    prunable = [group for group in groups if not group.frozen]
+    cost = CostModel(model, prunable, calls)
+    before = cost.total()
+    least = cost.without(np.array([group.size - 1 for group in prunable]))
+    result: dict[str, Any] = {
+        'config': args.config,
+        'shape': list(shape),
+        'seconds': round(seconds, 2),
+        'cost': {m: int(before[m]) for m in METRICS},
+        'least_remaining': {m: least[m] / before[m] for m in METRICS},
+        'groups': [to_plain(g, shares[g.name]) for g in groups],
+    }
+
+    # names of layers are long; a narrower table would break every one
+    console = Console(width=max(Console().width, TABLE_WIDTH))
+    console.print(groups_table(groups, shares))
+    units = sum(group.size for group in prunable)
+    console.print(
+        f'{len(prunable)} of {len(groups)} groups can be pruned '
+        f'({units} units), found and proven in {seconds:.1f} s.'
+    )
+    reach = ', '.join(f'{m} {1 - least[m] / before[m]:.1%}' for m in METRICS)
+    console.print(
+        f'Largest possible reduction at {shape[0]}x{shape[1]}, one unit left '
+        f'per group: {reach}.'
+    )
+    if args.json:
+        Path(args.json).write_text(
+            json.dumps(result, indent=1), encoding='utf-8'
+        )
+
+
+if __name__ == '__main__':
+    main()
