@@ -77,8 +77,8 @@ def load_model(
             )
     if not tensors.keys() & weights.keys():
         raise ValueError(
-            f'the checkpoint {checkpoint} has no tensor of the model; expected '
-            f'names such as {next(iter(tensors), "")!r}'
+            f'the checkpoint {checkpoint} has no tensor of the model; '
+            f'expected names such as {next(iter(tensors), "")!r}'
         )
     model.load_state_dict(weights, strict=False)
     return model

@@ -240,7 +240,7 @@ class LabelTracer(TorchDispatchMode):
         return tuple(
             canonical(layer)
             for layer in self.tag(tensor).layers
-            if bool((layer >= 0).any())
+            if bool((squeezed(layer) >= 0).any())
         )
 
     def opaque(self, tensor: Tensor, reason: str) -> Tensor:
@@ -251,7 +251,7 @@ class LabelTracer(TorchDispatchMode):
         return torch.tensor(slot).expand(tensor.shape)
 
     def is_opaque(self, layer: Tensor) -> bool:
-        return bool(layer.numel()) and int(layer.max()) >= len(self.table)
+        return bool(layer.numel()) and int(squeezed(layer).max()) >= len(self.table)
 
     def varying(self, layer: Tensor) -> set[int]:
         """The axes along which a layer's labels differ."""
