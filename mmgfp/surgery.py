@@ -58,15 +58,25 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
         owner, _, attribute = name.rpartition('.')
         touched.setdefault(owner, {})[attribute] = tensor.shape
         with torch.no_grad():
-            if tensor.grad is not None:
-                grad = slice_tensor(tensor.grad, cuts)
-                tensor.grad = None
-            else:
-                grad = None
-            tensor.data = slice_tensor(tensor.data, cuts)
-            tensor.grad = grad
+            grad = tensor.grad
+            tensor.grad = None
+            _set_data(tensor, slice_tensor(tensor.data, cuts))
+            if grad is not None:
+                tensor.grad = slice_tensor(grad, cuts)
     for owner, before in touched.items():
         _refresh_attributes(modules[owner], before)
+
+
+def _set_data(tensor: Tensor, data: Tensor) -> None:
+    """Give a tensor data of another shape.
+
+    While a graph is alive (a loss that someone keeps), autograd remembers the
+    old shape and would hand it to the next graph or distributed wrapper. It
+    forgets when the type changes, so that happens in between.
+    """
+    other = torch.float32 if data.dtype == torch.float64 else torch.float64
+    tensor.data = data.new_empty(0, dtype=other)
+    tensor.data = data
 
 
 def slice_optimizer(
