@@ -8,14 +8,21 @@ Each appears under its name only when it is complete.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import mmengine
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import weights_to_cpu
 
+from .adapt import unwrap
 from .picture import draw_kept_channels
-from .structure import Structure
+from .structure import KEY, Structure
 
 PRUNING_HOOK = 'FisherPruningHook'
 
@@ -41,20 +48,41 @@ def save_ratio(
     structure.save(f'{path}.json')
     draw_kept_channels(structure, f'{path}.png')
     if runner.cfg.get('model'):
-        _write(
-            f'{path}_finetune.py',
-            finetune_config(runner.cfg, _dumped_name(runner), stem, finetune),
+        config = finetune_config(
+            runner.cfg, _dumped_name(runner), stem, finetune
         )
-    partial = f'{stem}.pth.partial'
-    runner.save_checkpoint(
-        runner.work_dir,
-        partial,
-        save_optimizer=False,
-        save_param_scheduler=False,
-        by_epoch=False,
-    )
-    os.replace(os.path.join(runner.work_dir, partial), f'{path}.pth')
+        with _complete(f'{path}_finetune.py') as partial:
+            Path(partial).write_text(config, encoding='utf-8')
+    checkpoint = slim_checkpoint(runner)
+    with _complete(f'{path}.pth') as partial:
+        torch.save(checkpoint, partial)
     return f'{path}.pth'
+
+
+def slim_checkpoint(runner: Runner) -> dict[str, Any]:
+    """Weights (averaged ones where there are), meta and structure.
+
+    What only resuming needs is left out. Like mmengine's own checkpoints it
+    passes through the hooks: EMA hooks put their weights in its place, the
+    pruning hook adds the structure.
+    """
+    dataset = runner.train_dataloader.dataset
+    checkpoint = dict(
+        meta=dict(
+            epoch=runner.epoch,
+            iter=runner.iter + 1,
+            cfg=runner.cfg.pretty_text,
+            seed=runner.seed,
+            experiment_name=runner.experiment_name,
+            time=time.strftime('%Y%m%d_%H%M%S'),
+            mmengine_version=mmengine.__version__,
+        ),
+        state_dict=weights_to_cpu(unwrap(runner.model).state_dict()),
+    )
+    if hasattr(dataset, 'metainfo'):
+        checkpoint['meta']['dataset_meta'] = dataset.metainfo
+    runner.call_hook('before_save_checkpoint', checkpoint=checkpoint)
+    return {key: checkpoint[key] for key in ('meta', 'state_dict', KEY)}
 
 
 def finetune_config(
@@ -103,13 +131,13 @@ def _dumped_name(runner: Runner) -> str:
 
 def without_pruning(hooks: Sequence[Any]) -> list[Any]:
     """The custom hooks other than the pruning hook."""
-    return [
-        hook
-        for hook in hooks
-        if not str(
-            hook.get('type', '') if isinstance(hook, Mapping) else ''
-        ).endswith(PRUNING_HOOK)
-    ]
+    return [hook for hook in hooks if not _is_pruning_hook(hook)]
+
+
+def _is_pruning_hook(hook: Any) -> bool:
+    kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    return name.rpartition('.')[2] == PRUNING_HOOK
 
 
 def _with_mmgfp(imports: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -120,8 +148,14 @@ def _with_mmgfp(imports: Mapping[str, Any] | None) -> dict[str, Any]:
     return imports
 
 
-def _write(path: str, text: str) -> None:
+@contextmanager
+def _complete(path: str) -> Iterator[str]:
+    """Name to write to; becomes ``path`` if all goes well, else goes."""
     partial = f'{path}.partial'
-    with open(partial, 'w', encoding='utf-8') as file:
-        file.write(text)
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.remove(partial)
+        raise

@@ -46,4 +46,4 @@ def _forget_pretrained(model: nn.Module) -> None:
     for module in model.modules():
         init_cfg = getattr(module, 'init_cfg', None)
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            module.init_cfg = None
+            setattr(module, 'init_cfg', None)  # noqa: B010

@@ -169,7 +169,7 @@ def _unit_maps(
     for group in groups:
         for tap in group.taps:
             blank = np.full(len(tap.unit), total)
-            axis, unit = maps.setdefault(tap.module, (tap.channel_axis, blank))
+            _, unit = maps.setdefault(tap.module, (tap.channel_axis, blank))
             mine = tap.unit >= 0
             unit[mine] = start + tap.unit[mine]
         start += group.size

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from .cost import METRICS, Calls, CostModel, Metric
 from .fisher import FisherTaps
-from .groups import ChannelGroup, Member, Tap
+from .groups import ChannelGroup
+from .removal import axis_sizes, kept_positions, lost_units, shrink_groups
 from .selection import Floor, Selector
 from .structure import Structure
-from .surgery import Keep, named_tensors, slice_model, slice_optimizer
+from .surgery import slice_model, slice_optimizer
 
 Normalizer = Literal['acts', 'flops', 'none']
 
@@ -37,6 +38,9 @@ class Removal:
     group: str
     channels: int
 
+    def __str__(self) -> str:
+        return f'{self.group} ({self.channels})'
+
 
 class GroupFisherPruner:
     """Group Fisher Pruning of one network (paper, Algorithm 2).
@@ -44,16 +48,17 @@ class GroupFisherPruner:
     Args:
         model (nn.Module): The network, bare (not wrapped for DDP).
         groups (Sequence[ChannelGroup]): From
-            :func:`mmgfp.finder.find_groups`; frozen ones are left alone.
+            :func:`mmgfp.finder.find_groups` on the original network, also if
+            this one is slim; frozen ones are left alone.
         calls (Calls): From :func:`mmgfp.cost.record_calls`.
         normalize_by (str): What scores are divided by: 'acts', 'flops' or
             'none'. Defaults to 'acts'.
         floor (Floor, optional): What must stay of each group.
         structure (Structure, optional): What the network has lost before.
-            Its tensors, and the cost of the original, are taken from there.
 
     Raises:
-        ValueError: If there is no prunable group.
+        ValueError: If there is no prunable group, or the structure does not
+            fit the groups.
     """
 
     def __init__(
@@ -73,15 +78,29 @@ class GroupFisherPruner:
             )
         self.normalize_by = normalize_by
         self.floor = floor or Floor()
-        self._originals = _original_sizes(self.groups, structure)
+        self._originals = [group.size for group in self.groups]
+        if structure is not None:
+            self.groups = self._left_by(structure)
         self._cost = CostModel(model, self.groups, calls)
         self.cost_before = (
             dict(structure.cost_before) if structure else self._cost.total()
         )
         self._structure = structure or Structure({})
-        self._fisher = [np.zeros(group.size) for group in self.groups]
-        self._pending: Tensor | None = None
+        self._fisher = self._no_scores()  # (U,), units of all groups
         self._taps: FisherTaps | None = None
+
+    def _left_by(self, structure: Structure) -> list[ChannelGroup]:
+        """The groups as they are in the slim network.
+
+        They come from those of the original, not from the slim network
+        itself, so that names and order stay the same whatever went.
+        """
+        sizes = {
+            **axis_sizes(self.model, self.groups),
+            **{key: axis.size for key, axis in structure.axes.items()},
+        }
+        lost = lost_units(self.groups, structure)
+        return shrink_groups(self.groups, lost, structure.keep, sizes)
 
     # -- cost -------------------------------------------------------------
 
@@ -117,59 +136,52 @@ class GroupFisherPruner:
             self._taps.detach()
             self._taps = None
 
-    def batch_is_finite(self) -> bool:
-        """Whether the mask gradients of this iteration are all finite."""
-        buffer = self._taps.buffer if self._taps else None
-        return buffer is None or bool(torch.isfinite(buffer).all())
+    def accumulate(
+        self,
+        scale: float = 1.0,
+        reduce: Callable[[Tensor], None] | None = None,
+    ) -> bool:
+        """Add the scores of this iteration's images.
 
-    def accumulate(self, scale: float = 1.0) -> None:
-        """Square and add the mask gradients of this iteration.
+        The loss is taken to be a mean over the images, as losses are; it is
+        multiplied by their number, so that batches of unequal size count
+        every image alike.
 
         Args:
-            scale (float): What the loss was multiplied with (mixed
-                precision). Defaults to 1.
+            scale (float): What the loss was multiplied with besides (mixed
+                precision, gradient accumulation). Defaults to 1.
+            reduce (Callable, optional): Sums a tensor over processes, in
+                place.
+
+        Returns:
+            bool: Whether the scores are finite; if not, none is added.
         """
         gradients = self._taps.take() if self._taps else None
-        if gradients is None:
-            return
-        fisher = (gradients / scale).double().square().sum(0)
-        self._pending = (
-            fisher if self._pending is None else self._pending + fisher
-        )
+        fisher = self._no_scores()
+        if gradients is not None:
+            gradients = gradients.double() * (len(gradients) / scale)
+            fisher = gradients.square().sum(0)
+        if reduce is not None:
+            reduce(fisher)
+        if not torch.isfinite(fisher).all():
+            return False
+        self._fisher = self._fisher.to(fisher.device) + fisher
+        return True
 
     def discard(self) -> None:
         """Forget the mask gradients of this iteration."""
         if self._taps is not None:
             self._taps.take()
 
-    def fisher(
-        self, reduce: Callable[[Tensor], None] | None = None
-    ) -> list[np.ndarray]:
-        """Accumulated scores per group, shape (size,) each.
-
-        Args:
-            reduce (Callable, optional): Sums a tensor over processes in
-                place.
-        """
-        total = self._flat()
-        if reduce is not None:
-            reduce(total)
-        return self._split(total.cpu().numpy())
-
-    def _flat(self) -> Tensor:
-        stored = torch.from_numpy(np.concatenate(self._fisher))
-        if self._pending is None:
-            device = next(self.model.parameters()).device
-            return stored.to(device)
-        return self._pending + stored.to(self._pending.device)
-
-    def _split(self, flat: np.ndarray) -> list[np.ndarray]:
+    def fisher(self) -> list[np.ndarray]:
+        """Accumulated scores per group, shape (size,) each."""
         sizes = np.cumsum([group.size for group in self.groups])[:-1]
-        return list(np.split(flat, sizes))
+        return list(np.split(self._fisher.cpu().numpy(), sizes))
 
-    def _reset(self) -> None:
-        self._fisher = [np.zeros(group.size) for group in self.groups]
-        self._pending = None
+    def _no_scores(self) -> Tensor:
+        device = next(self.model.parameters()).device
+        size = sum(group.size for group in self.groups)
+        return torch.zeros(size, dtype=torch.float64, device=device)
 
     # -- removal ----------------------------------------------------------
 
@@ -178,7 +190,6 @@ class GroupFisherPruner:
         done: Callable[[int], bool],
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
-        reduce: Callable[[Tensor], None] | None = None,
     ) -> list[Removal]:
         """Remove the least important units and reset the scores.
 
@@ -188,13 +199,12 @@ class GroupFisherPruner:
             optimizers (Sequence[Optimizer]): Their state is sliced too.
             copies (Sequence[nn.Module]): Copies of the network (EMA) that
                 lose the same channels.
-            reduce (Callable, optional): See :meth:`fisher`.
 
         Returns:
             list[Removal]: In order; empty if nothing can be removed.
         """
         selector = Selector(
-            self.fisher(reduce),
+            self.fisher(),
             [g.width for g in self.groups],
             self._originals,
             self.floor,
@@ -217,7 +227,7 @@ class GroupFisherPruner:
                 optimizers,
                 copies,
             )
-        self._reset()
+        self._fisher = self._no_scores()
         return removals
 
     def _unit_cost(self) -> np.ndarray:
@@ -233,13 +243,8 @@ class GroupFisherPruner:
         copies: Sequence[nn.Module],
     ) -> None:
         """Slice the network, its copies and the optimisers' state."""
-        tensors = named_tensors(self.model)
-        sizes = {
-            (m.tensor, m.axis): tensors[m.tensor].shape[m.axis]
-            for group in self.groups
-            for m in group.members
-        }
-        keep = _keep(self.groups, gone, sizes)
+        sizes = axis_sizes(self.model, self.groups)
+        keep = kept_positions(self.groups, gone, sizes)
         for optimizer in optimizers:
             slice_optimizer(optimizer, self.model, keep)
         for copy in copies:
@@ -248,10 +253,7 @@ class GroupFisherPruner:
         self._structure = replace(
             self._structure, axes=self._structure.compose(keep, sizes)
         )
-        self.groups = [
-            _shrink_group(group, units, keep, sizes)
-            for group, units in zip(self.groups, gone)
-        ]
+        self.groups = shrink_groups(self.groups, gone, keep, sizes)
         if self._taps is not None:
             self.detach()
             self.attach()
@@ -273,11 +275,10 @@ class GroupFisherPruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Scores since the last removal, by group; plain types and tensors."""
-        flat = self._split(self._flat().cpu().numpy())
         return {
             'fisher': {
-                group.name: torch.from_numpy(f.copy())
-                for group, f in zip(self.groups, flat)
+                group.name: torch.from_numpy(scores.copy())
+                for group, scores in zip(self.groups, self.fisher())
             }
         }
 
@@ -297,10 +298,11 @@ class GroupFisherPruner:
                     f'channel group {group.name}, expected {group.size}: '
                     'resume with the config that was interrupted'
                 )
-        self._fisher = [
-            saved[group.name].double().numpy().copy() for group in self.groups
-        ]
-        self._pending = None
+        # a runner may have put the checkpoint on another device
+        device = self._fisher.device
+        self._fisher = torch.cat(
+            [saved[group.name].double().to(device) for group in self.groups]
+        )
 
 
 def _why_frozen(groups: Sequence[ChannelGroup]) -> str:
@@ -314,95 +316,3 @@ def _one_hot(index: int, size: int) -> np.ndarray:
     vector = np.zeros(size)
     vector[index] = 1
     return vector
-
-
-def _original_sizes(
-    groups: Sequence[ChannelGroup], structure: Structure | None
-) -> list[int]:
-    """Units each group had in the original network.
-
-    Every unit takes the same number of slices from a member's axis, so the
-    share of the axis that is left tells how many units went - unless several
-    groups share the axis; then the smallest axis-wide estimate is used.
-    """
-    if structure is None:
-        return [group.size for group in groups]
-    sizes = []
-    for group in groups:
-        estimate = group.size
-        for member in group.members:
-            axis = structure.axes.get((member.tensor, member.axis))
-            if axis is not None and len(axis.keep) == member.index.size:
-                estimate = max(estimate, axis.size // member.width)
-        sizes.append(estimate)
-    return sizes
-
-
-def _keep(
-    groups: Sequence[ChannelGroup],
-    gone: Sequence[np.ndarray],
-    sizes: Mapping[tuple[str, int], int],
-) -> Keep:
-    """Positions that stay of every axis that loses something."""
-    lost: dict[tuple[str, int], list[np.ndarray]] = {}
-    for group, units in zip(groups, gone):
-        if len(units):
-            for member in group.members:
-                lost.setdefault((member.tensor, member.axis), []).append(
-                    member.index[units].ravel()
-                )
-    return {
-        key: np.setdiff1d(np.arange(sizes[key]), np.concatenate(parts))
-        for key, parts in lost.items()
-    }
-
-
-def _shrink_group(
-    group: ChannelGroup,
-    units: np.ndarray,
-    keep: Keep,
-    sizes: Mapping[tuple[str, int], int],
-) -> ChannelGroup:
-    """Renumber a group after removal, here and in its neighbours."""
-    stay = np.setdiff1d(np.arange(group.size), units)
-    new_unit = np.full(group.size + 1, -1)  # the last one maps -1 to -1
-    new_unit[stay] = np.arange(len(stay))
-    members = tuple(
-        _shrink_member(m, stay, keep, sizes) for m in group.members
-    )
-    taps = tuple(_shrink_tap(tap, new_unit, keep, sizes) for tap in group.taps)
-    return replace(group, size=len(stay), members=members, taps=taps)
-
-
-def _shrink_member(
-    member: Member,
-    stay: np.ndarray,
-    keep: Keep,
-    sizes: Mapping[tuple[str, int], int],
-) -> Member:
-    key = member.tensor, member.axis
-    return replace(
-        member, index=_renumber(key, keep, sizes)[member.index[stay]]
-    )
-
-
-def _shrink_tap(
-    tap: Tap,
-    new_unit: np.ndarray,
-    keep: Keep,
-    sizes: Mapping[tuple[str, int], int],
-) -> Tap:
-    """Drop the input channels that went, of whatever group they were."""
-    position = _renumber((tap.weight, tap.axis), keep, sizes)[tap.position]
-    stay = position >= 0
-    return replace(tap, position=position[stay], unit=new_unit[tap.unit[stay]])
-
-
-def _renumber(
-    key: tuple[str, int], keep: Keep, sizes: Mapping[tuple[str, int], int]
-) -> np.ndarray:
-    """New position of every old one along an axis, -1 for removed ones."""
-    kept = keep.get(key, np.arange(sizes[key]))
-    position = np.full(sizes[key], -1)
-    position[kept] = np.arange(len(kept))
-    return position

@@ -3,22 +3,74 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine import dist
+from torch.utils.data import DataLoader
+
+
+class RandomKeeper:
+    """Notes random states where training can be continued from.
+
+    Only the main process writes checkpoints, so the states of all ranks are
+    gathered beforehand, at points that all of them pass.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, Any]] | None = None
+        self._to_restore: Mapping[str, Any] | None = None
+
+    def keep(self) -> None:
+        """Note the state of every rank; call on all of them."""
+        self._states = dist.all_gather_object(random_state())
+
+    def forget(self) -> None:
+        """What was noted is out of date: training goes on."""
+        self._states = None
+
+    def states(self) -> list[dict[str, Any]]:
+        """By rank, as noted, or else of this rank now."""
+        return self._states or [random_state()]
+
+    def resume_from(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what :meth:`states` gave, when :meth:`restore` says."""
+        rank = dist.get_rank()
+        self._to_restore = states[rank] if rank < len(states) else None
+
+    def restore(self) -> None:
+        """Continue from the states of the checkpoint, once."""
+        if self._to_restore is not None:
+            set_random_state(self._to_restore)
+            self._to_restore = None
+
+    def rewind(self) -> None:
+        """Go back to what was noted, as if nothing had been drawn since."""
+        if self._states is not None:
+            set_random_state(self._states[dist.get_rank()])
+
+
+def separate_loader(loader: DataLoader, seed: int) -> None:
+    """Let a loader seed its workers from a generator of its own.
+
+    Otherwise making an iterator draws from the common one, and a resumed run
+    makes iterators at other times than an uninterrupted one.
+    """
+    if getattr(loader, 'generator', loader) is None:
+        loader.generator = torch.Generator().manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
     """State of python's, numpy's and torch's generators."""
     version, keys, gauss = random.getstate()
-    kind, words, position, has_gauss, cached = np.random.get_state()
+    kind, words, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         'python': [version, list(keys), gauss],
         'numpy': [
             kind,
-            torch.from_numpy(words.astype(np.int64)),
+            torch.from_numpy(np.asarray(words).astype(np.int64)),
             int(position),
             int(has_gauss),
             float(cached),

@@ -31,19 +31,25 @@ class Schedule:
     channels_per_step: int | Literal['auto']
     prune_share: float
 
-    def goal(self, iteration: int, max_iterations: int) -> float:
+    def goal(
+        self, iteration: int, max_iterations: int, start: float = 1.0
+    ) -> float:
         """Remaining share to reach in the step after ``iteration``.
 
         Args:
             iteration (int): Iterations done, from 1.
             max_iterations (int): Iterations of the whole training.
+            start (float): Remaining share when pruning started. Defaults
+                to 1.
         """
         if self.channels_per_step != 'auto':
             return self.target
         window = max(1, int(self.prune_share * max_iterations))
         steps = max(1, window // self.interval)
-        step = min(steps, max(1, iteration // self.interval))
-        return 1 - (1 - self.target) * step / steps
+        step = max(1, iteration // self.interval)
+        if step >= steps:
+            return self.target  # exactly, without rounding
+        return start - (start - self.target) * step / steps
 
     def step_is_done(self, choices: int, ratio: float, goal: float) -> bool:
         """Whether a pruning step has removed enough.

@@ -95,9 +95,10 @@ class Selector:
         for g in np.flatnonzero(possible):
             a, b = self._taken[g], self._taken[g] + bundle[g]
             score = self._sorted[g][a:b].sum()
-            importance[g] = score / (bundle[g] * cost[g])
+            if cost[g] > 0:  # what saves nothing goes last
+                importance[g] = score / (bundle[g] * cost[g])
         best = int(np.argmin(np.where(possible, importance, np.inf)))
-        if not possible[best]:  # every score is infinite
+        if not possible[best]:  # all that are possible are infinite
             best = int(np.flatnonzero(possible)[0])
         a = self._taken[best]
         self._taken[best] = b = a + bundle[best]

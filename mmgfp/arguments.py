@@ -1,0 +1,204 @@
+"""Reading the hook's arguments: what a config may say, and clear errors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from .cost import METRICS, Metric
+from .schedule import Schedule
+from .selection import Floor
+
+SAVE_AT = (0.75, 0.5, 0.25)
+PRUNE_SHARE = 0.6
+
+
+def refuse_unknown(
+    owner: str, unknown: Mapping[str, Any], known: Collection[str]
+) -> None:
+    """Raise if there are arguments that the hook does not have.
+
+    Raises:
+        ValueError: Naming the first one and its nearest match.
+    """
+    for name, value in unknown.items():
+        near = get_close_matches(name, known, n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ValueError(
+            f'{owner} has no argument {name}={value!r}{hint} '
+            f'Expected some of {", ".join(known)}.'
+        )
+
+
+def read_schedule(
+    target: Any,
+    interval: Any,
+    channels_per_step: Any,
+    prune_share: Any,
+) -> Schedule:
+    """Check what belongs to the pace of pruning.
+
+    Raises:
+        ValueError: Naming the argument, its value and what was expected.
+    """
+    metric, share = _read_target(target)
+    whole('interval', interval)
+    auto = channels_per_step == 'auto'
+    if not auto:
+        whole('channels_per_step', channels_per_step, " or 'auto'")
+    if prune_share is None:
+        prune_share = PRUNE_SHARE
+    elif auto:
+        _share('prune_share', prune_share, top=1.0)
+    else:
+        raise ValueError(
+            f'prune_share={prune_share!r} contradicts channels_per_step='
+            f'{channels_per_step!r}: the share of training that pruning takes '
+            "can only be chosen with channels_per_step='auto'. Remove one."
+        )
+    return Schedule(metric, share, interval, channels_per_step, prune_share)
+
+
+def _read_target(target: Any) -> tuple[Metric, float]:
+    if not isinstance(target, Mapping) or len(target) != 1:
+        raise ValueError(
+            f'target={target!r}: expected one metric and its '
+            'remaining share, such as dict(flops=0.5)'
+        )
+    ((metric, share),) = target.items()
+    one_of('the metric of target', metric, METRICS)
+    _share(f'target[{metric!r}]', share)
+    return metric, float(share)
+
+
+def read_floor(min_channels: Any, min_ratio: Any, round_to: Any) -> Floor:
+    """Check what must stay of every group.
+
+    Raises:
+        ValueError: Naming the argument, its value and what was expected.
+    """
+    whole('min_channels', min_channels)
+    whole('round_to', round_to)
+    if min_ratio != 0:
+        _share('min_ratio', min_ratio)
+    return Floor(min_channels, float(min_ratio), round_to)
+
+
+def read_save_at(save_at: Any, target: float) -> list[float]:
+    """Shares at which to save, from large to small; the target is the last.
+
+    Args:
+        save_at (Any): As in the config; None for :data:`SAVE_AT`, as far as
+            it is above the target.
+        target (float): Remaining share that pruning stops at.
+
+    Raises:
+        ValueError: If a share is impossible or below the target.
+    """
+    if save_at is None:
+        save_at = [share for share in SAVE_AT if share > target]
+    if not isinstance(save_at, Collection) or isinstance(save_at, str):
+        raise ValueError(
+            f'save_at={save_at!r}: expected a list of remaining '
+            'shares, such as (0.75, 0.5)'
+        )
+    for share in save_at:
+        _share('save_at', share)
+        if share < target:
+            raise ValueError(
+                f'save_at={save_at!r} contradicts the target of {target}: '
+                f'pruning stops before {share} is left. Remove it, or lower '
+                'the target.'
+            )
+    return sorted({float(share) for share in save_at} | {target})[::-1]
+
+
+def read_ignore(ignore: Any) -> tuple[str, ...]:
+    """Check the patterns of layers that lose no outputs.
+
+    Raises:
+        ValueError: If it is no list of strings.
+    """
+    if (
+        not isinstance(ignore, Collection)
+        or isinstance(ignore, str)
+        or not all(isinstance(pattern, str) for pattern in ignore)
+    ):
+        raise ValueError(
+            f'ignore={ignore!r}: expected a list of layer name '
+            "patterns, such as ['backbone.layer1.*']"
+        )
+    return tuple(ignore)
+
+
+def read_shape(shape: Any) -> tuple[int, int] | None:
+    """Check the (H, W) that cost is counted at.
+
+    Raises:
+        ValueError: If it is no pair of positive whole numbers.
+    """
+    if shape is None:
+        return None
+    if (
+        not isinstance(shape, Sequence)
+        or isinstance(shape, str)
+        or len(shape) != 2
+        or not all(_is_whole(n) for n in shape)
+    ):
+        raise ValueError(
+            f'input_shape={shape!r}: expected (height, width) '
+            'in pixels, such as (800, 1280)'
+        )
+    return shape[0], shape[1]
+
+
+def read_overrides(overrides: Any) -> dict[str, Any]:
+    """Check the overrides for the fine-tuning config.
+
+    Raises:
+        ValueError: If it is no mapping.
+    """
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, Mapping):
+        raise ValueError(
+            f'finetune={overrides!r}: expected settings of the fine-tuning '
+            'config, such as dict(train_cfg=dict(max_epochs=12))'
+        )
+    return dict(overrides)
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ValueError if a value is not among the choices."""
+    if value not in choices:
+        raise ValueError(
+            f'{name}={value!r}: expected one of '
+            f'{", ".join(map(repr, choices))}'
+        )
+
+
+def whole(name: str, value: Any, otherwise: str = '') -> None:
+    """Raise ValueError if a value is no positive whole number."""
+    if not _is_whole(value):
+        raise ValueError(
+            f'{name}={value!r} ({type(value).__name__}): '
+            f'expected a whole number from 1{otherwise}'
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _share(name: str, value: Any, top: float = 0.0) -> None:
+    good = (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (0 < value < 1 or value == top > 0)
+    )
+    if not good:
+        raise ValueError(
+            f'{name}={value!r} ({type(value).__name__}): '
+            'expected a share between 0 and 1, such as 0.5'
+        )

@@ -1,0 +1,111 @@
+"""What happens once before pruning: groups, cost, is the target possible."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from logging import Logger
+
+from torch import nn
+
+from .adapt import demo_runner, trace_shape
+from .cost import METRICS, record_calls
+from .finder import find_groups, restrict_groups
+from .groups import ChannelGroup
+from .pruner import GroupFisherPruner, Normalizer
+from .schedule import Schedule
+from .selection import Floor
+from .structure import Structure
+from .table import groups_table, render
+
+
+def prepare_groups(
+    model: nn.Module,
+    shape: Sequence[int],
+    scope: str,
+    ignore: Sequence[str],
+    logger: Logger,
+) -> list[ChannelGroup]:
+    """Find and prove the channel groups of a full-size model; log them."""
+    began = time.time()
+    # one image could not show which layers see something else than images
+    run = demo_runner(trace_shape(model, shape), images=2)
+    groups = restrict_groups(find_groups(model, run, images=2), scope, ignore)
+    logger.info(
+        f'found {len(groups)} channel groups in {time.time() - began:.1f} s\n'
+        f'{render(groups_table(groups))}'
+    )
+    return groups
+
+
+def prepare_pruner(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    shape: Sequence[int],
+    normalize_by: Normalizer,
+    floor: Floor,
+    structure: Structure | None,
+    logger: Logger,
+) -> GroupFisherPruner:
+    """Count what the model costs at (H, W) and make its pruner; log it."""
+    was_training = model.training
+    calls = record_calls(model.eval(), lambda: demo_runner(shape)(model))
+    model.train(was_training)
+    pruner = GroupFisherPruner(
+        model, groups, calls, normalize_by, floor, structure
+    )
+    cost = pruner.cost()
+    logger.info(
+        f'{len(pruner.groups)} of {len(groups)} channel groups can be pruned; '
+        f'cost at {tuple(shape)}: '
+        + ', '.join(f'{m} {cost[m]:,.0f}' for m in METRICS)
+    )
+    return pruner
+
+
+def check_possible(
+    pruner: GroupFisherPruner,
+    schedule: Schedule,
+    max_iterations: int,
+    restrictions: str,
+) -> None:
+    """Raise if the target can never be reached.
+
+    Args:
+        pruner (GroupFisherPruner): Of the network as it is.
+        schedule (Schedule): Has the target.
+        max_iterations (int): Iterations of the whole training.
+        restrictions (str): What the user restricts pruning with, in words.
+
+    Raises:
+        ValueError: Saying what can be reached.
+    """
+    metric, target = schedule.metric, schedule.target
+    least = pruner.reachable()[metric]
+    if least > target:
+        raise ValueError(
+            f'target={{{metric!r}: {target}}} cannot be reached: with '
+            f'{restrictions} at least {least:.3f} of {metric} stays. Raise '
+            'the target or lower the floors.'
+        )
+    if schedule.interval > max_iterations:
+        raise ValueError(
+            f'interval={schedule.interval}: the training has only '
+            f'{max_iterations} iterations, so nothing would be pruned. '
+            'Lower the interval or train longer.'
+        )
+
+
+def check_not_met(schedule: Schedule, ratio: float) -> None:
+    """Raise if there is nothing to do.
+
+    Raises:
+        ValueError: If the target is met before pruning starts.
+    """
+    if ratio <= schedule.target:
+        raise ValueError(
+            f'the target is already met: {schedule.metric} is at {ratio:.3f} '
+            f'of the original, target={{{schedule.metric!r}: '
+            f'{schedule.target}}}. Load another checkpoint, choose a smaller '
+            'target, or fine-tune with the config that pruning generated.'
+        )

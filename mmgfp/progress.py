@@ -1,0 +1,78 @@
+"""How far pruning is: counts, and words for the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .cost import METRICS
+from .pruner import GroupFisherPruner, Removal
+from .schedule import Schedule
+
+
+@dataclass
+class Tally:
+    """Counts that a resumed run goes on with.
+
+    Attributes:
+        start (float): Remaining share when pruning started.
+        steps (int): Optimiser steps since the last pruning step.
+        removed (int): Channels removed.
+        saved (list[float]): Remaining shares that were saved.
+        skipped (int): Batches without finite gradients.
+        skipped_in_a_row (int): The last of them.
+    """
+
+    start: float = 1.0
+    steps: int = 0
+    removed: int = 0
+    saved: list[float] = field(default_factory=list)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class Progress:
+    """Words for the log, one line for every hundredth that went.
+
+    Args:
+        schedule (Schedule): Has the target.
+        ratio (float): Remaining share of the target's metric at the start.
+    """
+
+    def __init__(self, schedule: Schedule, ratio: float) -> None:
+        self._schedule = schedule
+        self._time, self._ratio = time.time(), ratio  # last told
+
+    def tell(
+        self,
+        pruner: GroupFisherPruner,
+        tally: Tally,
+        removals: Sequence[Removal],
+    ) -> str:
+        """What to log after a pruning step; '' for nothing yet.
+
+        Args:
+            pruner (GroupFisherPruner): Has pruned.
+            tally (Tally): Has counted the channels.
+            removals (Sequence[Removal]): Choices of this step.
+        """
+        metric, target = self._schedule.metric, self._schedule.target
+        now, ratio = time.time(), pruner.ratio(metric)
+        gone = self._ratio - ratio
+        if gone < 0.01 and ratio > target:
+            return ''
+        left = (now - self._time) * max(0.0, ratio - target) / max(gone, 1e-9)
+        self._time, self._ratio = now, ratio
+        shares = ', '.join(f'{m} {pruner.ratio(m):.3f}' for m in METRICS)
+        last = ', '.join(map(str, removals[-3:]))
+        return (
+            f'pruning: {shares}; {tally.removed} channels pruned, last '
+            f'{last}; target {metric} {target} in about {_duration(left)}'
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}'
