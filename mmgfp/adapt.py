@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -86,7 +86,7 @@ def load_model(
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's model inside a distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
 def library(model: nn.Module) -> str:
@@ -113,46 +113,45 @@ def demo_runner(
     """
 
     def run(model: nn.Module) -> Any:
-        return model(**demo_data(model, shape, images))
+        if isinstance(model, BaseModel):
+            return model(**demo_data(model, shape, images))
+        return model(_demo_batch(model, shape, images))
 
     return run
 
 
 def demo_data(
-    model: nn.Module, shape: Sequence[int], images: int = 1
+    model: BaseModel, shape: Sequence[int], images: int = 1
 ) -> dict[str, Any]:
-    """Keyword arguments for one forward of a model in tensor mode.
+    """Keyword arguments for one forward of an mmengine model in tensor mode.
 
     Args:
-        model (nn.Module): Of MMDetection, MMPretrain, another mmengine
-            model, or a plain module that takes one tensor.
+        model (BaseModel): Of MMDetection, MMPretrain, or one that takes a
+            batch of images as ``inputs``.
         shape (Sequence[int]): (H, W).
         images (int): Images in the batch. Defaults to 1.
     """
+    if not library(model):
+        return dict(inputs=_demo_batch(model, shape, images), mode='tensor')
+    data: dict[str, Any] = dict(inputs=_demo_pixels(shape, images))
+    if library(model) == 'mmdet':
+        data['data_samples'] = _detection_samples(shape, images)
+    return dict(model.data_preprocessor(data, False), mode='tensor')
+
+
+def _demo_pixels(shape: Sequence[int], images: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    size = (3, *shape)
-    pixels = [
-        torch.randint(256, size, generator=generator, dtype=torch.uint8)
+    return [
+        torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8)
         for _ in range(images)
     ]
-    if library(model) == 'mmdet':
-        data = dict(
-            inputs=pixels, data_samples=_detection_samples(shape, images)
-        )
-        return dict(model.data_preprocessor(data, False), mode='tensor')
-    if library(model):
-        data = dict(inputs=pixels)
-        return dict(model.data_preprocessor(data, False), mode='tensor')
-    device = next(model.parameters()).device
-    batch = (torch.stack(pixels).float() / 128 - 1).to(device)
-    if isinstance(model, BaseModel):
-        return dict(inputs=batch, mode='tensor')
-    return _first_argument(model, batch)
 
 
-def _first_argument(model: nn.Module, batch: torch.Tensor) -> dict[str, Any]:
-    code = type(model).forward.__code__
-    return {code.co_varnames[1]: batch}
+def _demo_batch(
+    model: nn.Module, shape: Sequence[int], images: int
+) -> torch.Tensor:
+    batch = torch.stack(_demo_pixels(shape, images)).float() / 128 - 1
+    return batch.to(next(model.parameters()).device)
 
 
 def _detection_samples(shape: Sequence[int], images: int) -> list[Any]:
@@ -197,7 +196,8 @@ def trace_shape(model: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
     """
     if library(model) == 'mmdet':
         return (min(shape[0], _TRACE_SIDE), min(shape[1], _TRACE_SIDE))
-    return tuple(shape)
+    height, width = shape
+    return height, width
 
 
 def _pipeline(dataset: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

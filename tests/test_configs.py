@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from mmgfp import FisherPruningHook
+from mmgfp import FisherPruningHook, Structure, find_groups
+from mmgfp.adapt import build_model, demo_runner, input_shape, trace_shape
 from mmgfp.config import load_config
+from mmgfp.structure import Axis
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -104,6 +109,15 @@ def all_configs() -> list[Path]:
         file
         for file in sorted(CONFIGS.rglob('*.py'))
         if '_base_' not in file.parts
+    ]
+
+
+def pruning_configs() -> list[Path]:
+    """Of every model one: the others prune the same network."""
+    return [
+        path
+        for path in all_configs()
+        if path.name.startswith('prune_') and '_flops_' not in path.name
     ]
 
 
@@ -242,9 +256,81 @@ def check_shared(config: Config, base: Config, expected: dict) -> None:
     assert plain(others) == plain(base.get('custom_hooks', []))
 
 
-# ---------------------------------------------------------------------------
-# Here: every config is built and traced.
-# ---------------------------------------------------------------------------
+def traced(path: Path):
+    """Model and proven groups of a pruning config."""
+    config = load_config(path)
+    model = build_model(config)
+    run = demo_runner(trace_shape(model, input_shape(config)), images=2)
+    return model, find_groups(model, run, images=2)
+
+
+def halved(model, groups) -> Structure:
+    """A structure that keeps every other unit of every prunable group."""
+    prunable = [group for group in groups if not group.frozen]
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    gone: dict[tuple[str, int], set[int]] = {}
+    for group in prunable:
+        for member in group.members:
+            lost = gone.setdefault((member.tensor, member.axis), set())
+            lost.update(member.index[1::2].ravel().tolist())
+    axes = {}
+    for (name, axis), lost in gone.items():
+        size = tensors[name].shape[axis]
+        axes[name, axis] = Axis(
+            size, np.array([i for i in range(size) if i not in lost])
+        )
+    cost = dict(flops=1.0, params=1.0, acts=1.0)
+    return Structure(
+        axes, type(model).__name__, cost_before=cost, cost_after=cost
+    )
+
+
+@pytest.mark.parametrize('path', pruning_configs(), ids=lambda path: path.stem)
+def test_configs_are_built_and_traced(path, tmp_path):
+    model, groups = traced(path)
+    check_traced(model, groups)
+    if path.parent.name != 'quickstart':  # its fine-tuning config is generated
+        finetuning = path.with_name(path.name.replace('prune', 'finetune'))
+        check_slim_build(finetuning, model, groups, tmp_path)
+
+
+def check_traced(model, groups) -> None:
+    frozen = {group.frozen for group in groups if group.frozen}
+    assert not any('self-check' in reason for reason in frozen), frozen
+    assert not any('no rule' in reason for reason in frozen), frozen
+    convolutions = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    prunable = {
+        layer
+        for group in groups
+        if not group.frozen
+        for layer in group.producers
+    }
+    stuck = [name for name in convolutions if name not in prunable]
+    # only the last layers of a head have outputs that nothing may take away
+    assert len(stuck) <= 3, stuck
+    assert all('head' in name for name in stuck), stuck
+
+
+def check_slim_build(path: Path, full, groups, tmp_path: Path) -> None:
+    structure = halved(full, groups)
+    structure.save(tmp_path / 'half.json')
+    config = load_config(path)
+    config.model.structure = str(tmp_path / 'half.json')
+    slim = build_model(config)
+    assert type(slim) is type(full)
+    assert slim.state_dict().keys() == full.state_dict().keys()
+    for (name, axis), entry in structure.axes.items():
+        assert slim.state_dict()[name].shape[axis] == len(entry.keep)
+    shape = trace_shape(slim, input_shape(config))
+    outputs = demo_runner(shape)(slim)
+    expected = demo_runner(shape)(full)
+    assert [t.shape for t in tree_leaves(outputs)] == [
+        t.shape for t in tree_leaves(expected)
+    ]
 
 
 def test_short_form_is_the_file_of_the_package():
