@@ -42,12 +42,23 @@ def pointwise(
             merged = _merge(tr, merged, layer.expand(shape))
     weight = _common_weight(tr, operands)
     target = tr.tag(args[0]) if func._schema.is_mutable else None
+    if target is not None and target.writable:
+        _write(tr, target.layers[0], merged)
+        return
     for result in results:
-        if target is not None and target.writable and len(merged) == 1:
-            # A view of a fresh tensor: its base must learn the labels too.
-            target.layers[0].copy_(merged[0])
-        else:
-            tr.set(result, merged, weight)
+        tr.set(result, merged, weight)
+
+
+def _write(tr: LabelTracer, target: Tensor, layers: list[Tensor]) -> None:
+    """Write labels into a fresh tensor, or a view that its base sees."""
+    if len(layers) == 1:
+        target.copy_(layers[0])
+        return
+    for layer in layers:  # there is room for one label per element
+        tr.freeze(
+            layer,
+            f'written into a new tensor in {tr.where()}, on top of others',
+        )
 
 
 def _merge(tr: LabelTracer, layers: list[Tensor], new: Tensor) -> list[Tensor]:
@@ -92,13 +103,15 @@ def structure(
     tag = tr.tag(source)
     if func in _AS_RESHAPE:
         func = torch.ops.aten.reshape.default
+    elif _name(func) == '_to_copy':  # labels keep their type
+        func, kwargs = torch.ops.aten.clone.default, {}
     results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     moved: list[list[Tensor]] = [[] for _ in results]
     for layer in tag.layers:
         pieces = func(layer, *args[1:], **kwargs)
         for piece, into in zip(tree_leaves(pieces), moved):
             into.append(piece)
-            if not tag.writable:
+            if func is torch.ops.aten.reshape.default and not tag.writable:
                 _split_axis(tr, layer, piece)
     for result, layers in zip(results, moved):
         tr.set(result, layers, tag.weight, tag.writable)
@@ -110,11 +123,11 @@ def _split_axis(tr: LabelTracer, before: Tensor, after: Tensor) -> None:
     Code that does this (channel shuffle) divides by a fixed g, so each of the
     g rows has to lose the same columns.
     """
-    if before.dim() >= after.dim() or tr.is_opaque(before):
+    before, after = canonical(before), canonical(after)
+    if len(tr.varying(before)) != 1 or tr.is_opaque(before):
         return
-    after = canonical(after)
     dims = sorted(tr.varying(after))
-    if len(tr.varying(canonical(before))) == 1 and len(dims) > 1:
+    if len(dims) > 1:
         tr.couple(
             squeezed(after.narrow(dims[0], 0, 1), like=after).numpy(),
             squeezed(after).numpy(),
@@ -149,14 +162,22 @@ def split(
 def cut(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """A slice that is one of several equal parts counts as a split."""
+    """A slice that is one of several equal parts counts as a split.
+
+    Every k-th channel is such a part too: k neighbours go together.
+    """
     source = args[0]
-    dim, start = ([*args[1:3], *[0] * 2])[:2]
+    dim, start, _, step = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
     dim, start = dim % source.dim(), start or 0
     whole, part = source.shape[dim], out.shape[dim]
-    if part < whole and part and whole % part == 0 and start % part == 0:
+    if part < whole and part and whole % part == 0:
         for layer in tr.layers(source):
-            if dim in tr.varying(layer) and not tr.is_opaque(layer):
+            if dim not in tr.varying(layer) or tr.is_opaque(layer):
+                continue
+            if step * part == whole:
+                rows = along(layer, dim).reshape(part, step)
+                tr.couple(rows[:, :1], rows)
+            elif step == 1 and start % part == 0:
                 _in_step(tr, along(layer, dim), whole // part)
     structure(tr, func, args, kwargs, out)
 
@@ -164,6 +185,16 @@ def cut(
 def _in_step(tr: LabelTracer, labels: np.ndarray, parts: int) -> None:
     columns = labels.reshape(parts, -1)
     tr.couple(columns[:1], columns)
+
+
+def channel_shuffle(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """A shuffle in a fixed number of rows: their columns go together."""
+    for layer in tr.layers(args[0]):
+        if 1 in tr.varying(layer) and not tr.is_opaque(layer):
+            _in_step(tr, along(layer, 1), args[1])
+    structure(tr, func, args, kwargs, out)
 
 
 def join(
@@ -350,7 +381,7 @@ def group_norm(
     for layer in layers:
         if tr.is_opaque(layer) or 1 not in tr.varying(layer):
             continue
-        labels = along(layer, 1).reshape(groups, channels // groups)
+        labels = _rows(tr, layer, 1).reshape(groups, channels // groups)
         tr.couple(labels[:, :1], labels)
         _freeze_holes(tr, labels)
     tr.set(tree_leaves(out)[0], layers)
@@ -384,7 +415,7 @@ def _affine(
     for layer in tr.layers(source):
         if axis not in tr.varying(layer):
             continue
-        labels = along(layer, axis)
+        labels = _rows(tr, layer, axis)
         for vector in vectors:
             for own in tr.layers(vector):
                 slots = along(own, 0)
@@ -531,26 +562,30 @@ def _activation_product(
 
 
 def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:
-    """The labels of the channels that a mixing operation consumes.
-
-    Labels that differ along the other axes too cannot be removed from a
-    weight: they are frozen and count as missing.
-    """
+    """The labels of the channels that a mixing operation consumes."""
     axis %= source.dim()
     found = np.full(source.shape[axis], -1)
     for layer in tr.layers(source):
-        dims = tr.varying(layer)
-        if axis not in dims:
-            continue
-        if tr.is_opaque(layer) or dims == {axis}:
-            labels = along(layer, axis)
+        if axis in tr.varying(layer):
+            labels = _rows(tr, layer, axis)
             found = np.where(found < 0, labels, found)
             tr.couple(found, labels)
-        else:
-            tr.freeze(
-                layer, f'differs in more than its channel axis at {tr.where()}'
-            )
     return found
+
+
+def _rows(tr: LabelTracer, layer: Tensor, axis: int) -> np.ndarray:
+    """One label per index of an axis, (size,).
+
+    All labels at the same index go together: four channels that became the
+    pixels of one (pixel shuffle) leave together, or not at all.
+    """
+    if tr.is_opaque(layer) or tr.varying(layer) == {axis}:
+        return along(layer, axis)
+    labels = squeezed(layer).movedim(axis, 0).flatten(1).numpy()
+    tr.couple(labels[:, :1], labels)
+    holes = (labels < 0).any(1)
+    tr.freeze(labels[holes], 'shares a channel with constants')
+    return np.where(holes, -1, labels[:, 0])
 
 
 def _axis_slots(
@@ -653,12 +688,12 @@ for _rule, _ops in {
     structure: """view _unsafe_view reshape _reshape_alias permute transpose t
         squeeze unsqueeze select unbind
         expand repeat flip roll clone contiguous detach alias _to_copy
-        lift_fresh pixel_shuffle pixel_unshuffle channel_shuffle
-        native_channel_shuffle diagonal view_as movedim tile
+        lift_fresh pixel_shuffle pixel_unshuffle diagonal view_as movedim tile
         repeat_interleave unfold swapaxes""",
     split: 'split split_with_sizes chunk',
     cut: 'slice narrow',
     join: 'cat stack concat',
+    channel_shuffle: 'channel_shuffle native_channel_shuffle',
     pad: 'constant_pad_nd',
     index: 'index index_select gather embedding',
     spatial: """max_pool2d_with_indices max_pool1d_with_indices avg_pool1d
@@ -709,14 +744,15 @@ def find_rule(func: Any) -> Rule:
 
 
 # Element-wise operations that older torch releases do not tag as such.
-_POINTWISE = set(
-    """add sub mul div relu relu6 sigmoid tanh silu gelu hardswish
+_POINTWISE_NAMES = """
+    add sub mul div relu relu6 sigmoid tanh silu gelu hardswish
     hardsigmoid hardtanh leaky_relu elu clamp clamp_min clamp_max exp log sqrt
     rsqrt pow abs neg mish softplus threshold maximum minimum eq ne lt gt le ge
     logical_and logical_or logical_not bitwise_not _prelu_kernel sin cos floor
     ceil round erf reciprocal sign native_dropout bernoulli lerp addcmul
-    addcdiv rsub remainder floor_divide isnan isinf celu selu prelu""".split()
-)
+    addcdiv rsub remainder floor_divide isnan isinf celu selu prelu
+"""
+_POINTWISE = frozenset(_POINTWISE_NAMES.split())
 
 
 def _is_binary(func: Any) -> bool:

@@ -1,13 +1,13 @@
 """Channel labels: which slice of which parameter does an element belong to.
 
-Every slice of every parameter and buffer is a *slot*: ``(tensor, axis, index)``,
-numbered from 0. One real forward runs under a dispatch mode; each tensor
-carries *label layers*, int64 tensors of its own shape that hold the slot an
-element belongs to (-1: none). Structure operations (view, cat, slice, ...)
-are simply repeated on the layers; element-wise operations couple the slots
-that meet; convolutions and linear layers couple their input's slots with the
-weight's input axis and issue the slots of the weight's output axis. Whatever
-is not understood is frozen with the reason, never guessed.
+Every slice of every parameter and buffer is a *slot*, ``(tensor, axis,
+index)``, numbered from 0. One real forward runs under a dispatch mode; each
+tensor carries *label layers*, int64 tensors of its own shape that hold the
+slot an element belongs to (-1: none). Structure operations (view, cat, slice,
+...) are simply repeated on the layers; element-wise operations couple the
+slots that meet; convolutions and linear layers couple their input's slots
+with the weight's input axis and issue the slots of the weight's output axis.
+Whatever is not understood is frozen with the reason, never guessed.
 
 This file knows operations and slots. It does not know groups, scores or cost.
 """
@@ -251,7 +251,9 @@ class LabelTracer(TorchDispatchMode):
         return torch.tensor(slot).expand(tensor.shape)
 
     def is_opaque(self, layer: Tensor) -> bool:
-        return bool(layer.numel()) and int(squeezed(layer).max()) >= len(self.table)
+        """Whether nothing in a layer can be removed."""
+        labels = squeezed(layer)
+        return bool(labels.numel()) and int(labels.min()) >= len(self.table)
 
     def varying(self, layer: Tensor) -> set[int]:
         """The axes along which a layer's labels differ."""
@@ -344,6 +346,7 @@ class LabelTracer(TorchDispatchMode):
         weight: str | None = None,
         writable: bool = False,
     ) -> None:
+        """Give a tensor its label layers, each of the tensor's shape."""
         for layer in layers:
             assert layer.shape == tensor.shape, (layer.shape, tensor.shape)
         self._tags[tensor] = _Tag(tuple(layers), weight, writable)

@@ -51,20 +51,34 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
             whole.
     """
     tensors = named_tensors(model)
-    modules = dict(model.named_modules())
-    touched: dict[str, dict[str, torch.Size]] = {}
-    for name, cuts in cuts_of(keep).items():
+    sliced = cuts_of(keep)
+    before = _owners(model, {id(tensors[name]) for name in sliced})
+    for name, cuts in sliced.items():
         tensor = tensors[name]
-        owner, _, attribute = name.rpartition('.')
-        touched.setdefault(owner, {})[attribute] = tensor.shape
         with torch.no_grad():
             grad = tensor.grad
             tensor.grad = None
             _set_data(tensor, slice_tensor(tensor.data, cuts))
             if grad is not None:
                 tensor.grad = slice_tensor(grad, cuts)
-    for owner, before in touched.items():
-        _refresh_attributes(modules[owner], before)
+    for module, shapes in before.items():
+        _refresh_attributes(module, shapes)
+
+
+def _owners(
+    model: nn.Module, ids: set[int]
+) -> dict[nn.Module, dict[str, torch.Size]]:
+    """Modules that hold one of these tensors, and all their shapes.
+
+    Layers with tied weights each have numbers of their own to refresh.
+    """
+    owners = {}
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        own.update(module.named_buffers(recurse=False))
+        if any(id(tensor) in ids for tensor in own.values()):
+            owners[module] = {name: t.shape for name, t in own.items()}
+    return owners
 
 
 def _set_data(tensor: Tensor, data: Tensor) -> None:
@@ -114,7 +128,8 @@ def _refresh_attributes(
 ) -> None:
     """Make a module's own numbers agree with its tensors."""
     if isinstance(module, _ConvNd):
-        _refresh_convolution(module, before['weight'])
+        if 'weight' in before:  # reparametrised ones compute theirs
+            _refresh_convolution(module, before['weight'])
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
