@@ -1,0 +1,273 @@
+"""The self-check catches what tracing cannot see."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from nets import Chain, Net, Pyramid, Residual, conv, group, run
+from oracles import layout
+from torch import nn
+
+from mmgfp.finder import find_groups
+from mmgfp.groups import build_groups
+from mmgfp.label_rules import find_rule
+from mmgfp.labels import trace_labels
+from mmgfp.selfcheck import (
+    TOLERANCE,
+    check_groups,
+    compare_outputs,
+    random_removal,
+    randomize_,
+    relative_error,
+)
+
+
+def traced(model):
+    """Groups as traced, before the self-check."""
+    model.eval()
+    return build_groups(trace_labels(model, lambda: run(model), find_rule))
+
+
+# -- planted errors ----------------------------------------------------------
+
+
+class Planted(Net):
+    """Good layers around an error: only ``guilty`` must be frozen.
+
+    ``side`` reads the guilty layer's channels in plain sight, so that tracing
+    alone takes them for prunable.
+    """
+
+    prunable: ClassVar = {
+        group('before1', 'before2', 6),
+        group('before2', 'guilty', 4),
+        group('reader', 'after1', 4),
+        group('after1', 'after2', 6),
+    }
+    reason: ClassVar[str]
+    reads: ClassVar[int] = 20
+
+    def __init__(self):
+        super().__init__()
+        self.before1 = conv(3, 6)
+        self.before2 = conv(6, 4)
+        self.guilty = conv(4, 20)
+        self.side = conv(20, 2)
+        self.reader = conv(self.reads, 4)
+        self.after1 = conv(4, 6)
+        self.after2 = conv(6, 3)
+
+    def forward(self, x):
+        x = self.guilty(F.relu(self.before2(F.relu(self.before1(x)))))
+        y = F.relu(self.reader(self.error(x)))
+        return self.side(x), self.after2(F.relu(self.after1(y)))
+
+    def error(self, x):
+        raise NotImplementedError
+
+
+class FixedCut(Planted):
+    reason: ClassVar = 'does not run'
+    reads: ClassVar = 10
+
+    def error(self, x):
+        return x[:, :10]
+
+
+class FixedView(Planted):
+    reason: ClassVar = 'does not run'
+
+    def error(self, x):
+        return x.view(len(x), 20, -1).reshape(len(x), 20, 16, 16)
+
+
+class FixedOrder(Planted):
+    """Runs on any number of channels, but means something else."""
+
+    reason: ClassVar = 'differs by'
+
+    def error(self, x):
+        scale = torch.linspace(0, 1, x.shape[1])
+        return x * scale.view(1, -1, 1, 1)
+
+
+class _Hidden(torch.autograd.Function):
+    """What compiled operations are to a dispatch mode: invisible."""
+
+    @staticmethod
+    def forward(context, x):
+        return torch.from_numpy(x.detach().numpy()[:, ::-1].copy())
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient.flip(1)
+
+
+class HiddenOperation(Planted):
+    reason: ClassVar = 'does not run'
+
+    def error(self, x):
+        return _Hidden.apply(x)
+
+
+PLANTED = (FixedCut, FixedView, FixedOrder, HiddenOperation)
+
+
+@pytest.mark.parametrize('net', PLANTED, ids=lambda net: net.__name__)
+def test_only_the_guilty_group_is_frozen(net):
+    model = net()
+    (before,) = (g for g in traced(model) if 'guilty' in g.producers)
+    assert not before.frozen  # only the self-check can know
+
+    groups = find_groups(model, run, images=2)
+    assert layout(groups) == net.prunable
+    (guilty,) = (g for g in groups if 'guilty' in g.producers)
+    assert guilty.frozen.startswith('fails the self-check: ')
+    assert net.reason in guilty.frozen
+
+
+class Conspiracy(Net):
+    """Two layers whose widths the code wants to be the same."""
+
+    prunable: ClassVar = {group('c', 'd', 6)}
+
+    def __init__(self):
+        super().__init__()
+        self.a = conv(3, 9)
+        self.b = conv(3, 9)
+        self.c = conv(18, 6)
+        self.d = conv(6, 5)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        if a.shape != b.shape:
+            raise ValueError('a and b must be equally wide')
+        return self.d(self.c(torch.cat([a, b], 1)))
+
+
+def test_groups_are_proven_alone():
+    """Equal shares of both would run, one channel of either would not."""
+    groups = find_groups(Conspiracy(), run, images=2)
+    assert layout(groups) == Conspiracy.prunable
+    for layer in 'ab':
+        (found,) = (g for g in groups if layer in g.producers)
+        assert 'a and b must be equally wide' in found.frozen
+
+
+class OneOfTwo(Net):
+    """Fails only when both branches have lost channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = conv(3, 9)
+        self.b = conv(3, 9)
+        self.c = conv(9, 6)
+        self.d = conv(9, 6)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        if a.shape[1] < 9 and b.shape[1] < 9:
+            raise ValueError('too narrow')
+        return self.c(a) + self.d(b)
+
+
+def test_groups_that_only_fail_together():
+    groups = find_groups(OneOfTwo(), run, images=2)
+    frozen = {g.producers[0]: g.frozen for g in groups if g.producers}
+    assert frozen['a'] == ''
+    assert 'too narrow' in frozen['b']
+
+
+def test_wrong_groups_are_caught():
+    """A unit whose slices belong to different channels."""
+    model = Residual()
+    groups = traced(model)
+    (bad,) = (g for g in groups if g.name == 'a.conv1')
+    producer = bad.members[0]
+    object.__setattr__(producer, 'index', producer.index[::-1].copy())
+    checked = check_groups(model, groups, run)
+    frozen = [g.name for g in checked if 'self-check' in g.frozen]
+    assert frozen == ['a.conv1']
+
+
+def test_frozen_groups_pass_through():
+    groups = [g.freeze('because') for g in traced(Chain())]
+    assert check_groups(Chain(), groups, run) == groups
+
+
+@pytest.mark.parametrize('net', [Chain, Pyramid])
+def test_model_is_not_changed(net):
+    model = net()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    check_groups(model, traced(model), run)
+    after = model.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert {k: v.shape for k, v in after.items()} == {
+        k: v.shape for k, v in before.items()
+    }
+
+
+# -- its parts ---------------------------------------------------------------
+
+
+def test_random_removal():
+    groups = traced(Pyramid())
+    groups = [g for g in groups if not g.frozen]
+    removal = random_removal(groups, 1 / 3, seed=5)
+    for found in groups:
+        units = removal[found.name]
+        assert len(units) == round(found.size / 3)
+        assert len(set(units)) == len(units)
+        assert units.min() >= 0 and units.max() < found.size
+    again = random_removal(groups, 1 / 3, seed=5)
+    assert all((again[k] == v).all() for k, v in removal.items())
+    every = random_removal(groups, 1.0, seed=5)
+    assert all(len(every[g.name]) == g.size - 1 for g in groups)
+
+
+def test_randomised_parameters():
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.Linear(8, 4))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[2].weight)
+    randomize_(model, seed=0)
+    for name, tensor in model.state_dict().items():
+        if tensor.dim():
+            assert len(tensor.unique()) == tensor.numel(), name
+    assert (model[1].weight > 0.5).all()
+    assert (model[1].running_var > 0.5).all()
+    assert model[1].running_mean.abs().max() < 1
+    assert int(model[1].num_batches_tracked) == 0
+    twin = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.Linear(8, 4))
+    randomize_(twin, seed=0)
+    assert torch.equal(twin[2].weight, model[2].weight)
+
+
+@pytest.mark.parametrize(
+    ('outputs', 'message'),
+    [
+        ([torch.ones(2, 3)], ''),
+        ([torch.ones(2, 3) + TOLERANCE / 4], ''),
+        ([torch.ones(2, 3) + TOLERANCE * 4], 'output 0 differs by 4.0e-05'),
+        ([torch.full((2, 3), torch.nan)], 'output 0 differs by nan'),
+        ([torch.full((2, 3), torch.inf)], 'output 0 differs by inf'),
+        ([torch.ones(2, 2)], 'shape (2, 2) instead of (2, 3)'),
+        ([], '0 outputs instead of 1'),
+    ],
+)
+def test_compare_outputs(outputs, message):
+    found = compare_outputs([torch.ones(2, 3)], outputs)
+    assert message in found
+    assert bool(found) == bool(message)
+
+
+def test_relative_error():
+    expected = torch.tensor([4.0, -8.0])
+    assert relative_error(expected, expected + 0.5) == pytest.approx(1 / 16)
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0
+    assert relative_error(torch.zeros(2), torch.ones(2)) > 1e30
+    assert relative_error(torch.zeros(0), torch.zeros(0)) == 0
+    assert np.isnan(relative_error(expected, expected * torch.nan))
