@@ -1,0 +1,371 @@
+"""Scores against one backward per image with masks written into forwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmgfp.cost import record_calls
+from mmgfp.finder import find_groups
+from mmgfp.fisher import FisherTaps, mask_gradients
+from mmgfp.pruner import GroupFisherPruner
+
+# Each net multiplies by hand, at the input of every layer that consumes
+# channels, with the mask of the group; ``units`` are the groups' sizes.
+
+
+class Masked(nn.Module):
+    units: dict[str, int]
+    masks: dict[str, Tensor] | None = None
+
+    def m(self, group: str, x: Tensor, width: int = 1) -> Tensor:
+        if self.masks is None:
+            return x
+        mask = self.masks[group].repeat_interleave(width)
+        return x * mask.view(1, -1, *[1] * (x.dim() - 2))
+
+
+class Residual(Masked):
+    """Residual coupling, batch norm, depthwise and grouped convolutions."""
+
+    units = {'stem': 6, 'c1': 8, 'c3': 4}
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.n0 = nn.BatchNorm2d(6)
+        self.c1 = nn.Conv2d(6, 8, 3, padding=1)
+        self.n1 = nn.BatchNorm2d(8)
+        self.dw = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.c2 = nn.Conv2d(8, 6, 1)
+        self.c3 = nn.Conv2d(6, 12, 3, padding=1)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=4)
+        self.c4 = nn.Conv2d(12, 5, 1)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = F.relu(self.n0(self.stem(x)))
+        y = F.relu(self.n1(self.c1(self.m('stem', x))))
+        y = self.c2(self.m('c1', self.dw(self.m('c1', y))))
+        x = F.relu(x + y)
+        x = F.relu(self.c3(self.m('stem', x)))
+        x = F.relu(self.grouped(self.m('c3', x, 3)))
+        x = F.relu(self.c4(self.m('c3', x, 3)))
+        return self.fc(self.m('c4', x.mean((2, 3))))
+
+    units = {**units, 'c4': 5}
+
+
+class Pyramid(Masked):
+    """One head on three levels, of which one gets no gradient."""
+
+    units = {'stem': 4, 'lateral0': 6, 'tower': 5}
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.lateral0 = nn.Conv2d(4, 6, 1)
+        self.lateral1 = nn.Conv2d(4, 6, 1)
+        self.lateral2 = nn.Conv2d(4, 6, 1)
+        self.tower = nn.Conv2d(6, 5, 3, padding=1)
+        self.out = nn.Conv2d(5, 4, 3, padding=1)
+        self.side = nn.Conv2d(5, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        total = 0
+        for i in range(3):
+            lateral = getattr(self, f'lateral{i}')
+            y = F.relu(lateral(self.m('stem', x)))
+            y = F.relu(self.tower(self.m('lateral0', y)))
+            z = self.out(self.m('tower', y)) + self.side(self.m('tower', y))
+            z = z.mean((2, 3))
+            total = total + (i + 1) * (z.detach() if i == 1 else z)
+            x = F.avg_pool2d(x, 2)
+        return total
+
+
+class Flattened(Masked):
+    """A linear layer behind flattened features: 16 inputs per channel."""
+
+    units = {'conv': 5, 'fc1': 7}
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+        self.fc1 = nn.Linear(5 * 16, 7)
+        self.fc2 = nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), 4).flatten(1)
+        x = F.relu(self.fc1(self.m('conv', x, 16)))
+        return self.fc2(self.m('fc1', x))
+
+
+class ConcatNorm(Masked):
+    """Concatenation of branches; norm groups of two channels go whole."""
+
+    units = {'a': 2, 'b': 3, 'c': 6}
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.b = nn.Conv2d(3, 6, 1)
+        self.norm = nn.GroupNorm(5, 10)
+        self.c = nn.Conv2d(10, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = F.relu(self.norm(torch.cat([self.a(x), self.b(x)], 1)))
+        if self.masks is not None:
+            a, b = x.split([4, 6], 1)
+            x = torch.cat([self.m('a', a, 2), self.m('b', b, 2)], 1)
+        return self.fc(self.m('c', F.relu(self.c(x)).mean((2, 3))))
+
+
+class Tokens(Masked):
+    """Channels in the last axis."""
+
+    units = {'embed': 6, 'fc1': 9}
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 6, 2, stride=2)
+        self.fc1 = nn.Linear(6, 9)
+        self.fc2 = nn.Linear(9, 6)
+        self.fc3 = nn.Linear(6, 4)
+
+    def m(self, group, x, width=1):
+        return x if self.masks is None else x * self.masks[group]
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        y = self.fc2(self.m('fc1', F.gelu(self.fc1(self.m('embed', x)))))
+        return self.fc3(self.m('embed', (x + y).mean(1)))
+
+
+NETS = [Residual, Pyramid, Flattened, ConcatNorm, Tokens]
+DATA = torch.randn(
+    11, 3, 8, 8, generator=torch.Generator().manual_seed(0)
+).double()
+LABELS = torch.arange(11) % 4
+
+
+def make(net: Callable[[], Masked]) -> tuple[Masked, GroupFisherPruner]:
+    """A net in eval mode (no image sees another) and its attached pruner."""
+    torch.manual_seed(1)
+    model = net().double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    groups = find_groups(model, lambda m: m(DATA[:2]), images=2)
+    calls = record_calls(model, lambda: model(DATA[:1]))
+    pruner = GroupFisherPruner(model, groups, calls)
+    pruner.attach()
+    return model, pruner
+
+
+def oracle(model: Masked, images: Tensor, labels: Tensor) -> dict:
+    """Per group the sum over images of squared mask gradients."""
+    total = {g: torch.zeros(n).double() for g, n in model.units.items()}
+    for image, label in zip(images, labels, strict=True):
+        model.masks = {
+            g: torch.ones(n).double().requires_grad_()
+            for g, n in model.units.items()
+        }
+        loss = F.cross_entropy(model(image[None]), label[None])
+        gradients = torch.autograd.grad(loss, list(model.masks.values()))
+        for group, gradient in zip(model.masks, gradients, strict=True):
+            total[group] += gradient.square()
+    model.masks = None
+    return total
+
+
+def assert_scores(
+    pruner: GroupFisherPruner, expected: dict, tolerance: float = 1e-9
+) -> None:
+    found = {
+        g.name: f for g, f in zip(pruner.groups, pruner.fisher(), strict=True)
+    }
+    assert found.keys() == expected.keys()
+    for group, scores in expected.items():
+        torch.testing.assert_close(
+            torch.from_numpy(found[group]),
+            scores,
+            rtol=tolerance,
+            atol=tolerance * float(scores.max()),
+        )
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), labels)
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_equals_one_image_at_a_time(net):
+    model, pruner = make(net)
+    expected = oracle(model.requires_grad_(), DATA, LABELS)
+    pruner.discard()  # the oracle's own forwards pass through the taps
+    loss_of(model, DATA, LABELS).backward()
+    assert pruner.accumulate()
+    assert_scores(pruner, expected)
+
+
+def test_summing_squares_would_be_wrong():
+    """The order of the two sums matters for what is coupled."""
+    model, _ = make(Residual)
+    right = oracle(model, DATA, LABELS)['stem']
+    wrong = torch.zeros(6).double()
+    for image, label in zip(DATA, LABELS, strict=True):
+        squares = []
+
+        def observe(module, args, squares=squares):
+            mask = torch.ones(6).double().requires_grad_()
+            squares.append(mask)
+            return (args[0] * mask[:, None, None],)
+
+        handles = [
+            layer.register_forward_pre_hook(observe)
+            for layer in (model.c1, model.c3)
+        ]
+        loss = loss_of(model, image[None], label[None])
+        for gradient in torch.autograd.grad(loss, squares):
+            wrong += gradient.square()
+        for handle in handles:
+            handle.remove()
+    assert ((wrong - right).abs() > 0.01 * right).any()
+
+
+@pytest.mark.parametrize('net', [Residual, Pyramid])
+def test_batches_of_unequal_size_count_images_alike(net):
+    model, pruner = make(net)
+    expected = oracle(model, DATA, LABELS)
+    pruner.discard()
+    for part in (slice(0, 5), slice(5, 10), slice(10, 11)):
+        loss_of(model, DATA[part], LABELS[part]).backward()
+        assert pruner.accumulate()
+    assert_scores(pruner, expected)
+
+
+def test_accumulated_gradients():
+    model, pruner = make(Residual)
+    expected = oracle(model, DATA[:8], LABELS[:8])
+    pruner.discard()
+    for part in (slice(0, 4), slice(4, 8)):
+        (loss_of(model, DATA[part], LABELS[part]) / 2).backward()
+        pruner.accumulate(scale=0.5)
+    assert_scores(pruner, expected)
+
+
+def test_loss_scale_is_divided_out():
+    model, pruner = make(Residual)
+    expected = oracle(model, DATA, LABELS)
+    pruner.discard()
+    scaler = torch.amp.GradScaler('cpu', init_scale=4096.0)
+    scaler.scale(loss_of(model, DATA, LABELS)).backward()
+    pruner.accumulate(scaler.get_scale())
+    assert_scores(pruner, expected)
+
+
+def test_autocast_is_close():
+    model, pruner = make(Residual)
+    expected = oracle(model, DATA, LABELS)
+    pruner.discard()
+    model.float()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = loss_of(model, DATA.float(), LABELS)
+    loss.backward()
+    pruner.accumulate()
+    found = torch.cat([torch.from_numpy(f) for f in pruner.fisher()])
+    wanted = torch.cat([expected[g.name] for g in pruner.groups])
+    assert (found - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_recomputed_activations_count_once(reentrant):
+    model, pruner = make(Residual)
+    expected = oracle(model, DATA, LABELS)
+    pruner.discard()
+    images = DATA.clone().requires_grad_()
+    outputs = checkpoint(model, images, use_reentrant=reentrant)
+    F.cross_entropy(outputs, LABELS).backward()
+    pruner.accumulate()
+    assert_scores(pruner, expected)
+
+
+def test_outputs_and_gradients_are_untouched():
+    model, pruner = make(Residual)
+    plain = copy.deepcopy(model)
+    loss, expected = (loss_of(m, DATA, LABELS) for m in (model, plain))
+    loss.backward()
+    expected.backward()
+    assert loss.equal(expected)
+    for (name, p), q in zip(
+        model.named_parameters(), plain.parameters(), strict=True
+    ):
+        assert p.grad.equal(q.grad), name
+    # the copy was made while the taps were on: it must not have observed
+    pruner.accumulate()
+    assert_scores(pruner, oracle(plain, DATA, LABELS))
+
+
+def test_not_finite_scores_are_refused():
+    model, pruner = make(Residual)
+    loss_of(model, DATA, LABELS).backward()
+    assert pruner.accumulate()
+    before = [f.copy() for f in pruner.fisher()]
+    images = DATA.clone()
+    images[3] = float('inf')
+    loss_of(model, images, LABELS).backward()
+    assert not pruner.accumulate()
+    assert all(
+        (a == b).all() for a, b in zip(before, pruner.fisher(), strict=True)
+    )
+
+
+def test_scores_sum_over_processes():
+    model, pruner = make(Residual)
+    expected = oracle(model, DATA, LABELS)
+    pruner.discard()
+    loss_of(model, DATA, LABELS).backward()
+    pruner.accumulate(reduce=lambda scores: scores.mul_(2))
+    assert_scores(pruner, {g: 2 * s for g, s in expected.items()})
+
+
+def test_first_axis_must_be_the_images():
+    model, pruner = make(Residual)
+    taps = FisherTaps(model, pruner.groups)
+    taps.add(torch.ones(2, 3), torch.arange(3))
+    with pytest.raises(RuntimeError, match='on 4 samples where another'):
+        taps.add(torch.ones(4, 3), torch.arange(3))
+
+
+def test_detach_leaves_nothing_behind():
+    model, pruner = make(Residual)
+    assert any(m._forward_pre_hooks for m in model.modules())
+    pruner.detach()
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    loss_of(model, DATA, LABELS).backward()
+    pruner.accumulate()
+    assert all((f == 0).all() for f in pruner.fisher())
+
+
+def test_mask_gradients_by_hand():
+    source = torch.arange(12.0).reshape(1, 2, 2, 3)
+    grad = torch.ones_like(source)
+    grad[0, 1] = 2
+    by_channel = mask_gradients(source, grad, 1)
+    assert by_channel.tolist() == [[0 + 1 + 2 + 3 + 4 + 5, 2 * 51]]
+    by_feature = mask_gradients(source, grad, -1)
+    first = [0 + 3 + 2 * (6 + 9), 1 + 4 + 2 * (7 + 10), 2 + 5 + 2 * (8 + 11)]
+    assert by_feature.tolist() == [first]
+    half = mask_gradients(source.half(), grad.half(), 1)
+    assert half.dtype == torch.float32
+    assert half.equal(by_channel)

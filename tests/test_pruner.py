@@ -1,0 +1,418 @@
+"""Slicing while training against a network that only masks.
+
+The oracle keeps every layer at full size. A channel that was removed is
+masked in the weights of those that consume it: zero after every step, its
+gradient zero before. It finds its own scores with explicit masks of one entry
+per image and channel, and its own choice by trying every channel.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmgfp.cost import record_calls
+from mmgfp.finder import find_groups
+from mmgfp.pruner import GroupFisherPruner
+from mmgfp.selection import Floor
+
+SIDE = 6
+UNITS = {'stem': 6, 'c1': 8, 'c3': 4}
+WIDTH = {'stem': 1, 'c1': 1, 'c3': 3}  # c3 feeds a grouped convolution
+
+# (tensor, axis) by what goes along it with each unit
+CONSUMERS = {
+    'stem': [('c1.weight', 1), ('c3.weight', 1)],
+    'c1': [('dw.weight', 0), ('c2.weight', 1)],
+    'c3': [('grouped.weight', 0), ('c4.weight', 1)],
+}
+PRODUCERS = {
+    'stem': ['stem', 'n0', 'c2'],
+    'c1': ['c1', 'n1', 'dw'],
+    'c3': ['c3', 'grouped'],
+}
+
+
+class Net(nn.Module):
+    """Residual, depthwise and grouped; batch norm in training mode."""
+
+    masks: dict[str, Tensor] | None = None
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.n0 = nn.BatchNorm2d(6)
+        self.c1 = nn.Conv2d(6, 8, 3, padding=1)
+        self.n1 = nn.BatchNorm2d(8)
+        self.dw = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.c2 = nn.Conv2d(8, 6, 1)
+        self.c3 = nn.Conv2d(6, 12, 3, padding=1)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=4)
+        self.c4 = nn.Conv2d(12, 4, 1)
+
+    def m(self, group: str, x: Tensor) -> Tensor:
+        if self.masks is None:
+            return x
+        mask = self.masks[group].repeat_interleave(WIDTH[group], 1)
+        return x * mask[:, :, None, None]
+
+    def forward(self, x):
+        x = F.relu(self.n0(self.stem(x)))
+        y = F.relu(self.n1(self.c1(self.m('stem', x))))
+        y = self.c2(self.m('c1', self.dw(self.m('c1', y))))
+        x = F.relu(x + y)
+        x = F.relu(self.c3(self.m('stem', x)))
+        x = F.relu(self.grouped(self.m('c3', x)))
+        return self.c4(self.m('c3', x)).mean((2, 3))
+
+
+def cost(metric: str, s: int, c: int, g: int) -> int:
+    """By hand, for s, c and g units alive."""
+    w = 3 * g
+    acts = s + c + c + s + w + w + 4
+    if metric == 'acts':
+        return acts * SIDE**2
+    weights = [3 * s * 9, s * c * 9, c * 9, c * s, s * w * 9, w * 27, w * 4]
+    return sum(weights) * SIDE**2
+
+
+class MaskingOracle:
+    """The full-size network, its optimiser, and what is dead in it."""
+
+    def __init__(self, model: Net, optimizer: Callable, clip: float | None):
+        self.model = model
+        self.average = copy.deepcopy(model)
+        self.optimizer = optimizer(model.parameters())
+        self.clip = clip
+        self.alive = {g: list(range(n)) for g, n in UNITS.items()}
+        self.reset()
+
+    def reset(self) -> None:
+        self.scores = {g: torch.zeros(n).double() for g, n in UNITS.items()}
+
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        self.model.masks = {
+            g: torch.ones(len(images), n).double().requires_grad_()
+            for g, n in UNITS.items()
+        }
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(images), labels)
+        loss.backward()
+        for group, mask in self.model.masks.items():
+            self.scores[group] += (mask.grad * len(images)).square().sum(0)
+        self.model.masks = None
+        self.zero_removed(lambda p: p.grad)
+        norm = clip(self.model, self.clip)
+        self.optimizer.step()
+        self.zero_removed(lambda p: p.data)
+        return norm
+
+    def zero_removed(self, part: Callable[[nn.Parameter], Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for group, members in CONSUMERS.items():
+            for tensor, axis in members:
+                part(parameters[tensor]).index_fill_(
+                    axis, self.positions(group, removed=True), 0
+                )
+
+    def positions(self, group: str, removed: bool = False) -> Tensor:
+        units = set(self.alive[group])
+        if removed:
+            units = set(range(UNITS[group])) - units
+        width = WIDTH[group]
+        return torch.tensor(
+            [u * width + k for u in sorted(units) for k in range(width)],
+            dtype=torch.long,
+        )
+
+    def prune(self, normalize_by: str) -> tuple[str, int]:
+        """Remove the unit with the least score over what it saves."""
+        sizes = {g: len(units) for g, units in self.alive.items()}
+        options = []
+        for i, (group, units) in enumerate(self.alive.items()):
+            saved = 1
+            if normalize_by != 'none':
+                fewer = {**sizes, group: sizes[group] - 1}
+                saved = cost(normalize_by, *sizes.values()) - cost(
+                    normalize_by, *fewer.values()
+                )
+            if len(units) > 1:
+                options += [
+                    (float(self.scores[group][u]) / saved, i, u, group)
+                    for u in units
+                ]
+        *_, unit, group = min(options)
+        self.alive[group].remove(unit)
+        self.reset()
+        self.zero_removed(lambda p: p.data)
+        return group, unit
+
+    def slim(self, model: nn.Module) -> dict[str, Tensor]:
+        """What is alive of every tensor of a full-size model."""
+        tensors = model.state_dict()
+        for group, members in CONSUMERS.items():
+            for name, axis in members:
+                if name not in ('dw.weight', 'grouped.weight'):
+                    kept = self.positions(group)
+                    tensors[name] = tensors[name].index_select(axis, kept)
+            for layer in PRODUCERS[group]:
+                for name in list(tensors):
+                    if name.startswith(f'{layer}.') and tensors[name].dim():
+                        kept = self.positions(group)
+                        tensors[name] = tensors[name].index_select(0, kept)
+        return tensors
+
+
+def clip(model: nn.Module, most: float | None) -> float:
+    if most is None:
+        return 0.0
+    return float(nn.utils.clip_grad_norm_(model.parameters(), most))
+
+
+def follow(average: nn.Module, model: nn.Module) -> None:
+    """One step of an exponential moving average."""
+    with torch.no_grad():
+        for a, b in zip(average.parameters(), model.parameters(), strict=True):
+            a.mul_(0.9).add_(b, alpha=0.1)
+
+
+def make_pruner(model: Net, **kwargs) -> GroupFisherPruner:
+    images = torch.randn(2, 3, SIDE, SIDE).double()
+    groups = find_groups(model, lambda m: m(images), images=2)
+    model.eval()
+    calls = record_calls(model, lambda: model(images), images=2)
+    model.train()
+    return GroupFisherPruner(model, groups, calls, **kwargs)
+
+
+def make_model() -> Net:
+    torch.manual_seed(0)
+    return Net().double()
+
+
+OPTIMIZERS = {
+    'sgd': lambda p: torch.optim.SGD(
+        p, 0.05, momentum=0.9, weight_decay=1e-2, nesterov=True
+    ),
+    'adam': lambda p: torch.optim.Adam(p, 1e-3, weight_decay=1e-2),
+    'adamw': lambda p: torch.optim.AdamW(
+        p, 1e-3, weight_decay=1e-1, amsgrad=True
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    'optimizer, most, normalize_by',
+    [
+        ('sgd', None, 'acts'),
+        ('sgd', 0.5, 'flops'),
+        ('adam', 0.5, 'none'),
+        ('adamw', None, 'flops'),
+    ],
+)
+def test_slicing_follows_the_masked_trajectory(optimizer, most, normalize_by):
+    model = make_model()
+    oracle = MaskingOracle(
+        copy.deepcopy(model), OPTIMIZERS[optimizer], clip=most
+    )
+    average = copy.deepcopy(model)
+    pruner = make_pruner(model, normalize_by=normalize_by)
+    pruner.attach()
+    sliced = OPTIMIZERS[optimizer](model.parameters())
+    generator = torch.Generator().manual_seed(1)
+    for iteration in range(1, 31):
+        images = torch.randn(5, 3, SIDE, SIDE, generator=generator).double()
+        labels = torch.randint(4, (5,), generator=generator)
+        norm = oracle.step(images, labels)
+        follow(oracle.average, oracle.model)
+
+        sliced.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        assert pruner.accumulate()
+        assert clip(model, most) == pytest.approx(norm, rel=1e-9)
+        sliced.step()
+        follow(average, model)
+        if iteration % 3 == 0:
+            group, unit = oracle.prune(normalize_by)
+            left = alive(pruner, group)
+            (removal,) = pruner.prune(
+                lambda n: n == 1, [sliced], copies=[average]
+            )
+            assert removal.group == group
+            assert removal.channels == WIDTH[group]
+            assert left - alive(pruner, group) == {unit}
+
+    for ours, theirs in ((model, oracle.model), (average, oracle.average)):
+        expected = oracle.slim(theirs)
+        assert ours.state_dict().keys() == expected.keys()
+        for name, tensor in ours.state_dict().items():
+            torch.testing.assert_close(
+                tensor, expected[name], rtol=1e-7, atol=1e-10, msg=name
+            )
+
+
+def alive(pruner: GroupFisherPruner, group: str) -> set[int]:
+    """Units of the original network that its first producer still has."""
+    axis = pruner.structure().axes.get((f'{group}.weight', 0))
+    kept = range(UNITS[group] * WIDTH[group]) if axis is None else axis.keep
+    return {int(k) // WIDTH[group] for k in kept}
+
+
+def train_a_little(pruner: GroupFisherPruner, model: nn.Module) -> None:
+    images = torch.randn(4, 3, SIDE, SIDE).double()
+    F.cross_entropy(model(images), torch.arange(4)).backward()
+    assert pruner.accumulate()
+
+
+def test_scores_are_reset_after_each_step():
+    model = make_model()
+    pruner = make_pruner(model)
+    pruner.attach()
+    train_a_little(pruner, model)
+    assert any(f.any() for f in pruner.fisher())
+    pruner.prune(lambda n: n == 1)
+    assert not any(f.any() for f in pruner.fisher())
+    # also if nothing was to be removed
+    train_a_little(pruner, model)
+    assert pruner.prune(lambda n: True) == []
+    assert not any(f.any() for f in pruner.fisher())
+
+
+def test_cost_is_counted_by_hand():
+    model = make_model()
+    pruner = make_pruner(model)
+    pruner.attach()
+    sizes = dict(UNITS)
+    for _ in range(12):
+        for metric in ('flops', 'acts'):
+            assert pruner.cost()[metric] == cost(metric, *sizes.values())
+            assert pruner.ratio(metric) == cost(
+                metric, *sizes.values()
+            ) / cost(metric, *UNITS.values())
+        parameters = sum(p.numel() for p in model.parameters())
+        assert pruner.cost()['params'] == parameters
+        train_a_little(pruner, model)
+        (removal,) = pruner.prune(lambda n: n == 1)
+        sizes[removal.group] -= 1
+
+
+def test_prunes_until_nothing_is_left_above_the_floor():
+    model = make_model()
+    pruner = make_pruner(model, floor=Floor(min_channels=2))
+    reachable = pruner.reachable()
+    # two channels, and one unit of three
+    for metric in ('flops', 'acts'):
+        least = cost(metric, 2, 2, 1) / cost(metric, *UNITS.values())
+        assert reachable[metric] == pytest.approx(least)
+    pruner.attach()
+    train_a_little(pruner, model)
+    removals = pruner.prune(lambda n: False)
+    assert len(removals) == 4 + 6 + 3
+    assert pruner.ratio('flops') == pytest.approx(reachable['flops'])
+    assert pruner.prune(lambda n: False) == []
+    assert model.stem.weight.shape[0] == 2
+    assert model.dw.groups == 2
+    assert model.grouped.groups == 1
+    train_a_little(pruner, model)  # it still runs
+
+
+def test_pruning_goes_on_from_a_structure():
+    """Two halves of pruning with a new pruner equal one that went on."""
+    torch.manual_seed(3)
+    batches = [torch.randn(4, 3, SIDE, SIDE).double() for _ in range(6)]
+
+    def prune(pruner: GroupFisherPruner, batches: list[Tensor]) -> list:
+        removals = []
+        for images in batches:
+            outputs = pruner.model(images)
+            F.cross_entropy(outputs, torch.arange(4)).backward()
+            pruner.accumulate()
+            removals += pruner.prune(lambda n: n == 2)
+        return removals
+
+    whole = make_pruner(make_model(), floor=Floor(min_ratio=0.25))
+    whole.attach()
+    expected = prune(whole, batches)
+
+    first = make_pruner(make_model(), floor=Floor(min_ratio=0.25))
+    first.attach()
+    removals = prune(first, batches[:3])
+    structure = first.structure()
+
+    model = make_model()
+    groups = find_groups(model, lambda m: m(batches[0]), images=4)
+    structure.apply(model)
+    model.load_state_dict(first.model.state_dict())
+    calls = record_calls(model, lambda: model(batches[0][:1]))
+    second = GroupFisherPruner(
+        model, groups, calls, floor=Floor(min_ratio=0.25), structure=structure
+    )
+    second.attach()
+    assert second.cost() == first.cost()
+    assert second.ratio('acts') == first.ratio('acts')
+    removals += prune(second, batches[3:])
+    assert removals == expected
+    assert second.structure().to_dict() == whole.structure().to_dict()
+
+
+def test_state_is_taken_over():
+    model = make_model()
+    pruner = make_pruner(model)
+    pruner.attach()
+    train_a_little(pruner, model)
+    state = copy.deepcopy(pruner.state_dict())
+    other = make_pruner(make_model())
+    other.load_state_dict(state)
+    for a, b in zip(pruner.fisher(), other.fisher(), strict=True):
+        assert (a == b).all()
+    assert np.concatenate(other.fisher()).any()
+
+
+def test_state_of_another_network_is_refused():
+    pruner = make_pruner(make_model())
+    state = pruner.state_dict()
+    state['fisher']['c1'] = state['fisher']['c1'][:-1]
+    with pytest.raises(ValueError, match='7 units .* c1, expected 8'):
+        pruner.load_state_dict(state)
+    del state['fisher']['c1']
+    with pytest.raises(ValueError, match='no units .* c1, expected 8'):
+        pruner.load_state_dict(state)
+
+
+def test_structure_that_splits_a_unit_is_refused():
+    pruner = make_pruner(make_model())
+    pruner.attach()
+    train_a_little(pruner, pruner.model)
+    while alive(pruner, 'c3') == {0, 1, 2, 3}:
+        pruner.prune(lambda n: n == 1)
+        train_a_little(pruner, pruner.model)
+    structure = pruner.structure()
+    key = 'c3.weight', 0
+    axis = structure.axes[key]
+    half = dict(structure.axes)
+    half[key] = type(axis)(axis.size, axis.keep[1:])
+    damaged = type(structure)(half, cost_before=structure.cost_before)
+    model = make_model()
+    groups = find_groups(
+        model, lambda m: m(torch.ones(2, 3, SIDE, SIDE).double()), images=2
+    )
+    with pytest.raises(ValueError, match='a part of .* the group c3'):
+        GroupFisherPruner(
+            model,
+            groups,
+            record_calls(model, lambda: None),
+            structure=damaged,
+        )
+
+
+def test_without_a_prunable_group():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    groups = find_groups(model, lambda m: m(torch.ones(2, 3, 8, 8)), images=2)
+    with pytest.raises(ValueError, match='no channel group can be pruned'):
+        GroupFisherPruner(model, groups, record_calls(model, lambda: None))

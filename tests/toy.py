@@ -1,0 +1,359 @@
+"""A small model, data set and config that run in a real mmengine runner.
+
+Imported by tests and, through ``custom_imports``, by the processes they
+start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPERS,
+)
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from mmgfp import FisherPruningHook
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+CLASSES = tuple('abcde')
+
+
+@MODELS.register_module(force=True)
+class ToyClassifier(BaseModel):
+    """Residual block with a depthwise convolution; GN in groups of two."""
+
+    def __init__(
+        self,
+        norm: str = 'GN',
+        dropout: float = 0.0,
+        width: int = 12,
+        data_preprocessor: Any = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+
+        def make(channels: int) -> nn.Module:
+            if norm == 'BN':
+                return nn.BatchNorm2d(channels)
+            return nn.GroupNorm(channels // 2, channels)
+
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm0 = make(8)
+        self.conv1 = nn.Conv2d(8, width, 3, padding=1)
+        self.norm1 = make(width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.conv2 = nn.Conv2d(width, 8, 1)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(8, len(CLASSES))
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        factor: torch.Tensor | None = None,
+        mode: str = 'tensor',
+    ) -> Any:
+        x = F.relu(self.norm0(self.stem(inputs)))
+        y = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(x + self.conv2(self.depthwise(y)))
+        scores = self.head(self.drop(x.mean((2, 3))))
+        if mode == 'loss':
+            loss = F.cross_entropy(scores, labels, reduction='none')
+            return dict(loss=(loss * factor).mean())
+        if mode == 'predict':
+            return [
+                dict(scores=s, label=y)
+                for s, y in zip(scores, labels, strict=True)
+            ]
+        return scores
+
+
+@MODELS.register_module(force=True)
+class Unprunable(BaseModel):
+    """Nothing between the image and the output can go."""
+
+    def __init__(self, data_preprocessor: Any = None) -> None:
+        super().__init__(data_preprocessor)
+        self.only = nn.Conv2d(3, len(CLASSES), 3)
+
+    def forward(self, inputs, labels=None, factor=None, mode='tensor'):
+        scores = self.only(inputs).mean((2, 3))
+        if mode == 'loss':
+            return dict(loss=F.cross_entropy(scores, labels))
+        return scores
+
+
+@MODELS.register_module(force=True)
+class FixedSize(BaseModel):
+    """Runs on images of one size only."""
+
+    def __init__(self, data_preprocessor: Any = None) -> None:
+        super().__init__(data_preprocessor)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * 8 * 8, len(CLASSES))
+
+    def forward(self, inputs, labels=None, factor=None, mode='tensor'):
+        scores = self.fc(self.conv(inputs).flatten(1))
+        if mode == 'loss':
+            return dict(loss=F.cross_entropy(scores, labels))
+        return scores
+
+
+@DATASETS.register_module(force=True)
+class ToyImages(Dataset):
+    """Noise whose brightness tells the class, changed anew at every look.
+
+    Args:
+        size (int): Number of images.
+        augment (bool): Draw from the generators of python, numpy and torch.
+        factors (dict): Index -> what the loss of that image is multiplied
+            with.
+        broken (Sequence[int]): Images that hold NaN.
+    """
+
+    METAINFO = dict(classes=CLASSES)
+
+    def __init__(
+        self,
+        size: int = 32,
+        augment: bool = False,
+        factors: Mapping[str, float] | None = None,
+        broken: tuple[int, ...] = (),
+    ) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.labels = torch.arange(size) % len(CLASSES)
+        self.images = torch.randn(size, 3, 8, 8, generator=generator)
+        self.images += 0.5 * self.labels[:, None, None, None]
+        self.images[list(broken)] = float('nan')
+        self.augment = augment
+        self.factors = {int(k): float(v) for k, v in (factors or {}).items()}
+
+    @property
+    def metainfo(self) -> dict:
+        return self.METAINFO
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> dict:
+        image = self.images[i]
+        if self.augment:
+            image = image * (1 + 0.1 * random.random())
+            image = image + 0.1 * float(np.random.randn())
+            image = image + 0.1 * torch.randn(image.shape)
+        return dict(
+            inputs=image,
+            labels=self.labels[i],
+            factor=torch.tensor(self.factors.get(i, 1.0)),
+        )
+
+
+@METRICS.register_module(force=True)
+class ToyAccuracy(BaseMetric):
+    default_prefix = 'toy'
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results += [
+            dict(
+                right=bool(s['scores'].argmax() == s['label']),
+                scores=s['scores'].tolist(),
+            )
+            for s in data_samples
+        ]
+
+    def compute_metrics(self, results: list) -> dict:
+        scores = torch.tensor([r['scores'] for r in results])
+        return dict(
+            accuracy=float(np.mean([r['right'] for r in results])),
+            checksum=float(scores.double().abs().sum()),
+        )
+
+
+@HOOKS.register_module(force=True)
+class StructureLog(Hook):
+    """Writes what is left after every removal: the channels, in order."""
+
+    priority = 'VERY_LOW'
+
+    def before_train(self, runner: Runner) -> None:
+        self.last = structure_of(runner)
+
+    def after_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
+        now = structure_of(runner)
+        if now != self.last:
+            self.last = now
+            rank = os.environ.get('RANK', '0')
+            path = Path(runner.work_dir, f'removals_{rank}.jsonl')
+            with path.open('a') as file:
+                json.dump(dict(iter=runner.iter + 1, left=now), file)
+                file.write('\n')
+
+
+@HOOKS.register_module(force=True)
+class Stop(Hook):
+    """Ends the process as if the power went, or raises KeyboardInterrupt."""
+
+    # before anything else sees the iteration
+    priority = 'HIGHEST'
+
+    def __init__(self, iteration: int, kill: bool = False) -> None:
+        self.iteration, self.kill = iteration, kill
+
+    def before_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
+        if runner.iter == self.iteration:
+            if self.kill:
+                os.kill(os.getpid(), 9)
+            raise KeyboardInterrupt
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Mixed precision as mmengine does it, where there is no GPU."""
+
+    def __init__(self, init_scale: float = 1024.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale)
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        self.loss_scaler.scale(loss).backward(**kwargs)
+        self._inner_count += 1
+
+    def step(self, **kwargs: Any) -> None:
+        self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update()
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        with super().optim_context(model), torch.autocast('cpu'):
+            yield
+
+
+def structure_of(runner: Runner) -> dict:
+    return pruning_hook(runner).pruner.structure().to_dict()['tensors']
+
+
+def pruning_hook(runner: Runner) -> FisherPruningHook:
+    (hook,) = [h for h in runner.hooks if isinstance(h, FisherPruningHook)]
+    return hook
+
+
+def removals(work_dir: str | Path, rank: int = 0) -> list[dict]:
+    path = Path(work_dir, f'removals_{rank}.jsonl')
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def loader(batch_size: int = 8, shuffle: bool = True, **dataset: Any) -> dict:
+    return dict(
+        dataset=dict(type='ToyImages', **dataset),
+        batch_size=batch_size,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=shuffle),
+        collate_fn=dict(type='default_collate'),
+    )
+
+
+def make_config(
+    work_dir: str | Path,
+    hook: Mapping[str, Any] | None = None,
+    filename: str | None = None,
+    **overrides: Any,
+) -> Config:
+    """A config of 4 iterations per epoch that reaches half the flops."""
+    pruning = dict(
+        type='mmgfp.FisherPruningHook',
+        target=dict(flops=0.5),
+        interval=3,
+        channels_per_step='auto',
+        input_shape=(8, 8),
+    )
+    pruning.update(hook or {})
+    config = dict(
+        custom_imports=dict(imports=['mmgfp', 'toy']),
+        default_scope='mmengine',
+        model=dict(type='ToyClassifier'),
+        work_dir=str(work_dir),
+        train_dataloader=loader(),
+        train_cfg=dict(by_epoch=True, max_epochs=6),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
+        custom_hooks=[pruning, dict(type='StructureLog')],
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        experiment_name=uuid.uuid4().hex,  # mmengine's globals are by name
+        randomness=dict(seed=0),
+        log_level='WARNING',
+    )
+    config.update(overrides)
+    return Config(config, filename=filename)
+
+
+def validated(**dataset: Any) -> dict:
+    """Settings of a config that also validates and tests."""
+    data = loader(shuffle=False, size=10, **dataset)
+    return dict(
+        val_dataloader=data,
+        val_cfg=dict(),
+        val_evaluator=dict(type='ToyAccuracy'),
+        test_dataloader=data,
+        test_cfg=dict(),
+        test_evaluator=dict(type='ToyAccuracy'),
+    )
+
+
+def train(*args: Any, **kwargs: Any) -> Runner:
+    runner = Runner.from_cfg(make_config(*args, **kwargs))
+    runner.train()
+    return runner
+
+
+def write_config(path: Path, work_dir: str | Path, **kwargs: Any) -> Path:
+    config = make_config(work_dir, **kwargs)
+    config.dump(path)
+    return path
+
+
+def run_tool(
+    tool: str | Path, *args: Any, timeout: float = 120, **env: str
+) -> subprocess.CompletedProcess:
+    """Run a tool in a fresh process that finds this module."""
+    return subprocess.run(
+        command(tool, *args),
+        env=environment(**env),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def command(tool: str | Path, *args: Any) -> list[str]:
+    path = tool if Path(tool).is_absolute() else ROOT / 'tools' / tool
+    return [sys.executable, str(path), *map(str, args)]
+
+
+def environment(**env: str) -> dict[str, str]:
+    path = os.pathsep.join([str(TESTS), str(ROOT)])
+    return {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **env}
