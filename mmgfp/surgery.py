@@ -9,6 +9,7 @@ forward and ``state_dict`` keys never change.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 Keep = Mapping[tuple[str, int], np.ndarray]
+
+_LAYOUTS = (
+    torch.contiguous_format,
+    torch.channels_last,
+    torch.channels_last_3d,
+)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -27,11 +34,15 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def slice_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
-    """Keep the given positions of each axis; a new contiguous tensor."""
+    """Keep the given positions of each axis; a new tensor, same layout."""
+    layout = next(
+        (f for f in _LAYOUTS if tensor.is_contiguous(memory_format=f)),
+        torch.contiguous_format,
+    )
     for axis, kept in cuts.items():
         index = torch.as_tensor(kept, dtype=torch.long, device=tensor.device)
         tensor = tensor.index_select(axis, index)
-    return tensor.contiguous()
+    return tensor.contiguous(memory_format=layout)
 
 
 def cuts_of(keep: Keep) -> dict[str, dict[int, np.ndarray]]:
@@ -103,9 +114,10 @@ def slice_optimizer(
 
     Raises:
         ValueError: If some state of a sliced parameter is a tensor of another
-            shape, which there is no safe way to slice.
+            shape, which there is no safe way to slice. Nothing is sliced then.
     """
     tensors = named_tensors(model)
+    slim: list[tuple[dict[str, Any], str, Tensor]] = []
     for name, cuts in cuts_of(keep).items():
         parameter = tensors[name]
         state = optimizer.state.get(parameter, {})
@@ -120,7 +132,9 @@ def slice_optimizer(
                     "parameter's shape. Use an optimizer such as SGD, Adam "
                     'or AdamW while pruning.'
                 )
-            state[key] = slice_tensor(value, cuts)
+            slim.append((state, key, slice_tensor(value, cuts)))
+    for state, key, value in slim:
+        state[key] = value
 
 
 def _refresh_attributes(
@@ -143,6 +157,8 @@ def _refresh_attributes(
         module.num_channels = channels
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
 
