@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    cross_entropy,
+    gelu,
+    relu,
+)
 from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost import record_calls
@@ -21,7 +28,7 @@ from mmgfp.pruner import GroupFisherPruner
 
 
 class Masked(nn.Module):
-    units: dict[str, int]
+    units: ClassVar[dict[str, int]]
     masks: dict[str, Tensor] | None = None
 
     def m(self, group: str, x: Tensor, width: int = 1) -> Tensor:
@@ -34,7 +41,7 @@ class Masked(nn.Module):
 class Residual(Masked):
     """Residual coupling, batch norm, depthwise and grouped convolutions."""
 
-    units = {'stem': 6, 'c1': 8, 'c3': 4}
+    units: ClassVar = dict(stem=6, c1=8, c3=4, c4=5)
 
     def __init__(self):
         super().__init__()
@@ -50,22 +57,20 @@ class Residual(Masked):
         self.fc = nn.Linear(5, 4)
 
     def forward(self, x):
-        x = F.relu(self.n0(self.stem(x)))
-        y = F.relu(self.n1(self.c1(self.m('stem', x))))
+        x = relu(self.n0(self.stem(x)))
+        y = relu(self.n1(self.c1(self.m('stem', x))))
         y = self.c2(self.m('c1', self.dw(self.m('c1', y))))
-        x = F.relu(x + y)
-        x = F.relu(self.c3(self.m('stem', x)))
-        x = F.relu(self.grouped(self.m('c3', x, 3)))
-        x = F.relu(self.c4(self.m('c3', x, 3)))
+        x = relu(x + y)
+        x = relu(self.c3(self.m('stem', x)))
+        x = relu(self.grouped(self.m('c3', x, 3)))
+        x = relu(self.c4(self.m('c3', x, 3)))
         return self.fc(self.m('c4', x.mean((2, 3))))
-
-    units = {**units, 'c4': 5}
 
 
 class Pyramid(Masked):
     """One head on three levels, of which one gets no gradient."""
 
-    units = {'stem': 4, 'lateral0': 6, 'tower': 5}
+    units: ClassVar = dict(stem=4, lateral0=6, tower=5)
 
     def __init__(self):
         super().__init__()
@@ -78,23 +83,23 @@ class Pyramid(Masked):
         self.side = nn.Conv2d(5, 4, 1)
 
     def forward(self, x):
-        x = F.relu(self.stem(x))
+        x = relu(self.stem(x))
         total = 0
         for i in range(3):
             lateral = getattr(self, f'lateral{i}')
-            y = F.relu(lateral(self.m('stem', x)))
-            y = F.relu(self.tower(self.m('lateral0', y)))
+            y = relu(lateral(self.m('stem', x)))
+            y = relu(self.tower(self.m('lateral0', y)))
             z = self.out(self.m('tower', y)) + self.side(self.m('tower', y))
             z = z.mean((2, 3))
             total = total + (i + 1) * (z.detach() if i == 1 else z)
-            x = F.avg_pool2d(x, 2)
+            x = avg_pool2d(x, 2)
         return total
 
 
 class Flattened(Masked):
     """A linear layer behind flattened features: 16 inputs per channel."""
 
-    units = {'conv': 5, 'fc1': 7}
+    units: ClassVar = dict(conv=5, fc1=7)
 
     def __init__(self):
         super().__init__()
@@ -103,15 +108,15 @@ class Flattened(Masked):
         self.fc2 = nn.Linear(7, 4)
 
     def forward(self, x):
-        x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), 4).flatten(1)
-        x = F.relu(self.fc1(self.m('conv', x, 16)))
+        x = adaptive_avg_pool2d(relu(self.conv(x)), 4).flatten(1)
+        x = relu(self.fc1(self.m('conv', x, 16)))
         return self.fc2(self.m('fc1', x))
 
 
 class ConcatNorm(Masked):
     """Concatenation of branches; norm groups of two channels go whole."""
 
-    units = {'a': 2, 'b': 3, 'c': 6}
+    units: ClassVar = dict(a=2, b=3, c=6)
 
     def __init__(self):
         super().__init__()
@@ -122,17 +127,17 @@ class ConcatNorm(Masked):
         self.fc = nn.Linear(6, 4)
 
     def forward(self, x):
-        x = F.relu(self.norm(torch.cat([self.a(x), self.b(x)], 1)))
+        x = relu(self.norm(torch.cat([self.a(x), self.b(x)], 1)))
         if self.masks is not None:
             a, b = x.split([4, 6], 1)
             x = torch.cat([self.m('a', a, 2), self.m('b', b, 2)], 1)
-        return self.fc(self.m('c', F.relu(self.c(x)).mean((2, 3))))
+        return self.fc(self.m('c', relu(self.c(x)).mean((2, 3))))
 
 
 class Tokens(Masked):
     """Channels in the last axis."""
 
-    units = {'embed': 6, 'fc1': 9}
+    units: ClassVar = dict(embed=6, fc1=9)
 
     def __init__(self):
         super().__init__()
@@ -146,7 +151,7 @@ class Tokens(Masked):
 
     def forward(self, x):
         x = self.embed(x).flatten(2).transpose(1, 2)
-        y = self.fc2(self.m('fc1', F.gelu(self.fc1(self.m('embed', x)))))
+        y = self.fc2(self.m('fc1', gelu(self.fc1(self.m('embed', x)))))
         return self.fc3(self.m('embed', (x + y).mean(1)))
 
 
@@ -180,7 +185,7 @@ def oracle(model: Masked, images: Tensor, labels: Tensor) -> dict:
             g: torch.ones(n).double().requires_grad_()
             for g, n in model.units.items()
         }
-        loss = F.cross_entropy(model(image[None]), label[None])
+        loss = cross_entropy(model(image[None]), label[None])
         gradients = torch.autograd.grad(loss, list(model.masks.values()))
         for group, gradient in zip(model.masks, gradients, strict=True):
             total[group] += gradient.square()
@@ -205,7 +210,7 @@ def assert_scores(
 
 
 def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(model(images), labels)
+    return cross_entropy(model(images), labels)
 
 
 @pytest.mark.parametrize('net', NETS)
@@ -295,7 +300,7 @@ def test_recomputed_activations_count_once(reentrant):
     pruner.discard()
     images = DATA.clone().requires_grad_()
     outputs = checkpoint(model, images, use_reentrant=reentrant)
-    F.cross_entropy(outputs, LABELS).backward()
+    cross_entropy(outputs, LABELS).backward()
     pruner.accumulate()
     assert_scores(pruner, expected)
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
 
 from mmgfp.cost import record_calls
 from mmgfp.finder import find_groups
@@ -63,12 +63,12 @@ class Net(nn.Module):
         return x * mask[:, :, None, None]
 
     def forward(self, x):
-        x = F.relu(self.n0(self.stem(x)))
-        y = F.relu(self.n1(self.c1(self.m('stem', x))))
+        x = relu(self.n0(self.stem(x)))
+        y = relu(self.n1(self.c1(self.m('stem', x))))
         y = self.c2(self.m('c1', self.dw(self.m('c1', y))))
-        x = F.relu(x + y)
-        x = F.relu(self.c3(self.m('stem', x)))
-        x = F.relu(self.grouped(self.m('c3', x)))
+        x = relu(x + y)
+        x = relu(self.c3(self.m('stem', x)))
+        x = relu(self.grouped(self.m('c3', x)))
         return self.c4(self.m('c3', x)).mean((2, 3))
 
 
@@ -102,7 +102,7 @@ class MaskingOracle:
             for g, n in UNITS.items()
         }
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(images), labels)
+        loss = cross_entropy(self.model(images), labels)
         loss.backward()
         for group, mask in self.model.masks.items():
             self.scores[group] += (mask.grad * len(images)).square().sum(0)
@@ -233,7 +233,7 @@ def test_slicing_follows_the_masked_trajectory(optimizer, most, normalize_by):
         follow(oracle.average, oracle.model)
 
         sliced.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
+        cross_entropy(model(images), labels).backward()
         assert pruner.accumulate()
         assert clip(model, most) == pytest.approx(norm, rel=1e-9)
         sliced.step()
@@ -266,7 +266,7 @@ def alive(pruner: GroupFisherPruner, group: str) -> set[int]:
 
 def train_a_little(pruner: GroupFisherPruner, model: nn.Module) -> None:
     images = torch.randn(4, 3, SIDE, SIDE).double()
-    F.cross_entropy(model(images), torch.arange(4)).backward()
+    cross_entropy(model(images), torch.arange(4)).backward()
     assert pruner.accumulate()
 
 
@@ -331,7 +331,7 @@ def test_pruning_goes_on_from_a_structure():
         removals = []
         for images in batches:
             outputs = pruner.model(images)
-            F.cross_entropy(outputs, torch.arange(4)).backward()
+            cross_entropy(outputs, torch.arange(4)).backward()
             pruner.accumulate()
             removals += pruner.prune(lambda n: n == 2)
         return removals
@@ -378,10 +378,10 @@ def test_state_of_another_network_is_refused():
     pruner = make_pruner(make_model())
     state = pruner.state_dict()
     state['fisher']['c1'] = state['fisher']['c1'][:-1]
-    with pytest.raises(ValueError, match='7 units .* c1, expected 8'):
+    with pytest.raises(ValueError, match=r'7 units .* c1, expected 8'):
         pruner.load_state_dict(state)
     del state['fisher']['c1']
-    with pytest.raises(ValueError, match='no units .* c1, expected 8'):
+    with pytest.raises(ValueError, match=r'no units .* c1, expected 8'):
         pruner.load_state_dict(state)
 
 
@@ -402,7 +402,7 @@ def test_structure_that_splits_a_unit_is_refused():
     groups = find_groups(
         model, lambda m: m(torch.ones(2, 3, SIDE, SIDE).double()), images=2
     )
-    with pytest.raises(ValueError, match='a part of .* the group c3'):
+    with pytest.raises(ValueError, match=r'a part of .* the group c3'):
         GroupFisherPruner(
             model,
             groups,

@@ -15,11 +15,10 @@ import uuid
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
@@ -34,6 +33,7 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 from torch import nn
+from torch.nn.functional import cross_entropy, relu
 from torch.utils.data import Dataset
 
 from mmgfp import FisherPruningHook
@@ -78,12 +78,12 @@ class ToyClassifier(BaseModel):
         factor: torch.Tensor | None = None,
         mode: str = 'tensor',
     ) -> Any:
-        x = F.relu(self.norm0(self.stem(inputs)))
-        y = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(x + self.conv2(self.depthwise(y)))
+        x = relu(self.norm0(self.stem(inputs)))
+        y = relu(self.norm1(self.conv1(x)))
+        x = relu(x + self.conv2(self.depthwise(y)))
         scores = self.head(self.drop(x.mean((2, 3))))
         if mode == 'loss':
-            loss = F.cross_entropy(scores, labels, reduction='none')
+            loss = cross_entropy(scores, labels, reduction='none')
             return dict(loss=(loss * factor).mean())
         if mode == 'predict':
             return [
@@ -104,7 +104,7 @@ class Unprunable(BaseModel):
     def forward(self, inputs, labels=None, factor=None, mode='tensor'):
         scores = self.only(inputs).mean((2, 3))
         if mode == 'loss':
-            return dict(loss=F.cross_entropy(scores, labels))
+            return dict(loss=cross_entropy(scores, labels))
         return scores
 
 
@@ -120,7 +120,7 @@ class FixedSize(BaseModel):
     def forward(self, inputs, labels=None, factor=None, mode='tensor'):
         scores = self.fc(self.conv(inputs).flatten(1))
         if mode == 'loss':
-            return dict(loss=F.cross_entropy(scores, labels))
+            return dict(loss=cross_entropy(scores, labels))
         return scores
 
 
@@ -136,7 +136,7 @@ class ToyImages(Dataset):
         broken (Sequence[int]): Images that hold NaN.
     """
 
-    METAINFO = dict(classes=CLASSES)
+    METAINFO: ClassVar = dict(classes=CLASSES)
 
     def __init__(
         self,
@@ -260,6 +260,11 @@ def structure_of(runner: Runner) -> dict:
 def pruning_hook(runner: Runner) -> FisherPruningHook:
     (hook,) = [h for h in runner.hooks if isinstance(h, FisherPruningHook)]
     return hook
+
+
+def load(path: str | Path) -> dict:
+    """A checkpoint of this test, whatever mmengine put into it."""
+    return torch.load(path, map_location='cpu', weights_only=False)
 
 
 def removals(work_dir: str | Path, rank: int = 0) -> list[dict]:
