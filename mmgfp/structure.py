@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,7 @@ class Structure:
 
     @property
     def keep(self) -> Keep:
+        """Positions that stay, as :mod:`mmgfp.surgery` wants them."""
         return {key: axis.keep for key, axis in self.axes.items()}
 
     def ratio(self, metric: str) -> float:
@@ -113,7 +114,7 @@ class Structure:
             axes = {}
             for name, by_axis in data['tensors'].items():
                 for axis, entry in by_axis.items():
-                    axes[name, int(axis)] = _read_axis(entry)
+                    axes[name, _natural(int(axis))] = _read_axis(entry)
             cost = data['cost']
             return cls(
                 axes,
@@ -175,8 +176,11 @@ class Structure:
             ValueError: Naming the first layer that does not fit.
         """
         tensors = named_tensors(model)
+        place = {name: i for i, name in enumerate(tensors)}
         label = f'the structure (of {self.architecture}, {self.source})'
-        for (name, axis), entry in self.axes.items():
+        for (name, axis), entry in sorted(
+            self.axes.items(), key=lambda item: place.get(item[0][0], -1)
+        ):
             layer = name.rpartition('.')[0]
             if name not in tensors:
                 raise ValueError(
@@ -257,21 +261,23 @@ def _to_runs(kept: np.ndarray) -> list[list[int]]:
 
 
 def _read_axis(entry: Mapping[str, Any]) -> Axis:
-    size = int(entry['size'])
-    runs: Sequence[Sequence[int]] = entry['keep']
-    kept = (
-        np.concatenate([np.arange(a, b) for a, b in runs])
-        if runs
-        else np.zeros(0, dtype=np.int64)
-    )
-    if (
-        kept.size == 0
-        or kept.min() < 0
-        or kept.max() >= size
-        or (np.diff(kept) <= 0).any()
-    ):
-        raise ValueError(
-            f'{list(runs)[:4]} is no ascending choice of '
-            f'positions below {size}'
-        )
-    return Axis(size, kept)
+    """Read half-open runs; check before anything of their size is made."""
+    size = _natural(entry['size'])
+    end = 0
+    for first, after in entry['keep']:
+        if not end <= _natural(first) < _natural(after) <= size:
+            raise ValueError(
+                f'[{first}, {after}] does not continue an ascending choice '
+                f'of positions below {size}'
+            )
+        end = after
+    if not end:
+        raise ValueError('nothing is kept of an axis')
+    runs = [np.arange(first, after) for first, after in entry['keep']]
+    return Axis(size, np.concatenate(runs))
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f'{value!r} is no natural number')
+    return value
