@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+
+_REFUSED = re.compile(
+    r'unsupported (?:global|class):?\s+(?:GLOBAL )?(?P<name>\S+)'
+    r'|(?:unrecognized function|can only (?:create|build))[^.]*',
+    re.IGNORECASE,
+)
 
 
 def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Load a checkpoint with ``weights_only=True`` onto the CPU.
+
+    mmengine's log buffers, which are in every checkpoint of a training run,
+    come out empty. (They need torch 2.6; older releases refuse the file.)
 
     Args:
         path (str | os.PathLike): File that pruning or mmengine wrote.
@@ -21,26 +30,29 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, no checkpoint, or holds objects other
-            than tensors, plain types and mmengine's log buffers.
+            than tensors, arrays and plain types.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
     try:
-        with _allow_log_buffers():
+        with _allow_known():
             checkpoint = torch.load(
                 path, map_location='cpu', weights_only=True
             )
-    except pickle.UnpicklingError as error:
-        if 'weights_only' not in str(error) and 'global' not in str(error):
-            raise _truncated(path, error) from error
+    except Exception as error:  # a damaged file raises anything
+        refused = _REFUSED.search(str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            raise ValueError(
+                f'the checkpoint {path} holds objects other than tensors and '
+                f'plain types ({refused["name"] or refused[0]}), which are '
+                'not loaded because that could run code'
+            ) from error
         raise ValueError(
-            f'the checkpoint {path} holds objects other than tensors and '
-            'plain types, which are not loaded because that could run code '
-            f'({_first_line(error)})'
+            f'the checkpoint {path} ({os.path.getsize(path)} bytes) cannot be '
+            f'read: truncated or damaged ({_last_line(error)}). Copy it again '
+            'or use an earlier one.'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _truncated(path, error) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f'{path} holds a {type(checkpoint).__name__}, '
@@ -49,32 +61,47 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return checkpoint
 
 
-def _truncated(path: str, error: Exception) -> ValueError:
-    return ValueError(
-        f'the checkpoint {path} ({os.path.getsize(path)} bytes) cannot be '
-        f'read: truncated or damaged ({_first_line(error)}). Copy it again or '
-        'use an earlier one.'
-    )
+def _last_line(error: Exception) -> str:
+    """What torch puts before it is advice on how to load the file anyway."""
+    text = str(error).partition('\n\nCheck the documentation')[0].strip()
+    return (text or type(error).__name__).splitlines()[-1].strip()[:200]
 
 
-def _first_line(error: Exception) -> str:
-    return (
-        str(error).strip().splitlines()[0]
-        if str(error).strip()
-        else type(error).__name__
-    )
+class _Ignored:
+    """Takes the place of objects that nobody needs."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
-def _allow_log_buffers() -> Any:
-    """mmengine puts its log history into every checkpoint."""
-    if not hasattr(torch.serialization, 'safe_globals'):
-        return nullcontext()  # torch < 2.5
-    reconstruct = np.ones(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
+def _ignore(*args: Any) -> None:
+    """Takes the place of ``getattr`` in pickled log buffers."""
+
+
+def _allow_known() -> Any:
+    """Let arrays and mmengine's log buffers pass, under all their names."""
+    if not _renames():
+        return nullcontext()
+    functions = [np.ones(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    numpy = [
+        (function, f'{package}.multiarray.{function.__name__}')
+        for function in functions
+        for package in ('numpy.core', 'numpy._core')
+    ]
     kinds = {
         type(np.dtype(t))
-        for t in ('f8', 'f4', 'i8', 'i4', 'u8', 'u4', 'u1', 'b1')
+        for t in ('f8', 'f4', 'f2', 'i8', 'i4', 'u8', 'u4', 'u1', 'b1')
     }
     return torch.serialization.safe_globals(
-        [HistoryBuffer, reconstruct, scalar, np.ndarray, np.dtype, *kinds]
+        [
+            (_Ignored, 'mmengine.logging.history_buffer.HistoryBuffer'),
+            (_ignore, 'builtins.getattr'),
+            *(np.ndarray, np.dtype, *numpy, *kinds),
+        ]
     )
+
+
+def _renames() -> bool:
+    """Whether this torch can load a name as something else (2.6)."""
+    version = tuple(int(n) for n in re.findall(r'\d+', torch.__version__)[:2])
+    return version >= (2, 6)
