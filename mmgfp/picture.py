@@ -7,6 +7,8 @@ import os
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .structure import Structure
 
@@ -14,34 +16,69 @@ from .structure import Structure
 _REMOVED, _KEPT = '#C9CED6', '#0072B2'
 
 
-def kept_channels(structure: Structure) -> list[tuple[str, int, int]]:
+def kept_channels(
+    structure: Structure, model: nn.Module | None = None
+) -> list[tuple[str, int, int]]:
     """(layer, original, kept) output channels of convolutions and linears.
 
-    In the order of the structure; layers that lost nothing are not in it.
+    In the order of the model; layers that lost nothing are not in it.
+
+    Args:
+        structure (Structure): Of the slim network.
+        model (nn.Module, optional): The network, slim or not. Without it,
+            the names must tell: a norm without statistics looks like a
+            convolution, and transposed ones show their inputs.
     """
+    if model is None:
+        return _by_name(structure)
+    rows = []
+    for layer, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            axis, repeat = 0, 1
+        elif isinstance(module, _ConvTransposeNd):
+            axis = 1 if module.groups == 1 else 0
+            # a group of inputs may make more outputs, or fewer
+            repeat = module.out_channels / module.weight.shape[axis]
+        elif isinstance(module, _ConvNd):
+            axis, repeat = 0, 1
+        else:
+            continue
+        entry = structure.axes.get((f'{layer}.weight', axis))
+        if entry is not None:
+            rows.append(
+                (
+                    layer,
+                    round(entry.size * repeat),
+                    round(len(entry.keep) * repeat),
+                )
+            )
+    return rows
+
+
+def _by_name(structure: Structure) -> list[tuple[str, int, int]]:
     rows = []
     for (name, axis), entry in structure.axes.items():
         layer, _, tensor = name.rpartition('.')
-        is_matrix = any(key == (name, 1) for key in structure.axes)
-        if (
-            tensor == 'weight'
-            and axis == 0
-            and (
-                is_matrix or (f'{layer}.running_mean', 0) not in structure.axes
-            )
-        ):
+        is_matrix = (name, 1) in structure.axes
+        is_norm = (f'{layer}.running_mean', 0) in structure.axes
+        if tensor == 'weight' and axis == 0 and (is_matrix or not is_norm):
             rows.append((layer, entry.size, len(entry.keep)))
     return rows
 
 
-def draw_kept_channels(structure: Structure, path: str | os.PathLike) -> None:
+def draw_kept_channels(
+    structure: Structure,
+    path: str | os.PathLike,
+    model: nn.Module | None = None,
+) -> None:
     """Bars of kept and removed channels, one row per layer, as PNG.
 
     Args:
         structure (Structure): Of the slim network.
         path (str | os.PathLike): Where to write; complete or not at all.
+        model (nn.Module, optional): See :func:`kept_channels`.
     """
-    rows = kept_channels(structure)
+    rows = kept_channels(structure, model)
     names = [row[0] for row in rows]
     before = np.array([row[1] for row in rows] or [0])
     kept = np.array([row[2] for row in rows] or [0])
