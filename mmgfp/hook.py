@@ -170,7 +170,8 @@ class FisherPruningHook(Hook):
                 return
         else:
             check_not_met(self.schedule, ratio)
-            self._tally.start = ratio
+            passed = [share for share in self.save_at if ratio <= share]
+            self._tally = Tally(start=ratio, saved=passed)
         check_possible(
             pruner,
             self.schedule,

@@ -1,0 +1,223 @@
+"""Interrupted and resumed equals uninterrupted, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from toy import (
+    load,
+    loader,
+    make_config,
+    pruning_hook,
+    removals,
+    run_tool,
+    validated,
+    write_config,
+)
+
+from mmgfp import Structure
+
+AUGMENTED = loader(augment=True)
+INFINITE = dict(AUGMENTED, sampler=dict(type='InfiniteSampler', shuffle=True))
+# checkpoints lie between two pruning steps: 3 divides neither 4 nor 5
+EPOCHS = dict(train_dataloader=AUGMENTED)
+ITERATIONS = dict(
+    train_dataloader=INFINITE,
+    train_cfg=dict(by_epoch=False, max_iters=24, val_interval=5),
+    default_hooks=dict(
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5)
+    ),
+)
+STOP_AFTER = 5  # iterations
+
+
+def settings(**changes) -> dict:
+    """Everything that has state or draws random numbers."""
+    result = dict(
+        hook=dict(after_target='train'),
+        model=dict(type='ToyClassifier', norm='BN', dropout=0.2),
+        optim_wrapper=dict(
+            optimizer=dict(type='AdamW', lr=0.01), clip_grad=dict(max_norm=1)
+        ),
+        param_scheduler=dict(
+            type='LinearLR', start_factor=0.1, begin=0, end=20, by_epoch=False
+        ),
+    )
+    result.update(changes)
+    return result
+
+
+def run(config, *extra_hooks, resume=False) -> Runner:
+    config = config.copy()
+    config.custom_hooks = [*config.custom_hooks, *extra_hooks]
+    config.resume = resume
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+def assert_same(one: Runner, other: Runner) -> None:
+    assert removals(one.work_dir) == removals(other.work_dir)
+    assert len(removals(one.work_dir)) > 3
+    a, b = one.model.state_dict(), other.model.state_dict()
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].equal(b[name]), name
+    a, b = one.optim_wrapper.state_dict(), other.optim_wrapper.state_dict()
+    for key, state in a['state'].items():
+        for name, value in state.items():
+            assert torch.equal(value, b['state'][key][name]), (key, name)
+
+
+EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
+
+
+@pytest.mark.parametrize(
+    'changes, stop',
+    [
+        (EPOCHS, 5),
+        (dict(EPOCHS, **validated(augment=True)), 9),
+        (ITERATIONS, 7),
+        (dict(ITERATIONS, **validated(augment=True)), 11),
+        (
+            dict(
+                optim_wrapper=dict(
+                    optimizer=dict(type='SGD', lr=0.05, momentum=0.9),
+                    accumulative_counts=2,
+                ),
+                train_dataloader=loader(augment=True, size=64),
+                train_cfg=dict(by_epoch=True, max_epochs=3),
+                hook=dict(interval=2, after_target='train'),
+            ),
+            9,
+        ),
+        (
+            dict(
+                optim_wrapper=dict(
+                    type='CpuAmpOptimWrapper',
+                    optimizer=dict(type='SGD', lr=0.05, momentum=0.9),
+                ),
+            ),
+            5,
+        ),
+        # the slim network has groups of one unit, and whole groups of equal
+        # first positions
+        (
+            dict(
+                EPOCHS,
+                hook=dict(target=dict(flops=0.12), after_target='train'),
+            ),
+            13,
+        ),
+    ],
+    ids=[
+        'epochs',
+        'validated',
+        'iters',
+        'iters-validated',
+        'accumulated',
+        'amp',
+        'few-left',
+    ],
+)
+def test_resumed_equals_uninterrupted(tmp_path, changes, stop):
+    kwargs = settings(**changes)
+    whole = run(make_config(tmp_path / 'whole', **kwargs), EMA)
+    interrupted = tmp_path / 'interrupted'
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            make_config(interrupted, **kwargs),
+            EMA,
+            dict(type='Stop', iteration=stop),
+        )
+    forget_after_checkpoint(interrupted)
+    torch.manual_seed(123)  # another process would start elsewhere
+    resumed = run(make_config(interrupted, **kwargs), EMA, resume=True)
+    assert_same(whole, resumed)
+    assert whole.iter == resumed.iter == 24
+
+
+def forget_after_checkpoint(work_dir: Path) -> None:
+    """Drop what the log holds of iterations that will be done again."""
+    last = load(Path((work_dir / 'last_checkpoint').read_text()))
+    log = work_dir / 'removals_0.jsonl'
+    if log.exists():
+        lines = [
+            line
+            for line, r in zip(
+                log.read_text().splitlines(True),
+                removals(work_dir),
+                strict=True,
+            )
+            if r['iter'] <= last['meta']['iter']
+        ]
+        log.write_text(''.join(lines))
+
+
+def test_resumed_after_the_target_stops_at_once(tmp_path):
+    done = run(make_config(tmp_path, **EPOCHS))
+    resumed = run(make_config(tmp_path, **EPOCHS), resume=True)
+    assert resumed.iter == done.iter == 12
+    for name, tensor in resumed.model.state_dict().items():
+        assert tensor.equal(done.model.state_dict()[name]), name
+    assert not resumed.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+def test_pruning_goes_on_from_a_saved_ratio(tmp_path):
+    """Loading (not resuming) 0.75 and pruning on to half."""
+    run(make_config(tmp_path / 'first', hook=dict(target=dict(flops=0.75))))
+    saved = tmp_path / 'first' / 'flops_0.75.pth'
+    again = run(make_config(tmp_path / 'again', load_from=str(saved)))
+    ratio = pruning_hook(again).pruner.ratio('flops')
+    assert 0.3 < ratio <= 0.5
+    first = Structure.load(saved)
+    second = Structure.load(tmp_path / 'again' / 'flops_0.50.json')
+    assert second.cost_before == first.cost_before
+    for key, axis in first.axes.items():
+        assert set(second.axes[key].keep) <= set(axis.keep)
+    # what was saved in the first run is not saved again
+    assert not (tmp_path / 'again' / 'flops_0.75.pth').exists()
+
+
+def test_resuming_needs_the_same_groups(tmp_path):
+    kwargs = settings(**EPOCHS)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(tmp_path, **kwargs), dict(type='Stop', iteration=5))
+    kwargs['model'] = dict(type='ToyClassifier', norm='BN', width=14)
+    with pytest.raises(ValueError, match=r'scores of|does not fit'):
+        run(make_config(tmp_path, **kwargs), resume=True)
+
+
+def test_killed_between_two_pruning_steps(tmp_path):
+    kwargs = settings(**EPOCHS, **validated())
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    for work_dir in (whole, killed):
+        work_dir.mkdir()
+    config = write_config(tmp_path / 'whole.py', whole, **kwargs)
+    result = run_tool('train.py', config)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    config = make_config(killed, **kwargs)
+    config.custom_hooks += [dict(type='Stop', iteration=10, kill=True)]
+    config.dump(tmp_path / 'killed.py')
+    result = run_tool('train.py', tmp_path / 'killed.py')
+    assert result.returncode == -signal.SIGKILL
+    assert not list(killed.glob('*.partial'))
+
+    forget_after_checkpoint(killed)
+    config = write_config(tmp_path / 'resumed.py', killed, **kwargs)
+    result = run_tool('train.py', config, '--resume')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert removals(whole) == removals(killed)
+    for name in ('flops_0.50', 'flops_0.75', 'epoch_6'):
+        a, b = (load(d / f'{name}.pth') for d in (whole, killed))
+        assert (
+            a['mmgfp_structure']['tensors']
+            == (b['mmgfp_structure']['tensors'])
+        )
+        for key, tensor in a['state_dict'].items():
+            assert tensor.equal(b['state_dict'][key]), (name, key)
