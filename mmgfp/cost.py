@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .groups import ChannelGroup
@@ -39,44 +40,47 @@ class Calls:
         positions (dict[str, int]): Output positions per image of a weight,
             summed over all its calls: h * w for a convolution (of the input
             for a transposed one), rows for a linear layer.
-        outputs (dict[str, int]): Likewise, but always output positions.
+        outputs (dict[str, float]): Elements per image that one slice of the
+            weight's output axis makes. A slice of a grouped transposed
+            convolution, an input of it, need not make a whole channel.
         output_axis (dict[str, int]): Axis of the weight that makes outputs.
     """
 
     positions: dict[str, int] = field(default_factory=dict)
-    outputs: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, float] = field(default_factory=dict)
     output_axis: dict[str, int] = field(default_factory=dict)
 
 
 class _CallRecorder(TorchDispatchMode):
     """Notes which weight convolutions and matrix products use, and how often.
 
-    A weight is recognised by its storage, so that transposed views count.
+    A weight is recognised by its storage, so that transposed views count; not
+    by its address, which all weights on the meta device share.
     """
 
     def __init__(self, model: nn.Module, images: int) -> None:
         super().__init__()
         self.calls = Calls()
         self._images = images
-        self._names = {
-            p.untyped_storage().data_ptr(): n
+        self._weights = {
+            StorageWeakRef(p.untyped_storage()): (n, p)
             for n, p in model.named_parameters()
             if p.dim() > 1
         }
 
+    def _find(self, tensor: Tensor) -> tuple[str, Tensor] | None:
+        return self._weights.get(StorageWeakRef(tensor.untyped_storage()))
+
     def _add(
-        self, weight: Tensor, positions: int, outputs: int, axis: int
+        self, name: str, weight: Tensor, axis: int, positions: int, out: Tensor
     ) -> None:
-        name = self._names.get(weight.untyped_storage().data_ptr())
-        if name is None:
-            return
-        calls = self.calls
+        calls, images = self.calls, self._images
         calls.output_axis[name] = axis
-        for total, n in (
-            (calls.positions, positions),
-            (calls.outputs, outputs),
-        ):
-            total[name] = total.get(name, 0) + n // self._images
+        per_slice = out.numel() / images / weight.shape[axis]
+        calls.positions[name] = (
+            calls.positions.get(name, 0) + positions // images
+        )
+        calls.outputs[name] = calls.outputs.get(name, 0) + per_slice
 
     def __torch_dispatch__(
         self,
@@ -86,21 +90,31 @@ class _CallRecorder(TorchDispatchMode):
         kwargs: dict | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        name = func._schema.name
-        if name == 'aten::convolution':
-            source, weight, transposed, groups = *args[:2], args[6], args[8]
-            rows = out.numel() // out.shape[1]
-            if transposed:
-                axis = 1 if groups == 1 else 0
-                inputs = source.numel() // source.shape[1]
-                self._add(weight, inputs, rows, axis)
-            else:
-                self._add(weight, rows, rows, 0)
-        elif name in ('aten::addmm', 'aten::mm'):
-            weight = args[-1] if name == 'aten::mm' else args[2]
-            rows = out.shape[0]
-            self._add(weight, rows, rows, 0)
+        operation = func._schema.name
+        if operation == 'aten::convolution':
+            self._convolution(*args, out=out)
+        elif operation in ('aten::addmm', 'aten::mm'):
+            self._linear(args[-1] if len(args) == 2 else args[2], out)
         return out
+
+    def _convolution(
+        self, source: Tensor, weight: Tensor, *settings: Any, out: Tensor
+    ) -> None:
+        found = self._find(weight)
+        if found is None:
+            return
+        transposed, groups = settings[4], settings[6]
+        sliding = source if transposed else out
+        positions = sliding.numel() // sliding.shape[1]
+        axis = 1 if transposed and groups == 1 else 0
+        self._add(*found, axis, positions, out)
+
+    def _linear(self, matrix: Tensor, out: Tensor) -> None:
+        found = self._find(matrix)
+        if found is None or found[1].dim() != 2:
+            return
+        as_stored = matrix.stride() == found[1].stride()
+        self._add(*found, 1 if as_stored else 0, out.shape[0], out)
 
 
 def record_calls(
@@ -122,19 +136,20 @@ def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
     """Cost of a network as it is, in total ('') and by module.
 
     Returns:
-        dict: Module name -> ``{'flops', 'params', 'acts'}``.
+        dict: Module name -> ``{'flops', 'params', 'acts'}``. A parameter of
+        the network itself has a row under its own name.
     """
     table: dict[str, dict[str, int]] = {}
     total = dict.fromkeys(METRICS, 0)
     for name, parameter in model.named_parameters():
-        module = name.rpartition('.')[0]
+        module = name.rpartition('.')[0] or name  # '' is the total
         row = table.setdefault(module, dict.fromkeys(METRICS, 0))
         cost = {'params': parameter.numel(), 'flops': 0, 'acts': 0}
         if name in calls.positions:
             axis = calls.output_axis[name]
             channels = parameter.shape[axis]
             cost['flops'] = calls.positions[name] * parameter.numel()
-            cost['acts'] = calls.outputs[name] * channels
+            cost['acts'] = round(calls.outputs[name] * channels)
         for key, value in cost.items():
             row[key] += value
             total[key] += value
