@@ -300,7 +300,7 @@ def reduction(
 ) -> None:
     """Sums, means and extrema keep the labels of the axes that remain."""
     source = args[0]
-    dims = _reduced_dims(source, args, kwargs)
+    dims = _reduced_dims(source, func, args, kwargs)
     layers = _without(tr, source, dims, f'{_name(func)} over them')
     weight = tr.tag(source).weight
     for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
@@ -311,19 +311,29 @@ def reduction(
         tr.set(result, moved, weight)
 
 
-def _reduced_dims(source: Tensor, args: tuple, kwargs: dict) -> list[int]:
-    dims = args[1] if len(args) > 1 else kwargs.get('dim')
-    if dims is None or dims == [] or isinstance(dims, bool):
+def _reduced_dims(
+    source: Tensor, func: Any, args: tuple, kwargs: dict
+) -> list[int]:
+    dims = _argument('dim', func, args, kwargs)
+    if dims is None or dims == []:
         return list(range(source.dim()))
     dims = [dims] if isinstance(dims, int) else dims
     return [d % source.dim() for d in dims]
+
+
+def _argument(name: str, func: Any, args: tuple, kwargs: dict) -> Any:
+    """An argument by name; where it stands differs between operations."""
+    for value, argument in zip(args, func._schema.arguments):
+        if argument.name == name:
+            return value
+    return kwargs.get(name)
 
 
 def softmax(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
     """Softmax mixes along one axis."""
-    dim = args[1] % out.dim()
+    dim = _argument('dim', func, args, kwargs) % out.dim()
     layers = _without(tr, args[0], [dim], f'{_name(func)} over them')
     tr.set(out, layers)
 
