@@ -1,0 +1,392 @@
+"""Every mistake ends in one clear message and leaves nothing half-done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from toy import (
+    Stop,
+    ToyClassifier,
+    load,
+    loader,
+    make_config,
+    pruning_hook,
+    removals,
+    run_tool,
+    train,
+    validated,
+    write_config,
+)
+
+from mmgfp import FisherPruningHook, Structure
+from mmgfp.guard import MAX_SKIPPED
+
+HALF = dict(flops=0.5)
+
+
+def message(config=None, **hook) -> str:
+    with pytest.raises(ValueError) as error:
+        HOOKS.build(
+            dict(dict(type='mmgfp.FisherPruningHook', target=HALF), **hook)
+        )
+    text = str(error.value)
+    assert '\n' not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (dict(intervall=5), ['intervall=5', "did you mean 'interval'?"]),
+        (dict(xyz=1), ['xyz=1', 'Expected some of target, interval']),
+        (dict(target=None), ['target=None', 'dict(flops=0.5)']),
+        (dict(target=0.5), ['target=0.5', 'dict(flops=0.5)']),
+        (dict(target=dict(flops=0.5, acts=0.5)), ['one metric']),
+        (dict(target=dict(macs=0.5)), ["'macs'", "'flops'"]),
+        (dict(target=dict(flops=50)), ["target['flops']=50", '0 and 1']),
+        (dict(target=dict(flops=1.0)), ['1.0', 'between 0 and 1']),
+        (dict(target=dict(flops='0.5')), ["'0.5' (str)", '0 and 1']),
+        (dict(target=dict(flops=float('nan'))), ['nan', '0 and 1']),
+        (dict(interval=0), ['interval=0', 'whole number from 1']),
+        (dict(interval=2.5), ['interval=2.5 (float)', 'whole number']),
+        (dict(interval=True), ['interval=True (bool)']),
+        (dict(normalize_by='flop'), ["'flop'", "'acts', 'flops', 'none'"]),
+        (dict(channels_per_step=0), ['channels_per_step=0', "or 'auto'"]),
+        (dict(channels_per_step='all'), ["'all'", "or 'auto'"]),
+        (
+            dict(channels_per_step='auto', prune_share=1.5),
+            ['prune_share=1.5', 'between 0 and 1'],
+        ),
+        (
+            dict(channels_per_step=2, prune_share=0.5),
+            ['prune_share=0.5 contradicts channels_per_step=2', "'auto'"],
+        ),
+        (dict(scope='inner'), ["scope='inner'", "'all', 'internal'"]),
+        (dict(after_target='go'), ["'go'", "'stop', 'train'"]),
+        (dict(save_at=0.75), ['save_at=0.75', 'a list']),
+        (dict(save_at=[75]), ['save_at=75', 'between 0 and 1']),
+        (dict(save_at=[0.75, 0.25]), ['contradicts the target of 0.5']),
+        (dict(min_channels=0), ['min_channels=0', 'from 1']),
+        (dict(min_ratio=1.0), ['min_ratio=1.0', 'between 0 and 1']),
+        (dict(min_ratio=-0.1), ['min_ratio=-0.1']),
+        (dict(round_to=0), ['round_to=0', 'from 1']),
+        (dict(ignore='stem'), ["ignore='stem'", 'a list']),
+        (dict(ignore=[1]), ['ignore=[1]', 'a list']),
+        (dict(input_shape=640), ['input_shape=640', '(height, width)']),
+        (dict(input_shape=(0, 8)), ['(0, 8)', '(height, width)']),
+        (dict(finetune='lr=1'), ["finetune='lr=1'"]),
+    ],
+    ids=str,
+)
+def test_hook_arguments(arguments, words):
+    text = message(**arguments)
+    for word in words:
+        assert word in text
+
+
+def test_arguments_that_are_fine():
+    hook = FisherPruningHook(
+        target=dict(acts=0.4),
+        channels_per_step='auto',
+        prune_share=1.0,
+        save_at=(),
+        min_ratio=0,
+        input_shape=[64, 32],
+    )
+    assert hook.save_at == [0.4]
+    assert hook.input_shape == (64, 32)
+    assert FisherPruningHook(target=HALF).save_at == [0.75, 0.5]
+    assert FisherPruningHook(target=dict(acts=0.2)).save_at == [
+        *(0.75, 0.5, 0.25, 0.2)
+    ]
+
+
+# -- what only the model and the data can tell -------------------------------
+
+
+def refused(tmp_path, error=ValueError, **kwargs) -> str:
+    runner = Runner.from_cfg(make_config(tmp_path, **kwargs))
+    with pytest.raises(error) as info:
+        runner.train()
+    return str(info.value)
+
+
+def test_target_already_met(tmp_path):
+    train(tmp_path / 'first')
+    saved = str(tmp_path / 'first' / 'flops_0.50.pth')
+    text = refused(tmp_path / 'second', load_from=saved)
+    assert 'already met: flops is at 0.4' in text
+    assert "target={'flops': 0.5}" in text
+    assert 'fine-tune' in text
+
+
+def test_target_below_the_floors(tmp_path):
+    text = refused(tmp_path, hook=dict(min_channels=8))
+    # stem keeps 8 of 8 and conv1 8 of 12
+    full, least = ((3 * 8 * 9 + 8 * c * 9 + c * 9 + c * 8) for c in (12, 8))
+    share = (64 * least + 40) / (64 * full + 40)
+    assert "target={'flops': 0.5} cannot be reached" in text
+    assert f'at least {share:.3f} of flops stays' in text
+    assert 'min_channels=8' in text
+
+
+def test_interval_longer_than_training(tmp_path):
+    text = refused(tmp_path, hook=dict(interval=25))
+    assert 'interval=25: the training has only 24 iterations' in text
+
+
+def test_pattern_that_matches_nothing(tmp_path):
+    text = refused(tmp_path, hook=dict(ignore=['backbone.*']))
+    assert "ignore='backbone.*' matches no layer" in text
+
+
+def test_nothing_can_be_pruned(tmp_path):
+    text = refused(tmp_path, model=dict(type='Unprunable'))
+    assert 'no channel group can be pruned: ' in text
+
+
+def test_forward_fails_on_the_demo_input(tmp_path):
+    text = refused(
+        tmp_path,
+        error=RuntimeError,
+        model=dict(type='FixedSize'),
+        hook=dict(input_shape=(16, 16)),
+    )
+    assert 'FixedSize does not run on the demo input' in text
+    assert 'input_shape=(H, W)' in text
+
+
+# -- structures and checkpoints ----------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def pruned(tmp_path_factory) -> Path:
+    work_dir = tmp_path_factory.mktemp('pruned')
+    train(work_dir)
+    return work_dir / 'flops_0.50.pth'
+
+
+def load_changed(tmp_path, pruned, change, **kwargs) -> str:
+    checkpoint = load(pruned)
+    change(checkpoint)
+    path = tmp_path / 'changed.pth'
+    torch.save(checkpoint, path)
+    before = ToyClassifier().state_dict()
+    config = make_config(
+        tmp_path, load_from=str(path), **validated(), **kwargs
+    )
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError) as error:
+        runner.test()
+    if not kwargs:  # the model was not cut
+        for name, tensor in runner.model.state_dict().items():
+            assert tensor.shape == before[name].shape
+    return str(error.value)
+
+
+def test_hook_meets_a_structure_of_another_model(tmp_path, pruned):
+    text = load_changed(
+        tmp_path,
+        pruned,
+        lambda checkpoint: None,
+        model=dict(type='ToyClassifier', width=16),
+    )
+    assert 'does not fit ToyClassifier: layer conv1' in text
+
+
+def test_hook_meets_a_damaged_structure(tmp_path, pruned):
+    def change(checkpoint):
+        del checkpoint['mmgfp_structure']['cost']
+
+    text = load_changed(tmp_path, pruned, change)
+    assert 'the checkpoint is damaged' in text
+
+
+def test_hook_meets_a_structure_of_another_version(tmp_path, pruned):
+    def change(checkpoint):
+        checkpoint['mmgfp_structure']['version'] = 7
+
+    text = load_changed(tmp_path, pruned, change)
+    assert 'the checkpoint has version 7' in text
+
+
+def one_line(result) -> str:
+    assert result.returncode == 2, result.stderr[-3000:]
+    (line,) = [
+        line
+        for line in result.stderr.splitlines()
+        if line.startswith('error: ')
+    ]
+    assert 'Traceback' not in result.stderr
+    return line
+
+
+@pytest.mark.xfail(strict=True, reason='tools/test.py does not check it yet')
+def test_truncated_checkpoint_through_the_tool(tmp_path, pruned):
+    short = tmp_path / 'short.pth'
+    short.write_bytes(pruned.read_bytes()[:-500])
+    config = write_config(tmp_path / 'config.py', tmp_path, **validated())
+    line = one_line(run_tool('test.py', config, short))
+    assert str(short) in line
+    assert 'truncated or damaged' in line
+
+
+def test_unknown_argument_through_the_tool(tmp_path):
+    config = write_config(
+        tmp_path / 'config.py', tmp_path, hook=dict(intervall=5)
+    )
+    line = one_line(run_tool('train.py', config))
+    assert "intervall=5; did you mean 'interval'?" in line
+
+
+# -- batches without finite loss ---------------------------------------------
+
+
+class Spy(Stop):
+    """Notes weights before each iteration and after the last."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        self.seen.append(
+            {k: v.clone() for k, v in runner.model.state_dict().items()}
+        )
+
+    after_train = before_train_iter
+
+
+@pytest.mark.parametrize('kind', ['nan', 'inf', 'image'])
+@pytest.mark.parametrize('norm', ['GN', 'BN'])
+def test_bad_batch_is_skipped(tmp_path, kind, norm):
+    bad = dict(broken=[9]) if kind == 'image' else dict(factors={9: kind})
+    config = make_config(
+        tmp_path,
+        model=dict(type='ToyClassifier', norm=norm),
+        train_dataloader=loader(shuffle=False, **bad),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        hook=dict(interval=3, channels_per_step=1, target=dict(flops=0.9)),
+        optim_wrapper=dict(
+            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1),
+            clip_grad=dict(max_norm=1.0),
+        ),
+        log_level='INFO',
+    )
+    runner = Runner.from_cfg(config)
+    spy = Spy()
+    runner.register_hook(spy)
+    runner.train()
+    # image 9 is in the second of four batches
+    changed = [
+        any(not a[k].equal(b[k]) for k in a)
+        for a, b in zip(spy.seen, spy.seen[1:])
+    ]
+    assert changed == [True, False, True, True]
+    # and that batch does not count towards the interval of three
+    assert [r['iter'] for r in removals(tmp_path)] == [4]
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    assert 'iteration 2: gradients are not finite' in text
+    assert 'the batch is skipped (1 so far)' in text
+    for name, tensor in runner.model.state_dict().items():
+        assert tensor.isfinite().all(), name
+
+
+def test_bad_batch_among_accumulated_ones(tmp_path):
+    config = make_config(
+        tmp_path,
+        train_dataloader=loader(shuffle=False, factors={0: 'nan'}),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        hook=dict(interval=1, channels_per_step=1, target=dict(flops=0.9)),
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.01), accumulative_counts=2
+        ),
+    )
+    runner = Runner.from_cfg(config)
+    runner.train()
+    for name, tensor in runner.model.state_dict().items():
+        assert tensor.isfinite().all(), name
+
+
+def test_bad_batches_have_no_score(tmp_path):
+    def scores(factor):
+        config = make_config(
+            tmp_path / str(factor),
+            train_dataloader=loader(
+                shuffle=False, factors=dict.fromkeys(range(8), factor)
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            # three batches are good, or four: no removal, scores stay
+            hook=dict(interval=4, channels_per_step=1, after_target='train'),
+            optim_wrapper=dict(
+                optimizer=dict(type='SGD', lr=0.0), accumulative_counts=2
+            ),
+        )
+        runner = Runner.from_cfg(config)
+        torch.manual_seed(0)
+        for parameter in runner.model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        runner.train()
+        return pruning_hook(runner).pruner.fisher()
+
+    # the first of four batches is bad, or does not count
+    for a, b in zip(scores('inf'), scores(0.0), strict=True):
+        assert a.any()
+        assert (a == b).all()
+
+
+def test_too_many_bad_batches_stop_the_run(tmp_path):
+    config = make_config(
+        tmp_path,
+        train_dataloader=loader(
+            shuffle=False, factors=dict.fromkeys(range(32), 'nan')
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=20),
+    )
+    runner = Runner.from_cfg(config)
+    with pytest.raises(RuntimeError) as error:
+        runner.train()
+    assert f'in {MAX_SKIPPED} batches in a row' in str(error.value)
+    assert 'Lower the learning rate' in str(error.value)
+    assert runner.iter == MAX_SKIPPED - 1
+
+
+# -- interrupted writing -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'function', ['torch.save', 'os.replace', 'json.dumps']
+)
+def test_interrupted_writing(tmp_path, monkeypatch, function):
+    """Nothing is left under a final name that is not complete."""
+    module, name = function.split('.')
+    target = {'torch': torch, 'os': os, 'json': __import__('json')}[module]
+    real, calls = getattr(target, name), []
+
+    def fail(*args, **kwargs):
+        saving = [a for a in args if 'partial' in str(a)]
+        if saving or name == 'dumps':
+            calls.append(args)
+            if name == 'save':  # half of the file is there
+                Path(args[1]).write_bytes(b'half')
+            raise OSError('no space left on device')
+        return real(*args, **kwargs)
+
+    runner = Runner.from_cfg(make_config(tmp_path))
+    monkeypatch.setattr(target, name, fail)
+    with pytest.raises(OSError, match='no space left'):
+        runner.train()
+    monkeypatch.undo()
+    assert len(calls) == 1
+    assert not list(tmp_path.glob('*.pth.partial'))
+    for path in tmp_path.glob('flops_*'):
+        if path.suffix == '.json':
+            assert Structure.load(path).axes
+        else:
+            assert path.suffix in ('.png', '.py', '.partial')
+    assert not list(tmp_path.glob('flops_*.pth'))
