@@ -82,23 +82,25 @@ def _allow_known() -> Any:
     """Let arrays and mmengine's log buffers pass, under all their names."""
     if not _renames():
         return nullcontext()
-    functions = [np.ones(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    functions: dict[str, Any] = {
+        '_reconstruct': np.ones(0).__reduce__()[0],
+        'scalar': np.float64(0).__reduce__()[0],
+    }
     numpy = [
-        (function, f'{package}.multiarray.{function.__name__}')
-        for function in functions
+        (function, f'{package}.multiarray.{name}')
+        for name, function in functions.items()
         for package in ('numpy.core', 'numpy._core')
     ]
     kinds = {
         type(np.dtype(t))
         for t in ('f8', 'f4', 'f2', 'i8', 'i4', 'u8', 'u4', 'u1', 'b1')
     }
-    return torch.serialization.safe_globals(
-        [
-            (_Ignored, 'mmengine.logging.history_buffer.HistoryBuffer'),
-            (_ignore, 'builtins.getattr'),
-            *(np.ndarray, np.dtype, *numpy, *kinds),
-        ]
-    )
+    known: list[Any] = [
+        (_Ignored, 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (_ignore, 'builtins.getattr'),
+        *(np.ndarray, np.dtype, *numpy, *kinds),
+    ]
+    return torch.serialization.safe_globals(known)
 
 
 def _renames() -> bool:

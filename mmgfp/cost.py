@@ -140,10 +140,11 @@ def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
         the network itself has a row under its own name.
     """
     table: dict[str, dict[str, int]] = {}
-    total = dict.fromkeys(METRICS, 0)
+    metrics: tuple[str, ...] = METRICS
+    total = dict.fromkeys(metrics, 0)
     for name, parameter in model.named_parameters():
         module = name.rpartition('.')[0] or name  # '' is the total
-        row = table.setdefault(module, dict.fromkeys(METRICS, 0))
+        row = table.setdefault(module, dict.fromkeys(metrics, 0))
         cost = {'params': parameter.numel(), 'flops': 0, 'acts': 0}
         if name in calls.positions:
             axis = calls.output_axis[name]

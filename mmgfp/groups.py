@@ -141,6 +141,7 @@ class ChannelGroup:
         )
 
     def freeze(self, reason: str) -> ChannelGroup:
+        """The same group, not to be pruned."""
         return replace(self, frozen=reason)
 
 
@@ -157,8 +158,8 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
     axis_of = table.axis_ids(np.arange(len(table)))
     roles = _roles(trace)
     involved = np.zeros(len(table), dtype=bool)
-    for key in roles:
-        involved[table.slots(*key)] = True
+    for tensor, axis in roles:
+        involved[table.slots(tensor, axis)] = True
     involved |= np.isin(component, component[trace.edges.ravel()])
 
     slots = np.flatnonzero(involved)
@@ -258,12 +259,6 @@ def _incomplete(members: Sequence[Member]) -> str:
         return 'no layer produces these channels'
     if not roles & {'consumer', 'grouped'}:
         return 'no layer consumes these channels'
-    if any(
-        m.tensor == n.tensor and m.axis == n.axis
-        for i, m in enumerate(members)
-        for n in members[:i]
-    ):
-        return 'one axis plays two roles'
     return ''
 
 

@@ -167,8 +167,10 @@ def cut(
     Every k-th channel is such a part too: k neighbours go together.
     """
     source = args[0]
-    dim, start, _, step = (*args[1:], *(0, None, None, 1)[len(args) - 1 :])
-    dim, start = dim % source.dim(), start or 0
+    dim, start, step = (
+        _argument(name, func, args, kwargs) for name in _CUT_ARGUMENTS
+    )
+    dim, start, step = (dim or 0) % source.dim(), start or 0, step or 1
     whole, part = source.shape[dim], out.shape[dim]
     if part < whole and part and whole % part == 0:
         for layer in tr.layers(source):
@@ -180,6 +182,9 @@ def cut(
             elif step == 1 and start % part == 0:
                 _in_step(tr, along(layer, dim), whole // part)
     structure(tr, func, args, kwargs, out)
+
+
+_CUT_ARGUMENTS = ('dim', 'start', 'step')
 
 
 def _in_step(tr: LabelTracer, labels: np.ndarray, parts: int) -> None:
@@ -574,7 +579,7 @@ def _activation_product(
 def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:
     """The labels of the channels that a mixing operation consumes."""
     axis %= source.dim()
-    found = np.full(source.shape[axis], -1)
+    found: np.ndarray = np.full(source.shape[axis], -1)
     for layer in tr.layers(source):
         if axis in tr.varying(layer):
             labels = _rows(tr, layer, axis)

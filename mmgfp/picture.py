@@ -33,16 +33,13 @@ def kept_channels(
         return _by_name(structure)
     rows = []
     for layer, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            axis, repeat = 0, 1
-        elif isinstance(module, _ConvTransposeNd):
+        if not isinstance(module, (nn.Linear, _ConvNd)):
+            continue
+        axis, repeat = 0, 1.0
+        if isinstance(module, _ConvTransposeNd):
             axis = 1 if module.groups == 1 else 0
             # a group of inputs may make more outputs, or fewer
             repeat = module.out_channels / module.weight.shape[axis]
-        elif isinstance(module, _ConvNd):
-            axis, repeat = 0, 1
-        else:
-            continue
         entry = structure.axes.get((f'{layer}.weight', axis))
         if entry is not None:
             rows.append(

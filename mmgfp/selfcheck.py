@@ -78,9 +78,9 @@ def check_groups(
         if not found:  # only together do they fail: give up the later half
             bisect_together(parts, trouble)
 
-    def bisect_together(parts: list[list[str]], trouble: str) -> None:
-        base, rest = list(parts[0]), list(parts[1])
-        for name in rest:
+    def bisect_together(parts: list[Sequence[str]], trouble: str) -> None:
+        base = list(parts[0])
+        for name in parts[1]:
             if difference([*base, name]):
                 failed[name] = trouble
             else:

@@ -28,9 +28,7 @@ _LAYOUTS = (
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers; a shared tensor under its first name."""
-    tensors = dict(model.named_parameters())
-    tensors.update(model.named_buffers())
-    return tensors
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def slice_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
@@ -85,8 +83,10 @@ def _owners(
     """
     owners = {}
     for module in model.modules():
-        own = dict(module.named_parameters(recurse=False))
-        own.update(module.named_buffers(recurse=False))
+        own = {
+            **dict(module.named_parameters(recurse=False)),
+            **dict(module.named_buffers(recurse=False)),
+        }
         if any(id(tensor) in ids for tensor in own.values()):
             owners[module] = {name: t.shape for name, t in own.items()}
     return owners
