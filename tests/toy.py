@@ -34,6 +34,7 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.functional import cross_entropy, relu
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from mmgfp import FisherPruningHook
@@ -231,6 +232,22 @@ class Stop(Hook):
             raise KeyboardInterrupt
 
 
+@HOOKS.register_module(force=True)
+class SaveOutputs(Hook):
+    """Writes what the model makes of fixed input when it has been saved."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, checkpoint: str, shape: tuple[int, int]) -> None:
+        self.checkpoint, self.shape = checkpoint, shape
+
+    def after_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
+        folder = Path(runner.work_dir)
+        path = folder / 'outputs.pth'
+        if (folder / self.checkpoint).exists() and not path.exists():
+            torch.save(raw_outputs(runner.model, self.shape), path)
+
+
 @OPTIM_WRAPPERS.register_module(force=True)
 class CpuAmpOptimWrapper(OptimWrapper):
     """Mixed precision as mmengine does it, where there is no GPU."""
@@ -251,6 +268,18 @@ class CpuAmpOptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module):
         with super().optim_context(model), torch.autocast('cpu'):
             yield
+
+
+def raw_outputs(model: nn.Module, shape: tuple[int, int]) -> list:
+    """Tensors that a model returns for one fixed image, in eval mode."""
+    training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, *shape, generator=generator)
+    with torch.no_grad():
+        outputs = tree_leaves(model(image, mode='tensor'))
+    model.train(training)
+    return [t for t in outputs if isinstance(t, torch.Tensor)]
 
 
 def structure_of(runner: Runner) -> dict:
