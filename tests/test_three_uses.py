@@ -356,8 +356,8 @@ model = get_model(Config.fromfile(path), pretrained=checkpoint)
 images = [f'{folder}/{kind}/{i}.png' for kind in ('dark', 'grey', 'bright')
           for i in range(12)]
 images = [i for i in images if os.path.exists(i)]
-results = inferencer(images)
 inferencer = ImageClassificationInferencer(path, pretrained=checkpoint)
+results = inferencer(images)
 torch.save(dict(
     kind=type(model).__module__ + '.' + type(model).__name__,
     raw=raw_outputs(model, (96, 96)),
