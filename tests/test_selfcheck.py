@@ -211,6 +211,46 @@ def test_model_is_not_changed(net):
     }
 
 
+# -- precision ---------------------------------------------------------------
+
+
+class Cancelling(Net):
+    """Single precision loses what is left of the difference."""
+
+    prunable: ClassVar = {group('stem', 'a b', 8)}
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.a = conv(8, 4)
+        self.b = conv(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        large = self.a(x) * 1e6
+        return (large + self.b(x)) - large
+
+
+def test_rounding_is_no_difference():
+    assert layout(find_groups(Cancelling(), run, 2)) == Cancelling.prunable
+
+
+class SingleOnly(FixedOrder):
+    """Single precision only, as some compiled operations are."""
+
+    def error(self, x):
+        if x.dtype != torch.float32:
+            raise RuntimeError('"kernel" not implemented for Double')
+        return super().error(x)
+
+
+def test_single_precision_will_do():
+    groups = find_groups(SingleOnly(), run, images=2)
+    assert layout(groups) == SingleOnly.prunable
+    (guilty,) = (g for g in groups if 'guilty' in g.producers)
+    assert 'differs by' in guilty.frozen
+
+
 # -- its parts ---------------------------------------------------------------
 
 
