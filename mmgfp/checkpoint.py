@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import zipfile
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,32 @@ _REFUSED = re.compile(
     r'|(?:unrecognized function|can only (?:create|build))[^.]*',
     re.IGNORECASE,
 )
+
+
+def check_checkpoint(path: str | os.PathLike) -> None:
+    """Complain about a missing or truncated checkpoint before it is loaded.
+
+    Says nothing about addresses such as ``https://...``.
+
+    Args:
+        path (str | os.PathLike): As users name it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it was cut short.
+    """
+    path = os.fspath(path)
+    if '://' in path:
+        return
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'the checkpoint {path} does not exist')
+    with open(path, 'rb') as file:
+        archive = file.read(2) == b'PK'
+    # the table of contents is at the end of an archive
+    if os.path.getsize(path) == 0 or (
+        archive and not zipfile.is_zipfile(path)
+    ):
+        raise _unreadable(path, 'its end is missing')
 
 
 def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -48,17 +75,21 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
                 f'plain types ({refused["name"] or refused[0]}), which are '
                 'not loaded because that could run code'
             ) from error
-        raise ValueError(
-            f'the checkpoint {path} ({os.path.getsize(path)} bytes) cannot be '
-            f'read: truncated or damaged ({_last_line(error)}). Copy it again '
-            'or use an earlier one.'
-        ) from error
+        raise _unreadable(path, _last_line(error)) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f'{path} holds a {type(checkpoint).__name__}, '
             'expected a checkpoint (a dict)'
         )
     return checkpoint
+
+
+def _unreadable(path: str, why: str) -> ValueError:
+    return ValueError(
+        f'the checkpoint {path} ({os.path.getsize(path)} bytes) cannot be '
+        f'read: truncated or damaged ({why}). Copy it again or use an earlier '
+        'one.'
+    )
 
 
 def _last_line(error: Exception) -> str:

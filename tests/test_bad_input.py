@@ -226,7 +226,6 @@ def one_line(result) -> str:
     return line
 
 
-@pytest.mark.xfail(strict=True, reason='tools/test.py does not check it yet')
 def test_truncated_checkpoint_through_the_tool(tmp_path, pruned):
     short = tmp_path / 'short.pth'
     short.write_bytes(pruned.read_bytes()[:-500])

@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
+from mmgfp.checkpoint import check_checkpoint
 from mmgfp.cli import complete_dataloaders, errors_in_one_line, set_launcher
 from mmgfp.config import load_config
 
@@ -54,8 +55,6 @@ def parse_args() -> argparse.Namespace:
         '--debug', action='store_true', help='show the traceback of errors'
     )
     args = parser.parse_args()
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        parser.error(f'there is no checkpoint {args.checkpoint!r}')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must be a .pkl file, but is {args.out!r}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -74,6 +73,7 @@ def make_config(args: argparse.Namespace) -> Config:
     elif config.get('work_dir') is None:
         config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
 
+    check_checkpoint(args.checkpoint)
     config.load_from = args.checkpoint
     config.resume = False
     complete_dataloaders(config)

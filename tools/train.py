@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmgfp.checkpoint import check_checkpoint
 from mmgfp.cli import complete_dataloaders, errors_in_one_line, set_launcher
 from mmgfp.config import load_config
 
@@ -92,6 +93,9 @@ def make_config(args: argparse.Namespace) -> Config:
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume
+
+    if config.get('load_from'):
+        check_checkpoint(config.load_from)
 
     complete_dataloaders(config)
     set_launcher(config, args.launcher)
