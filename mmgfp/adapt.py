@@ -25,7 +25,7 @@ COCO_SHAPE = (800, 1280)
 IMAGENET_SHAPE = (224, 224)
 
 # Enough for every level of a pyramid; channel groups do not depend on it.
-_TRACE_SIDE = 256
+_TRACE_SIDE = 128
 
 
 def build_model(config: Config) -> nn.Module:

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from .adapt import unwrap
+from .adapt import unwrap
 from .picture import draw_kept_channels
 from .structure import KEY, Structure
 
@@ -46,7 +47,7 @@ def save_ratio(
     """
     path = os.path.join(runner.work_dir, stem)
     structure.save(f'{path}.json')
-    draw_kept_channels(structure, f'{path}.png')
+    draw_kept_channels(structure, unwrap(runner.model), f'{path}.png')
     if runner.cfg.get('model'):
         config = finetune_config(
             runner.cfg, _dumped_name(runner), stem, finetune

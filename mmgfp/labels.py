@@ -27,6 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+# what a tensor is that no operation made
+_UNSEEN = 'comes from the input, or from an operation PyTorch does not see'
+
 Rule = Callable[..., None]  # (tracer, func, args, kwargs, out)
 
 
@@ -231,7 +234,7 @@ class LabelTracer(TorchDispatchMode):
         if tag is None:
             tag = _Tag()
             if tensor.is_floating_point() and tensor.numel() > 1:
-                tag = _Tag((self.opaque(tensor, 'comes from the input'),))
+                tag = _Tag((self.opaque(tensor, _UNSEEN),))
             self._tags[tensor] = tag
         return tag
 

@@ -17,7 +17,7 @@ _REMOVED, _KEPT = '#C9CED6', '#0072B2'
 
 
 def kept_channels(
-    structure: Structure, model: nn.Module | None = None
+    structure: Structure, model: nn.Module
 ) -> list[tuple[str, int, int]]:
     """(layer, original, kept) output channels of convolutions and linears.
 
@@ -25,12 +25,8 @@ def kept_channels(
 
     Args:
         structure (Structure): Of the slim network.
-        model (nn.Module, optional): The network, slim or not. Without it,
-            the names must tell: a norm without statistics looks like a
-            convolution, and transposed ones show their inputs.
+        model (nn.Module): The network, slim or not.
     """
-    if model is None:
-        return _by_name(structure)
     rows = []
     for layer, module in model.named_modules():
         if not isinstance(module, (nn.Linear, _ConvNd)):
@@ -52,28 +48,15 @@ def kept_channels(
     return rows
 
 
-def _by_name(structure: Structure) -> list[tuple[str, int, int]]:
-    rows = []
-    for (name, axis), entry in structure.axes.items():
-        layer, _, tensor = name.rpartition('.')
-        is_matrix = (name, 1) in structure.axes
-        is_norm = (f'{layer}.running_mean', 0) in structure.axes
-        if tensor == 'weight' and axis == 0 and (is_matrix or not is_norm):
-            rows.append((layer, entry.size, len(entry.keep)))
-    return rows
-
-
 def draw_kept_channels(
-    structure: Structure,
-    path: str | os.PathLike,
-    model: nn.Module | None = None,
+    structure: Structure, model: nn.Module, path: str | os.PathLike
 ) -> None:
     """Bars of kept and removed channels, one row per layer, as PNG.
 
     Args:
         structure (Structure): Of the slim network.
+        model (nn.Module): The network, slim or not.
         path (str | os.PathLike): Where to write; complete or not at all.
-        model (nn.Module, optional): See :func:`kept_channels`.
     """
     rows = kept_channels(structure, model)
     names = [row[0] for row in rows]

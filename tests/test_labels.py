@@ -307,7 +307,8 @@ def test_input_freezes():
     model = Weights(w=(4,))
     image = torch.rand(4)
     tracer, _ = labels_of(model, lambda: model.w + image)
-    assert set(frozen(tracer).values()) == {'comes from the input'}
+    (reason,) = set(frozen(tracer).values())
+    assert reason.startswith('comes from the input')
     # numbers and integers do not
     tracer, _ = labels_of(
         model, lambda: model.w * torch.tensor(2.0) + torch.arange(4)
