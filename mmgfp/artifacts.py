@@ -21,7 +21,6 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from .adapt import unwrap
-from .adapt import unwrap
 from .picture import draw_kept_channels
 from .structure import KEY, Structure
 
