@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from .groups import ChannelGroup, build_groups
-from .label_rules import find_rule
 from .labels import trace_labels
+from .rules import find_rule
 from .selfcheck import check_groups
 
 

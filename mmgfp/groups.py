@@ -1,6 +1,6 @@
 """Channel groups: which channels must go together, and where they live.
 
-The slots of a :class:`~mmgfp.labels.Trace` that are coupled, directly or not,
+The slots of a :class:`~mmgfp.slots.Trace` that are coupled, directly or not,
 form a *unit*: what the paper calls coupled channels (Section 3.2 and
 Algorithm 1, here as connected components, which do not depend on the order of
 the layers). Units that live in the same places form a *channel group*.
@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from .labels import Trace
+from .slots import Trace
 
 Role = Literal['producer', 'consumer', 'grouped', 'affine']
 

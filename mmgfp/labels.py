@@ -27,94 +27,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .label_layers import along, canonical, squeezed
+from .slots import SlotTable, Trace, Use
+
 # what a tensor is that no operation made
 _UNSEEN = 'comes from the input, or from an operation PyTorch does not see'
 
 Rule = Callable[..., None]  # (tracer, func, args, kwargs, out)
-
-
-class SlotTable:
-    """Numbers the slots of all parameters and buffers of a model.
-
-    Axes of size 1 have no slots: there is nothing to remove from them.
-
-    Args:
-        model (nn.Module): Shared tensors are numbered once, under the first
-            of their names.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.axes: list[tuple[str, int]] = []
-        starts = [0]
-        self._axis_id: dict[tuple[str, int], int] = {}
-        for name, tensor in _named_tensors(model):
-            self.tensors[name] = tensor
-            for axis, size in enumerate(tensor.shape):
-                if size > 1:
-                    self._axis_id[name, axis] = len(self.axes)
-                    self.axes.append((name, axis))
-                    starts.append(starts[-1] + size)
-        self.starts = np.asarray(starts)
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def slots(self, name: str, axis: int) -> np.ndarray:
-        """The slots of one axis in order, shape (size,)."""
-        i = self._axis_id[name, axis]
-        return np.arange(self.starts[i], self.starts[i + 1])
-
-    def axis_ids(self, slots: np.ndarray) -> np.ndarray:
-        """For each slot the position of its axis in :attr:`axes`."""
-        return np.searchsorted(self.starts, slots, side='right') - 1
-
-    def describe(self, slot: int) -> tuple[str, int, int]:
-        """``(tensor name, axis, index)`` of a slot."""
-        i = int(self.axis_ids(np.asarray(slot)))
-        return (*self.axes[i], int(slot - self.starts[i]))
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-@dataclass(frozen=True)
-class Use:
-    """One weight that consumes channels.
-
-    Attributes:
-        weight (str): Name of the weight.
-        axis (int): The weight axis that loses the consumed channels: 1 for a
-            plain layer, 0 for a grouped convolution.
-        grouped (bool): Whether removing a channel removes a convolution
-            group, input and output together.
-        module (str | None): The module whose first argument carries these
-            channels; None if the weight is used in some other way, so that
-            its input cannot be observed from outside.
-        channel_axis (int): The axis of that argument which carries them.
-        slots (tuple[int, ...]): The weight slot of every input channel.
-    """
-
-    weight: str
-    axis: int
-    grouped: bool
-    module: str | None
-    channel_axis: int
-    slots: tuple[int, ...]
-
-
-@dataclass
-class Trace:
-    """What one forward told about the slots of a model."""
-
-    table: SlotTable
-    edges: np.ndarray  # (2, E) pairs of slots that go together
-    frozen: list[tuple[np.ndarray, str]]  # slots that must stay, and why
-    uses: list[Use]  # consumers in order of execution
-    issued: list[tuple[str, int, int]]  # producers: (weight, axis, channels)
-    order: dict[str, int]  # tensor name -> first use, in execution order
 
 
 @dataclass
@@ -418,45 +337,3 @@ class LabelTracer(TorchDispatchMode):
     def add_issue(self, weight: str, axis: int, channels: int) -> None:
         """Register that ``weight`` produces ``channels`` channels."""
         self.record.issued.setdefault((weight, axis), channels)
-
-
-# -- helpers on label tensors ----------------------------------------------
-
-
-def canonical(layer: Tensor) -> Tensor:
-    """Give axes along which nothing differs the stride 0."""
-    shape = layer.shape
-    for d, n in enumerate(shape):
-        if n > 1 and layer.stride(d) != 0:
-            first = layer.narrow(d, 0, 1)
-            if bool((squeezed(layer) == squeezed(first, like=layer)).all()):
-                layer = first.expand(shape)
-    return layer
-
-
-def squeezed(layer: Tensor, like: Tensor | None = None) -> Tensor:
-    """Without the repetitions along axes of stride 0 (of ``like``)."""
-    reference = layer if like is None else like
-    for d, n in enumerate(layer.shape):
-        if n > 1 and reference.stride(d) == 0:
-            layer = layer.narrow(d, 0, 1)
-    return layer
-
-
-def along(layer: Tensor, axis: int) -> np.ndarray:
-    """The labels along one axis at the origin of the others, (size,)."""
-    for d in range(layer.dim()):
-        if d != axis % layer.dim():
-            layer = layer.narrow(d, 0, 1)
-    return layer.reshape(-1).numpy()
-
-
-def spread(labels: np.ndarray, axis: int, shape: Sequence[int]) -> Tensor:
-    """Labels along one axis, the same everywhere else, shape ``shape``."""
-    view = [1] * len(shape)
-    view[axis] = len(labels)
-    return (
-        torch.from_numpy(np.ascontiguousarray(labels))
-        .view(view)
-        .expand(tuple(shape))
-    )

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from mmgfp.label_rules import find_rule
-from mmgfp.labels import LabelTracer, SlotTable, along, canonical, trace_labels
+from mmgfp.label_layers import along, canonical
+from mmgfp.labels import LabelTracer, trace_labels
+from mmgfp.rules import find_rule
+from mmgfp.slots import SlotTable
 
 
 class Weights(nn.Module):

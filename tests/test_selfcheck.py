@@ -14,8 +14,8 @@ from torch import nn
 
 from mmgfp.finder import find_groups
 from mmgfp.groups import build_groups
-from mmgfp.label_rules import find_rule
 from mmgfp.labels import trace_labels
+from mmgfp.rules import find_rule
 from mmgfp.selfcheck import (
     TOLERANCE,
     check_groups,

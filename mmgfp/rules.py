@@ -1,0 +1,115 @@
+"""Which rule an operation has.
+
+An operation without a rule freezes what it touches, with its name as the
+reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .labels import Rule
+from .rules_channelwise import (
+    batch_norm,
+    constant,
+    group_norm,
+    layer_norm,
+    overwrite,
+    pointwise,
+    reduction,
+    softmax,
+    spatial,
+)
+from .rules_common import name_of, unknown
+from .rules_mixing import addmm, convolution, mm
+from .rules_structure import (
+    channel_shuffle,
+    cut,
+    index,
+    join,
+    pad,
+    split,
+    structure,
+)
+
+RULES: dict[str, Rule] = {}
+
+
+for _rule, _ops in {
+    structure: """view _unsafe_view reshape _reshape_alias permute transpose t
+        squeeze unsqueeze select unbind
+        expand repeat flip roll clone contiguous detach alias _to_copy
+        lift_fresh pixel_shuffle pixel_unshuffle diagonal view_as movedim tile
+        repeat_interleave unfold swapaxes""",
+    split: 'split split_with_sizes chunk',
+    cut: 'slice narrow',
+    join: 'cat stack concat',
+    channel_shuffle: 'channel_shuffle native_channel_shuffle',
+    pad: 'constant_pad_nd',
+    index: 'index index_select gather embedding',
+    spatial: """max_pool2d_with_indices max_pool1d_with_indices avg_pool1d
+        avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d mkldnn_max_pool2d
+        adaptive_max_pool2d max_pool2d upsample_nearest1d upsample_nearest2d
+        upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
+        _upsample_bicubic2d_aa _upsample_nearest_exact2d upsample_linear1d
+        reflection_pad1d reflection_pad2d replication_pad1d
+        replication_pad2d""",
+    reduction: 'mean sum amax amin max min var std var_mean prod any all '
+    'argmax argmin linalg_vector_norm norm logsumexp',
+    softmax: '_softmax _log_softmax softmax log_softmax cumsum',
+    batch_norm: """native_batch_norm _native_batch_norm_legit
+        _native_batch_norm_legit_no_training cudnn_batch_norm
+        miopen_batch_norm batch_norm_with_update
+        _batch_norm_with_update""",
+    group_norm: 'native_group_norm',
+    layer_norm: 'native_layer_norm',
+    convolution: 'convolution _convolution',
+    addmm: 'addmm',
+    mm: 'mm bmm',
+    constant: """zeros ones full empty arange linspace eye rand randn
+        new_zeros new_ones new_full new_empty zeros_like ones_like full_like
+        empty_like rand_like randn_like empty_strided new_empty_strided
+        scalar_tensor tril_indices triu_indices randint randperm
+        lift_fresh_copy""",
+    overwrite: 'copy_ fill_ zero_ masked_fill masked_fill_ where',
+}.items():
+    for _op in _ops.split():
+        RULES[_op] = _rule
+
+
+def find_rule(func: Any) -> Rule:
+    """The rule of an operation, by its name or its pointwise tag.
+
+    Args:
+        func (OpOverload): As handed to ``__torch_dispatch__``.
+    """
+    name = name_of(func)
+    rule = RULES.get(name) or RULES.get(name.rstrip('_'))
+    if rule in (reduction,) and _is_binary(func):
+        return pointwise
+    if rule is not None:
+        return rule
+    if torch.Tag.pointwise in func.tags or name.rstrip('_') in _POINTWISE:
+        return pointwise
+    return unknown
+
+
+# Element-wise operations that older torch releases do not tag as such.
+_POINTWISE_NAMES = """
+    add sub mul div relu relu6 sigmoid tanh silu gelu hardswish
+    hardsigmoid hardtanh leaky_relu elu clamp clamp_min clamp_max exp log sqrt
+    rsqrt pow abs neg mish softplus threshold maximum minimum eq ne lt gt le ge
+    logical_and logical_or logical_not bitwise_not _prelu_kernel sin cos floor
+    ceil round erf reciprocal sign native_dropout bernoulli lerp addcmul
+    addcdiv rsub remainder floor_divide isnan isinf celu selu prelu
+"""
+
+
+_POINTWISE = frozenset(_POINTWISE_NAMES.split())
+
+
+def _is_binary(func: Any) -> bool:
+    """``max(a, b)`` shares its name with ``max(a)``."""
+    return func._overloadname == 'other'

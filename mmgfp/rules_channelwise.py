@@ -1,0 +1,205 @@
+"""Label rules of operations that keep channels apart.
+
+Element-wise operations, pooling, interpolation, reductions and normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .label_layers import along
+from .labels import LabelTracer
+from .rules_common import (
+    argument,
+    common_weight,
+    freeze_holes,
+    merge,
+    name_of,
+    resized,
+    rows_of,
+    without,
+)
+
+
+def pointwise(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Labels that meet at an element are coupled.
+
+    Layers that differ along different axes (a channel label and a positional
+    table's token label) do not meet: the result keeps both.
+    """
+    operands = [
+        t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+    ]
+    results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    shape = results[0].shape
+    merged: list[Tensor] = []
+    for operand in operands:
+        if len(operand.shape) > len(shape):
+            continue
+        for layer in tr.layers(operand):
+            merged = merge(tr, merged, layer.expand(shape))
+    weight = common_weight(tr, operands)
+    target = tr.tag(args[0]) if func._schema.is_mutable else None
+    if target is not None and target.writable:
+        _write(tr, target.layers[0], merged)
+        return
+    for result in results:
+        tr.set(result, merged, weight)
+
+
+def _write(tr: LabelTracer, target: Tensor, layers: list[Tensor]) -> None:
+    """Write labels into a fresh tensor, or a view that its base sees."""
+    if len(layers) == 1:
+        target.copy_(layers[0])
+        return
+    for layer in layers:  # there is room for one label per element
+        tr.freeze(
+            layer,
+            f'written into a new tensor in {tr.where()}, on top of others',
+        )
+
+
+def overwrite(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``copy_`` and ``fill_``: like element-wise, into the target."""
+    pointwise(tr, func, args, kwargs, out)
+
+
+def constant(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Fresh tensors have no labels; what is written into them leaves some."""
+    for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+        blank = torch.full(result.shape, -1, dtype=torch.int64)
+        tr.set(result, [blank], writable=True)
+
+
+def spatial(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Pooling and interpolation of (N, C, *) tensors."""
+    source = args[0]
+    results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    channel = source.dim() - (results[0].dim() - 2) - 1
+    layers = without(
+        tr,
+        source,
+        range(channel + 1, source.dim()),
+        f'{name_of(func)} over them',
+    )
+    for result in results:
+        tr.set(result, [resized(layer, result.shape) for layer in layers])
+
+
+def reduction(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Sums, means and extrema keep the labels of the axes that remain."""
+    source = args[0]
+    dims = _reduced_dims(source, func, args, kwargs)
+    layers = without(tr, source, dims, f'{name_of(func)} over them')
+    weight = tr.tag(source).weight
+    for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+        if result.dim() == source.dim():
+            moved = [resized(layer, result.shape) for layer in layers]
+        else:
+            moved = [_drop(layer, dims) for layer in layers]
+        tr.set(result, moved, weight)
+
+
+def _reduced_dims(
+    source: Tensor, func: Any, args: tuple, kwargs: dict
+) -> list[int]:
+    dims = argument('dim', func, args, kwargs)
+    if dims is None or dims == []:
+        return list(range(source.dim()))
+    dims = [dims] if isinstance(dims, int) else dims
+    return [d % source.dim() for d in dims]
+
+
+def softmax(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """Softmax mixes along one axis."""
+    dim = argument('dim', func, args, kwargs) % out.dim()
+    layers = without(tr, args[0], [dim], f'{name_of(func)} over them')
+    tr.set(out, layers)
+
+
+def _drop(layer: Tensor, dims: Sequence[int]) -> Tensor:
+    for d in sorted(dims, reverse=True):
+        layer = layer.select(d, 0)
+    return layer
+
+
+def batch_norm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Each channel meets its own weight, bias and statistics."""
+    source, result = args[0], tree_leaves(out)[0]
+    _affine(tr, source, 1, [t for t in args[1:5] if isinstance(t, Tensor)])
+    tr.set(result, tr.layers(source))
+
+
+def group_norm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """The channels of one norm group go together.
+
+    Whole norm groups can be removed: the statistics of the others do not
+    change.
+    """
+    source, weight, bias, _, channels, _, groups = args[:7]
+    _affine(tr, source, 1, [t for t in (weight, bias) if t is not None])
+    layers = without(tr, source, range(2, source.dim()), 'GroupNorm')
+    for layer in layers:
+        if tr.is_opaque(layer) or 1 not in tr.varying(layer):
+            continue
+        labels = rows_of(tr, layer, 1).reshape(groups, channels // groups)
+        tr.couple(labels[:, :1], labels)
+        freeze_holes(tr, labels)
+    tr.set(tree_leaves(out)[0], layers)
+
+
+def layer_norm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Statistics over the normalised axes change when one channel goes."""
+    source, shape, weight, bias = args[:4]
+    first = source.dim() - len(shape)
+    for tensor in (weight, bias):
+        if tensor is not None:
+            merged = [
+                layer.expand(source.shape) for layer in tr.layers(source)
+            ]
+            for layer in tr.layers(tensor):
+                merge(tr, merged, layer.expand(source.shape))
+    layers = []
+    for layer in tr.layers(source):
+        if tr.varying(layer) & set(range(first, source.dim())):
+            tr.freeze(layer, f'LayerNorm over them in {tr.where()}')
+        layers.append(layer)
+    tr.set(tree_leaves(out)[0], layers)
+
+
+def _affine(
+    tr: LabelTracer, source: Tensor, axis: int, vectors: Sequence[Tensor]
+) -> None:
+    """Couple per-channel vectors with the labels along ``axis``."""
+    for layer in tr.layers(source):
+        if axis not in tr.varying(layer):
+            continue
+        labels = rows_of(tr, layer, axis)
+        for vector in vectors:
+            for own in tr.layers(vector):
+                slots = along(own, 0)
+                tr.couple(labels, slots)
+                tr.freeze(slots[labels < 0], 'normalises a constant')

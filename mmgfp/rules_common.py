@@ -1,0 +1,126 @@
+"""What the label rules share.
+
+A rule is a function ``(tracer, func, args, kwargs, out)`` that sets the labels
+of ``out`` and tells the tracer which slots are coupled or frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .label_layers import along, squeezed
+from .labels import LabelTracer
+
+
+def unknown(
+    tr: LabelTracer,
+    func: Any,
+    args: tuple,
+    kwargs: dict,
+    out: Any,
+    what: str = '',
+) -> None:
+    """Freeze everything an operation touches and everything it makes."""
+    what = what or f'the operation {name_of(func)}, which has no rule,'
+    reason = f'{what} in {tr.where()}'
+    touched = False
+    for operand in tree_leaves((args, kwargs)):
+        if isinstance(operand, Tensor):
+            for layer in tr.layers(operand):
+                tr.freeze(layer, f'goes through {reason}')
+                touched = True
+    for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
+        fresh = [tr.opaque(result, f'comes out of {reason}')]
+        tr.set(result, fresh if touched and result.dim() else [])
+
+
+def merge(tr: LabelTracer, layers: list[Tensor], new: Tensor) -> list[Tensor]:
+    """Add a layer of full shape to others, coupling what meets."""
+    rest, dims = [], tr.varying(new)
+    for old in layers:
+        if not (tr.varying(old) & dims):
+            rest.append(old)
+            continue
+        a, b = _shrink(old, new)
+        tr.couple(a.numpy(), b.numpy())
+        if tr.is_opaque(old):
+            new = torch.where(a >= 0, a, b).expand(new.shape)
+        else:
+            new = torch.where(b >= 0, b, a).expand(new.shape)
+        dims |= tr.varying(new)
+    return [*rest, new]
+
+
+def _shrink(*layers: Tensor) -> tuple[Tensor, ...]:
+    """Drop the axes along which none of the layers differs."""
+    for d, n in enumerate(layers[0].shape):
+        if n > 1 and all(t.stride(d) == 0 for t in layers):
+            layers = tuple(t.narrow(d, 0, 1) for t in layers)
+    return layers
+
+
+def common_weight(tr: LabelTracer, operands: Sequence[Tensor]) -> str | None:
+    """The one parameter behind all labelled operands, if there is one."""
+    names = {tr.tag(t).weight for t in operands if tr.layers(t)}
+    return names.pop() if len(names) == 1 else None
+
+
+def without(
+    tr: LabelTracer, source: Tensor, dims: Sequence[int], reason: str
+) -> list[Tensor]:
+    """The layers that do not differ along ``dims``; the others are frozen."""
+    layers = []
+    for layer in tr.layers(source):
+        if tr.is_opaque(layer) or not tr.varying(layer) & set(dims):
+            layers.append(layer)
+        else:
+            tr.freeze(layer, f'{reason} in {tr.where()}')
+    return layers
+
+
+def resized(layer: Tensor, shape: Sequence[int]) -> Tensor:
+    """The layer with the axes whose size changed repeated to fit."""
+    for d, (old, new) in enumerate(zip(layer.shape, shape)):
+        if old != new:
+            layer = layer.narrow(d, 0, 1)
+    return layer.expand(tuple(shape))
+
+
+def freeze_holes(tr: LabelTracer, labels: np.ndarray) -> None:
+    """Freeze the rows of (groups, k) labels in which one is missing."""
+    rows = (labels < 0).any(1)
+    tr.freeze(labels[rows], 'shares a group with channels that must stay')
+
+
+def argument(name: str, func: Any, args: tuple, kwargs: dict) -> Any:
+    """An argument by name; where it stands differs between operations."""
+    for value, argument in zip(args, func._schema.arguments):
+        if argument.name == name:
+            return value
+    return kwargs.get(name)
+
+
+def name_of(func: Any) -> str:
+    """Name of an operation without its namespace, such as ``'add_'``."""
+    return func._schema.name.split('::')[-1]
+
+
+def rows_of(tr: LabelTracer, layer: Tensor, axis: int) -> np.ndarray:
+    """One label per index of an axis, (size,).
+
+    All labels at the same index go together: four channels that became the
+    pixels of one (pixel shuffle) leave together, or not at all.
+    """
+    if tr.is_opaque(layer) or tr.varying(layer) == {axis}:
+        return along(layer, axis)
+    labels = squeezed(layer).movedim(axis, 0).flatten(1).numpy()
+    tr.couple(labels[:, :1], labels)
+    holes = (labels < 0).any(1)
+    tr.freeze(labels[holes], 'shares a channel with constants')
+    return np.where(holes, -1, labels[:, 0])

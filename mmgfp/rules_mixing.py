@@ -1,0 +1,205 @@
+"""Label rules of operations that mix channels: convolutions and products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .label_layers import along, spread
+from .labels import LabelTracer
+from .rules_common import (
+    freeze_holes,
+    merge,
+    name_of,
+    resized,
+    rows_of,
+    unknown,
+    without,
+)
+
+
+def convolution(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """Plain, grouped, depthwise and transposed convolution.
+
+    Plain: the input's labels are coupled with the weight's input axis, the
+    output axis issues the labels of the result. Grouped: a convolution group
+    is one unit, inputs and outputs together.
+    """
+    source, weight, bias = args[:3]
+    transposed, groups = args[6], args[8]
+    name = tr.tag(weight).weight
+    if name is None:
+        unknown(
+            tr,
+            func,
+            args,
+            kwargs,
+            out,
+            'convolution with a kernel that the network computes',
+        )
+        return
+    inputs = _channel_labels(tr, source, 1)
+    in_axis, out_axis = (0, 1) if transposed else (1, 0)
+    if groups == 1:
+        consumed = _axis_slots(tr, weight, in_axis)
+        _consume(tr, name, consumed, inputs, channel_axis=1)
+        labels = _axis_slots(tr, weight, out_axis)
+        issue_axis = out_axis
+    else:
+        labels = _convolution_groups(
+            tr, name, weight, inputs, groups, out.shape[1], transposed
+        )
+        issue_axis = 0
+    if labels is not None:
+        tr.add_issue(name, issue_axis, out.shape[1])
+    _finish_mixing(tr, labels, bias, 1, out)
+
+
+def _convolution_groups(
+    tr: LabelTracer,
+    name: str,
+    weight: Tensor,
+    inputs: np.ndarray,
+    groups: int,
+    channels: int,
+    transposed: bool,
+) -> np.ndarray:
+    """Couple each convolution group; return the output labels."""
+    slots = _axis_slots(tr, weight, 0)
+    assert slots is not None
+    per_group = slots.reshape(groups, -1)
+    labels = inputs.reshape(groups, -1)
+    tr.couple(per_group[:, :1], per_group)
+    tr.couple(per_group[:, :1], labels)
+    holes = (labels < 0).any(1)
+    tr.freeze(per_group[holes], 'convolves a constant')
+    freeze_holes(tr, labels)
+    first = per_group[:, 0]
+    tr.add_use(
+        name, 0, True, 1, inputs, np.repeat(first, inputs.size // groups)
+    )
+    if transposed:
+        return np.repeat(first, channels // groups)
+    return slots
+
+
+def addmm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``bias + a @ b``: a linear layer."""
+    bias, a, b = args[:3]
+    _matmul(tr, func, a, b, bias, out)
+
+
+def mm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``a @ b`` of matrices, batched or not."""
+    _matmul(tr, func, args[0], args[1], None, out)
+
+
+def _matmul(
+    tr: LabelTracer,
+    func: Any,
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    name = tr.tag(b).weight
+    if name is None or tr.tag(a).weight is not None or b.dim() != 2:
+        _activation_product(tr, func, a, b, out)
+        return
+    rows = [
+        layer for layer in tr.layers(a) if a.dim() - 1 not in tr.varying(layer)
+    ]
+    inputs = _channel_labels(tr, a, -1)
+    _consume(tr, name, _axis_slots(tr, b, 0), inputs, channel_axis=-1)
+    labels = _axis_slots(tr, b, 1)
+    if labels is not None:
+        tr.add_issue(
+            name,
+            int(tr.table.axes[int(tr.table.axis_ids(labels[0]))][1]),
+            out.shape[-1],
+        )
+    _finish_mixing(tr, labels, bias, out.dim() - 1, out)
+    kept = [
+        resized(layer, out.shape) for layer in rows if not tr.is_opaque(layer)
+    ]
+    tr.set(out, [*kept, *tr.tag(out).layers])
+
+
+def _activation_product(
+    tr: LabelTracer, func: Any, a: Tensor, b: Tensor, out: Tensor
+) -> None:
+    """Two computed factors: the summed channels must stay, the others pass."""
+    reason = f'summed over by {name_of(func)}'
+    left = without(tr, a, [a.dim() - 1], reason)
+    right = without(tr, b, [b.dim() - 2], reason)
+    if any(tr.is_opaque(layer) for layer in (*left, *right)):
+        unknown(tr, func, (a, b), {}, out)
+        return
+    layers: list[Tensor] = []
+    for layer in (*left, *right):
+        layers = merge(tr, layers, resized(layer, out.shape))
+    tr.set(out, layers)
+
+
+def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:
+    """The labels of the channels that a mixing operation consumes."""
+    axis %= source.dim()
+    found: np.ndarray = np.full(source.shape[axis], -1)
+    for layer in tr.layers(source):
+        if axis in tr.varying(layer):
+            labels = rows_of(tr, layer, axis)
+            found = np.where(found < 0, labels, found)
+            tr.couple(found, labels)
+    return found
+
+
+def _axis_slots(
+    tr: LabelTracer, weight: Tensor, axis: int
+) -> np.ndarray | None:
+    """The slots of a weight along one axis; None if it has size 1."""
+    for layer in tr.layers(weight):
+        if tr.varying(layer) == {axis}:
+            return along(layer, axis)
+    return None
+
+
+def _consume(
+    tr: LabelTracer,
+    name: str,
+    slots: np.ndarray | None,
+    inputs: np.ndarray,
+    channel_axis: int,
+) -> None:
+    """Couple a weight's input axis with the labels that come in."""
+    if slots is None:
+        tr.freeze(inputs, f'the only channel into {tr.where()}')
+        return
+    tr.couple(inputs, slots)
+    tr.freeze(slots[inputs < 0], 'reads the image or another constant')
+    axis = int(tr.table.axes[int(tr.table.axis_ids(slots[0]))][1])
+    tr.add_use(name, axis, False, channel_axis, inputs, slots)
+
+
+def _finish_mixing(
+    tr: LabelTracer,
+    labels: np.ndarray | None,
+    bias: Tensor | None,
+    axis: int,
+    out: Tensor,
+) -> None:
+    if labels is None:
+        tr.set(out, [])
+        return
+    if bias is not None:
+        for own in tr.layers(bias):
+            slots = along(own, own.dim() - 1)
+            tr.couple(labels[: slots.size], slots)
+    tr.set(out, [spread(labels, axis, out.shape)])

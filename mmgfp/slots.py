@@ -1,0 +1,96 @@
+"""Slots: every slice of every parameter and buffer has a number.
+
+This file holds what a trace of a network tells about them, and no torch code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+
+class SlotTable:
+    """Numbers the slots of all parameters and buffers of a model.
+
+    Axes of size 1 have no slots: there is nothing to remove from them.
+
+    Args:
+        model (nn.Module): Shared tensors are numbered once, under the first
+            of their names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.axes: list[tuple[str, int]] = []
+        starts = [0]
+        self._axis_id: dict[tuple[str, int], int] = {}
+        for name, tensor in _named_tensors(model):
+            self.tensors[name] = tensor
+            for axis, size in enumerate(tensor.shape):
+                if size > 1:
+                    self._axis_id[name, axis] = len(self.axes)
+                    self.axes.append((name, axis))
+                    starts.append(starts[-1] + size)
+        self.starts = np.asarray(starts)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def slots(self, name: str, axis: int) -> np.ndarray:
+        """The slots of one axis in order, shape (size,)."""
+        i = self._axis_id[name, axis]
+        return np.arange(self.starts[i], self.starts[i + 1])
+
+    def axis_ids(self, slots: np.ndarray) -> np.ndarray:
+        """For each slot the position of its axis in :attr:`axes`."""
+        return np.searchsorted(self.starts, slots, side='right') - 1
+
+    def describe(self, slot: int) -> tuple[str, int, int]:
+        """``(tensor name, axis, index)`` of a slot."""
+        i = int(self.axis_ids(np.asarray(slot)))
+        return (*self.axes[i], int(slot - self.starts[i]))
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@dataclass(frozen=True)
+class Use:
+    """One weight that consumes channels.
+
+    Attributes:
+        weight (str): Name of the weight.
+        axis (int): The weight axis that loses the consumed channels: 1 for a
+            plain layer, 0 for a grouped convolution.
+        grouped (bool): Whether removing a channel removes a convolution
+            group, input and output together.
+        module (str | None): The module whose first argument carries these
+            channels; None if the weight is used in some other way, so that
+            its input cannot be observed from outside.
+        channel_axis (int): The axis of that argument which carries them.
+        slots (tuple[int, ...]): The weight slot of every input channel.
+    """
+
+    weight: str
+    axis: int
+    grouped: bool
+    module: str | None
+    channel_axis: int
+    slots: tuple[int, ...]
+
+
+@dataclass
+class Trace:
+    """What one forward told about the slots of a model."""
+
+    table: SlotTable
+    edges: np.ndarray  # (2, E) pairs of slots that go together
+    frozen: list[tuple[np.ndarray, str]]  # slots that must stay, and why
+    uses: list[Use]  # consumers in order of execution
+    issued: list[tuple[str, int, int]]  # producers: (weight, axis, channels)
+    order: dict[str, int]  # tensor name -> first use, in execution order
