@@ -20,8 +20,10 @@ setup:
 quickstart: setup
 	.venv/bin/python tools/quickstart.py --detector $(DETECTOR)
 
+# two processes of one thread: two threads in each would wait for each other
 test: setup
-	.venv/bin/python -m pytest --cov=mmgfp --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadscope \
+		--cov=mmgfp --cov-report=term $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check

@@ -80,6 +80,7 @@ setup(
             'pytest',
             'pytest-cov',
             'pytest-timeout',
+            'pytest-xdist',
             'ruff',
             'scikit-learn',
         ],

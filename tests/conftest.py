@@ -1,4 +1,4 @@
-"""Settings of every test: two threads at most and the same seeds."""
+"""Settings of every test: one thread unless told otherwise, same seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 2)))
+torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
 
 
 @pytest.fixture(autouse=True)
