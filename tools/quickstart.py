@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
@@ -34,15 +34,17 @@ RATIO = 'flops_0.50'  # name of what pruning saves at the target
 # Seconds on two cores, from which the time left is told: scaled by what the
 # stages so far took, and replaced by what a running stage says of itself.
 USUAL = {
-    'data': 5,
-    'baseline': 230,
-    'prune': 100,
-    'finetune': 150,
-    'test-baseline': 14,
-    'test-pruned': 14,
-    'test-finetuned': 14,
-    'measure': 25,
+    'data': 10,
+    'baseline': 160,
+    'prune': 75,
+    'finetune': 95,
+    'test-baseline': 9,
+    'test-pruned': 9,
+    'test-finetuned': 9,
+    'measure': 13,
 }
+COSTS = ('flops', 'params', 'acts', 'ms_per_image')
+BAR = 32  # characters of the longest bar
 TAIL = 25  # lines of its log to show when a stage fails
 
 TRAINED = re.compile(
@@ -52,7 +54,9 @@ TRAINED = re.compile(
 VALIDATED = re.compile(
     r'Epoch\(val\)\s+\[(?P<epoch>\d+)\].*?coco/bbox_mAP: (?P<map>[\d.]+)'
 )
-PRUNED = re.compile(r'(?P<text>(?:pruning: |target reached: ).*)')
+PRUNED = re.compile(
+    r'pruning: (?P<text>flops (?P<ratio>[\d.]+).*? channels pruned)'
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -243,6 +247,7 @@ class Run:
         self._usual = 0.0  # that they usually take
         self._key = ''  # of what everything so far was made from
         self._eta = 0.0  # of the stage that runs, as it says
+        self._twentieths = 20  # of flops that are left
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, stage: Stage) -> None:
@@ -348,8 +353,11 @@ class Run:
                 highlight=False,
             )
         elif found := PRUNED.search(line):
-            text = found['text'].partition('; target')[0]
-            self.console.print(f'  {escape(text)}', highlight=False)
+            ratio = float(found['ratio'])
+            # a line for every twentieth: the log has one for every hundredth
+            if int(20 * ratio) < self._twentieths:
+                self._twentieths = int(20 * ratio)
+                self.console.print(f'  {found["text"]}', highlight=False)
 
     def _left(self, stage: Stage) -> float:
         return self._speed() * USUAL[stage.name] + self._later(stage)
@@ -510,10 +518,10 @@ def summarize(paths: Paths, seconds: float) -> dict[str, Any]:
 
 
 def results_table(summary: Mapping[str, Any], title: str) -> Table:
-    """One row per network; in brackets the share of the baseline."""
-    table = Table(title=title, title_justify='left')
+    """One row per network, with shares of the baseline."""
+    table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD)
     table.add_column('')
-    for name in ('mAP', 'flops', 'params', 'acts', 'CPU ms per image'):
+    for name in ('mAP', 'flops', 'params', 'acts', 'CPU ms\nper image'):
         table.add_column(name, justify='right')
     first = summary['baseline']
     for name, label in (
@@ -522,14 +530,10 @@ def results_table(summary: Mapping[str, Any], title: str) -> Table:
         ('finetuned', 'fine-tuned'),
     ):
         row = summary[name]
-        cells = [f'{row["mAP"]:.3f}']
-        for key in ('flops', 'params', 'acts'):
-            cells.append(
-                f'{row[key] / 1e6:.2f} M ({row[key] / first[key]:.2f})'
-            )
-        share = row['ms_per_image'] / first['ms_per_image']
-        cells.append(f'{row["ms_per_image"]:.1f} ({share:.2f})')
-        table.add_row(label, *cells)
+        share = {key: f'{row[key] / first[key]:4.0%}' for key in COSTS}
+        cells = [f'{row[key] / 1e6:.2f} M {share[key]}' for key in COSTS[:-1]]
+        cells.append(f'{row["ms_per_image"]:.1f} {share["ms_per_image"]}')
+        table.add_row(label, f'{row["mAP"]:.3f}', *cells)
     return table
 
 
@@ -547,8 +551,8 @@ def channels_chart(channels: Sequence[Sequence[Any]]) -> Table:
     table.add_column('')
     most = max((row[1] for row in channels), default=1)
     for layer, before, kept in channels:
-        width = max(1, round(40 * before / most))
-        full = round(width * kept / before)
+        width = max(1, round(BAR * before / most))
+        full = min(width, max(1, round(width * kept / before)))
         table.add_row(
             layer,
             str(kept),

@@ -1,0 +1,124 @@
+"""The quickstart's own logic, with stages that take no time."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rich.console import Console
+
+SCRIPT = Path(__file__).resolve().parent.parent / 'tools' / 'quickstart.py'
+
+# appends a line to a file, so that runs can be counted
+WRITE = """
+import pathlib, sys
+path = pathlib.Path(sys.argv[-1])
+path.parent.mkdir(exist_ok=True)
+path.open('a').write('x\\n')
+"""
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('quickstart', SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+quickstart = load_script()
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+def stage(folder: Path, code: str = WRITE, **options):
+    output = folder / 'baseline' / 'out.txt'
+    return quickstart.Stage(
+        'baseline', ('-c', code, str(output)), (), output, **options
+    )
+
+
+def run(folder: Path, work) -> str:
+    out = console()
+    quickstart.Run(folder / 'stages', out).run(work)
+    return out.file.getvalue()
+
+
+def test_complete_stage_is_skipped(tmp_path: Path) -> None:
+    assert 'starts' in run(tmp_path, stage(tmp_path))
+    assert 'complete' in run(tmp_path, stage(tmp_path))
+    assert (tmp_path / 'baseline/out.txt').read_text() == 'x\n'
+
+
+def test_stage_runs_again_when_its_output_is_gone(tmp_path: Path) -> None:
+    run(tmp_path, stage(tmp_path))
+    (tmp_path / 'baseline/out.txt').unlink()
+    assert 'starts' in run(tmp_path, stage(tmp_path))
+
+
+def test_other_inputs_start_afresh(tmp_path: Path) -> None:
+    run(tmp_path, stage(tmp_path))
+    (tmp_path / 'baseline/old.txt').write_text('of other inputs')
+    other = stage(tmp_path, f'{WRITE}\nprint()')
+    run(tmp_path, other)
+    assert [p.name for p in other.output.parent.iterdir()] == ['out.txt']
+    assert other.output.read_text() == 'x\n'
+
+
+def test_failing_stage_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    code = "print('first'); raise SystemExit('no memory left')"
+    with pytest.raises(quickstart.StageError) as error:
+        run(tmp_path, stage(tmp_path, code))
+    assert 'no memory left' in str(error.value)
+    assert 'stages/baseline.log' in str(error.value)
+    assert 'status 1' in str(error.value)
+    # and it is not taken for complete afterwards
+    with pytest.raises(quickstart.StageError):
+        run(tmp_path, stage(tmp_path, code))
+
+
+def test_stage_without_its_output_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(quickstart.StageError, match='ended without'):
+        run(tmp_path, stage(tmp_path, 'pass'))
+
+
+def test_interrupted_training_goes_on(tmp_path: Path) -> None:
+    code = "import sys; sys.exit('resumed' not in sys.argv)"
+    work = stage(tmp_path, code, resume=('resumed',))
+    with pytest.raises(quickstart.StageError):
+        run(tmp_path, work)
+    work.output.parent.mkdir()
+    (work.output.parent / 'last_checkpoint').write_text('epoch_1.pth')
+    work.output.write_text('')
+    assert 'goes on' in run(tmp_path, work)
+
+
+def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
+    lines = (
+        '- Epoch(train) [2][ 50/250]  lr: 1e-3  eta: 0:01:30  time: 0.1',
+        '- Epoch(val) [2][25/25]    coco/bbox_mAP: 0.5530  coco/bbox_mAP_50:',
+        '- pruning: flops 0.949, params 0.9, acts 0.9; 46 channels pruned, x',
+    )
+    code = f'{WRITE}\nprint({chr(10).join(lines)!r})'
+    shown = run(tmp_path, stage(tmp_path, code))
+    assert 'epoch 2: mAP 0.5530' in shown
+    assert 'flops 0.949, params 0.9, acts 0.9; 46 channels pruned' in shown
+
+
+def test_results_fit_a_narrow_terminal() -> None:
+    row = dict(
+        mAP=0.7, flops=297841024, params=3491102, acts=666390, ms_per_image=9.0
+    )
+    summary = dict(baseline=row, pruned=row, finetuned=row, seconds=1.0)
+    out = Console(file=io.StringIO(), width=80)
+    out.print(quickstart.results_table(summary, 'title'))
+    text = out.file.getvalue()
+    assert '297.84 M 100%' in text
+    assert '…' not in text
