@@ -310,11 +310,10 @@ def _named(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     count: dict[str, int] = defaultdict(int)
     named = []
     for group in groups:
-        base = (
-            group.producers[0]
-            if group.producers
-            else f'input of {group.members[0].layer}'
-        )
+        if group.producers:
+            base = group.producers[0]
+        else:
+            base = f'input of {(group.consumers or group.layers("affine"))[0]}'
         count[base] += 1
         suffix = f'#{count[base]}' if count[base] > 1 else ''
         named.append(replace(group, name=base + suffix))

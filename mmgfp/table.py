@@ -10,6 +10,9 @@ from rich.table import Table
 from .cost import METRICS
 from .groups import ChannelGroup
 
+# Names of layers are long; a narrower table would cut them off.
+TABLE_WIDTH = 150
+
 
 def groups_table(
     groups: Sequence[ChannelGroup], shares: Mapping[str, float] | None = None
@@ -22,10 +25,10 @@ def groups_table(
             the network's flops that is in layers losing its channels.
     """
     table = Table(title=None, show_lines=False)
-    table.add_column('channel group', overflow='fold')
+    table.add_column('channel group', no_wrap=True)
     table.add_column('channels', justify='right')
-    table.add_column('lose outputs', overflow='fold')
-    table.add_column('lose inputs', overflow='fold')
+    table.add_column('lose outputs', no_wrap=True)
+    table.add_column('lose inputs', no_wrap=True)
     if shares is not None:
         table.add_column('flops', justify='right')
     table.add_column('prunable', overflow='fold')
@@ -59,7 +62,7 @@ def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def render(table: Table, width: int = 140) -> str:
+def render(table: Table, width: int = TABLE_WIDTH) -> str:
     """A table as plain text, for logs."""
     console = Console(width=width, no_color=True, legacy_windows=False)
     with console.capture() as capture:

@@ -19,9 +19,7 @@ from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
-from mmgfp.table import groups_table
-
-TABLE_WIDTH = 128
+from mmgfp.table import TABLE_WIDTH, groups_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -121,7 +119,6 @@ def report(args: argparse.Namespace) -> None:
         'groups': [to_plain(g, shares[g.name]) for g in groups],
     }
 
-    # names of layers are long; a narrower table would break every one
     console = Console(width=max(Console().width, TABLE_WIDTH))
     console.print(groups_table(groups, shares))
     units = sum(group.size for group in prunable)
