@@ -7,15 +7,70 @@ from __future__ import annotations
 
 import sys
 import traceback
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
 PACKAGE = Path(__file__).resolve().parent
+
+
+def config_parser(purpose: str | None, example: str) -> ArgumentParser:
+    """A parser with what every tool that takes a config has.
+
+    Args:
+        purpose (str, optional): What the tool does, one line.
+        example (str): A command that works.
+    """
+    parser = ArgumentParser(description=purpose, epilog=f'example: {example}')
+    parser.add_argument(
+        'config', help='path, or mmdet::... / mmpretrain::... short form'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings of the config to override, as in '
+        'optim_wrapper.optimizer.lr=0.01; lists as key="[a,b]"',
+    )
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of errors'
+    )
+    return parser
+
+
+def add_cost_options(parser: ArgumentParser) -> None:
+    """Options of the tools that count cost."""
+    parser.add_argument('--checkpoint', help='weights, slim ones too')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='input size that cost is counted at; by default that of the '
+        "config's test images",
+    )
+    parser.add_argument('--json', help='also write the result to this file')
+
+
+def add_launcher_options(parser: ArgumentParser) -> None:
+    """Options of the tools that several processes may run."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started',
+    )
+    # torch.distributed.launch passes --local-rank, older ones --local_rank
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by it'
+    )
 
 
 @contextmanager

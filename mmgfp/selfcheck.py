@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .groups import ChannelGroup
+from .removal import axis_sizes, kept_positions
 from .surgery import named_tensors, slice_model
 
 Run = Callable[[nn.Module], Any]
@@ -146,7 +147,9 @@ def removal_difference(
     """
     masked, slim = copy.deepcopy(model), copy.deepcopy(model)
     mask_consumers(masked, groups, removal)
-    slice_model(slim, keep_without(slim, groups, removal))
+    slice_model(
+        slim, kept_positions(groups, removal, axis_sizes(slim, groups))
+    )
     with torch.no_grad():
         expected = _tensors(run(masked))
         try:
@@ -199,27 +202,6 @@ def mask_consumers(
                         member.index[units].ravel(), device=tensor.device
                     )
                     tensor.index_fill_(member.axis, index, 0)
-
-
-def keep_without(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    removal: Sequence[np.ndarray],
-) -> dict[tuple[str, int], np.ndarray]:
-    """What stays of each axis when units are removed."""
-    tensors = named_tensors(model)
-    gone: dict[tuple[str, int], list[np.ndarray]] = {}
-    for group, units in zip(groups, removal):
-        for member in group.members:
-            gone.setdefault((member.tensor, member.axis), []).append(
-                member.index[units].ravel()
-            )
-    return {
-        (name, axis): np.setdiff1d(
-            np.arange(tensors[name].shape[axis]), np.concatenate(lost)
-        )
-        for (name, axis), lost in gone.items()
-    }
 
 
 def randomize_(model: nn.Module, seed: int) -> None:

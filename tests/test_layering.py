@@ -95,8 +95,8 @@ def test_direction_of_the_core():
     order = [
         *('slots', 'label_layers', 'labels', 'rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules', 'groups'),
-        *('surgery', 'selfcheck', 'finder', 'cost', 'fisher', 'selection'),
-        *('version', 'checkpoint', 'structure', 'removal', 'pruner'),
+        *('surgery', 'version', 'checkpoint', 'structure', 'removal'),
+        *('selfcheck', 'finder', 'cost', 'fisher', 'selection', 'pruner'),
     ]
     for i, name in enumerate(order):
         assert own_imports(name) <= set(order[:i]), name

@@ -100,6 +100,14 @@ def test_interrupted_training_goes_on(tmp_path: Path) -> None:
     assert 'goes on' in run(tmp_path, work)
 
 
+def test_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    first = quickstart.Run(tmp_path / 'stages', console())
+    with pytest.raises(quickstart.StageError, match='another run'):
+        quickstart.Run(tmp_path / 'stages', console())
+    del first
+    quickstart.Run(tmp_path / 'stages', console())
+
+
 def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
     lines = (
         '- Epoch(train) [2][ 50/250]  lr: 1e-3  eta: 0:01:30  time: 0.1',

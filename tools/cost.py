@@ -6,46 +6,28 @@ import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 
 from mmgfp.adapt import demo_runner, input_shape, load_model
-from mmgfp.cli import errors_in_one_line
+from mmgfp.cli import (
+    add_cost_options,
+    config_parser,
+    errors_in_one_line,
+)
 from mmgfp.config import load_config
 from mmgfp.cost import count_cost, record_calls
 from mmgfp.table import cost_table
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog='example: python tools/cost.py '
-        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --shape 800 1280',
+    parser = config_parser(
+        __doc__,
+        'python tools/cost.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py '
+        '--shape 800 1280',
     )
-    parser.add_argument(
-        'config', help='path, or mmdet::... / mmpretrain::... short form'
-    )
-    parser.add_argument('--checkpoint', help='weights, slim ones too')
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
-        help="input size; by default that of the config's test images",
-    )
+    add_cost_options(parser)
     parser.add_argument(
         '--per-module', action='store_true', help='one row per module'
-    )
-    parser.add_argument('--json', help='also write the numbers to this file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings of the config to override',
-    )
-    parser.add_argument(
-        '--debug', action='store_true', help='show the traceback of errors'
     )
     return parser.parse_args()
 

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import DictAction
 from rich.console import Console
 
 from mmgfp.adapt import demo_runner, input_shape, load_model, trace_shape
-from mmgfp.cli import errors_in_one_line
+from mmgfp.cli import (
+    add_cost_options,
+    config_parser,
+    errors_in_one_line,
+)
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
 from mmgfp.finder import find_groups
@@ -23,34 +26,11 @@ from mmgfp.table import TABLE_WIDTH, groups_table
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog='example: python tools/groups.py '
-        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    parser = config_parser(
+        __doc__,
+        'python tools/groups.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
     )
-    parser.add_argument(
-        'config', help='path, or mmdet::... / mmpretrain::... short form'
-    )
-    parser.add_argument('--checkpoint', help='weights, slim ones too')
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
-        help='input size that cost is counted at; by default that of the '
-        "config's test images",
-    )
-    parser.add_argument('--json', help='also write everything to this file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings of the config to override',
-    )
-    parser.add_argument(
-        '--debug', action='store_true', help='show the traceback of errors'
-    )
+    add_cost_options(parser)
     return parser.parse_args()
 
 

@@ -6,54 +6,36 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import Runner
 
 from mmgfp.checkpoint import check_checkpoint
-from mmgfp.cli import complete_dataloaders, errors_in_one_line, set_launcher
+from mmgfp.cli import (
+    add_launcher_options,
+    complete_dataloaders,
+    config_parser,
+    errors_in_one_line,
+    set_launcher,
+)
 from mmgfp.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog='example: python tools/test.py '
+    parser = config_parser(
+        __doc__,
+        'python tools/test.py '
         'configs/retinanet/finetune_retinanet_acts_coco.py '
         'work_dirs/finetune_retinanet_acts_coco/epoch_12.pth',
     )
-    parser.add_argument(
-        'config', help='path, or mmdet::... / mmpretrain::... short form'
-    )
     parser.add_argument('checkpoint', help='path or address of the weights')
-    parser.add_argument('--work-dir', help='folder for logs and metrics')
     parser.add_argument(
         '--out', metavar='FILE.pkl', help='file for the predictions'
     )
     parser.add_argument(
         '--show-dir', help='folder for the images with painted predictions'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings to override, as in test_dataloader.batch_size=1; '
-        'lists as key="[a,b]"',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes were started',
-    )
-    # torch.distributed.launch passes --local-rank, older ones --local_rank
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by it'
-    )
-    parser.add_argument(
-        '--debug', action='store_true', help='show the traceback of errors'
-    )
+    add_launcher_options(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must be a .pkl file, but is {args.out!r}')

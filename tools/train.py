@@ -6,25 +6,27 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmgfp.checkpoint import check_checkpoint
-from mmgfp.cli import complete_dataloaders, errors_in_one_line, set_launcher
+from mmgfp.cli import (
+    add_launcher_options,
+    complete_dataloaders,
+    config_parser,
+    errors_in_one_line,
+    set_launcher,
+)
 from mmgfp.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog='example: python tools/train.py '
+    parser = config_parser(
+        __doc__,
+        'python tools/train.py '
         'configs/retinanet/prune_retinanet_acts_coco.py --amp',
     )
-    parser.add_argument(
-        'config', help='path, or mmdet::... / mmpretrain::... short form'
-    )
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -40,27 +42,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate with the batch size',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings to override, as in optim_wrapper.optimizer.lr=0.01; '
-        'lists as key="[a,b]"',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes were started',
-    )
-    # torch.distributed.launch passes --local-rank, older ones --local_rank
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by it'
-    )
-    parser.add_argument(
-        '--debug', action='store_true', help='show the traceback of errors'
-    )
+    add_launcher_options(parser)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
