@@ -7,8 +7,10 @@ is not repeated, an interrupted one goes on where it was.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -20,7 +22,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich import box
 from rich.console import Console
@@ -238,6 +240,9 @@ class Run:
     Args:
         folder (Path): For logs and for what is known of each stage.
         console (Console): To report to.
+
+    Raises:
+        StageError: If another run, or what is left of one, uses the folder.
     """
 
     def __init__(self, folder: Path, console: Console) -> None:
@@ -249,6 +254,7 @@ class Run:
         self._eta = 0.0  # of the stage that runs, as it says
         self._twentieths = 20  # of flops that are left
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder / 'lock')
 
     def run(self, stage: Stage) -> None:
         """Run a stage unless it is complete.
@@ -306,6 +312,8 @@ class Run:
                 [sys.executable, *command],
                 cwd=ROOT,
                 env=_environment(),
+                # so that it stays locked while a process is left
+                pass_fds=(self._lock.fileno(),),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -353,10 +361,10 @@ class Run:
                 highlight=False,
             )
         elif found := PRUNED.search(line):
-            ratio = float(found['ratio'])
             # a line for every twentieth: the log has one for every hundredth
-            if int(20 * ratio) < self._twentieths:
-                self._twentieths = int(20 * ratio)
+            twentieths = math.ceil(20 * float(found['ratio']))
+            if twentieths < self._twentieths:
+                self._twentieths = twentieths
                 self.console.print(f'  {found["text"]}', highlight=False)
 
     def _left(self, stage: Stage) -> float:
@@ -370,6 +378,18 @@ class Run:
     def _speed(self) -> float:
         """Seconds here for a usual second; 1 while little is known."""
         return self.seconds / self._usual if self._usual > 60 else 1.0
+
+
+def _lock(path: Path) -> IO[str]:
+    file = path.open('w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StageError(
+            f'error: another run is at work in {_short(path.parent.parent)}: '
+            'wait for it, end it, or choose another --work-dir'
+        ) from None
+    return file
 
 
 def _environment() -> dict[str, str]:
