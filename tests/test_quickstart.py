@@ -63,6 +63,25 @@ def test_stage_runs_again_when_its_output_is_gone(tmp_path: Path) -> None:
     assert 'starts' in run(tmp_path, stage(tmp_path))
 
 
+def test_stages_after_one_that_ran_again_do_so_too(tmp_path: Path) -> None:
+    first = stage(tmp_path)
+    output = tmp_path / 'prune' / 'out.txt'
+    second = quickstart.Stage('prune', ('-c', WRITE, str(output)), (), output)
+
+    def both() -> list[bool]:
+        out = console()
+        work = quickstart.Run(tmp_path / 'stages', out)
+        work.run(first)
+        work.run(second)
+        return ['starts' in line for line in out.file.getvalue().split('\n')]
+
+    assert both()[:2] == [True, True]
+    assert both()[:2] == [False, False]
+    first.output.unlink()
+    assert both()[:2] == [True, True]
+    assert output.read_text() == 'x\n'
+
+
 def test_other_inputs_start_afresh(tmp_path: Path) -> None:
     run(tmp_path, stage(tmp_path))
     (tmp_path / 'baseline/old.txt').write_text('of other inputs')

@@ -279,6 +279,9 @@ class Run:
             self._execute(stage, state, file)
         self.seconds += state['seconds']
         self._usual += USUAL[stage.name]
+        if not stage.always:
+            # what follows is not complete with another run of this one
+            self._key += str(state['finished'])
 
     def _execute(
         self, stage: Stage, state: dict[str, Any], file: Path
@@ -287,7 +290,8 @@ class Run:
         interrupted = (stage.output.parent / 'last_checkpoint').exists()
         if stage.resume and interrupted:
             command[2:2] = stage.resume
-        began, before = time.monotonic(), state['seconds']
+        began = time.monotonic()
+        before = 0.0 if state['complete'] else state['seconds']
         left = _clock(self._left(stage))
         how = 'goes on' if len(command) > len(stage.command) else 'starts'
         self.console.print(
@@ -297,7 +301,7 @@ class Run:
         _write_json(file, state)
         try:
             self._process(stage, command)
-            state['complete'] = True
+            state.update(complete=True, finished=time.time())
         finally:
             state['seconds'] = before + time.monotonic() - began
             _write_json(file, state)
