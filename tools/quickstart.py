@@ -281,7 +281,7 @@ class Run:
         self._usual += USUAL[stage.name]
         if not stage.always:
             # what follows is not complete with another run of this one
-            self._key += str(state['finished'])
+            self._key += str(state.get('finished'))
 
     def _execute(
         self, stage: Stage, state: dict[str, Any], file: Path
