@@ -7,6 +7,7 @@ Each appears under its name only when it is complete.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +49,7 @@ def save_ratio(
     structure.save(f'{path}.json')
     draw_kept_channels(structure, unwrap(runner.model), f'{path}.png')
     if runner.cfg.get('model'):
-        config = finetune_config(
-            runner.cfg, _dumped_name(runner), stem, finetune
-        )
+        config = finetune_config(runner.cfg, stem, finetune)
         with _complete(f'{path}_finetune.py') as partial:
             Path(partial).write_text(config, encoding='utf-8')
     checkpoint = slim_checkpoint(runner)
@@ -86,47 +85,40 @@ def slim_checkpoint(runner: Runner) -> dict[str, Any]:
 
 
 def finetune_config(
-    config: Config, dumped: str, stem: str, overrides: Mapping[str, Any]
+    config: Config, stem: str, overrides: Mapping[str, Any]
 ) -> str:
     """Text of a config that fine-tunes what a saved ratio left.
 
-    It inherits the pruning config that the runner dumped beside it, so the
-    work dir can be moved as a whole.
+    It is complete: the work dir can be moved as a whole, and later runs in
+    the same work dir do not change it.
 
     Args:
         config (Config): The pruning config.
-        dumped (str): Name of the file it was dumped to.
         stem (str): See :func:`save_ratio`.
         overrides (Mapping): Merged last, such as another learning rate.
     """
     here = '{{ fileDirname }}'
-    model = dict(
-        type='mmgfp.PrunedModel',
-        architecture=config.model.type,
-        structure=f'{here}/{stem}.json',
-    )
-    child = Config(
+    child = copy.deepcopy(config)
+    child.custom_hooks = without_pruning(config.get('custom_hooks') or ())
+    child.merge_from_dict(
         dict(
             custom_imports=_with_mmgfp(config.get('custom_imports')),
-            model=model,
+            model=dict(
+                type='mmgfp.PrunedModel',
+                architecture=config.model.type,
+                structure=f'{here}/{stem}.json',
+            ),
             load_from=f'{here}/{stem}.pth',
             resume=False,
+            launcher='none',
             work_dir=f'{here}/{stem}_finetune',
-            custom_hooks=without_pruning(config.get('custom_hooks') or ()),
         )
     )
     child.merge_from_dict(dict(overrides))
     return (
         f'# Fine-tunes the network that pruning left at {stem}.\n'
-        f"_base_ = './{dumped}'\n{child.pretty_text}"
+        f'{child.pretty_text}'
     )
-
-
-def _dumped_name(runner: Runner) -> str:
-    """Name under which mmengine dumps its config into the work dir."""
-    if runner.cfg.filename is None:
-        return f'{runner.timestamp}.py'
-    return os.path.basename(runner.cfg.filename)
 
 
 def without_pruning(hooks: Sequence[Any]) -> list[Any]:

@@ -39,6 +39,7 @@ from .pruner import GroupFisherPruner, Normalizer
 from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
 from .runner_state import (
+    accumulation,
     averaged_models,
     checkpoint_is_due,
     loss_factor,
@@ -252,7 +253,12 @@ class FisherPruningHook(Hook):
         assert self.pruner is not None
         pruner, schedule, tally = self.pruner, self.schedule, self._tally
         metric = schedule.metric
-        goal = schedule.goal(runner.iter + 1, runner.max_iters, tally.start)
+        goal = schedule.goal(
+            runner.iter + 1,
+            runner.max_iters,
+            tally.start,
+            accumulation(runner),
+        )
         removals = pruner.prune(
             lambda n: schedule.step_is_done(n, pruner.ratio(metric), goal),
             optimizers=optimizers(runner),
@@ -308,8 +314,8 @@ class FisherPruningHook(Hook):
         runner.logger.warning(
             f'training has ended with {metric} at '
             f'{self.pruner.ratio(metric):.3f}, the target of {target} was not '
-            "reached: use channels_per_step='auto', a smaller interval or "
-            'more epochs'
+            "reached: use channels_per_step='auto' or a larger number, a "
+            'smaller interval or more epochs'
         )
 
     # -- checkpoints ------------------------------------------------------
@@ -317,12 +323,14 @@ class FisherPruningHook(Hook):
     def _save(self, runner: Runner, share: float) -> None:
         if not dist.is_main_process():
             return
+        assert self.pruner is not None
         stem = f'{self.schedule.metric}_{share:.2f}'
         path = save_ratio(
             runner, self._current_structure(runner), stem, self.finetune
         )
         runner.logger.info(
-            f'saved {path} with its structure, fine-tuning config and picture'
+            f'saved {path}, at {self.pruner.ratio(self.schedule.metric):.3f}, '
+            'with its structure, fine-tuning config and picture'
         )
 
     def _current_structure(self, runner: Runner) -> Structure:

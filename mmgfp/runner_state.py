@@ -38,6 +38,11 @@ def loss_factor(runner: Runner) -> float:
     return factor * float(scaler.get_scale()) if scaler else factor
 
 
+def accumulation(runner: Runner) -> int:
+    """Iterations per optimiser step."""
+    return int(getattr(runner.optim_wrapper, '_accumulative_counts', 1))
+
+
 def averaged_models(runner: Runner) -> Iterator[BaseAveragedModel]:
     """The averaged copies of the model that EMA hooks keep."""
     for hook in runner.hooks:

@@ -32,7 +32,11 @@ class Schedule:
     prune_share: float
 
     def goal(
-        self, iteration: int, max_iterations: int, start: float = 1.0
+        self,
+        iteration: int,
+        max_iterations: int,
+        start: float = 1.0,
+        accumulation: int = 1,
     ) -> float:
         """Remaining share to reach in the step after ``iteration``.
 
@@ -41,13 +45,17 @@ class Schedule:
             max_iterations (int): Iterations of the whole training.
             start (float): Remaining share when pruning started. Defaults
                 to 1.
+            accumulation (int): Iterations per optimiser step. Defaults to 1.
         """
         if self.channels_per_step != 'auto':
             return self.target
         window = max(1, int(self.prune_share * max_iterations))
-        steps = max(1, window // self.interval)
-        step = max(1, iteration // self.interval)
-        if step >= steps:
+        pause = self.interval * accumulation
+        steps = max(1, window // pause)
+        step = max(1, iteration // pause)
+        # a skipped batch delays all later steps: the last one that fits in
+        # has to reach the target
+        if step >= steps or iteration + pause > window:
             return self.target  # exactly, without rounding
         return start - (start - self.target) * step / steps
 

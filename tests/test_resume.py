@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from toy import (
     load,
@@ -62,7 +64,7 @@ def run(config, *extra_hooks, resume=False) -> Runner:
 
 def assert_same(one: Runner, other: Runner) -> None:
     assert removals(one.work_dir) == removals(other.work_dir)
-    assert len(removals(one.work_dir)) > 3
+    assert len(removals(one.work_dir)) >= 3
     a, b = one.model.state_dict(), other.model.state_dict()
     assert a.keys() == b.keys()
     for name in a:
@@ -221,3 +223,20 @@ def test_killed_between_two_pruning_steps(tmp_path):
         )
         for key, tensor in a['state_dict'].items():
             assert tensor.equal(b['state_dict'][key]), (name, key)
+
+
+def test_resume_before_the_first_checkpoint_starts_anew(tmp_path):
+    """With the trained weights of ``load_from``, not with random ones."""
+    baseline = tmp_path / 'baseline.pth'
+    weights = MODELS.build(make_config(tmp_path).model).state_dict()
+    torch.save(dict(state_dict=weights), baseline)
+    kwargs = settings(**EPOCHS, **validated())
+    config = make_config(tmp_path / 'work', **kwargs)
+    config.load_from = str(baseline)
+    config.dump(tmp_path / 'config.py')
+    result = run_tool('train.py', tmp_path / 'config.py', '--resume')
+    assert result.returncode == 0, result.stderr[-3000:]
+    output = result.stdout + result.stderr
+    assert 'no checkpoint' in output and 'starts anew' in output
+    used = Config.fromfile(tmp_path / 'work' / 'config.py')
+    assert used.load_from == str(baseline) and not used.resume

@@ -74,3 +74,18 @@ def test_a_number_never_goes_below_the_target():
     assert not plan.step_is_done(3, 0.41, plan.goal(10, 100))
     assert plan.step_is_done(3, 0.4, plan.goal(10, 100))
     assert plan.step_is_done(5, 0.9, plan.goal(10, 100))
+
+
+def test_late_steps_still_reach_the_target():
+    # a batch was skipped: steps fall on 6, 11, ... and the last one on 46
+    plan = schedule(interval=5, prune_share=1.0)
+    assert plan.goal(41, 45) == plan.target
+    assert plan.goal(36, 45) > plan.target
+
+
+def test_accumulation_counts_iterations():
+    # four iterations per optimiser step: steps after 40 and 80 iterations
+    plan = schedule(prune_share=1.0)
+    half = 1 - (1 - plan.target) / 2
+    assert plan.goal(40, 90, 1.0, 4) == pytest.approx(half)
+    assert plan.goal(80, 90, 1.0, 4) == plan.target

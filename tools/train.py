@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmgfp.checkpoint import check_checkpoint
 from mmgfp.cli import (
@@ -73,8 +75,7 @@ def make_config(args: argparse.Namespace) -> Config:
         config.auto_scale_lr.enable = True
 
     if args.resume is not None:
-        config.resume = True
-        config.load_from = None if args.resume == 'auto' else args.resume
+        set_resume(config, args.resume)
 
     if config.get('load_from'):
         check_checkpoint(config.load_from)
@@ -82,6 +83,25 @@ def make_config(args: argparse.Namespace) -> Config:
     complete_dataloaders(config)
     set_launcher(config, args.launcher)
     return config
+
+
+def set_resume(config: Config, checkpoint: str) -> None:
+    """Resume from a checkpoint, or from the latest one where there is one.
+
+    A run that was interrupted before its first checkpoint starts anew, with
+    the weights that the config names.
+    """
+    if checkpoint != 'auto':
+        config.resume, config.load_from = True, checkpoint
+    elif find_latest_checkpoint(config.work_dir) is not None:
+        config.resume, config.load_from = True, None
+    else:
+        config.resume = False
+        print_log(
+            f'there is no checkpoint in {config.work_dir} to resume from: '
+            'training starts anew',
+            level=logging.WARNING,
+        )
 
 
 def main() -> None:
