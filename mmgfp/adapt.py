@@ -67,21 +67,40 @@ def load_model(
         where = os.fspath(checkpoint)
         Structure.from_dict(loaded[KEY], where).apply(model)
     weights = loaded.get('state_dict', loaded)
+    check_weights(model, weights, os.fspath(checkpoint))
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def check_weights(
+    model: nn.Module, weights: Mapping[str, Any], checkpoint: str
+) -> None:
+    """Complain about weights that a model would not take.
+
+    Args:
+        model (nn.Module): That is to load them.
+        weights (Mapping): Tensors by name, as in a checkpoint.
+        checkpoint (str): Where they are from, for the message.
+
+    Raises:
+        ValueError: If a tensor has another shape, or no name is known.
+    """
+    weights = {k.removeprefix('module.'): v for k, v in weights.items()}
     tensors = model.state_dict()
     for name, tensor in tensors.items():
         if name in weights and weights[name].shape != tensor.shape:
             raise ValueError(
                 f'the checkpoint {checkpoint} does not fit the config: '
                 f'{name} has shape {tuple(weights[name].shape)}, the model '
-                f'{tuple(tensor.shape)}. Use the config it was trained with.'
+                f'{tuple(tensor.shape)}. Use the config it was trained with; '
+                'for a slim network that is the one pruning generated, or '
+                'the one with the pruning hook.'
             )
     if not tensors.keys() & weights.keys():
         raise ValueError(
             f'the checkpoint {checkpoint} has no tensor of the model; '
             f'expected names such as {next(iter(tensors), "")!r}'
         )
-    model.load_state_dict(weights, strict=False)
-    return model
 
 
 def unwrap(model: nn.Module) -> nn.Module:

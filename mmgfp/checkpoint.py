@@ -37,12 +37,13 @@ def check_checkpoint(path: str | os.PathLike) -> None:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
     with open(path, 'rb') as file:
-        archive = file.read(2) == b'PK'
-    # the table of contents is at the end of an archive
-    if os.path.getsize(path) == 0 or (
-        archive and not zipfile.is_zipfile(path)
-    ):
-        raise _unreadable(path, 'its end is missing')
+        start = file.read(2)
+    if start == b'PK':
+        # the table of contents is at the end of an archive
+        if not zipfile.is_zipfile(path):
+            raise _unreadable(path, 'its end is missing')
+    elif start[:1] != b'\x80':  # how older checkpoints, pickles, begin
+        raise _unreadable(path, 'it does not begin like a checkpoint')
 
 
 def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:

@@ -127,8 +127,8 @@ class Structure:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f'{where} is damaged '
-                f'({type(error).__name__}: {error}); write it '
-                'again from the checkpoint'
+                f'({type(error).__name__}: {error}); give the '
+                'checkpoint beside it instead'
             ) from error
 
     # -- files ------------------------------------------------------------
@@ -241,7 +241,7 @@ def _read_json(path: str) -> Any:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(
                 f'{path} is damaged: not valid JSON ({error}); '
-                'write it again from the checkpoint'
+                'give the checkpoint beside it instead'
             ) from error
 
 

@@ -235,6 +235,15 @@ def test_truncated_checkpoint_through_the_tool(tmp_path, pruned):
     assert 'truncated or damaged' in line
 
 
+def test_slim_checkpoint_with_the_full_config(tmp_path, pruned):
+    config = make_config(tmp_path, **validated())
+    config.custom_hooks = []  # nothing makes the network slim
+    config.dump(tmp_path / 'config.py')
+    line = one_line(run_tool('test.py', tmp_path / 'config.py', pruned))
+    assert 'does not fit the config' in line and str(pruned) in line
+    assert 'the one pruning generated' in line
+
+
 def test_unknown_argument_through_the_tool(tmp_path):
     config = write_config(
         tmp_path / 'config.py', tmp_path, hook=dict(intervall=5)

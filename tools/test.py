@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import METRICS, RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
+from mmgfp import FisherPruningHook
+from mmgfp.adapt import check_weights, unwrap
 from mmgfp.checkpoint import check_checkpoint
 from mmgfp.cli import (
     add_launcher_options,
@@ -19,6 +21,7 @@ from mmgfp.cli import (
     set_launcher,
 )
 from mmgfp.config import load_config
+from mmgfp.structure import KEY
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,6 +78,16 @@ def show(config: Config, folder: str) -> None:
         hook.update(enable=True, interval=1, out_dir=folder)
 
 
+def check_fit(runner: Runner, checkpoint: str) -> None:
+    """Complain where MMEngine would go on with the weights that do fit."""
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    hooks = [h for h in runner.hooks if isinstance(h, FisherPruningHook)]
+    if hooks and KEY in loaded:
+        return  # the hook makes the network slim before it loads
+    weights = loaded.get('state_dict', loaded)
+    check_weights(unwrap(runner.model), weights, checkpoint)
+
+
 def main() -> None:
     args = parse_args()
     with errors_in_one_line(args.debug):
@@ -83,6 +96,7 @@ def main() -> None:
             runner = RUNNERS.build(config)
         else:
             runner = Runner.from_cfg(config)
+        check_fit(runner, args.checkpoint)
         if args.out is not None:
             # MMDetection's own also packs masks
             detection = config.get('default_scope') == 'mmdet'
