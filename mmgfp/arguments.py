@@ -26,7 +26,7 @@ def refuse_unknown(
         near = get_close_matches(name, known, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
         raise ValueError(
-            f'{owner} has no argument {name}={value!r}{hint} '
+            f'{owner} has no argument {name}={value!r}{hint}. '
             f'Expected some of {", ".join(known)}.'
         )
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from .adapt import unwrap
+from .files import complete
 from .picture import draw_kept_channels
 from .structure import KEY, Structure
 
@@ -50,10 +50,10 @@ def save_ratio(
     draw_kept_channels(structure, unwrap(runner.model), f'{path}.png')
     if runner.cfg.get('model'):
         config = finetune_config(runner.cfg, stem, finetune)
-        with _complete(f'{path}_finetune.py') as partial:
+        with complete(f'{path}_finetune.py') as partial:
             Path(partial).write_text(config, encoding='utf-8')
     checkpoint = slim_checkpoint(runner)
-    with _complete(f'{path}.pth') as partial:
+    with complete(f'{path}.pth') as partial:
         torch.save(checkpoint, partial)
     return f'{path}.pth'
 
@@ -138,16 +138,3 @@ def _with_mmgfp(imports: Mapping[str, Any] | None) -> dict[str, Any]:
     names = [names] if isinstance(names, str) else list(names)
     imports['imports'] = names if 'mmgfp' in names else [*names, 'mmgfp']
     return imports
-
-
-@contextmanager
-def _complete(path: str) -> Iterator[str]:
-    """Name to write to; becomes ``path`` if all goes well, else goes."""
-    partial = f'{path}.partial'
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.remove(partial)
-        raise

@@ -25,7 +25,6 @@ from .arguments import (
     refuse_unknown,
 )
 from .artifacts import save_ratio
-from .cost import METRICS
 from .groups import ChannelGroup
 from .guard import StepGuard
 from .preparation import (
@@ -245,8 +244,8 @@ class FisherPruningHook(Hook):
         if tally.steps >= self.schedule.interval:
             self._prune(runner)
         hub = runner.message_hub
-        for metric in METRICS:
-            hub.update_scalar(f'train/{metric}', pruner.ratio(metric))
+        for metric, ratio in pruner.ratios().items():
+            hub.update_scalar(f'train/{metric}', ratio)
         hub.update_scalar('train/channels_pruned', tally.removed)
 
     def _prune(self, runner: Runner) -> None:

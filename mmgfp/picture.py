@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from .files import complete
 from .structure import Structure
 
 # Readable for colour-blind people and in grey (Okabe-Ito).
@@ -79,9 +80,8 @@ def draw_kept_channels(
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_title(_title(structure), fontsize=10, loc='left')
     axes.legend(loc='lower right', frameon=False, fontsize=8)
-    partial = f'{os.fspath(path)}.partial'
-    figure.savefig(partial, dpi=150, format='png')
-    os.replace(partial, path)
+    with complete(path) as partial:
+        figure.savefig(partial, dpi=150, format='png')
 
 
 def _title(structure: Structure) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .cost import METRICS
 from .pruner import GroupFisherPruner, Removal
 from .schedule import Schedule
 
@@ -58,13 +57,14 @@ class Progress:
             removals (Sequence[Removal]): Choices of this step.
         """
         metric, target = self._schedule.metric, self._schedule.target
-        now, ratio = time.time(), pruner.ratio(metric)
+        now, ratios = time.time(), pruner.ratios()
+        ratio = ratios[metric]
         gone = self._ratio - ratio
         if gone < 0.01 and ratio > target:
             return ''
         left = (now - self._time) * max(0.0, ratio - target) / max(gone, 1e-9)
         self._time, self._ratio = now, ratio
-        shares = ', '.join(f'{m} {pruner.ratio(m):.3f}' for m in METRICS)
+        shares = ', '.join(f'{m} {r:.3f}' for m, r in ratios.items())
         last = ', '.join(map(str, removals[-3:]))
         return (
             f'pruning: {shares}; {tally.removed} channels pruned, last '

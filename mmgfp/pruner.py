@@ -110,7 +110,14 @@ class GroupFisherPruner:
 
     def ratio(self, metric: Metric) -> float:
         """Remaining share of a metric, 1 for the original network."""
-        return self._cost.total()[metric] / self.cost_before[metric]
+        return self.ratios()[metric]
+
+    def ratios(self) -> dict[str, float]:
+        """Remaining share of every metric."""
+        return self._shares(self._cost.total())
+
+    def _shares(self, cost: Mapping[str, float]) -> dict[str, float]:
+        return {m: cost[m] / self.cost_before[m] for m in METRICS}
 
     def reachable(self) -> dict[str, float]:
         """Least remaining share of every metric, at the floors."""
@@ -120,8 +127,7 @@ class GroupFisherPruner:
                 for group, original in zip(self.groups, self._originals)
             ]
         )
-        cost = self._cost.without(units)
-        return {m: cost[m] / self.cost_before[m] for m in METRICS}
+        return self._shares(self._cost.without(units))
 
     # -- scores -----------------------------------------------------------
 
@@ -157,8 +163,9 @@ class GroupFisherPruner:
             bool: Whether the scores are finite; if not, none is added.
         """
         gradients = self._taps.take() if self._taps else None
-        fisher = self._no_scores()
-        if gradients is not None:
+        if gradients is None:  # other processes may have some
+            fisher = self._no_scores()
+        else:
             gradients = gradients.double() * (len(gradients) / scale)
             fisher = gradients.square().sum(0)
         if reduce is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from .checkpoint import load_plain_checkpoint
+from .files import complete
 from .surgery import Keep, named_tensors, slice_model
 from .version import __version__
 
@@ -136,10 +137,11 @@ class Structure:
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON; the final name appears only when it is complete."""
         text = json.dumps(self.to_dict(), indent=1)
-        partial = f'{os.fspath(path)}.partial'
-        with open(partial, 'w', encoding='utf-8') as file:
+        with (
+            complete(path) as partial,
+            open(partial, 'w', encoding='utf-8') as file,
+        ):
             file.write(text)
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Structure:

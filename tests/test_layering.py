@@ -95,7 +95,8 @@ def test_direction_of_the_core():
     order = [
         *('slots', 'label_layers', 'labels', 'rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules', 'groups'),
-        *('surgery', 'version', 'checkpoint', 'structure', 'removal'),
+        *('surgery', 'version', 'checkpoint', 'files', 'structure'),
+        'removal',
         *('selfcheck', 'finder', 'cost', 'fisher', 'selection', 'pruner'),
     ]
     for i, name in enumerate(order):

@@ -189,6 +189,7 @@ def train_stage(
         tuple(command),
         (
             ROOT / 'configs/_base_/digits_detection.py',
+            ROOT / 'configs/_base_/digits_pruning.py',
             ROOT / 'data/digits/meta.json',
             paths.baseline_config,
             config,

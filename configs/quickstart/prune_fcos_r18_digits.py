@@ -1,6 +1,5 @@
 # Prunes what fcos_r18_digits.py trained to half its flops.
-_base_ = './fcos_r18_digits.py'
-custom_imports = dict(imports=['mmgfp'], allow_failed_imports=False)
+_base_ = ['./fcos_r18_digits.py', '../_base_/digits_pruning.py']
 
 load_from = 'work_dirs/quickstart/fcos/baseline/epoch_6.pth'
 
@@ -8,37 +7,3 @@ max_epochs = 2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=3e-4))
 param_scheduler = []
-
-finetune_epochs = 4
-pruning = dict(
-    type='mmgfp.FisherPruningHook',
-    target=dict(flops=0.5),
-    # the paper's pace, one channel in ten iterations, is for longer training
-    interval=5,
-    channels_per_step='auto',
-    prune_share=1.0,
-    normalize_by='acts',
-    finetune=dict(
-        train_cfg=dict(max_epochs=finetune_epochs, val_interval=2),
-        optim_wrapper=dict(optimizer=dict(lr=1e-3)),
-        param_scheduler=[
-            dict(
-                type='LinearLR',
-                start_factor=0.1,
-                by_epoch=False,
-                begin=0,
-                end=50,
-            ),
-            dict(
-                type='CosineAnnealingLR',
-                by_epoch=True,
-                begin=0,
-                end=finetune_epochs,
-                T_max=finetune_epochs,
-                eta_min_ratio=0.01,
-                convert_to_iter_based=True,
-            ),
-        ],
-    ),
-)
-custom_hooks = [pruning]
