@@ -55,6 +55,7 @@ train_cfg = dict(max_epochs=24, val_interval=100)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.003))
 param_scheduler = []
+randomness = dict(seed=0)
 """
 
 CLASSIFIER = """
@@ -81,6 +82,7 @@ train_cfg = dict(max_epochs=6, val_interval=100)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.003))
 param_scheduler = []
+randomness = dict(seed=0)
 """
 
 PRUNING = """
