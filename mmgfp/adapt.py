@@ -1,18 +1,17 @@
-"""How to build and run a model of each library once, without its data.
+"""How to build a model of each library, and what its config says of it.
 
-The only file that knows libraries; they are imported inside functions, so
-each may be absent.
+Only this file and :mod:`mmgfp.demo` know libraries; they are imported inside
+functions, so each may be absent.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -116,79 +115,6 @@ def library(model: nn.Module) -> str:
         if package in known:
             return package
     return ''
-
-
-def demo_runner(
-    shape: Sequence[int], images: int = 1
-) -> Callable[[nn.Module], Any]:
-    """``run(model)``: one forward in tensor mode on random images.
-
-    The image goes through the model's own data preprocessor. The same images
-    are used in every call.
-
-    Args:
-        shape (Sequence[int]): (H, W).
-        images (int): Images in the batch. Defaults to 1.
-    """
-
-    def run(model: nn.Module) -> Any:
-        if isinstance(model, BaseModel):
-            return model(**demo_data(model, shape, images))
-        return model(_demo_batch(model, shape, images))
-
-    return run
-
-
-def demo_data(
-    model: BaseModel, shape: Sequence[int], images: int = 1
-) -> dict[str, Any]:
-    """Keyword arguments for one forward of an mmengine model in tensor mode.
-
-    Args:
-        model (BaseModel): Of MMDetection, MMPretrain, or one that takes a
-            batch of images as ``inputs``.
-        shape (Sequence[int]): (H, W).
-        images (int): Images in the batch. Defaults to 1.
-    """
-    if not library(model):
-        return dict(inputs=_demo_batch(model, shape, images), mode='tensor')
-    data: dict[str, Any] = dict(inputs=_demo_pixels(shape, images))
-    if library(model) == 'mmdet':
-        data['data_samples'] = _detection_samples(shape, images)
-    return dict(model.data_preprocessor(data, False), mode='tensor')
-
-
-def _demo_pixels(shape: Sequence[int], images: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8)
-        for _ in range(images)
-    ]
-
-
-def _demo_batch(
-    model: nn.Module, shape: Sequence[int], images: int
-) -> torch.Tensor:
-    batch = torch.stack(_demo_pixels(shape, images)).float() / 128 - 1
-    return batch.to(next(model.parameters()).device)
-
-
-def _detection_samples(shape: Sequence[int], images: int) -> list[Any]:
-    from mmdet.structures import DetDataSample
-
-    shape = tuple(shape)
-    return [
-        DetDataSample(
-            metainfo=dict(
-                img_id=i,
-                img_shape=shape,
-                ori_shape=shape,
-                pad_shape=shape,
-                scale_factor=(1.0, 1.0),
-            )
-        )
-        for i in range(images)
-    ]
 
 
 def input_shape(config: Config) -> tuple[int, int]:

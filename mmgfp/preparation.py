@@ -8,8 +8,9 @@ from logging import Logger
 
 from torch import nn
 
-from .adapt import demo_runner, trace_shape
+from .adapt import trace_shape
 from .cost import METRICS, record_calls
+from .demo import demo_runner
 from .finder import find_groups, restrict_groups
 from .groups import ChannelGroup
 from .pruner import GroupFisherPruner, Normalizer

@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from mmgfp import FisherPruningHook, Structure, find_groups
-from mmgfp.adapt import build_model, demo_runner, input_shape, trace_shape
+from mmgfp.adapt import build_model, input_shape, trace_shape
 from mmgfp.config import load_config
+from mmgfp.demo import demo_runner
 from mmgfp.structure import Axis
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,9 +15,10 @@ from nets import NETS, Chain, GroupedConv, InvertedResidual, Net, conv, run
 from oracles import choose_units, count_by_hooks, kept
 from torch import nn
 
-from mmgfp.adapt import build_model, demo_data, demo_runner
+from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
+from mmgfp.demo import demo_data, demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.surgery import slice_model
 

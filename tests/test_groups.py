@@ -13,8 +13,9 @@ from nets import NETS, run
 from oracles import layout, masked_is_slim, member
 from torch import nn
 
-from mmgfp.adapt import build_model, demo_runner
+from mmgfp.adapt import build_model
 from mmgfp.config import load_config
+from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.surgery import slice_model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mmgfp.adapt import demo_runner, input_shape, load_model
+from mmgfp.adapt import input_shape, load_model
 from mmgfp.cli import (
     add_cost_options,
     config_parser,
@@ -16,6 +16,7 @@ from mmgfp.cli import (
 )
 from mmgfp.config import load_config
 from mmgfp.cost import count_cost, record_calls
+from mmgfp.demo import demo_runner
 from mmgfp.table import cost_table
 
 

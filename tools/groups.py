@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mmgfp.adapt import demo_runner, input_shape, load_model, trace_shape
+from mmgfp.adapt import input_shape, load_model, trace_shape
 from mmgfp.cli import (
     add_cost_options,
     config_parser,
@@ -20,6 +20,7 @@ from mmgfp.cli import (
 )
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
+from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.table import TABLE_WIDTH, groups_table

@@ -1,0 +1,198 @@
+"""One forward on made-up images, as a model's own library would run it.
+
+Channel groups and cost are found from such forwards, without the user's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .adapt import library
+from .randomness import random_state, set_random_state
+
+Mode = Literal['tensor', 'predict', 'loss']
+
+# Boxes as shares of the image: one for every level of a pyramid.
+_BOXES = (
+    (0.0, 0.0, 1.0, 1.0),
+    (0.1, 0.2, 0.6, 0.7),
+    (0.5, 0.4, 0.8, 0.9),
+    (0.3, 0.3, 0.45, 0.4),
+)
+
+
+def demo_runner(
+    shape: Sequence[int], images: int = 1, mode: Mode = 'tensor'
+) -> Callable[[nn.Module], Any]:
+    """``run(model)``: one forward on random images, the same in every call.
+
+    The images go through the model's own data preprocessor; the ground truth
+    has a few boxes with masks, all of the first class.
+
+    Args:
+        shape (Sequence[int]): (H, W).
+        images (int): Images in the batch. Defaults to 1.
+        mode (str): 'tensor' for the network's raw outputs, 'predict' for
+            results, 'loss' for the losses, with the model in training mode
+            but for norms and dropout. Defaults to 'tensor'.
+    """
+
+    def run(model: nn.Module) -> Any:
+        if not isinstance(model, BaseModel):
+            return model(_demo_batch(model, shape, images))
+        data = demo_data(model, shape, images, mode)
+        with _same_draws():
+            if mode == 'loss':
+                with _training(model):
+                    return model(**data)
+            return _plain(model(**data))
+
+    return run
+
+
+def demo_data(
+    model: BaseModel,
+    shape: Sequence[int],
+    images: int = 1,
+    mode: Mode = 'tensor',
+) -> dict[str, Any]:
+    """Keyword arguments for one forward of an mmengine model.
+
+    Args:
+        model (BaseModel): Of MMDetection, MMPretrain, or one that takes a
+            batch of images as ``inputs``.
+        shape (Sequence[int]): (H, W).
+        images (int): Images in the batch. Defaults to 1.
+        mode (str): As in :func:`demo_runner`. Defaults to 'tensor'.
+    """
+    origin = library(model)
+    if not origin:
+        return dict(inputs=_demo_batch(model, shape, images), mode=mode)
+    data: dict[str, Any] = dict(inputs=_demo_pixels(shape, images))
+    if origin == 'mmdet':
+        data['data_samples'] = _detection_samples(shape, images)
+    elif mode != 'tensor':
+        data['data_samples'] = _classification_samples(origin, shape, images)
+    return dict(model.data_preprocessor(data, False), mode=mode)
+
+
+def _demo_pixels(shape: Sequence[int], images: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8)
+        for _ in range(images)
+    ]
+
+
+def _demo_batch(
+    model: nn.Module, shape: Sequence[int], images: int
+) -> torch.Tensor:
+    batch = torch.stack(_demo_pixels(shape, images)).float() / 128 - 1
+    return batch.to(next(model.parameters()).device)
+
+
+def _detection_samples(shape: Sequence[int], images: int) -> list[Any]:
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
+
+    height, width = shape
+    scale = torch.tensor([width, height, width, height])
+    boxes = torch.tensor(_BOXES) * scale
+    masks = np.zeros((len(boxes), height, width), np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
+        mask[top:bottom, left:right] = 1
+    labels = torch.zeros(len(boxes), dtype=torch.long)
+    samples = []
+    for i in range(images):
+        sample = DetDataSample(
+            metainfo=dict(
+                img_id=i,
+                img_path='demo.jpg',
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                pad_shape=(height, width),
+                batch_input_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+                border=np.array([0, height, 0, width]),
+                flip=False,
+                flip_direction=None,
+            )
+        )
+        sample.gt_instances = InstanceData(
+            bboxes=boxes.clone(),
+            labels=labels.clone(),
+            masks=BitmapMasks(masks.copy(), height, width),
+        )
+        sample.ignored_instances = InstanceData(
+            bboxes=boxes[:0], labels=labels[:0]
+        )
+        sample.proposals = InstanceData(
+            bboxes=boxes.clone(), scores=torch.ones(len(boxes))
+        )
+        sample.gt_sem_seg = PixelData(
+            sem_seg=torch.zeros(1, height, width, dtype=torch.long)
+        )
+        samples.append(sample)
+    return samples
+
+
+def _classification_samples(
+    origin: str, shape: Sequence[int], images: int
+) -> list[Any]:
+    if origin == 'mmcls':
+        from mmcls.structures import ClsDataSample as DataSample
+    else:
+        from mmpretrain.structures import DataSample
+
+    return [
+        DataSample(
+            metainfo=dict(img_shape=tuple(shape), ori_shape=tuple(shape))
+        ).set_gt_label(0)
+        for _ in range(images)
+    ]
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode, without what makes results random or mixes images."""
+    modes = {m: m.training for m in model.modules()}
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _NormBase) or 'Drop' in type(module).__name__:
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """What the model draws (samples of boxes, noise) is the same each time."""
+    before = random_state()
+    try:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        yield
+    finally:
+        set_random_state(before)
+
+
+def _plain(outputs: Any) -> Any:
+    """Results as dicts of what they hold, so that their tensors are seen."""
+    if isinstance(outputs, BaseDataElement):
+        return {k: _plain(v) for k, v in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return [_plain(value) for value in outputs]
+    return outputs
