@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .label_layers import along, canonical, squeezed
 from .slots import SlotTable, Trace, Use
+from .trees import tree_leaves, tree_map_only
 
 # what a tensor is that no operation made
 _UNSEEN = 'comes from the input, or from an operation PyTorch does not see'

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .label_layers import along
 from .labels import LabelTracer
@@ -24,6 +23,7 @@ from .rules_common import (
     rows_of,
     without,
 )
+from .trees import tree_leaves
 
 
 def pointwise(

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .label_layers import along, squeezed
 from .labels import LabelTracer
+from .trees import tree_leaves
 
 
 def unknown(

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
 from .rules_common import argument, common_weight, name_of, unknown
+from .trees import tree_leaves
 
 
 def structure(

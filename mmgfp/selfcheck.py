@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .groups import ChannelGroup
 from .removal import axis_sizes, kept_positions
 from .surgery import named_tensors, slice_model
+from .trees import tree_leaves, tree_map_only
 
 Run = Callable[[nn.Module], Any]
 

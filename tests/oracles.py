@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mmgfp.groups import ChannelGroup, Member
+from mmgfp.trees import tree_leaves
 
 Removal = dict[str, np.ndarray]  # group name -> removed units
 Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

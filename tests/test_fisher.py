@@ -18,13 +18,13 @@ from torch.nn.functional import (
     gelu,
     relu,
 )
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost import record_calls
 from mmgfp.finder import find_groups
 from mmgfp.fisher import FisherTaps, mask_gradients
 from mmgfp.pruner import GroupFisherPruner
+from mmgfp.trees import tree_leaves
 
 # Each net multiplies by hand, at the input of every layer that consumes
 # channels, with the mask of the group; ``units`` are the groups' sizes.

@@ -90,10 +90,16 @@ def test_libraries_only_inside_functions_of_adapt_and_demo(name):
             assert name in ('adapt', 'demo') and inside, package
 
 
+@pytest.mark.parametrize('name', sorted({*MODULES} - {'trees'}))
+def test_only_one_file_knows_how_torch_walks_trees(name):
+    assert '_pytree' not in (FOLDER / f'{name}.py').read_text()
+
+
 def test_direction_of_the_core():
     """Each may import only what stands before it."""
     order = [
-        *('slots', 'label_layers', 'labels', 'rules_common', 'rules_mixing'),
+        *('trees', 'slots', 'label_layers', 'labels'),
+        *('rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules', 'groups'),
         *('surgery', 'version', 'checkpoint', 'files', 'structure'),
         'removal',
@@ -104,7 +110,7 @@ def test_direction_of_the_core():
 
 
 def test_labels_know_no_groups():
-    assert own_imports('labels') == {'label_layers', 'slots'}
+    assert own_imports('labels') == {'label_layers', 'slots', 'trees'}
     assert own_imports('groups') == {'slots'}
     assert 'groups' not in reachable('rules')
     for service in ('groups', 'cost', 'surgery'):

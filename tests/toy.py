@@ -34,10 +34,10 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.functional import cross_entropy, relu
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
 from mmgfp import FisherPruningHook
+from mmgfp.trees import tree_leaves
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
