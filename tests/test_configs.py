@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS
+from stack import CLASSIFICATION, require
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from mmgfp import FisherPruningHook, Structure, find_groups
 from mmgfp.adapt import build_model, input_shape, trace_shape
 from mmgfp.config import load_config
 from mmgfp.demo import demo_runner
 from mmgfp.structure import Axis
+from mmgfp.trees import tree_leaves
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
@@ -99,10 +100,18 @@ def paper(model: str) -> dict:
     return dict(zip(FIELDS, PAPER[model], strict=True))
 
 
-def load(phase: str, model: str, normalize_by: str) -> Config:
+def load(name: str | Path) -> Config:
+    """Load a config, a shipped one or what it is based on."""
+    detectors = [m for m in PAPER if paper(m)['dataset'] == 'coco']
+    detection = any(m in Path(name).stem for m in detectors)
+    require('mmdet' if detection else 'mmpretrain')
+    return load_config(name)
+
+
+def load_shipped(phase: str, model: str, normalize_by: str) -> Config:
     dataset = paper(model)['dataset']
     name = f'{phase}_{model}_{normalize_by}_{dataset}.py'
-    return load_config(CONFIGS / model / name)
+    return load(CONFIGS / model / name)
 
 
 def all_configs() -> list[Path]:
@@ -133,7 +142,7 @@ def pruning_hooks(config: Config) -> list[dict]:
     'path', all_configs(), ids=lambda path: str(path.relative_to(CONFIGS))
 )
 def test_loads(path):
-    config = load_config(path)
+    config = load(path)
     assert config.filename == str(path)
     assert 'type' in config.model
 
@@ -165,8 +174,8 @@ def test_configs_stay_short(model):
 @VARIANTS
 def test_prune(model, normalize_by):
     expected = paper(model)
-    base = load_config(expected['base'])
-    config = load('prune', model, normalize_by)
+    base = load(expected['base'])
+    config = load_shipped('prune', model, normalize_by)
 
     (hook,) = pruning_hooks(config)
     assert hook['normalize_by'] == normalize_by
@@ -187,8 +196,8 @@ def test_prune(model, normalize_by):
 @VARIANTS
 def test_finetune(model, normalize_by):
     expected = paper(model)
-    base = load_config(expected['base'])
-    config = load('finetune', model, normalize_by)
+    base = load(expected['base'])
+    config = load_shipped('finetune', model, normalize_by)
 
     assert not pruning_hooks(config)
     assert config.model.type == 'mmgfp.PrunedModel'
@@ -259,7 +268,7 @@ def check_shared(config: Config, base: Config, expected: dict) -> None:
 
 def traced(path: Path):
     """Model and proven groups of a pruning config."""
-    config = load_config(path)
+    config = load(path)
     model = build_model(config)
     run = demo_runner(trace_shape(model, input_shape(config)), images=2)
     return model, find_groups(model, run, images=2)
@@ -339,7 +348,7 @@ def test_short_form_is_the_file_of_the_package():
     path = Path(config.filename)
     assert path.name == 'retinanet_r50_fpn_1x_coco.py'
     assert path.parts[-5:-2] == ('mmdet', '.mim', 'configs')
-    dotted = load_config('mmpretrain::regnet/regnetx-3.2gf_8xb64_in1k')
+    dotted = load_config(f'{CLASSIFICATION}::regnet/regnetx-3.2gf_8xb64_in1k')
     assert dotted.model.backbone.arch == 'regnetx_3.2gf'
 
 

@@ -13,6 +13,7 @@ from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer
 from mmengine.config import Config
 from nets import NETS, Chain, GroupedConv, InvertedResidual, Net, conv, run
 from oracles import choose_units, count_by_hooks, kept
+from stack import CLASSIFICATION
 from torch import nn
 
 from mmgfp.adapt import build_model
@@ -36,7 +37,7 @@ def cost_of(config: Config, shape: tuple[int, int]) -> dict[str, int]:
 
 
 def imagenet(name: str, **backbone) -> Config:
-    config = load_config(f'mmpretrain::{name}')
+    config = load_config(f'{CLASSIFICATION}::{name}')
     config.model.backbone.update(backbone)
     return config
 
@@ -182,7 +183,7 @@ def test_real_numbers_cost_what_shapes_cost():
 
 @pytest.mark.parametrize(
     ('name', 'side'),
-    [('mmpretrain::' + RESNEXT50, 64), ('mmdet::' + RETINANET, 64)],
+    [(f'{CLASSIFICATION}::{RESNEXT50}', 64), (f'mmdet::{RETINANET}', 64)],
 )
 def test_mmengine_counts_the_same(name, side):
     """Its analysers trace the network with torch.jit."""
@@ -320,7 +321,7 @@ def test_masked_is_recounted(name):
     ('name', 'side'),
     [
         ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', 64),
-        ('mmpretrain::regnet/regnetx-400mf_8xb128_in1k', 32),
+        (f'{CLASSIFICATION}::regnet/regnetx-400mf_8xb128_in1k', 32),
     ],
 )
 def test_real_network_recounted(name, side):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from nets import NETS, run
 from oracles import layout, masked_is_slim, member
+from stack import CLASSIFICATION
 from torch import nn
 
 from mmgfp.adapt import build_model
@@ -235,8 +236,8 @@ def real(name: str, side: int) -> tuple[nn.Module, list[ChannelGroup]]:
     return model, find_groups(model, demo_runner((side, side), 2), images=2)
 
 
-RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k'
-RESNEXT = 'mmpretrain::resnext/resnext50-32x4d_8xb32_in1k'
+RESNET = f'{CLASSIFICATION}::resnet/resnet50_8xb32_in1k'
+RESNEXT = f'{CLASSIFICATION}::resnext/resnext50-32x4d_8xb32_in1k'
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco'
 
 
@@ -403,10 +404,13 @@ REAL = {
     'resnet50': (RESNET, 64, 37),
     'resnext50': (RESNEXT, 64, 21),
     'mobilenetv2': (
-        'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k',
+        f'{CLASSIFICATION}::mobilenet_v2/mobilenet-v2_8xb32_in1k',
         *(64, 25),
     ),
-    'regnetx': ('mmpretrain::regnet/regnetx-400mf_8xb128_in1k', 64, 27),
+    'regnetx': (
+        f'{CLASSIFICATION}::regnet/regnetx-400mf_8xb128_in1k',
+        *(64, 27),
+    ),
 }
 
 

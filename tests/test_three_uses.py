@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from stack import CLASSIFICATION, PACK, require
 from toy import run_tool
 
 CLASSES = ('dark', 'grey', 'bright')
@@ -59,7 +60,7 @@ randomness = dict(seed=0)
 """
 
 CLASSIFIER = """
-_base_ = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
+_base_ = '{library}::resnet/resnet18_8xb32_in1k.py'
 custom_imports = dict(imports=['mmgfp', 'toy'])
 model = dict(
     backbone=dict(base_channels=8, stem_channels=8, init_cfg=None),
@@ -68,7 +69,7 @@ data_preprocessor = dict(num_classes=3)
 pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(96, 96)),
-    dict(type='PackInputs'),
+    dict(type='{pack}'),
 ]
 dataset = dict(
     _delete_=True, type='CustomDataset', data_root='{data}/crops',
@@ -199,7 +200,7 @@ def assert_same_tensors(found, config: Path) -> None:
 
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory, data) -> Path:
-    pytest.importorskip('mmdet')
+    require('mmdet')
     return prune(tmp_path_factory.mktemp('detector'), data, DETECTOR)
 
 
@@ -316,8 +317,10 @@ def test_detector_with_mmdetections_tool(detector, detected, tmp_path):
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory, data) -> Path:
-    pytest.importorskip('mmpretrain')
-    return prune(tmp_path_factory.mktemp('classifier'), data, CLASSIFIER)
+    require(CLASSIFICATION)
+    text = CLASSIFIER.replace('{library}', CLASSIFICATION)
+    text = text.replace('{pack}', PACK)
+    return prune(tmp_path_factory.mktemp('classifier'), data, text)
 
 
 @pytest.fixture(scope='module')
@@ -328,6 +331,10 @@ def classified(classifier) -> tuple[dict, list]:
 
 
 def scores(predictions: list) -> torch.Tensor:
+    if CLASSIFICATION == 'mmcls':
+        predictions = [
+            dict(pred_score=p['pred_label']['score']) for p in predictions
+        ]
     return torch.stack([p['pred_score'] for p in predictions])
 
 
@@ -343,22 +350,24 @@ def test_classifier_with_both_configs(classifier, classified, tmp_path):
 
 
 def test_classifier_without_our_tools(classifier, classified, data, tmp_path):
+    load = dict(mmpretrain='get_model', mmcls='init_model')[CLASSIFICATION]
     result = script(
         tmp_path,
+        f'from {CLASSIFICATION}.apis import {load} as load_model\n'
+        f'from {CLASSIFICATION} import ImageClassificationInferencer\n'
         """
 import os
 import sys
 import torch
 from mmengine.config import Config
-from mmpretrain import ImageClassificationInferencer, get_model
 from toy import raw_outputs
 
 path, checkpoint, folder, out = sys.argv[1:]
-model = get_model(Config.fromfile(path), pretrained=checkpoint)
+model = load_model(Config.fromfile(path), checkpoint)
 images = [f'{folder}/{kind}/{i}.png' for kind in ('dark', 'grey', 'bright')
           for i in range(12)]
 images = [i for i in images if os.path.exists(i)]
-inferencer = ImageClassificationInferencer(path, pretrained=checkpoint)
+inferencer = ImageClassificationInferencer(path, checkpoint)
 results = inferencer(images)
 torch.save(dict(
     kind=type(model).__module__ + '.' + type(model).__name__,

@@ -1,0 +1,19 @@
+"""Which libraries are there; the tests run with those of every stack."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+# MMClassification became MMPretrain: the same models under another name.
+CLASSIFICATION = 'mmpretrain' if find_spec('mmpretrain') else 'mmcls'
+
+# The transform that ends a pipeline was renamed as well.
+PACK = dict(mmpretrain='PackInputs', mmcls='PackClsInputs')[CLASSIFICATION]
+
+
+def require(package: str) -> None:
+    """Skip the running test where a package is missing."""
+    if find_spec(package) is None:
+        pytest.skip(f'this stack has no {package}')
