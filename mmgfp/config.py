@@ -41,6 +41,18 @@ def load_config(name: str | Path) -> Config:
     return config
 
 
+def config_folder(package: str) -> Path:
+    """Folder of the configs that an installed package brings.
+
+    Raises:
+        FileNotFoundError: If the package is not installed.
+    """
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f'the package {package!r} is not installed')
+    return Path(spec.submodule_search_locations[0], '.mim', 'configs')
+
+
 def _config_file(name: str) -> Path:
     path = Path(name)
     if path.is_file():
@@ -55,13 +67,13 @@ def _config_file(name: str) -> Path:
 
 def _installed_config(name: str) -> Path:
     package, _, config = name.partition('::')
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    try:
+        folder = config_folder(package)
+    except FileNotFoundError:
         raise FileNotFoundError(
             f'the config {name!r} belongs to the package {package!r}, which '
             'is not installed'
-        )
-    folder = Path(spec.submodule_search_locations[0], '.mim', 'configs')
+        ) from None
     path = folder / config
     if path.suffix != '.py':  # not with_suffix(): names contain dots
         path = path.with_name(f'{path.name}.py')

@@ -1,0 +1,246 @@
+"""Which configs the sweep over all families of models takes.
+
+A family is a folder of configs that MMDetection or MMPretrain brings. One
+config stands for it: the smallest backbone that the names tell, then the
+shortest name. Exceptions are in the tables here, each with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmgfp.config import config_folder
+
+LIBRARIES = ('mmdet', 'mmpretrain')
+
+_SIZES = (
+    *('atto', 'femto', 'pico', 'nano', 'xxsmall', 'xsmall', 'tiny', 'small'),
+    *('medium', 'base', 'large', 'xlarge', 'huge', 'giant'),
+)
+_LETTERS = dict(t='tiny', s='small', m='medium', b='base', l='large', x='huge')
+
+# The rule would take a config without what the folder is about.
+INSTEAD = {
+    'mmdet/ddq': ('ddq-detr-4scale_r50_8xb2-12e_coco', 'no depth in Swin-L'),
+    'mmdet/detectors': (
+        'detectors_cascade-rcnn_r50_1x_coco',
+        'it has both, recursive pyramid and switchable convolutions',
+    ),
+    'mmdet/fpg': (
+        'faster-rcnn_r50_fpg-chn128_crop640-50e_coco',
+        'the plain FPN is what FPG is compared with',
+    ),
+    'mmdet/gcnet': (
+        'mask-rcnn_r50-gcb-r4-c3-c5_fpn_1x_coco',
+        'the shortest name has no global context block',
+    ),
+    'mmdet/hrnet': (
+        'faster-rcnn_hrnetv2p-w18-1x_coco',
+        'one of the names has a ResNeXt',
+    ),
+    'mmdet/nas_fpn': (
+        'retinanet_r50_nasfpn_crop640-50e_coco',
+        'the plain FPN is what NAS-FPN is compared with',
+    ),
+    'mmdet/res2net': (
+        'faster-rcnn_res2net-101_fpn_2x_coco',
+        'HTC is a family of its own',
+    ),
+    'mmdet/v3det': (
+        'faster_rcnn_r50_fpn_8x4_sample1e-3_mstrain_v3det_2x',
+        'no depth in Swin-B',
+    ),
+    'mmdet/vfnet': ('vfnet_r50_fpn_1x_coco', 'Res2Net is another family'),
+    'mmpretrain/clip': (
+        'vit-base-p32_pt-64xb64_in1k',
+        'the others need a tokenizer from a hub',
+    ),
+    'mmpretrain/eva': ('eva-l-p14_headless', 'EVA-G has 1 G parameters'),
+    'mmpretrain/replknet': (
+        'replknet-31B_32xb64_in1k',
+        'the letter stands behind a number',
+    ),
+    'mmpretrain/xcit': (
+        'xcit-nano-12-p16_8xb128_in1k',
+        'smaller patches are a larger network',
+    ),
+}
+
+# Further architectures in the same folder, by name; the rule takes another.
+FURTHER = {
+    'mmdet/cascade_rcnn': {'mask': 'cascade-mask-rcnn_r50_fpn_1x_coco'},
+    'mmdet/centernet': {
+        'update': 'centernet-update_r18_fpn_8xb8-amp-lsj-200e_coco',
+        'dcnv2': 'centernet_r18-dcnv2_8xb16-crop512-140e_coco',
+    },
+    'mmdet/dcn': {'dconv': 'faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco'},
+    'mmdet/dcnv2': {'mdconv': 'faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco'},
+    'mmdet/deformable_detr': {
+        'two-stage': 'deformable-detr-refine-twostage_r50_16xb2-50e_coco'
+    },
+    'mmdet/faster_rcnn': {
+        'c4': 'faster-rcnn_r50-caffe_c4-1x_coco',
+        'dc5': 'faster-rcnn_r50-caffe-dc5_1x_coco',
+    },
+    'mmdet/foveabox': {'align': 'fovea_r50_fpn_gn-head-align_4xb4-2x_coco'},
+    'mmdet/guided_anchoring': {'retinanet': 'ga-retinanet_r50_fpn_1x_coco'},
+    'mmdet/libra_rcnn': {'retinanet': 'libra-retinanet_r50_fpn_1x_coco'},
+    'mmdet/nas_fcos': {
+        'fcoshead': 'nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco'
+    },
+    'mmdet/pvt': {'v1': 'retinanet_pvt-t_fpn_1x_coco'},
+    'mmdet/rtmdet': {'ins': 'rtmdet-ins_tiny_8xb32-300e_coco'},
+    'mmdet/sabl': {'faster-rcnn': 'sabl-faster-rcnn_r50_fpn_1x_coco'},
+    'mmdet/solo': {
+        'decoupled': 'decoupled-solo_r50_fpn_1x_coco',
+        'light': 'decoupled-solo-light_r50_fpn_3x_coco',
+    },
+    'mmdet/ssd': {'vgg': 'ssd300_coco'},
+    'mmdet/yolo': {'darknet': 'yolov3_d53_8xb8-320-273e_coco'},
+    'mmpretrain/cspnet': {
+        'cspdarknet': 'cspdarknet50_8xb32_in1k',
+        'cspresnext': 'cspresnext50_8xb32_in1k',
+    },
+    'mmpretrain/deit': {'distilled': 'deit-tiny-distilled_4xb256_in1k'},
+    'mmpretrain/efficientnet': {'edge': 'efficientnet-es_8xb32-01norm_in1k'},
+    'mmpretrain/eva': {
+        'mae': 'eva-mae-style_vit-base-p16_16xb256-coslr-400e_in1k'
+    },
+    'mmpretrain/hornet': {'gf': 'hornet-tiny-gf_8xb128_in1k'},
+    'mmpretrain/mae': {
+        'hivit': 'mae_hivit-base-p16_8xb512-amp-coslr-400e_in1k'
+    },
+    'mmpretrain/mobilenet_v3': {'large': 'mobilenet-v3-large_8xb128_in1k'},
+    'mmpretrain/mocov3': {
+        'vit': 'mocov3_vit-small-p16_16xb256-amp-coslr-300e_in1k'
+    },
+    'mmpretrain/repvgg': {'d2se': 'repvgg-D2se_8xb32_in1k'},
+    'mmpretrain/resnet': {
+        'cifar': 'resnet18_8xb16_cifar10',
+        'v1c': 'resnetv1c50_8xb32_in1k',
+        'v1d': 'resnetv1d50_8xb32_in1k',
+    },
+    'mmpretrain/seresnet': {'seresnext': 'seresnext50-32x4d_8xb32_in1k'},
+    'mmpretrain/spark': {
+        'convnext': 'spark_sparse-convnextv2-tiny_16xb256-amp-coslr-800e_in1k'
+    },
+    'mmpretrain/twins': {'pcpvt': 'twins-pcpvt-small_8xb128_in1k'},
+    'mmpretrain/vgg': {'bn': 'vgg11bn_8xb32_in1k'},
+    'mmpretrain/vig': {'pyramid': 'pvig-tiny_8xb128_in1k'},
+}
+
+_TEXT = 'reads text: needs a tokenizer and a language model from a hub'
+_NO_MODEL = 'holds settings that other configs share, no model'
+
+# Folders that are not run.
+LEFT_OUT = {
+    'mmdet/common': _NO_MODEL,
+    'mmdet/glip': _TEXT,
+    'mmdet/grounding_dino': _TEXT,
+    'mmdet/mm_grounding_dino': _TEXT,
+    'mmpretrain/blip': _TEXT,
+    'mmpretrain/blip2': _TEXT,
+    'mmpretrain/chinese_clip': _TEXT,
+    'mmpretrain/flamingo': _TEXT,
+    'mmpretrain/llava': _TEXT,
+    'mmpretrain/minigpt4': _TEXT,
+    'mmpretrain/ofa': _TEXT,
+    'mmpretrain/otter': _TEXT,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One config that is run.
+
+    Attributes:
+        name (str): 'mmdet/faster_rcnn', or 'mmdet/faster_rcnn:c4' for a
+            further architecture in that folder.
+        config (str): Short form of the config.
+    """
+
+    name: str
+    config: str
+
+    @property
+    def file_name(self) -> str:
+        """The name as a part of file names."""
+        return self.name.replace('/', '-').replace(':', '-')
+
+
+def all_families(libraries: Sequence[str] = LIBRARIES) -> list[Family]:
+    """What is run, by library and name; not what :data:`LEFT_OUT` names."""
+    families = []
+    for library in libraries:
+        for folder in _folders(library):
+            name = f'{library}/{folder.name}'
+            if name not in LEFT_OUT:
+                families += _in_folder(name, folder)
+    return families
+
+
+def left_out(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Folders that exist and are not run: name -> reason."""
+    return {
+        f'{library}/{folder.name}': LEFT_OUT[f'{library}/{folder.name}']
+        for library in libraries
+        for folder in _folders(library)
+        if f'{library}/{folder.name}' in LEFT_OUT
+    }
+
+
+def _folders(library: str) -> Iterator[Path]:
+    for folder in sorted(config_folder(library).iterdir()):
+        if folder.is_dir() and not folder.name.startswith('_'):
+            yield folder
+
+
+def _in_folder(name: str, folder: Path) -> list[Family]:
+    stems = [file.stem for file in sorted(folder.glob('*.py'))]
+    further = FURTHER.get(name, {})
+    chosen = {'': INSTEAD[name][0]} if name in INSTEAD else {}
+    if not chosen:
+        chosen[''] = smallest([s for s in stems if s not in further.values()])
+    chosen.update(further)
+    library = name.partition('/')[0]
+    return [
+        Family(
+            f'{name}:{variant}' if variant else name,
+            f'{library}::{folder.name}/{stem}.py',
+        )
+        for variant, stem in chosen.items()
+        if stem in stems  # another release may lack it
+    ]
+
+
+def smallest(stems: Sequence[str]) -> str:
+    """The config of the smallest network, as far as names tell.
+
+    Args:
+        stems (Sequence[str]): Names of configs, without suffix.
+    """
+    models = [
+        stem
+        for stem in stems
+        if not stem.startswith('_') and not stem.endswith('_tta')
+    ]
+    return min(models, key=_size, default='')
+
+
+def _size(stem: str) -> tuple:
+    """Sorts names: word for the size, depth and the like, length, name."""
+    # fields that begin with a digit tell the schedule, as 8xb32 and 1x do
+    fields = [f for f in stem.split('_') if not re.match(r'\d+\D|ms\b', f)]
+    words = [w for f in fields for w in re.split(r'[-.]', f)]
+    sizes = [_LETTERS.get(word, word) for word in words]
+    ranks = [_SIZES.index(size) for size in sizes if size in _SIZES]
+    numbers = [
+        float(value) / (1000 if unit.lower() == 'mf' else 1)
+        for value, unit in re.findall(
+            r'(\d+(?:\.\d+)?)([mM][fF])?', '_'.join(fields)
+        )
+    ]
+    return (ranks[:1], numbers, len(stem), stem)

@@ -1,0 +1,251 @@
+"""Results of the sweep over all families of models, for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from zoo_families import left_out
+
+from mmgfp.files import complete
+from mmgfp.selfcheck import TOLERANCE
+
+Result = Mapping[str, Any]
+
+STEPS = {
+    'build': 'does not build',
+    'forward': 'does not run',
+    'groups': 'finding groups fails',
+    'cost': 'counting cost fails',
+    'masking': 'the masked network fails',
+    'saving': 'saving fails',
+    'pruned': 'the slim network fails',
+    'slim build': 'the slim network does not build',
+    'slim forward': 'the slim network does not run',
+}
+COLUMNS = (
+    *('family', 'groups', 'reach', 'left', 'error', 'in double', 'loss'),
+    *('predict', 's', 'MB', 'result'),
+)
+
+
+# -- one family ------------------------------------------------------------
+
+
+def verdict(result: Result) -> str:
+    """The result of a family in a few words; 'ok' if all is well."""
+    if result.get('error'):
+        where = STEPS.get(result.get('step', ''), result.get('step', ''))
+        return f'{where}: {result["error"]}' if where else result['error']
+    if not result.get('prunable'):
+        return 'nothing can be pruned'
+    troubles = []
+    if not agrees(result):
+        troubles.append(f'slim differs from masked by {_error(result)}')
+    if result.get('loss') != 'finite':
+        troubles.append(f'loss: {result.get("loss")}')
+    if result.get('predict') != 'runs':
+        troubles.append(f'predict: {result.get("predict")}')
+    return '; '.join(troubles) or 'ok'
+
+
+def agrees(result: Result) -> bool:
+    """Whether slim equals masked, in single precision or but for rounding."""
+    errors = [result.get('error_single'), result.get('error_double')]
+    return any(isinstance(e, float) and e < TOLERANCE for e in errors)
+
+
+def _error(result: Result) -> str:
+    double = result.get('error_double')
+    text = _scientific(result.get('error_single'))
+    return f'{text}, {_scientific(double)} in double' if double else text
+
+
+def _scientific(value: Any) -> str:
+    return f'{value:.0e}' if isinstance(value, float) else str(value or '')
+
+
+def _percent(value: Any) -> str:
+    return f'{value:.0%}' if isinstance(value, float | int) else ''
+
+
+# -- files -----------------------------------------------------------------
+
+
+def read_results(out: Path) -> list[dict[str, Any]]:
+    """What is kept of all families, by name."""
+    results = [
+        json.loads(file.read_text(encoding='utf-8'))
+        for file in sorted((out / 'families').glob('*.json'))
+    ]
+    return sorted(results, key=lambda result: result['family'])
+
+
+def write_report(out: Path, versions: Mapping[str, str]) -> None:
+    """Write ``results.json``, ``README.md`` and ``reach.png``.
+
+    Args:
+        out (Path): Of the sweep.
+        versions (Mapping): Of what results are up to date.
+    """
+    results = read_results(out)
+    if not results:
+        return
+    with complete(out / 'results.json') as partial:
+        lines = ',\n'.join(json.dumps(result) for result in results)
+        Path(partial).write_text(f'[\n{lines}\n]\n', encoding='utf-8')
+    draw_reach(results, out / 'reach.png')
+    with complete(out / 'README.md') as partial:
+        text = report(results, versions, left_out(), machine(), date.today())
+        Path(partial).write_text(text, encoding='utf-8')
+
+
+def machine() -> str:
+    """Processor and memory, in words."""
+    try:
+        text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
+        names = [line for line in text.splitlines() if 'model name' in line]
+        processor = names[0].partition(': ')[2]
+    except (OSError, IndexError):
+        processor = platform.processor() or platform.machine()
+    pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return f'{os.cpu_count()} cores of {processor}, {pages / 1e9:.0f} GB'
+
+
+def report(
+    results: Sequence[Result],
+    versions: Mapping[str, str],
+    omitted: Mapping[str, str],
+    where: str,
+    when: date,
+) -> str:
+    """The text of ``README.md``."""
+    stale = sum(result.get('versions') != versions for result in results)
+    words = [verdict(result) for result in results]
+    lines = [
+        '# Every family of models',
+        '',
+        'Made by `python tools/zoo.py`; do not edit. '
+        f'{when.isoformat()}, {where}, '
+        + ', '.join(f'{k} {v}' for k, v in versions.items())
+        + '.',
+        '',
+        f'{words.count("ok")} of {len(results)} architectures pass all '
+        f'checks; in {words.count("nothing can be pruned")} nothing can be '
+        'pruned.',
+    ]
+    if stale:
+        lines.append(f'{stale} rows are of other versions than these.')
+    lines += [
+        '',
+        'Random weights, two random images. Random channels were removed '
+        'until half of the flops were gone (at most three quarters of any '
+        'group); the slim network was built in a new process from the '
+        'generated config, the structure and the slim checkpoint.',
+        '',
+        '- groups: prunable / found',
+        '- reach: share of the flops that pruning can remove, one unit left '
+        'per group',
+        '- left: share of the flops of the slim network',
+        '- error: slim against masked, largest difference over largest '
+        'magnitude, the worst output; in double: the same in double '
+        f'precision, where single precision was not below {TOLERANCE:g} '
+        '(what is small there is rounding)',
+        '- loss: of the slim network, with gradients; predict: it gives '
+        'results',
+        '- s, MB: for finding and proving the groups, peak memory of the '
+        'process',
+        '',
+        '![Reachable share of the flops](reach.png)',
+    ]
+    for library in sorted({r['family'].partition('/')[0] for r in results}):
+        rows = [r for r in results if r['family'].startswith(f'{library}/')]
+        lines += ['', f'## {library}', '']
+        lines += _table(COLUMNS, [_row(result) for result in rows])
+    lines += ['', '## What is frozen, and why', '']
+    for result in results:
+        lines += _frozen(result)
+    lines += ['', '## Not run', '']
+    lines += _table(('family', 'why'), list(omitted.items()))
+    return '\n'.join(lines) + '\n'
+
+
+def _row(result: Result) -> list[str]:
+    groups = ''
+    if 'groups' in result:
+        groups = f'{result["prunable"]} / {result["groups"]}'
+    loss, predict = result.get('loss', ''), result.get('predict', '')
+    return [
+        result['family'].partition('/')[2],
+        groups,
+        _percent(result.get('reach')),
+        _percent(result.get('left')),
+        _scientific(result.get('error_single')),
+        _scientific(result.get('error_double')),
+        'yes' if loss == 'finite' else ('no' if loss else ''),
+        'yes' if predict == 'runs' else ('no' if predict else ''),
+        f'{result["seconds"]:.1f}' if 'seconds' in result else '',
+        str(result.get('memory_mb', '')),
+        verdict(result),
+    ]
+
+
+def _frozen(result: Result) -> list[str]:
+    if not result.get('frozen'):
+        return []
+    lines = [
+        f'**{result["family"]}** (`{result["config"]}`, '
+        f'{result["architecture"]}, '
+        f'{"x".join(map(str, result["shape"]))}'
+        + ('' if result['mode'] == 'tensor' else f', {result["mode"]} mode')
+        + ')',
+        '',
+    ]
+    lines += [
+        f'- {row["groups"]} groups, {row["flops"]:.0%} of the flops: '
+        f'{row["reason"]} (such as `{row["example"]}`)'
+        for row in result['frozen']
+    ]
+    return [*lines, '']
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace('|', '\\|') for cell in row] for row in rows]
+    return [
+        f'| {" | ".join(head)} |',
+        f'|{"---|" * len(head)}',
+        *(f'| {" | ".join(row)} |' for row in cells),
+    ]
+
+
+def draw_reach(results: Sequence[Result], path: Path) -> None:
+    """Bars of the flops that pruning can reach, one panel per library."""
+    from matplotlib.figure import Figure
+
+    panels: dict[str, list[tuple[float, str]]] = {}
+    for result in results:
+        library, _, name = result['family'].partition('/')
+        reach = float(result.get('reach', 0))
+        panels.setdefault(library, []).append((reach, name))
+    longest = max(len(bars) for bars in panels.values())
+    figure = Figure(
+        figsize=(6 * len(panels), 1 + 0.16 * longest), layout='constrained'
+    )
+    for axes, (library, bars) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
+    ):
+        bars.sort(reverse=True)
+        axes.barh([name for _, name in bars], [100 * r for r, _ in bars])
+        axes.set_ylim(longest - 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        axes.tick_params(axis='y', labelsize=7)
+        axes.tick_params(axis='x', top=True, labeltop=True)
+        axes.set_title(f'{library}: % of the flops that pruning can remove')
+        axes.grid(axis='x', alpha=0.4)
+    with complete(path) as partial:
+        figure.savefig(partial, format='png', dpi=100)

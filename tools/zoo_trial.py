@@ -1,0 +1,525 @@
+"""Prune one model at random and compare slim with masked; two processes.
+
+The first, ``prune``, finds groups, removes random units and leaves what
+pruning leaves: a config, a structure and a slim checkpoint. The second,
+``check``, knows only these: it builds the slim model from them as a user
+would. Each writes what it found, step by step, so that something is known of
+a process that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import math
+import re
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from mmgfp.adapt import build_model, input_shape, load_model, trace_shape
+from mmgfp.artifacts import finetune_config
+from mmgfp.config import config_folder, load_config
+from mmgfp.cost import CostModel, count_cost, record_calls
+from mmgfp.demo import demo_runner
+from mmgfp.files import complete
+from mmgfp.finder import find_groups
+from mmgfp.groups import ChannelGroup
+from mmgfp.removal import axis_sizes, kept_positions
+from mmgfp.selfcheck import (
+    TOLERANCE,
+    mask_consumers,
+    random_removal,
+    relative_error,
+)
+from mmgfp.structure import KEY, Structure
+from mmgfp.surgery import slice_model
+from mmgfp.trees import tree_leaves, tree_map_only
+from mmgfp.weights import vary_weights_
+
+Run = Callable[[nn.Module], Any]
+Result = dict[str, Any]
+
+STEM = 'slim'
+IMAGES = 2
+TARGET = 0.5  # share of the flops that stays
+MOST = 0.75  # share of any group that goes
+LARGEST = (512, 512)  # where the small input is not enough
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Prune one model at random; compare slim with masked.',
+        epilog='example: python tools/zoo_trial.py prune '
+        'mmdet::atss/atss_r50_fpn_1x_coco.py /tmp/atss && '
+        'python tools/zoo_trial.py check '
+        'mmdet::atss/atss_r50_fpn_1x_coco.py /tmp/atss',
+    )
+    parser.add_argument('step', choices=['prune', 'check'])
+    parser.add_argument('config', help='path or short form')
+    parser.add_argument('folder', type=Path, help='for what pruning leaves')
+    parser.add_argument(
+        '--memory-limit', type=float, metavar='GB', help='of data (no limit)'
+    )
+    return parser.parse_args()
+
+
+class Trial:
+    """One model; keeps what was found in ``result.json`` as it goes.
+
+    Args:
+        folder (Path): For all files of the trial.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / 'result.json'
+        self.result: Result = {}
+        if self.file.exists():
+            self.result = json.loads(self.file.read_text(encoding='utf-8'))
+
+    def note(self, **values: Any) -> None:
+        """Add to the result, also in the file."""
+        self.result.update(values)
+        with complete(self.file) as partial:
+            text = json.dumps(self.result, indent=1)
+            Path(partial).write_text(text, encoding='utf-8')
+
+    @contextmanager
+    def doing(self, step: str, fatal: bool = True) -> Iterator[None]:
+        """Note which step is being done, and how it fails.
+
+        Args:
+            step (str): In words that complete "failed while ...".
+            fatal (bool): Whether the trial ends with it; otherwise the
+                failure is noted under the step's name. Defaults to True.
+        """
+        self.note(step=step)
+        try:
+            yield
+        except Exception as error:
+            trace = traceback.format_exc()
+            with (self.folder / 'errors.txt').open('a') as file:
+                file.write(f'{step}\n\n{trace}\n')
+            if fatal:
+                self.note(error=one_line(error))
+                raise SystemExit(1) from None
+            self.note(**{step: one_line(error)})
+
+
+# -- the first process -----------------------------------------------------
+
+
+def prune(name: str, folder: Path, seed: int = 0) -> Result:
+    """Find groups, remove random units, leave a slim network.
+
+    Args:
+        name (str): Config, as :func:`mmgfp.config.load_config` takes it.
+        folder (Path): For all files of the trial.
+        seed (int): For everything random. Defaults to 0.
+    """
+    trial = Trial(folder)
+    trial.note(config=name)
+    torch.manual_seed(seed)
+    with trial.doing('build'):
+        config = untrained_config(load_config(name))
+        model = build_model(config)
+        if hasattr(model, 'init_weights'):
+            model.init_weights()
+        model.eval()
+        parameters = sum(p.numel() for p in model.parameters())
+        trial.note(architecture=type(model).__name__, parameters=parameters)
+    with trial.doing('forward'):
+        shape, mode = runnable(model, config)
+        run = demo_runner(shape, IMAGES, mode)
+        vary_weights_(model, run, seed)
+        trial.note(shape=list(shape), mode=mode)
+    with trial.doing('groups'):
+        reset_peak_memory()
+        began = time.perf_counter()
+        groups = find_groups(model, run, images=IMAGES)
+        trial.note(
+            seconds=round(time.perf_counter() - began, 2),
+            memory_mb=peak_memory_mb(),
+            groups=len(groups),
+            prunable=sum(not g.frozen for g in groups),
+        )
+    with trial.doing('cost'):
+        calls = record_calls(model, lambda: run(model), IMAGES)
+        rows = count_cost(model, calls)
+        open_groups = [g for g in groups if not g.frozen]
+        cost = CostModel(model, open_groups, calls)
+        before = cost.total()
+        least = cost.without(np.array([g.size - 1 for g in open_groups]))
+        reach = 1 - ratio(least, before)
+        trial.note(
+            flops=int(before['flops']),
+            reach=round(reach, 4),
+            frozen=frozen_reasons(model, groups, rows),
+        )
+    if not open_groups:
+        trial.note(step='done')
+        return trial.result
+    removal = removed_units(open_groups, cost, seed)
+    after = cost.without(np.array([len(units) for units in removal]))
+    trial.note(left=round(ratio(after, before), 4))
+    with trial.doing('masking'):
+        masked = copy.deepcopy(model)
+        mask_consumers(masked, open_groups, removal)
+        expected = {'single': outputs(masked, run)}
+        with suppress(Exception):  # compiled operations may know no double
+            expected['double'] = outputs(masked.double(), in_double(run))
+        torch.save(expected, folder / 'expected.pt')
+    with trial.doing('saving'):
+        sizes = axis_sizes(model, open_groups)
+        keep = kept_positions(open_groups, removal, sizes)
+        structure = Structure(
+            Structure({}).compose(keep, sizes),
+            config.model.type,
+            name,
+            tuple(shape),
+            before,
+            after,
+        )
+        slice_model(model, keep)
+        leave_slim(model, structure, config, folder)
+    trial.note(step='pruned')
+    return trial.result
+
+
+def leave_slim(
+    model: nn.Module, structure: Structure, config: Config, folder: Path
+) -> None:
+    """Write what pruning leaves of a slim network."""
+    structure.save(folder / f'{STEM}.json')
+    text = finetune_config(config, STEM, {})
+    (folder / f'{STEM}.py').write_text(text, encoding='utf-8')
+    torch.save(
+        {'state_dict': model.state_dict(), KEY: structure.to_dict()},
+        folder / f'{STEM}.pth',
+    )
+
+
+def untrained_config(config: Config) -> Config:
+    """What builds and trains a model on a CPU, without files from elsewhere.
+
+    Weights of others go; nothing is frozen (as the documentation tells users
+    of pretrained backbones); norms that are synchronised over GPUs become
+    plain ones. Only what concerns the model is left of the config.
+    """
+    model = plain(config.model)
+    for part in mappings(model):
+        for key in ('init_cfg', 'pretrained'):
+            if key in part and loads_file(part[key]):
+                part[key] = False if part[key] is True else None
+        for key in part:
+            if key.endswith('_ckpt'):
+                part[key] = None
+            elif key == 'frozen_stages':
+                part[key] = -1
+            elif key == 'teacher_config' and isinstance(part[key], str):
+                part[key] = installed_path(part[key])
+        if part.get('type') in ('SyncBN', 'MMSyncBN'):
+            part['type'] = 'BN'
+    kept: dict[str, Any] = dict(model=model)
+    for key in ('default_scope', 'data_preprocessor', 'custom_imports'):
+        if config.get(key) is not None:
+            kept[key] = plain(config[key])
+    for phase in ('test', 'val', 'train'):
+        if config.get(f'{phase}_dataloader'):
+            pipeline = plain(config[f'{phase}_dataloader'])['dataset']
+            while 'pipeline' not in pipeline and 'dataset' in pipeline:
+                pipeline = pipeline['dataset']
+            kept[f'{phase}_dataloader'] = dict(
+                dataset=dict(pipeline=pipeline.get('pipeline'))
+            )
+    return Config(kept)
+
+
+def plain(value: Any) -> Any:
+    """Config dicts as plain ones."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """All dicts inside, outer ones first."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from mappings(item)
+
+
+def loads_file(init: Any) -> bool:
+    """Whether an initialisation takes weights from a file or address."""
+    if isinstance(init, dict):
+        return 'Pretrained' in str(init.get('type')) or 'checkpoint' in init
+    if isinstance(init, (list, tuple)):
+        return any(loads_file(item) for item in init)
+    return isinstance(init, str) or init is True
+
+
+def installed_path(path: str) -> str:
+    """A config that is named as seen from MMDetection's own folder."""
+    installed = config_folder('mmdet').parent / path
+    return str(installed) if installed.exists() else path
+
+
+def runnable(model: nn.Module, config: Config) -> tuple[tuple[int, int], str]:
+    """The input size and mode with which the model runs.
+
+    Small images and raw outputs, if that works; larger images, or results,
+    or losses if not.
+
+    Raises:
+        Exception: What the first try raised, if none works.
+    """
+    size = input_shape(config)
+    small = trace_shape(model, size)
+    large = (min(size[0], LARGEST[0]), min(size[1], LARGEST[1]))
+    failure: Exception | None = None
+    for mode in ('tensor', 'predict', 'loss'):
+        for shape in dict.fromkeys([small, large]):
+            try:
+                if outputs(model, demo_runner(shape, IMAGES, mode)):
+                    return shape, mode
+            except Exception as error:
+                failure = failure or error
+    raise failure or RuntimeError('no outputs are numbers')
+
+
+def outputs(model: nn.Module, run: Run) -> list[Tensor]:
+    """Floating outputs of one forward in eval mode."""
+    torch.manual_seed(0)  # for models that draw something
+    with torch.no_grad():
+        leaves = tree_leaves(run(model.eval()))
+    return [
+        leaf.detach()
+        for leaf in leaves
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
+
+
+def in_double(run: Run) -> Run:
+    """The same with the input in double precision."""
+
+    def cast(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        return tree_map_only(
+            Tensor,
+            lambda t: t.double() if t.is_floating_point() else t,
+            (args, kwargs),
+        )
+
+    def run_double(model: nn.Module) -> Any:
+        handle = model.register_forward_pre_hook(cast, with_kwargs=True)
+        try:
+            return run(model)
+        finally:
+            handle.remove()
+
+    return run_double
+
+
+def ratio(cost: Mapping[str, float], before: Mapping[str, float]) -> float:
+    """Share of the flops."""
+    return cost['flops'] / before['flops'] if before['flops'] else 1.0
+
+
+def removed_units(
+    groups: Sequence[ChannelGroup], cost: CostModel, seed: int
+) -> list[np.ndarray]:
+    """Random units of each group, so that about half of the flops go.
+
+    Groups lose unequal shares: what only works as long as two groups lose
+    equally many channels must not pass.
+    """
+    rng = np.random.default_rng(seed)
+    pace = rng.uniform(0.5, 1.5, len(groups))
+    before = cost.total()
+
+    def units(scale: float) -> list[np.ndarray]:
+        shares = np.minimum(scale * pace, MOST)
+        return [
+            random_removal([group], share, seed + i)[group.name]
+            for i, (group, share) in enumerate(zip(groups, shares))
+        ]
+
+    low, high = 0.0, 1.5
+    for _ in range(12):
+        middle = (low + high) / 2
+        counts = np.array([len(u) for u in units(middle)])
+        if ratio(cost.without(counts), before) > TARGET:
+            low = middle
+        else:
+            high = middle
+    return units(high)
+
+
+def frozen_reasons(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    rows: Mapping[str, Mapping[str, float]],
+) -> list[Result]:
+    """Why groups are frozen: reason, groups, share of flops, an example."""
+    known = {name for name, _ in model.named_modules() if name}
+    known |= {name for name, _ in model.named_parameters()}
+    by_reason: dict[str, list[ChannelGroup]] = {}
+    for group in groups:
+        if group.frozen:
+            reason = without_names(group.frozen, known)
+            by_reason.setdefault(reason, []).append(group)
+    total = rows['']['flops'] or 1
+    found = []
+    for reason, members in by_reason.items():
+        layers = {
+            layer
+            for group in members
+            for layer in (*group.producers, *group.consumers)
+        }
+        flops = sum(rows[layer]['flops'] for layer in layers if layer in rows)
+        found.append(
+            dict(
+                reason=reason,
+                groups=len(members),
+                flops=round(flops / total, 4),
+                example=members[0].name,
+                full=members[0].frozen,
+            )
+        )
+    return sorted(found, key=lambda row: -row['flops'])
+
+
+def without_names(reason: str, known: set[str]) -> str:
+    """A reason without what differs from layer to layer."""
+    words = [
+        'a layer' if word.strip(',;:.()') in known else word
+        for word in reason.split(' ')
+    ]
+    text = ' '.join(words)
+    text = re.sub(r'\([\d, ]+\)|\[[\d, ]+\]', '(...)', text)
+    text = re.sub(r'\d+(\.\d+)?e[-+]\d+', '...', text)
+    return re.sub(r'\b\d+(\.\d+)?\b', 'N', text)
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak so far, where the system can."""
+    with suppress(OSError):
+        Path('/proc/self/clear_refs').write_text('5')
+
+
+def peak_memory_mb() -> int:
+    """Peak of resident memory."""
+    try:
+        status = Path('/proc/self/status').read_text()
+        return int(re.search(r'VmHWM:\s+(\d+)', status)[1]) // 1024
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+# -- the second process ----------------------------------------------------
+
+
+def check(folder: Path) -> Result:
+    """Build the slim network from what pruning left, compare, train a step.
+
+    Args:
+        folder (Path): That :func:`prune` left.
+    """
+    trial = Trial(folder)
+    if trial.result.get('step') != 'pruned':
+        return trial.result
+    shape, mode = trial.result['shape'], trial.result['mode']
+    with trial.doing('slim build'):
+        import mmgfp  # noqa: F401, registers the builder
+
+        config = load_config(folder / f'{STEM}.py')
+        model = load_model(config, folder / f'{STEM}.pth')
+    with trial.doing('slim forward'):
+        expected = torch.load(folder / 'expected.pt', weights_only=True)
+        run = demo_runner(shape, IMAGES, mode)
+        error = largest_error(expected['single'], outputs(model, run))
+        trial.note(error_single=error)
+    if not error < TOLERANCE and 'double' in expected:
+        with trial.doing('error_double', fatal=False):
+            double = copy.deepcopy(model).double()
+            error = largest_error(
+                expected['double'], outputs(double, in_double(run))
+            )
+            trial.note(error_double=error)
+    with trial.doing('predict', fatal=False):
+        demo_runner(shape, IMAGES, 'predict')(model.eval())
+        trial.note(predict='runs')
+    with trial.doing('loss', fatal=False):
+        trial.note(loss=train_step(model, shape))
+    trial.note(step='done')
+    return trial.result
+
+
+def largest_error(
+    expected: Sequence[Tensor], found: Sequence[Tensor]
+) -> float:
+    """Largest relative error of any output.
+
+    Raises:
+        ValueError: If number or shapes of the outputs differ.
+    """
+    shapes = [[tuple(t.shape) for t in side] for side in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f'outputs have the shapes {shapes[1]}, masked {shapes[0]}'
+        )
+    errors = [relative_error(a, b) for a, b in zip(expected, found)]
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+
+def train_step(model: nn.Module, shape: Sequence[int]) -> str:
+    """Loss and gradients of one batch: 'finite', or what is not."""
+    losses = demo_runner(shape, IMAGES, 'loss')(model)
+    loss, _ = model.parse_losses(losses)
+    if not loss.isfinite():
+        return f'the loss is {float(loss)}'
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f'the gradient of {name} is not finite'
+    return 'finite'
+
+
+def one_line(error: BaseException) -> str:
+    """Type and first line of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f'{type(error).__name__}: {lines[0] if lines else ""}'[:300]
+
+
+def main() -> None:
+    args = parse_args()
+    logging.disable(logging.WARNING)  # every initialised weight is logged
+    if args.memory_limit:
+        limit = int(args.memory_limit * 1024**3)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.step == 'prune':
+        prune(args.config, args.folder)
+    else:
+        check(args.folder)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
