@@ -93,7 +93,7 @@ class _CallRecorder(TorchDispatchMode):
         operation = func._schema.name
         if operation == 'aten::convolution':
             self._convolution(*args, out=out)
-        elif operation in ('aten::addmm', 'aten::mm'):
+        elif operation in ('aten::addmm', 'aten::mm', 'aten::bmm'):
             self._linear(args[-1] if len(args) == 2 else args[2], out)
         return out
 
@@ -113,8 +113,10 @@ class _CallRecorder(TorchDispatchMode):
         found = self._find(matrix)
         if found is None or found[1].dim() != 2:
             return
-        as_stored = matrix.stride() == found[1].stride()
-        self._add(*found, 1 if as_stored else 0, out.shape[0], out)
+        # a batched product repeats the matrix, with stride 0
+        as_stored = matrix.stride()[-2:] == found[1].stride()
+        rows = out.numel() // out.shape[-1]
+        self._add(*found, 1 if as_stored else 0, rows, out)
 
 
 def record_calls(

@@ -111,15 +111,19 @@ def _matmul(
     out: Tensor,
 ) -> None:
     name = tr.tag(b).weight
-    if name is None or tr.tag(a).weight is not None or b.dim() != 2:
+    if (
+        name is None
+        or tr.tag(a).weight is not None
+        or not _is_matrix(tr, name, b)
+    ):
         _activation_product(tr, func, a, b, out)
         return
     rows = [
         layer for layer in tr.layers(a) if a.dim() - 1 not in tr.varying(layer)
     ]
     inputs = _channel_labels(tr, a, -1)
-    _consume(tr, name, _axis_slots(tr, b, 0), inputs, channel_axis=-1)
-    labels = _axis_slots(tr, b, 1)
+    _consume(tr, name, _axis_slots(tr, b, b.dim() - 2), inputs, -1)
+    labels = _axis_slots(tr, b, b.dim() - 1)
     if labels is not None:
         tr.add_issue(
             name,
@@ -131,6 +135,17 @@ def _matmul(
         resized(layer, out.shape) for layer in rows if not tr.is_opaque(layer)
     ]
     tr.set(out, [*kept, *tr.tag(out).layers])
+
+
+def _is_matrix(tr: LabelTracer, name: str, factor: Tensor) -> bool:
+    """Whether a weight takes part as one matrix, or repeated in a batch.
+
+    Linear layers repeat theirs where their input cannot be viewed as a matrix.
+    """
+    if factor.dim() == 2:
+        return True
+    repeated = all(0 not in tr.varying(layer) for layer in tr.layers(factor))
+    return repeated and tr.table.tensors[name].dim() == 2
 
 
 def _activation_product(
