@@ -42,7 +42,7 @@ for _rule, _ops in {
         squeeze unsqueeze select unbind
         expand repeat flip roll clone contiguous detach alias _to_copy
         lift_fresh pixel_shuffle pixel_unshuffle diagonal view_as movedim tile
-        repeat_interleave unfold swapaxes""",
+        unfold swapaxes""",
     split: 'split split_with_sizes chunk',
     cut: 'slice narrow',
     join: 'cat stack concat',
@@ -72,7 +72,7 @@ for _rule, _ops in {
         new_zeros new_ones new_full new_empty zeros_like ones_like full_like
         empty_like rand_like randn_like empty_strided new_empty_strided
         scalar_tensor tril_indices triu_indices randint randperm
-        lift_fresh_copy""",
+        lift_fresh_copy repeat_interleave""",
     overwrite: 'copy_ fill_ zero_ masked_fill masked_fill_ where',
 }.items():
     for _op in _ops.split():
