@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 Group = tuple[frozenset[str], frozenset[str], int, int]
 
@@ -827,6 +828,16 @@ class KeywordCall(Net):
         return self.conv3(self.conv2(input=self.conv1(x)))
 
 
+class WeightNorm(nn.Module):
+    """The parametrization of that name, which torch 2.0 lacks."""
+
+    def forward(self, norm, direction):
+        return torch._weight_norm(direction, norm, 0)
+
+    def right_inverse(self, weight):
+        return torch.norm_except_dim(weight, 2, 0), weight
+
+
 class Normalised(Net):
     """A weight computed from others cannot be sliced."""
 
@@ -836,7 +847,8 @@ class Normalised(Net):
     def __init__(self):
         super().__init__()
         self.conv1 = conv(3, 8)
-        self.conv2 = nn.utils.parametrizations.weight_norm(conv(8, 6))
+        self.conv2 = conv(8, 6)
+        register_parametrization(self.conv2, 'weight', WeightNorm())
         self.conv3 = conv(6, 6)
         self.conv4 = conv(6, 5)
 
