@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .adapt import library
 from .randomness import random_state, set_random_state
+from .trees import tree_leaves
 
 Mode = Literal['tensor', 'predict', 'loss']
 
@@ -30,8 +31,27 @@ _BOXES = (
 )
 
 
+# RoIs per image that the paper counts for two-stage detectors.
+_COUNTED_PROPOSALS = 512
+
+
+def cost_runner(shape: Sequence[int]) -> Callable[[nn.Module], Any]:
+    """``run(model)``: the forward that cost is counted from.
+
+    One image; a two-stage detector gets 512 proposals, as in the paper
+    (Section 4.1), however many its weights would propose.
+
+    Args:
+        shape (Sequence[int]): (H, W).
+    """
+    return demo_runner(shape, proposals=_COUNTED_PROPOSALS)
+
+
 def demo_runner(
-    shape: Sequence[int], images: int = 1, mode: Mode = 'tensor'
+    shape: Sequence[int],
+    images: int = 1,
+    mode: Mode = 'tensor',
+    proposals: int = len(_BOXES),
 ) -> Callable[[nn.Module], Any]:
     """``run(model)``: one forward on random images, the same in every call.
 
@@ -44,6 +64,9 @@ def demo_runner(
         mode (str): 'tensor' for the network's raw outputs, 'predict' for
             results, 'loss' for the losses, with the model in training mode
             but for norms and dropout. Defaults to 'tensor'.
+        proposals (int): Boxes per image that an RPN is taken to propose,
+            whatever its weights are; its raw outputs are then among those of
+            the network. Not in the mode 'predict'. Defaults to 4.
     """
 
     def run(model: nn.Module) -> Any:
@@ -51,10 +74,14 @@ def demo_runner(
             return model(_demo_batch(model, shape, images))
         data = demo_data(model, shape, images, mode)
         with _same_draws():
-            if mode == 'loss':
-                with _training(model):
-                    return model(**data)
-            return _plain(model(**data))
+            if mode == 'predict':
+                return _plain(model(**data))
+            with _proposing(model, shape, proposals) as raw:
+                if mode == 'loss':
+                    with _training(model):
+                        return model(**data)
+                outputs = model(**data)
+            return (outputs, raw) if raw else outputs
 
     return run
 
@@ -85,6 +112,13 @@ def demo_data(
     return dict(model.data_preprocessor(data, False), mode=mode)
 
 
+def _boxes(shape: Sequence[int]) -> torch.Tensor:
+    """Boxes as (left, top, right, bottom) in pixels, (4, 4)."""
+    height, width = shape
+    scale = torch.tensor([width, height, width, height])
+    return torch.tensor(_BOXES) * scale
+
+
 def _demo_pixels(shape: Sequence[int], images: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
@@ -106,8 +140,7 @@ def _detection_samples(shape: Sequence[int], images: int) -> list[Any]:
     from mmengine.structures import InstanceData, PixelData
 
     height, width = shape
-    scale = torch.tensor([width, height, width, height])
-    boxes = torch.tensor(_BOXES) * scale
+    boxes = _boxes(shape)
     masks = np.zeros((len(boxes), height, width), np.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
         mask[top:bottom, left:right] = 1
@@ -175,6 +208,57 @@ def _training(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def _proposing(
+    model: nn.Module, shape: Sequence[int], count: int
+) -> Iterator[list[Any]]:
+    """Let region proposal networks propose fixed boxes.
+
+    Random weights may propose nothing, and which boxes they do propose may
+    hang on a rounding error. Yields what the networks really put out.
+    """
+    raw: list[Any] = []
+    head = getattr(model, 'rpn_head', None)
+    heads = [
+        m
+        for m in (head.modules() if isinstance(head, nn.Module) else ())
+        if hasattr(m, 'predict_by_feat')
+    ]
+    for module in heads:
+        vars(module)['predict_by_feat'] = _Proposals(shape, count, raw)
+    try:
+        yield raw
+    finally:
+        for module in heads:
+            del vars(module)['predict_by_feat']
+
+
+class _Proposals:
+    """Stands in for ``predict_by_feat`` of a region proposal network."""
+
+    def __init__(
+        self, shape: Sequence[int], count: int, raw: list[Any]
+    ) -> None:
+        self.boxes = _boxes(shape).repeat(-(-count // len(_BOXES)), 1)[:count]
+        self.raw = raw
+
+    def __call__(
+        self, *outputs: Any, batch_img_metas: Sequence[Any], **kwargs: Any
+    ) -> list[Any]:
+        from mmengine.structures import InstanceData
+
+        self.raw.append(outputs)
+        boxes = self.boxes.to(next(t for t in tree_leaves(outputs)).device)
+        return [
+            InstanceData(
+                bboxes=boxes.clone(),
+                scores=boxes.new_ones(len(boxes)),
+                labels=boxes.new_zeros(len(boxes), dtype=torch.long),
+            )
+            for _ in batch_img_metas
+        ]
 
 
 @contextmanager

@@ -12,11 +12,16 @@ from torch import nn
 from .groups import ChannelGroup, build_groups
 from .labels import trace_labels
 from .rules import find_rule
+from .rules_compiled import watch_compiled
+from .probe import find_layouts
 from .selfcheck import check_groups
 
 
 def find_groups(
-    model: nn.Module, run: Callable[[nn.Module], Any], images: int = 1
+    model: nn.Module,
+    run: Callable[[nn.Module], Any],
+    images: int = 1,
+    train: Callable[[nn.Module], Any] | None = None,
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model.
 
@@ -26,8 +31,11 @@ def find_groups(
         model (nn.Module): A built model.
         run (Callable): ``run(model)`` runs it on demo input and returns its
             outputs.
-        images (int): Images in the demo input. With two or more, layers
-            whose first axis is not the images are recognised. Defaults to 1.
+        images (int): Images in the demo input. With two or more it is found
+            out which image each row of a layer's input belongs to. Defaults
+            to 1.
+        train (Callable, optional): Runs the model for its losses on as many
+            images. Where that works, what layers are given is learnt from it.
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
@@ -44,9 +52,12 @@ def find_groups(
             model.eval()
             _try(model, run)
             groups = build_groups(
-                trace_labels(model, lambda: run(model), find_rule)
+                trace_labels(
+                    model, lambda: run(model), find_rule, watch_compiled
+                )
             )
-            groups = _freeze_unscored(model, groups, run, images)
+            groups = [_freeze_single(group) for group in groups]
+            groups = find_layouts(model, groups, run, images, train)
             groups = check_groups(model, groups, run)
         finally:
             for module, training in modes.items():
@@ -54,58 +65,10 @@ def find_groups(
     return groups
 
 
-def _freeze_unscored(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    run: Callable[[nn.Module], Any],
-    images: int,
-) -> list[ChannelGroup]:
-    """Freeze groups that would get no score, or only a part of it."""
-    trouble: dict[str, str] = {}
-    modules = dict(model.named_modules())
-
-    def observe(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            if not args[0].requires_grad:
-                trouble[name] = (
-                    f'no gradient reaches the input of {name}, because what '
-                    'is before it does not train; frozen_stages=-1 trains '
-                    'all stages of a backbone'
-                )
-            elif len(args[0]) != images:
-                trouble[name] = (
-                    f'the first axis of the input of {name} is '
-                    'not the images of the batch'
-                )
-
-        return hook
-
-    names = {
-        tap.module
-        for group in groups
-        for tap in group.taps
-        if not group.frozen
-    }
-    handles = [
-        modules[n].register_forward_pre_hook(observe(n)) for n in sorted(names)
-    ]
-    try:
-        with torch.enable_grad():
-            run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    result = []
-    for group in groups:
-        reason = next(
-            (trouble[t.module] for t in group.taps if t.module in trouble), ''
-        )
-        if not group.frozen and group.size == 1:
-            reason = 'there is only one unit: removing it leaves nothing'
-        result.append(
-            group.freeze(reason) if reason and not group.frozen else group
-        )
-    return result
+def _freeze_single(group: ChannelGroup) -> ChannelGroup:
+    if group.frozen or group.size > 1:
+        return group
+    return group.freeze('there is only one unit: removing it leaves nothing')
 
 
 def _try(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:

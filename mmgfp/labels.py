@@ -15,7 +15,7 @@ This file knows operations and slots. It does not know groups, scores or cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .label_layers import along, canonical, squeezed
+from .size_watch import SizeRecord, axis_labels, watch_sizes
 from .slots import SlotTable, Trace, Use
 from .trees import tree_leaves, tree_map_only
+from .widths import settle_sizes
 
 # what a tensor is that no operation made
 _UNSEEN = 'comes from the input, or from an operation PyTorch does not see'
@@ -43,11 +45,13 @@ class _Tag:
     ``weight`` names the parameter the values come from, as long as no
     activation had a part in them; ``writable`` marks labels of freshly
     allocated tensors, whose views alias them like the tensors' own do.
+    ``pending`` holds labels to freeze, and why, as soon as the value is used.
     """
 
     layers: tuple[Tensor, ...] = ()
     weight: str | None = None
     writable: bool = False
+    pending: tuple[tuple[Tensor, str], ...] = ()
 
 
 @dataclass
@@ -68,7 +72,10 @@ class _Record:
 
 
 def trace_labels(
-    model: nn.Module, run: Callable[[], Any], find_rule: Callable[[Any], Rule]
+    model: nn.Module,
+    run: Callable[[], Any],
+    find_rule: Callable[[Any], Rule],
+    watch: Callable[[LabelTracer], AbstractContextManager] = nullcontext,
 ) -> Trace:
     """Push labels through one forward.
 
@@ -78,18 +85,27 @@ def trace_labels(
             returns its outputs. Its floating-point inputs that are not
             parameters count as the image.
         find_rule (Callable): Gives the rule of an operation.
+        watch (Callable): Context, given the tracer, in which operations that
+            the dispatcher does not see get their rules. Defaults to none.
 
     Raises:
         RuntimeError: If the forward itself fails.
     """
     tracer = LabelTracer(model, find_rule)
-    with torch.no_grad(), _module_stack(tracer), tracer:
-        outputs = run()
+    watching = watch_sizes(model, tracer)
+    with torch.no_grad(), _module_stack(tracer), watch(tracer), tracer:
+        with watching:
+            outputs = run()
     for out in tree_leaves(outputs):
         if isinstance(out, Tensor):
             for layer in tracer.layers(out):
                 tracer.freeze(layer, 'reaches an output of the network')
-    return tracer.result()
+    slots = len(tracer.table)
+    return settle_sizes(
+        tracer.result(),
+        tracer.sizes,
+        lambda extent: axis_labels(extent.layers, extent.axis, slots),
+    )
 
 
 @contextmanager
@@ -129,7 +145,9 @@ class LabelTracer(TorchDispatchMode):
         self._find_rule = find_rule
         self.module_names = {id(m): n for n, m in model.named_modules()}
         self.stack: list[_Frame] = []
+        self.suspended = False
         self.record = _Record()
+        self.sizes = SizeRecord()
         self.reasons: list[str] = []
         self._tags = WeakIdKeyDictionary()
         for name, tensor in self.table.tensors.items():
@@ -159,9 +177,13 @@ class LabelTracer(TorchDispatchMode):
 
     def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Label layers in canonical form: constant axes have stride 0."""
+        tag = self.tag(tensor)
+        for labels, reason in tag.pending:
+            self.freeze(labels, reason)
+        tag.pending = ()
         return tuple(
             canonical(layer)
-            for layer in self.tag(tensor).layers
+            for layer in tag.layers
             if bool((squeezed(layer) >= 0).any())
         )
 
@@ -250,6 +272,8 @@ class LabelTracer(TorchDispatchMode):
         kwargs: dict | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self.suspended:
+            return func(*args, **kwargs)
         operands = [
             t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
         ]
@@ -267,11 +291,14 @@ class LabelTracer(TorchDispatchMode):
         layers: Sequence[Tensor],
         weight: str | None = None,
         writable: bool = False,
+        pending: Sequence[tuple[Tensor, str]] = (),
     ) -> None:
         """Give a tensor its label layers, each of the tensor's shape."""
         for layer in layers:
             assert layer.shape == tensor.shape, (layer.shape, tensor.shape)
-        self._tags[tensor] = _Tag(tuple(layers), weight, writable)
+        self._tags[tensor] = _Tag(
+            tuple(layers), weight, writable, tuple(pending)
+        )
 
     def on_labels(
         self,

@@ -10,7 +10,7 @@ from torch import nn
 
 from .adapt import trace_shape
 from .cost import METRICS, record_calls
-from .demo import demo_runner
+from .demo import cost_runner, demo_runner
 from .finder import find_groups, restrict_groups
 from .groups import ChannelGroup
 from .pruner import GroupFisherPruner, Normalizer
@@ -50,7 +50,7 @@ def prepare_pruner(
 ) -> GroupFisherPruner:
     """Count what the model costs at (H, W) and make its pruner; log it."""
     was_training = model.training
-    calls = record_calls(model.eval(), lambda: demo_runner(shape)(model))
+    calls = record_calls(model.eval(), lambda: cost_runner(shape)(model))
     model.train(was_training)
     pruner = GroupFisherPruner(
         model, groups, calls, normalize_by, floor, structure

@@ -23,11 +23,12 @@ from .rules_channelwise import (
     spatial,
 )
 from .rules_common import name_of, unknown
+from .rules_compiled import deformable, roi_pool
+from .rules_indexing import embedding, index, index_along, order, place
 from .rules_mixing import addmm, convolution, mm
 from .rules_structure import (
     channel_shuffle,
     cut,
-    index,
     join,
     pad,
     split,
@@ -48,7 +49,13 @@ for _rule, _ops in {
     join: 'cat stack concat',
     channel_shuffle: 'channel_shuffle native_channel_shuffle',
     pad: 'constant_pad_nd',
-    index: 'index index_select gather embedding',
+    index: 'index',
+    index_along: 'index_select gather',
+    embedding: 'embedding',
+    order: 'sort topk cummax cummin cumsum kthvalue',
+    place: 'index_put _unsafe_index_put',
+    roi_pool: 'roi_align roi_pool',
+    deformable: 'deform_conv2d',
     spatial: """max_pool2d_with_indices max_pool1d_with_indices avg_pool1d
         avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d mkldnn_max_pool2d
         adaptive_max_pool2d max_pool2d upsample_nearest1d upsample_nearest2d
@@ -58,7 +65,7 @@ for _rule, _ops in {
         replication_pad2d""",
     reduction: 'mean sum amax amin max min var std var_mean prod any all '
     'argmax argmin linalg_vector_norm norm logsumexp',
-    softmax: '_softmax _log_softmax softmax log_softmax cumsum',
+    softmax: '_softmax _log_softmax softmax log_softmax',
     batch_norm: """native_batch_norm _native_batch_norm_legit
         _native_batch_norm_legit_no_training cudnn_batch_norm
         miopen_batch_norm batch_norm_with_update

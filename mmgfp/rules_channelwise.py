@@ -21,6 +21,7 @@ from .rules_common import (
     name_of,
     resized,
     rows_of,
+    whole,
     without,
 )
 from .trees import tree_leaves
@@ -38,6 +39,11 @@ def pointwise(
         t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
     ]
     results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    if name_of(func) == 'mul' and any(
+        a is not None and _is_zero(a) for a in args
+    ):
+        tr.set(out, [])  # whatever it was multiplied with
+        return
     shape = results[0].shape
     merged: list[Tensor] = []
     for operand in operands:
@@ -52,6 +58,10 @@ def pointwise(
         return
     for result in results:
         tr.set(result, merged, weight)
+
+
+def _is_zero(value: Any) -> bool:
+    return not isinstance(value, Tensor) and value == 0
 
 
 def _write(tr: LabelTracer, target: Tensor, layers: list[Tensor]) -> None:
@@ -105,14 +115,19 @@ def reduction(
     """Sums, means and extrema keep the labels of the axes that remain."""
     source = args[0]
     dims = _reduced_dims(source, func, args, kwargs)
-    layers = without(tr, source, dims, f'{name_of(func)} over them')
+    layers, lost = [], []
+    for layer in tr.layers(source):
+        if tr.is_opaque(layer) or not tr.varying(layer) & set(dims):
+            layers.append(layer)
+        else:  # multiplied by zero, the result will not have been used
+            lost.append((layer, f'{name_of(func)} over them in {tr.where()}'))
     weight = tr.tag(source).weight
     for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         if result.dim() == source.dim():
             moved = [resized(layer, result.shape) for layer in layers]
         else:
             moved = [_drop(layer, dims) for layer in layers]
-        tr.set(result, moved, weight)
+        tr.set(result, moved, weight, pending=lost)
 
 
 def _reduced_dims(
@@ -173,19 +188,26 @@ def layer_norm(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
     """Statistics over the normalised axes change when one channel goes."""
-    source, shape, weight, bias = args[:4]
-    first = source.dim() - len(shape)
-    for tensor in (weight, bias):
-        if tensor is not None:
-            merged = [
-                layer.expand(source.shape) for layer in tr.layers(source)
-            ]
-            for layer in tr.layers(tensor):
-                merge(tr, merged, layer.expand(source.shape))
+    source, shape, *vectors = args[:4]
+    affine = [
+        layer.expand(source.shape)
+        for vector in vectors
+        if vector is not None
+        for layer in tr.layers(vector)
+    ]
+    normalised = set(range(source.dim() - len(shape), source.dim()))
     layers = []
     for layer in tr.layers(source):
-        if tr.varying(layer) & set(range(first, source.dim())):
-            tr.freeze(layer, f'LayerNorm over them in {tr.where()}')
+        dims = set() if tr.is_opaque(layer) else tr.varying(layer)
+        if dims & normalised and dims - normalised:  # each head by itself
+            layer = whole(tr, layer, dims & normalised)
+            for own in affine:
+                tr.freeze(own, f'normalises alike in {tr.where()}')
+        else:
+            for own in affine:
+                merge(tr, [layer], own)
+            if dims & normalised:
+                tr.freeze(layer, f'LayerNorm over them in {tr.where()}')
         layers.append(layer)
     tr.set(tree_leaves(out)[0], layers)
 

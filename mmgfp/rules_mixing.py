@@ -31,16 +31,29 @@ def convolution(
     """
     source, weight, bias = args[:3]
     transposed, groups = args[6], args[8]
+    if tr.tag(weight).weight is None:
+        what = 'convolution with a kernel that the network computes'
+        unknown(tr, func, args, kwargs, out, what)
+        return
+    convolve(tr, source, weight, bias, groups, out, transposed)
+
+
+def convolve(
+    tr: LabelTracer,
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    out: Tensor,
+    transposed: bool = False,
+) -> None:
+    """What every kind of convolution with a parameter does."""
     name = tr.tag(weight).weight
     if name is None:
-        unknown(
-            tr,
-            func,
-            args,
-            kwargs,
-            out,
-            'convolution with a kernel that the network computes',
-        )
+        for operand in (source, weight):
+            for layer in tr.layers(operand):
+                tr.freeze(layer, f'the kernel of {tr.where()} is computed')
+        tr.set(out, [tr.opaque(out, f'comes out of {tr.where()}')])
         return
     inputs = _channel_labels(tr, source, 1)
     in_axis, out_axis = (0, 1) if transposed else (1, 0)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
-from .rules_common import argument, common_weight, name_of, unknown
+from .rules_common import argument, common_weight, name_of, whole
+from .size_watch import Choice
+from .sizes import attributes_in
 from .trees import tree_leaves
 
 
@@ -19,6 +21,7 @@ def structure(
 ) -> None:
     """The operation itself, on the labels of its first argument."""
     source = args[0]
+    tr.layers(source)  # so that what is pending is settled
     tag = tr.tag(source)
     if func in _AS_RESHAPE:
         func = torch.ops.aten.reshape.default
@@ -29,9 +32,9 @@ def structure(
     for layer in tag.layers:
         pieces = func(layer, *args[1:], **kwargs)
         for piece, into in zip(tree_leaves(pieces), moved):
-            into.append(piece)
             if func is torch.ops.aten.reshape.default and not tag.writable:
-                _split_axis(tr, layer, piece)
+                piece = _split_axis(tr, layer, piece)
+            into.append(piece)
     for result, layers in zip(results, moved):
         tr.set(result, layers, tag.weight, tag.writable)
 
@@ -43,21 +46,38 @@ _AS_RESHAPE = {
 }
 
 
-def _split_axis(tr: LabelTracer, before: Tensor, after: Tensor) -> None:
-    """A channel axis viewed as (g, C / g): columns go together.
+def _split_axis(tr: LabelTracer, before: Tensor, after: Tensor) -> Tensor:
+    """A channel axis viewed as (g, C / g).
 
-    Code that does this (channel shuffle) divides by a fixed g, so each of the
-    g rows has to lose the same columns.
+    Where g is fixed in the code (channel shuffle), each of the g rows has to
+    lose the same columns. Where g comes from an attribute (``num_heads``) and
+    may become smaller, what happens later decides whether rows or columns
+    go. Rows of a fixed length can only go as a whole.
     """
     before, after = canonical(before), canonical(after)
     if len(tr.varying(before)) != 1 or tr.is_opaque(before):
-        return
+        return after
     dims = sorted(tr.varying(after))
-    if len(dims) > 1:
-        tr.couple(
-            squeezed(after.narrow(dims[0], 0, 1), like=after).numpy(),
-            squeezed(after).numpy(),
-        )
+    for i, d in enumerate(dims[:-1]):
+        rest = dims[i + 1 :]
+        size, columns = tr.sizes.given.get(d), tr.sizes.given.get(rest[-1])
+        if attributes_in(size):
+            rows = squeezed(after).movedim(d, 0).flatten(1)
+            tr.sizes.choices.append(Choice(rows.numpy()))
+        elif size == -1 and type(columns) is int and len(rest) == 1:
+            return whole(tr, after, set(rest))
+        else:
+            after = _same_rows(tr, after, d)
+    return after
+
+
+def _same_rows(tr: LabelTracer, layer: Tensor, axis: int) -> Tensor:
+    """Couple what differs only along an axis; the labels that are left."""
+    first = layer.narrow(axis, 0, 1)
+    tr.couple(squeezed(first, like=layer).numpy(), squeezed(layer).numpy())
+    if bool((squeezed(layer) < 0).any()):
+        return layer
+    return first.expand(layer.shape)
 
 
 def split(
@@ -66,14 +86,16 @@ def split(
     """Equal parts of a channel axis lose channels in step.
 
     The network computes where to cut from the number of channels, or has the
-    number written into its code; unequal parts can only be the latter.
+    number written into its code; unequal parts can only be the latter. Where
+    attributes say how long the parts are, they follow.
     """
     dim = args[2] if len(args) > 2 else kwargs.get('dim', 0)
     dim %= args[0].dim()
-    for layer in tr.layers(args[0]):
+    sizes = [part.shape[dim] for part in out]
+    follows = tr.sizes.cuts.issuperset(sizes)
+    for layer in () if follows else tr.layers(args[0]):
         if dim not in tr.varying(layer) or tr.is_opaque(layer):
             continue
-        sizes = [part.shape[dim] for part in out]
         if len(set(sizes)) > 1:
             tr.freeze(
                 layer,
@@ -81,7 +103,7 @@ def split(
                 f'in the code of {tr.where()}',
             )
         else:
-            _in_step(tr, along(layer, dim), len(sizes))
+            in_step(tr, along(layer, dim), len(sizes))
     structure(tr, func, args, kwargs, out)
 
 
@@ -97,23 +119,26 @@ def cut(
         argument(name, func, args, kwargs) for name in _CUT_ARGUMENTS
     )
     dim, start, step = (dim or 0) % source.dim(), start or 0, step or 1
-    whole, part = source.shape[dim], out.shape[dim]
-    if part < whole and part and whole % part == 0:
+    size, part = source.shape[dim], out.shape[dim]
+    ends = {start, start + part, start + part - size}
+    follows = ends & tr.sizes.cuts  # attributes say where
+    if 0 < part < size and size % part == 0 and not follows:
         for layer in tr.layers(source):
             if dim not in tr.varying(layer) or tr.is_opaque(layer):
                 continue
-            if step * part == whole:
+            if step * part == size:
                 rows = along(layer, dim).reshape(part, step)
                 tr.couple(rows[:, :1], rows)
             elif step == 1 and start % part == 0:
-                _in_step(tr, along(layer, dim), whole // part)
+                in_step(tr, along(layer, dim), size // part)
     structure(tr, func, args, kwargs, out)
 
 
 _CUT_ARGUMENTS = ('dim', 'start', 'step')
 
 
-def _in_step(tr: LabelTracer, labels: np.ndarray, parts: int) -> None:
+def in_step(tr: LabelTracer, labels: np.ndarray, parts: int) -> None:
+    """Couple the channels at the same place of each of several parts."""
     columns = labels.reshape(parts, -1)
     tr.couple(columns[:1], columns)
 
@@ -124,7 +149,7 @@ def channel_shuffle(
     """A shuffle in a fixed number of rows: their columns go together."""
     for layer in tr.layers(args[0]):
         if 1 in tr.varying(layer) and not tr.is_opaque(layer):
-            _in_step(tr, along(layer, 1), args[1])
+            in_step(tr, along(layer, 1), args[1])
     structure(tr, func, args, kwargs, out)
 
 
@@ -191,16 +216,3 @@ def pad(
             grown = grown.narrow(d, 0, 1)
         layers.append(grown.expand(out.shape))
     tr.set(out, layers)
-
-
-def index(
-    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
-) -> None:
-    """Indexing by constants moves labels; by computed values, unknown."""
-    others = [
-        t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)
-    ]
-    if any(tr.layers(t) for t in others):
-        unknown(tr, func, args, kwargs, out)
-    else:
-        structure(tr, func, args, kwargs, out)

@@ -100,7 +100,8 @@ def test_direction_of_the_core():
     order = [
         *('trees', 'slots', 'label_layers', 'labels'),
         *('rules_common', 'rules_mixing'),
-        *('rules_channelwise', 'rules_structure', 'rules', 'groups'),
+        *('rules_channelwise', 'rules_structure', 'rules_indexing'),
+        *('rules_compiled', 'rules', 'groups'),
         *('surgery', 'version', 'checkpoint', 'files', 'structure'),
         'removal',
         *('selfcheck', 'finder', 'cost', 'fisher', 'selection', 'pruner'),

@@ -16,7 +16,7 @@ from mmgfp.cli import (
 )
 from mmgfp.config import load_config
 from mmgfp.cost import count_cost, record_calls
-from mmgfp.demo import demo_runner
+from mmgfp.demo import cost_runner
 from mmgfp.table import cost_table
 
 
@@ -44,7 +44,7 @@ def report(args: argparse.Namespace) -> None:
     config.merge_from_dict(args.cfg_options or {})
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
-    run = demo_runner(shape)
+    run = cost_runner(shape)
     rows = count_cost(model, record_calls(model, lambda: run(model)))
     total = rows.pop('')
     title = f'{type(model).__name__} at {shape[0]}x{shape[1]}'

@@ -20,7 +20,7 @@ from mmgfp.cli import (
 )
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import demo_runner
+from mmgfp.demo import cost_runner, demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.table import TABLE_WIDTH, groups_table
@@ -83,7 +83,7 @@ def report(args: argparse.Namespace) -> None:
         model, demo_runner(trace_shape(model, shape), images=2), images=2
     )
     seconds = time.perf_counter() - began
-    run = demo_runner(shape)
+    run = cost_runner(shape)
     calls = record_calls(model, lambda: run(model))
     rows = count_cost(model, calls)
     shares = flops_shares(groups, rows)

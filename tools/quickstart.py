@@ -30,7 +30,7 @@ from rich.status import Status
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-DETECTORS = ('retinanet', 'fcos')
+DETECTORS = ('retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn')
 RATIO = 'flops_0.50'  # name of what pruning saves at the target
 
 # Seconds on two cores, from which the time left is told: scaled by what the
@@ -163,6 +163,13 @@ class Paths:
         }
 
 
+def with_bases(config: Path) -> list[Path]:
+    """A config and the configs of this project that it is based on."""
+    names = re.findall(r"'(\.[\w./]+\.py)'", config.read_text('utf-8'))
+    bases = [with_bases((config.parent / name).resolve()) for name in names]
+    return [config, *(path for paths in bases for path in paths)]
+
+
 def data_stage() -> Stage:
     script = ROOT / 'tools/make_digits.py'
     out = ROOT / 'data/digits'
@@ -188,11 +195,9 @@ def train_stage(
         name,
         tuple(command),
         (
-            ROOT / 'configs/_base_/digits_detection.py',
-            ROOT / 'configs/_base_/digits_pruning.py',
             ROOT / 'data/digits/meta.json',
-            paths.baseline_config,
-            config,
+            *with_bases(paths.baseline_config),
+            *with_bases(config),
         ),
         paths.folder / name / output,
         # before --cfg-options, which takes all that follow
@@ -468,7 +473,7 @@ def measure(paths: Paths) -> None:
     from mmgfp.adapt import input_shape, load_model
     from mmgfp.config import load_config
     from mmgfp.cost import count_cost, record_calls
-    from mmgfp.demo import demo_runner
+    from mmgfp.demo import cost_runner
     from mmgfp.picture import kept_channels
     from mmgfp.structure import Structure
 
@@ -476,7 +481,7 @@ def measure(paths: Paths) -> None:
     for name, (config_file, checkpoint) in paths.networks().items():
         config = load_config(str(config_file))
         model = models[name] = load_model(config, checkpoint)
-        run = demo_runner(input_shape(config))
+        run = cost_runner(input_shape(config))
         calls = record_calls(model, lambda run=run, model=model: run(model))
         result[name] = count_cost(model, calls)['']
     for name, value in milliseconds(models, images(config, 50)).items():

@@ -1,0 +1,225 @@
+"""Label rules of compiled operations, most of them mmcv's.
+
+The dispatcher does not see inside them: they are autograd functions around
+compiled code. :func:`watch_compiled` puts the rules around their forward,
+recognised by name, so that no library has to be imported. Such a function
+without a rule that returns something new freezes what it was given.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .label_layers import along, spread
+from .labels import LabelTracer
+from .rules_common import rows_of, without
+from .rules_mixing import convolve
+from .rules_structure import in_step
+from .trees import tree_leaves
+
+CompiledRule = Callable[[LabelTracer, dict[str, Any], Any], None]
+
+
+@contextmanager
+def watch_compiled(tracer: LabelTracer) -> Iterator[None]:
+    """Give autograd functions that are not torch's own their rules."""
+    forwards = [
+        (cls, cls.__dict__['forward'])
+        for cls in _functions(torch.autograd.Function)
+        if 'forward' in cls.__dict__
+    ]
+    for cls, forward in forwards:
+        cls.forward = staticmethod(_watched(tracer, cls, forward))
+    try:
+        yield
+    finally:
+        for cls, forward in forwards:
+            cls.forward = forward
+
+
+def _functions(base: Any) -> Iterator[Any]:
+    for cls in base.__subclasses__():
+        if cls.__module__.partition('.')[0] not in ('torch', 'mmgfp'):
+            yield cls
+        yield from _functions(cls)
+
+
+def _watched(tracer: LabelTracer, cls: type, forward: Any) -> Callable:
+    call = forward.__func__ if isinstance(forward, staticmethod) else forward
+    rule = COMPILED.get(cls.__name__)
+    names = list(inspect.signature(call).parameters.values())
+
+    @wraps(call)
+    def watched(*args: Any) -> Any:
+        if tracer.suspended:
+            return call(*args)
+        given = [a for a in args if isinstance(a, Tensor)]
+        before = {id(t) for t in given}
+        if rule is None:
+            out = call(*args)
+            if any(_is_new(tracer, t, before) for t in _tensors(out)):
+                _freeze_all(tracer, cls, given, out)
+            return out
+        tracer.suspended = True
+        try:
+            out = call(*args)
+        finally:
+            tracer.suspended = False
+        values = {
+            p.name: p.default
+            for p in names
+            if p.default is not inspect.Parameter.empty
+        }
+        values.update({p.name: a for p, a in zip(names, args)})
+        rule(tracer, values, out)
+        return out
+
+    return watched
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+
+
+def _is_new(tracer: LabelTracer, result: Tensor, before: set[int]) -> bool:
+    """Whether compiled code filled a tensor that has no labels."""
+    return (
+        id(result) not in before
+        and result.is_floating_point()
+        and not tracer.layers(result)
+    )
+
+
+def _freeze_all(
+    tracer: LabelTracer, cls: type, given: list[Tensor], out: Any
+) -> None:
+    what = f'the compiled operation {cls.__name__} in {tracer.where()}'
+    touched = False
+    for operand in given:
+        for layer in tracer.layers(operand):
+            tracer.freeze(layer, f'goes through {what}, which has no rule')
+            touched = True
+    for result in _tensors(out):
+        fresh = [tracer.opaque(result, f'comes out of {what}')]
+        tracer.set(result, fresh if touched and result.dim() else [])
+
+
+def _channels_pass(source: str) -> CompiledRule:
+    """Channels of one argument, (N, C, *), are those of the result."""
+
+    def rule(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
+        for result in _tensors(out):
+            _pass_channels(tr, given[source], result)
+
+    return rule
+
+
+def _pass_channels(tr: LabelTracer, source: Tensor, out: Tensor) -> None:
+    spatial = [0, *range(2, source.dim())]
+    layers = []
+    for layer in without(tr, source, spatial, 'read at computed positions'):
+        if tr.is_opaque(layer):
+            layers.append(layer.reshape(-1)[:1].expand(out.shape))
+        elif 1 in tr.varying(layer):
+            layers.append(spread(along(layer, 1), 1, out.shape))
+    tr.set(out, layers)
+
+
+def roi_pool(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """Torchvision's RoI operations: (N, C, H, W) and boxes to (R, C, h, w)."""
+    _pass_channels(tr, args[0], out)
+
+
+def deformable(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """Torchvision's deformable convolution."""
+    names = [a.name for a in func._schema.arguments]
+    given = dict(zip(names, args))
+    _deformable(
+        tr,
+        {
+            'input': given['input'],
+            'weight': given['weight'],
+            'bias': given['bias'],
+            'offset': given['offset'],
+            'mask': given['mask'],
+            'groups': given['groups'],
+            'deform_groups': given['offset_groups'],
+        },
+        out,
+    )
+
+
+def _deformable(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
+    """A convolution whose sampling positions another layer computes.
+
+    The channels of the positions have a fixed meaning. Several groups of
+    positions divide the input channels into equal parts: they lose in step.
+    """
+    for name in ('offset', 'mask'):
+        if isinstance(given.get(name), Tensor):
+            for layer in tr.layers(given[name]):
+                tr.freeze(layer, f'positions or masks of {tr.where()}')
+    source, parts = given['input'], given['deform_groups']
+    if parts > 1:
+        for layer in tr.layers(source):
+            if not tr.is_opaque(layer) and 1 in tr.varying(layer):
+                in_step(tr, rows_of(tr, layer, 1), parts)
+    bias = given.get('bias')
+    convolve(
+        tr,
+        source,
+        given['weight'],
+        bias if isinstance(bias, Tensor) else None,
+        given['groups'],
+        out,
+    )
+
+
+def _masked(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
+    """A convolution at some positions only."""
+    convolve(tr, given['features'], given['weight'], given['bias'], 1, out)
+
+
+def _attention(tr: LabelTracer, given: dict[str, Any], out: Tensor) -> None:
+    """Multi-scale deformable attention: (N, L, heads, C) to (N, Q, heads C).
+
+    Positions and weights are computed per head.
+    """
+    for name in ('sampling_locations', 'attention_weights'):
+        for layer in tr.layers(given[name]):
+            tr.freeze(layer, f'positions or weights of {tr.where()}')
+    value = given['value']
+    layers = []
+    for layer in without(tr, value, [0, 1], 'read at computed positions'):
+        if tr.is_opaque(layer):
+            layers.append(layer.reshape(-1)[:1].expand(out.shape))
+        else:
+            heads = layer[:1, :1].flatten(2)
+            layers.append(heads.expand(out.shape))
+    tr.set(out, layers)
+
+
+COMPILED: dict[str, CompiledRule] = {
+    'RoIAlignFunction': _channels_pass('input'),
+    'RoIAlignRotatedFunction': _channels_pass('input'),
+    'RoIPoolFunction': _channels_pass('input'),
+    'PrRoIPoolFunction': _channels_pass('features'),
+    'DeformRoIPoolFunction': _channels_pass('input'),
+    'CARAFEFunction': _channels_pass('features'),
+    'CARAFENaiveFunction': _channels_pass('features'),
+    'DeformConv2dFunction': _deformable,
+    'ModulatedDeformConv2dFunction': _deformable,
+    'MaskedConv2dFunction': _masked,
+    'MultiScaleDeformableAttnFunction': _attention,
+}
