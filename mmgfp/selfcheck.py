@@ -1,17 +1,17 @@
 """Self-check: prove that removing channels equals masking them.
 
-A third of every group is removed from a copy of the network; the copy's
+A part of every group is removed from a copy of the network; the copy's
 outputs must equal those of another copy whose consumers' input slices are
 zeroed instead. What differs or fails to run is located by bisection and
 frozen with the reason. A group that passed may be pruned; nothing else may.
 
-Then the same with every second group, and with the others: what only works
-as long as two groups lose equally many channels would pass the first round.
+Each group loses another share, so that what only works as long as two groups
+lose equally many channels does not pass; and all of it is done twice.
 
 The copies get random parameters and statistics, so that zero-initialised
-branches and untouched batch norms cannot hide a difference. They compute in
-double precision where they can: rounding errors grow with depth, and must not
-be taken for differences.
+branches and untouched batch norms cannot hide a difference. Rounding errors
+grow with depth, and must not be taken for differences: where single precision
+does not agree, double precision decides.
 """
 
 from __future__ import annotations
@@ -50,15 +50,13 @@ def check_groups(
     Returns:
         list[ChannelGroup]: The same groups in the same order.
     """
-    reference = _reference(model, run, seed)
-    candidates = [g for g in groups if not g.frozen and g.size > 1]
-    removal = random_removal(candidates, 1 / 3, seed)
+    check = _Check(model, run, seed)
+    candidates = {g.name: g for g in groups if not g.frozen and g.size > 1}
     failed: dict[str, str] = {}
 
     def difference(names: Sequence[str]) -> str:
-        chosen = [g for g in candidates if g.name in names]
-        units = [removal[g.name] for g in chosen]
-        return removal_difference(reference, chosen, units, run)
+        chosen = [candidates[name] for name in names]
+        return check.difference(chosen, [removal[name] for name in names])
 
     def bisect(names: Sequence[str], trouble: str) -> None:
         if len(names) == 1:
@@ -80,12 +78,13 @@ def check_groups(
             else:
                 base.append(name)
 
-    everything = [g.name for g in candidates]
-    for some in (everything, everything[::2], everything[1::2]):
-        names = [n for n in some if n not in failed]
-        while names and (trouble := difference(names)):
+    for turn in range(2):
+        removal = random_shares(list(candidates.values()), seed + turn)
+        names = list(candidates)
+        while (names := [n for n in names if n not in failed]) and (
+            trouble := difference(names)
+        ):
             bisect(names, trouble)
-            names = [n for n in names if n not in failed]
     return [
         g.freeze(f'fails the self-check: {failed[g.name]}')
         if g.name in failed
@@ -94,18 +93,41 @@ def check_groups(
     ]
 
 
-def _reference(model: nn.Module, run: Run, seed: int) -> nn.Module:
-    """A copy with random parameters, in double precision if that runs."""
-    single = copy.deepcopy(model).eval()
-    randomize_(single, seed)
-    double = copy.deepcopy(single).double()
-    double.register_forward_pre_hook(_double_inputs, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            run(double)
-    except Exception:  # compiled operations may know no double precision
-        return single
-    return double
+class _Check:
+    """Compares masked and slim copies, in double precision if need be.
+
+    Args:
+        model (nn.Module): The network; not changed.
+        run (Callable): Runs a network on demo input.
+        seed (int): For the random parameters.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, seed: int) -> None:
+        self.run = run
+        self._single = copy.deepcopy(model).eval()
+        for parameter in self._single.parameters():
+            parameter.grad = None
+        randomize_(self._single, seed)
+        self._double: nn.Module | None = None
+
+    def difference(
+        self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
+    ) -> str:
+        """As :func:`removal_difference`."""
+        found = removal_difference(self._single, groups, removal, self.run)
+        if 'differs by' not in found:
+            return found
+        if self._double is None:
+            self._double = self._in_double()
+        try:
+            return removal_difference(self._double, groups, removal, self.run)
+        except Exception:  # compiled operations may know no double precision
+            return found
+
+    def _in_double(self) -> nn.Module:
+        double = copy.deepcopy(self._single).double()
+        double.register_forward_pre_hook(_double_inputs, with_kwargs=True)
+        return double
 
 
 def _double_inputs(
@@ -131,6 +153,19 @@ def random_removal(
     return removal
 
 
+def random_shares(
+    groups: Sequence[ChannelGroup], seed: int
+) -> dict[str, np.ndarray]:
+    """As :func:`random_removal`, with another share for each group."""
+    rng = np.random.default_rng(seed)
+    return {
+        group.name: random_removal([group], share, seed + i)[group.name]
+        for i, (group, share) in enumerate(
+            zip(groups, rng.uniform(0.2, 0.5, len(groups)))
+        )
+    }
+
+
 def removal_difference(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -145,7 +180,7 @@ def removal_difference(
         removal (Sequence[np.ndarray]): Their units to remove.
         run (Callable): See :func:`check_groups`.
     """
-    masked, slim = copy.deepcopy(model), copy.deepcopy(model)
+    masked, slim = shared_copy(model), shared_copy(model)
     mask_consumers(masked, groups, removal)
     slice_model(
         slim, kept_positions(groups, removal, axis_sizes(slim, groups))
@@ -157,6 +192,21 @@ def removal_difference(
         except Exception as error:  # the user's forward may raise anything
             return f'the slim network does not run ({_first_line(error)})'
     return compare_outputs(expected, outputs)
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules whose tensors share the memory of the model's.
+
+    Tensors that are replaced in the copy, as slicing does, stay as they are
+    in the model; nothing must be written into them.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(tensor.data, tensor.requires_grad)
+        else:
+            memo[id(tensor)] = tensor.detach()
+    return copy.deepcopy(model, memo)
 
 
 def compare_outputs(
@@ -191,7 +241,10 @@ def mask_consumers(
     groups: Sequence[ChannelGroup],
     removal: Sequence[np.ndarray],
 ) -> None:
-    """Zero the consumers' slices that belong to the removed units."""
+    """Zero the consumers' slices that belong to the removed units.
+
+    The tensors get new memory, see :func:`shared_copy`.
+    """
     tensors = named_tensors(model)
     with torch.no_grad():
         for group, units in zip(groups, removal):
@@ -201,7 +254,7 @@ def mask_consumers(
                     index = torch.as_tensor(
                         member.index[units].ravel(), device=tensor.device
                     )
-                    tensor.index_fill_(member.axis, index, 0)
+                    tensor.data = tensor.index_fill(member.axis, index, 0)
 
 
 def randomize_(model: nn.Module, seed: int) -> None:
