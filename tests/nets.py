@@ -828,6 +828,33 @@ class KeywordCall(Net):
         return self.conv3(self.conv2(input=self.conv1(x)))
 
 
+class RepeatedLinear(nn.Linear):
+    """As PyTorch runs a linear layer whose input is no matrix in memory."""
+
+    def forward(self, x):
+        return x @ self.weight.t().expand(len(x), -1, -1) + self.bias
+
+
+class Repeated(Net):
+    """A matrix repeated for every image is the same matrix."""
+
+    prunable: ClassVar = {
+        group('stem', 'first', 8),
+        group('first', 'second', 6),
+    }
+    frozen: ClassVar = {'second': OUTPUT}
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.first = RepeatedLinear(8, 6)
+        self.second = RepeatedLinear(6, 5)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        return self.second(F.relu(self.first(x)))
+
+
 class WeightNorm(nn.Module):
     """The parametrization of that name, which torch 2.0 lacks."""
 
@@ -910,6 +937,7 @@ NETS: dict[str, type[Net]] = {
         Attention,
         PixelShuffle,
         KeywordCall,
+        Repeated,
         Normalised,
         Strided,
     )
