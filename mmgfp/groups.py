@@ -16,12 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
-from .slots import Trace
+from .slots import ATTRIBUTE, Trace
 
-Role = Literal['producer', 'consumer', 'grouped', 'affine']
+Role = Literal['producer', 'consumer', 'grouped', 'affine', 'width']
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +27,17 @@ class Member:
     """One axis of one tensor that loses slices with a group.
 
     Attributes:
-        tensor (str): Name of the parameter or buffer.
-        axis (int): Axis that is sliced.
+        tensor (str): Name of the parameter or buffer, or of an attribute
+            that counts channels.
+        axis (int): Axis that is sliced; :data:`~mmgfp.slots.ATTRIBUTE` for
+            an attribute.
         index (np.ndarray): (size, k) positions along that axis, one row per
             unit; k is 1 for a plain layer, C / g for a grouped one, 49 for a
             linear layer behind 7x7 features.
         role (str): 'producer' (loses outputs), 'consumer' (loses inputs),
-            'grouped' (a grouped convolution loses both at once) or 'affine'
-            (per-channel weights, biases and statistics).
+            'grouped' (a grouped convolution loses both at once), 'affine'
+            (per-channel weights, biases and statistics) or 'width' (an
+            attribute that counts them).
     """
 
     tensor: str
@@ -153,7 +154,7 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
         the reason. Channels that nothing consumes or produces are left out.
     """
     table = trace.table
-    component = _components(trace)
+    component = trace.components()
     reasons = _reasons(trace, component)
     axis_of = table.axis_ids(np.arange(len(table)))
     roles = _roles(trace)
@@ -186,14 +187,6 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
     return _named(groups)
 
 
-def _components(trace: Trace) -> np.ndarray:
-    """The component of every slot, shape (slots,)."""
-    a, b = trace.edges
-    n = len(trace.table)
-    graph = coo_matrix((np.ones(a.size, dtype=bool), (a, b)), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
-
-
 def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
     """Why a component is frozen; the first reason found tells."""
     reasons: dict[int, str] = {}
@@ -204,7 +197,9 @@ def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
 
 
 def _roles(trace: Trace) -> dict[tuple[str, int], Role]:
-    roles: dict[tuple[str, int], Role] = {}
+    roles: dict[tuple[str, int], Role] = {
+        key: 'width' for key in trace.table.axes if key[1] == ATTRIBUTE
+    }
     for weight, axis, _ in trace.issued:
         roles[weight, axis] = 'producer'
     for use in trace.uses:
@@ -236,7 +231,7 @@ def _group(
     members.sort(
         key=lambda m: (trace.order.get(m.tensor, len(trace.order)), m.axis)
     )
-    if not any(m.role != 'affine' for m in members):
+    if all(m.role in ('affine', 'width') for m in members):
         return None
     first = next(
         (m for m in members if m.role in ('producer', 'grouped')), members[0]

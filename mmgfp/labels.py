@@ -92,10 +92,14 @@ def trace_labels(
         RuntimeError: If the forward itself fails.
     """
     tracer = LabelTracer(model, find_rule)
-    watching = watch_sizes(model, tracer)
-    with torch.no_grad(), _module_stack(tracer), watch(tracer), tracer:
-        with watching:
-            outputs = run()
+    with (
+        torch.no_grad(),
+        _module_stack(tracer),
+        watch(tracer),
+        watch_sizes(model, tracer),
+        tracer,
+    ):
+        outputs = run()
     for out in tree_leaves(outputs):
         if isinstance(out, Tensor):
             for layer in tracer.layers(out):

@@ -12,18 +12,24 @@ import numpy as np
 from torch import nn
 
 from .groups import ChannelGroup, Member, Tap
+from .slots import ATTRIBUTE
 from .structure import Structure
-from .surgery import Keep, named_tensors
+from .surgery import Keep, named_tensors, read_width
 
 Sizes = Mapping[tuple[str, int], int]
 
 
 def axis_sizes(model: nn.Module, groups: Sequence[ChannelGroup]) -> Sizes:
-    """Current size of every axis that may shrink with the groups."""
+    """Current size of every axis and attribute that shrinks with groups."""
     tensors = named_tensors(model)
     keys = {(m.tensor, m.axis) for g in groups for m in g.members}
     keys |= {(t.weight, t.axis) for g in groups for t in g.taps}
-    return {(name, axis): tensors[name].shape[axis] for name, axis in keys}
+    return {
+        (name, axis): read_width(model, name) or 0
+        if axis == ATTRIBUTE
+        else tensors[name].shape[axis]
+        for name, axis in keys
+    }
 
 
 def kept_positions(

@@ -25,7 +25,7 @@ from .rules_channelwise import (
 from .rules_common import name_of, unknown
 from .rules_compiled import deformable, roi_pool
 from .rules_indexing import embedding, index, index_along, order, place
-from .rules_mixing import addmm, convolution, mm
+from .rules_mixing import addmm, attention, batched_add, convolution, mm
 from .rules_structure import (
     channel_shuffle,
     cut,
@@ -75,6 +75,12 @@ for _rule, _ops in {
     convolution: 'convolution _convolution',
     addmm: 'addmm',
     mm: 'mm bmm',
+    batched_add: 'baddbmm',
+    attention: """_scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_flash_attention
+        _scaled_dot_product_efficient_attention
+        _scaled_dot_product_cudnn_attention
+        _scaled_dot_product_fused_attention_overrideable""",
     constant: """zeros ones full empty arange linspace eye rand randn
         new_zeros new_ones new_full new_empty zeros_like ones_like full_like
         empty_like rand_like randn_like empty_strided new_empty_strided

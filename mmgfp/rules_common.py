@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .label_layers import along, squeezed
+from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
 from .trees import tree_leaves
 
@@ -74,14 +74,46 @@ def common_weight(tr: LabelTracer, operands: Sequence[Tensor]) -> str | None:
 def without(
     tr: LabelTracer, source: Tensor, dims: Sequence[int], reason: str
 ) -> list[Tensor]:
-    """The layers that do not differ along ``dims``; the others are frozen."""
-    layers = []
-    for layer in tr.layers(source):
-        if tr.is_opaque(layer) or not tr.varying(layer) & set(dims):
-            layers.append(layer)
+    """The layers without differences along ``dims``.
+
+    Those that differ along ``dims`` alone are frozen. In those that differ
+    along other axes too, such as the heads of an attention, what is mixed
+    goes together: without a whole head, the other heads' sums are the same.
+    """
+    return unmixed(tr, tr.layers(source), dims, reason)
+
+
+def unmixed(
+    tr: LabelTracer, layers: Sequence[Tensor], dims: Sequence[int], reason: str
+) -> list[Tensor]:
+    """See :func:`without`."""
+    kept = []
+    for layer in layers:
+        mixed = set() if tr.is_opaque(layer) else tr.varying(layer) & set(dims)
+        if not mixed:
+            kept.append(layer)
+        elif tr.varying(layer) - mixed:
+            kept.append(whole(tr, layer, mixed))
         else:
             tr.freeze(layer, f'{reason} in {tr.where()}')
-    return layers
+    return kept
+
+
+def whole(tr: LabelTracer, layer: Tensor, dims: set[int]) -> Tensor:
+    """Couple what differs only along ``dims``; the labels that are left."""
+    first = layer
+    for d in dims:
+        first = first.narrow(d, 0, 1)
+    a, b = _shrink(first.expand(layer.shape), layer)
+    tr.couple(a.numpy(), b.numpy())
+    holes = layer < 0
+    for d in dims:
+        holes = holes.any(d, keepdim=True)
+    if bool(holes.any()):
+        holes = holes.expand(layer.shape)
+        tr.freeze(layer[holes], 'goes together with constants')
+        first = torch.where(holes, -1, first.expand(layer.shape))
+    return canonical(first.expand(layer.shape))
 
 
 def resized(layer: Tensor, shape: Sequence[int]) -> Tensor:

@@ -10,14 +10,17 @@ from torch import Tensor
 from .label_layers import along, spread
 from .labels import LabelTracer
 from .rules_common import (
+    argument,
     freeze_holes,
     merge,
     name_of,
     resized,
     rows_of,
     unknown,
+    unmixed,
     without,
 )
+from .trees import tree_leaves
 
 
 def convolution(
@@ -175,6 +178,50 @@ def _activation_product(
     for layer in (*left, *right):
         layers = merge(tr, layers, resized(layer, out.shape))
     tr.set(out, layers)
+
+
+def attention(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """``softmax(q @ k^T + mask) @ v``: whole heads can go.
+
+    Channels that a head sums over go together, and with them the head.
+    """
+    query, key, value = args[:3]
+    result = tree_leaves(out)[0]
+    tokens = value.dim() - 2
+    shape = (*result.shape[:-1], value.shape[tokens])
+    reason = 'summed over by an attention'
+    weights: list[Tensor] = []
+    for layer in without(tr, query, [query.dim() - 1], reason):
+        weights = merge(tr, weights, resized(layer, shape))
+    for layer in without(tr, key, [key.dim() - 1], reason):
+        weights = merge(tr, weights, resized(layer.mT, shape))
+    for name in ('attn_mask', 'attn_bias'):
+        mask = argument(name, func, args, kwargs)
+        for layer in () if mask is None else tr.layers(mask):
+            weights = merge(tr, weights, layer.expand(shape))
+    merged: list[Tensor] = []
+    for layer in (
+        *unmixed(tr, weights, [len(shape) - 1], 'softmax over them'),
+        *without(tr, value, [tokens], reason),
+    ):
+        merged = merge(tr, merged, resized(layer, result.shape))
+    tr.set(result, merged)
+    for other in tree_leaves(out)[1:]:
+        if isinstance(other, Tensor):
+            tr.set(other, [])
+
+
+def batched_add(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``c + a @ b`` of computed factors."""
+    _activation_product(tr, func, args[1], args[2], out)
+    merged = list(tr.layers(out))
+    for layer in tr.layers(args[0]):
+        merged = merge(tr, merged, layer.expand(out.shape))
+    tr.set(out, merged)
 
 
 def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+
+# In place of an axis: the positions that an attribute of a module counts.
+ATTRIBUTE = -1
 
 
 class SlotTable:
@@ -25,8 +30,8 @@ class SlotTable:
     def __init__(self, model: nn.Module) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.axes: list[tuple[str, int]] = []
-        starts = [0]
         self._axis_id: dict[tuple[str, int], int] = {}
+        starts = [0]
         for name, tensor in _named_tensors(model):
             self.tensors[name] = tensor
             for axis, size in enumerate(tensor.shape):
@@ -36,8 +41,17 @@ class SlotTable:
                     starts.append(starts[-1] + size)
         self.starts = np.asarray(starts)
 
+    def add_attribute(self, name: str, size: int) -> None:
+        """Number what an attribute of a module counts, behind the rest."""
+        self._axis_id[name, ATTRIBUTE] = len(self.axes)
+        self.axes.append((name, ATTRIBUTE))
+        self.starts = np.append(self.starts, self.starts[-1] + size)
+
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def __contains__(self, name_and_axis: tuple[str, int]) -> bool:
+        return name_and_axis in self._axis_id
 
     def slots(self, name: str, axis: int) -> np.ndarray:
         """The slots of one axis in order, shape (size,)."""
@@ -94,3 +108,11 @@ class Trace:
     uses: list[Use]  # consumers in order of execution
     issued: list[tuple[str, int, int]]  # producers: (weight, axis, channels)
     order: dict[str, int]  # tensor name -> first use, in execution order
+
+    def components(self) -> np.ndarray:
+        """The connected component of every slot, shape (slots,)."""
+        a, b = self.edges
+        shape = (len(self.table), len(self.table))
+        ones = np.ones(a.size, dtype=bool)
+        graph = coo_matrix((ones, (a, b)), shape=shape)
+        return connected_components(graph, directed=False)[1]

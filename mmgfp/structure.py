@@ -18,11 +18,13 @@ from torch import nn
 
 from .checkpoint import load_plain_checkpoint
 from .files import complete
-from .surgery import Keep, named_tensors, slice_model
+from .slots import ATTRIBUTE
+from .surgery import Keep, named_tensors, read_width, slice_model
 from .version import __version__
 
 FORMAT = 'mmgfp-structure'
-VERSION = 1
+# 2 adds attributes; structures without them are still written as 1.
+VERSIONS = (1, 2)
 KEY = 'mmgfp_structure'
 
 
@@ -40,7 +42,8 @@ class Structure:
 
     Attributes:
         axes (dict): ``(tensor name, axis)`` -> :class:`Axis`, relative to the
-            network that the config builds.
+            network that the config builds. For an attribute that counts
+            channels :data:`~mmgfp.slots.ATTRIBUTE` stands for the axis.
         architecture (str): Class name of the network.
         source (str): Name of the config it was pruned with.
         input_shape (tuple[int, ...]): (H, W) that the cost was counted at.
@@ -69,14 +72,16 @@ class Structure:
     def to_dict(self) -> dict[str, Any]:
         """As plain types, for JSON or a checkpoint."""
         tensors: dict[str, dict[str, Any]] = {}
+        attributes = {}
         for (name, axis), entry in sorted(self.axes.items()):
-            tensors.setdefault(name, {})[str(axis)] = {
-                'size': entry.size,
-                'keep': _to_runs(entry.keep),
-            }
+            plain = {'size': entry.size, 'keep': _to_runs(entry.keep)}
+            if axis == ATTRIBUTE:
+                attributes[name] = plain
+            else:
+                tensors.setdefault(name, {})[str(axis)] = plain
         return {
             'format': FORMAT,
-            'version': VERSION,
+            'version': VERSIONS[1] if attributes else VERSIONS[0],
             'mmgfp': __version__,
             'architecture': self.architecture,
             'source': self.source,
@@ -86,6 +91,7 @@ class Structure:
                 'after': dict(self.cost_after),
             },
             'tensors': tensors,
+            **({'attributes': attributes} if attributes else {}),
         }
 
     @classmethod
@@ -105,17 +111,20 @@ class Structure:
                 f'"format": "{FORMAT}", got '
                 f'{_format_of(data)!r}'
             )
-        if data.get('version') != VERSION:
+        known = [str(version) for version in VERSIONS]
+        if data.get('version') not in VERSIONS:
             raise ValueError(
                 f'{where} has version {data.get("version")!r}; this mmgfp '
-                f'{__version__} reads version {VERSION}. It was written by '
-                f'mmgfp {data.get("mmgfp")}: install that release.'
+                f'{__version__} reads versions {" and ".join(known)}. It was '
+                f'written by mmgfp {data.get("mmgfp")}: install that release.'
             )
         try:
             axes = {}
             for name, by_axis in data['tensors'].items():
                 for axis, entry in by_axis.items():
                     axes[name, _natural(int(axis))] = _read_axis(entry)
+            for name, entry in data.get('attributes', {}).items():
+                axes[name, ATTRIBUTE] = _read_axis(entry)
             cost = data['cost']
             return cls(
                 axes,
@@ -184,6 +193,9 @@ class Structure:
             self.axes.items(), key=lambda item: place.get(item[0][0], -1)
         ):
             layer = name.rpartition('.')[0]
+            if axis == ATTRIBUTE:
+                self._check_attribute(model, name, entry, label)
+                continue
             if name not in tensors:
                 raise ValueError(
                     f'{label} does not fit {type(model).__name__}: the model '
@@ -203,6 +215,28 @@ class Structure:
                     f'{layer} has {name} of shape {shape}, expected '
                     f'{entry.size} along axis {axis}. {hint}'
                 )
+
+    def _check_attribute(
+        self, model: nn.Module, name: str, entry: Axis, label: str
+    ) -> None:
+        found = read_width(model, name)
+        if found != entry.size:
+            layer, _, attribute = name.rpartition('.')
+            state = (
+                f'does not store {attribute} as a whole number'
+                if found is None
+                else f'has {attribute} = {found}'
+            )
+            hint = (
+                'The model seems to be pruned already.'
+                if found == len(entry.keep)
+                else 'Use the config that was pruned.'
+            )
+            raise ValueError(
+                f'{label} does not fit {type(model).__name__}: module '
+                f'{layer or "the network itself"} {state}, expected '
+                f'{attribute} = {entry.size}. {hint}'
+            )
 
     def apply(self, model: nn.Module) -> None:
         """Make a full-size model slim, in place.

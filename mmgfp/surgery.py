@@ -1,7 +1,8 @@
 """Surgery: slicing tensors, optimiser state and module attributes.
 
 ``Keep`` says for ``(tensor name, axis)`` which positions stay, in ascending
-order. Parameters and buffers are sliced in place, so that optimisers, hooks
+order; for ``(attribute, ATTRIBUTE)`` which of the channels that an attribute
+counts. Parameters and buffers are sliced in place, so that optimisers, hooks
 and other holders of a parameter keep their reference; a module's class,
 forward and ``state_dict`` keys never change.
 """
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from .slots import ATTRIBUTE
 
 Keep = Mapping[tuple[str, int], np.ndarray]
 
@@ -44,10 +47,14 @@ def slice_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
 
 
 def cuts_of(keep: Keep) -> dict[str, dict[int, np.ndarray]]:
-    """Regroup a keep mapping by tensor: name -> axis -> positions."""
+    """Regroup a keep mapping by tensor: name -> axis -> positions.
+
+    Attributes are left out.
+    """
     cuts: dict[str, dict[int, np.ndarray]] = {}
     for (name, axis), kept in keep.items():
-        cuts.setdefault(name, {})[axis] = kept
+        if axis != ATTRIBUTE:
+            cuts.setdefault(name, {})[axis] = kept
     return cuts
 
 
@@ -72,6 +79,47 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
                 tensor.grad = slice_tensor(grad, cuts)
     for module, shapes in before.items():
         _refresh_attributes(module, shapes)
+    for (name, axis), kept in keep.items():
+        if axis == ATTRIBUTE:
+            write_width(model, name, len(kept))
+
+
+def read_width(model: nn.Module, name: str) -> int | None:
+    """The number in an attribute; None if there is none.
+
+    Args:
+        model (nn.Module): The network.
+        name (str): Such as ``'layer1.0.width'`` or, for an element of a list,
+            ``'block.dims[0]'``.
+    """
+    modules = dict(model.named_modules())
+    owner, key, place = _split_name(name)
+    value: Any = vars(modules[owner]).get(key) if owner in modules else None
+    if place is not None:
+        fits = isinstance(value, (list, tuple)) and place < len(value)
+        value = value[place] if fits else None
+    return value if type(value) is int else None
+
+
+def write_width(model: nn.Module, name: str, width: int) -> None:
+    """Set an attribute; see :func:`read_width`.
+
+    A list is replaced, because other modules or a config may hold it too.
+    """
+    owner, key, place = _split_name(name)
+    module = model.get_submodule(owner)
+    value: Any = width
+    if place is not None:
+        whole: Any = vars(module)[key]
+        value = type(whole)([*whole[:place], width, *whole[place + 1 :]])
+    setattr(module, key, value)
+
+
+def _split_name(name: str) -> tuple[str, str, int | None]:
+    """``'block.dims[0]'`` -> ``('block', 'dims', 0)``."""
+    owner, _, key = name.rpartition('.')
+    key, bracket, place = key.partition('[')
+    return owner, key, int(place.rstrip(']')) if bracket else None
 
 
 def _owners(
@@ -161,6 +209,26 @@ def _refresh_attributes(
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+
+
+# The numbers of torch's layers that follow from their tensors.
+_NUMBERS = (
+    (_ConvNd, ('groups', 'in_channels', 'out_channels')),
+    (nn.Linear, ('in_features', 'out_features')),
+    (_NormBase, ('num_features',)),
+    (nn.GroupNorm, ('num_groups', 'num_channels')),
+    (nn.LayerNorm, ('normalized_shape',)),
+    (nn.Embedding, ('num_embeddings', 'embedding_dim')),
+    (nn.PReLU, ('num_parameters',)),
+)
+
+
+def own_numbers(module: nn.Module) -> tuple[str, ...]:
+    """Attributes that :func:`slice_model` derives from the tensors."""
+    for kind, names in _NUMBERS:
+        if isinstance(module, kind):
+            return names
+    return ()
 
 
 def _refresh_convolution(module: _ConvNd, before: torch.Size) -> None:

@@ -123,7 +123,7 @@ STRUCTURE = {
     'split': lambda x: x.split([3, 5])[1],
     'chunk': lambda x: x.chunk(2)[1],
     'unbind': lambda x: x.unbind(1)[0],
-    'view': lambda x: x.view(2, 4, 3, 2),
+    'view': lambda x: x.view(8, 1, 6),
     'unflatten': lambda x: x.unflatten(0, (4, 2)),
     'shuffle': lambda x: F.channel_shuffle(x.view(1, 8, 3, 2), 4),
     'pixel_shuffle': lambda x: F.pixel_shuffle(x.view(1, 8, 3, 2), 2),

@@ -98,11 +98,12 @@ def test_only_one_file_knows_how_torch_walks_trees(name):
 def test_direction_of_the_core():
     """Each may import only what stands before it."""
     order = [
-        *('trees', 'slots', 'label_layers', 'labels'),
+        *('trees', 'slots', 'surgery', 'sizes', 'label_layers', 'size_watch'),
+        *('widths', 'labels'),
         *('rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules_indexing'),
         *('rules_compiled', 'rules', 'groups'),
-        *('surgery', 'version', 'checkpoint', 'files', 'structure'),
+        *('version', 'checkpoint', 'files', 'structure'),
         'removal',
         *('selfcheck', 'finder', 'cost', 'fisher', 'selection', 'pruner'),
     ]
@@ -111,7 +112,9 @@ def test_direction_of_the_core():
 
 
 def test_labels_know_no_groups():
-    assert own_imports('labels') == {'label_layers', 'slots', 'trees'}
+    assert own_imports('labels') == {
+        *('label_layers', 'size_watch', 'slots', 'trees', 'widths'),
+    }
     assert own_imports('groups') == {'slots'}
     assert 'groups' not in reachable('rules')
     for service in ('groups', 'cost', 'surgery'):

@@ -256,12 +256,12 @@ def test_not_a_structure(content, tmp_path):
 
 
 def test_other_version(data):
-    data.update(version=2, mmgfp='7.1')
+    data.update(version=3, mmgfp='7.1')
     with pytest.raises(ValueError) as error:
         Structure.from_dict(data, 'new.json')
     message = str(error.value)
-    assert 'new.json has version 2' in message
-    assert 'reads version 1' in message
+    assert 'new.json has version 3' in message
+    assert 'reads versions 1 and 2' in message
     assert 'mmgfp 7.1' in message
 
 

@@ -1,0 +1,385 @@
+"""Which sizes the code hands to operations, and where they come from.
+
+Operations get sizes as plain numbers from the dispatcher; here they are seen
+before that, as the network's code gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .label_layers import canonical, squeezed
+from .sizes import (
+    Extent,
+    Size,
+    Term,
+    attributes_in,
+    term_of,
+    traced_attributes,
+)
+from .slots import SlotTable
+
+
+@dataclass(frozen=True, eq=False)
+class SizeFact:
+    """A number that the code computes from attributes counts channels.
+
+    Attributes:
+        term (Term): How the number came about.
+        labels (np.ndarray): (n, k) slots at each of the n positions that it
+            counts; -1 where there are none.
+        where (str): The module that was being executed.
+    """
+
+    term: Term
+    labels: np.ndarray
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A channel axis viewed as rows and columns, both of which may shrink.
+
+    Attributes:
+        labels (np.ndarray): (rows, columns) slots.
+    """
+
+    labels: np.ndarray
+
+
+@dataclass
+class SizeRecord:
+    """What was seen of sizes.
+
+    Attributes:
+        given (dict): For the operation being executed: output axis -> size,
+            as far as the code gave one.
+        cuts (set): Numbers from attributes that it cuts at.
+    """
+
+    facts: list[SizeFact] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    given: dict[int, Any] = field(default_factory=dict)
+    cuts: set[int] = field(default_factory=set)
+
+
+class Labels(Protocol):
+    """What is needed of the tracer of labels."""
+
+    sizes: SizeRecord
+    table: SlotTable
+
+    def tag(self, tensor: Tensor) -> Any:
+        """Has ``layers``."""
+
+    def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The label layers of a tensor that are not blank."""
+
+    def freeze(self, labels: Tensor | np.ndarray, reason: str) -> None:
+        """Keep these slots for ever."""
+
+    def where(self) -> str:
+        """The module being executed."""
+
+
+@contextmanager
+def watch_sizes(model: nn.Module, tracer: Labels) -> Iterator[None]:
+    """Record sizes in ``tracer.sizes`` while inside."""
+    watch = _SizeWatch(tracer)
+    Size.on_equal = watch.compared
+    try:
+        with traced_attributes(model), watch:
+            yield
+    finally:
+        Size.on_equal = None
+
+
+def axis_labels(layers: Sequence[Tensor], axis: int, slots: int) -> np.ndarray:
+    """All labels at each position of an axis, (n, k).
+
+    Args:
+        layers (Sequence[Tensor]): Label layers, one at least.
+        axis (int): Of the layers.
+        slots (int): Labels from here on are of no slots.
+
+    Returns:
+        np.ndarray: -1 for what is no slot.
+    """
+    columns = [np.full((layers[0].shape[axis], 0), -1)]
+    for layer in map(canonical, layers):
+        flat = squeezed(layer)
+        if flat.shape[axis] == layer.shape[axis]:
+            columns.append(flat.movedim(axis, 0).flatten(1).numpy())
+    found = np.concatenate(columns, axis=1)
+    if not found.shape[1]:
+        return np.full((len(found), 1), -1)
+    return np.where(found < slots, found, -1)
+
+
+class _SizeWatch(TorchFunctionMode):
+    def __init__(self, tracer: Labels) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, '__name__', '')
+        if name == '__get__':
+            out = func(*args, **kwargs)
+            if func.__self__ is Tensor.shape:
+                return self._extents(args[0], out)
+            return out
+        if name == 'size':
+            shape = self._extents(args[0], args[0].shape)
+            dim = args[1] if len(args) > 1 else kwargs.get('dim')
+            return shape if dim is None else shape[dim]
+        record = self._tracer.sizes
+        watched = _WATCHED.get(name)
+        if watched is None:
+            record.given, record.cuts = {}, set()
+            return func(*args, **kwargs)
+        before, after = watched
+        record.given, record.cuts = {}, set()
+        before(self, args, kwargs)
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            given, record.given, record.cuts = record.given, {}, set()
+        after(self, args, kwargs, out, given)
+        return out
+
+    def _extents(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
+        layers = self._tracer.tag(tensor).layers
+        if not layers:
+            return shape
+        return torch.Size(
+            [
+                Size(n, Extent(layers, axis, n)) if n > 1 else n
+                for axis, n in enumerate(shape)
+            ]
+        )
+
+    def compared(self, a: Size, b: Any) -> None:
+        """``assert x.shape[1] == self.width``: so it has to be later on."""
+        for size, other in ((a, b), (b, a)):
+            term = term_of(other) if isinstance(other, Size) else None
+            if isinstance(term, Extent) and attributes_in(size):
+                self.add(size, term.layers, term.axis)
+
+    def add(
+        self,
+        size: Any,
+        layers: Sequence[Tensor],
+        axis: int,
+        positions: slice = slice(None),
+    ) -> None:
+        """Note that a size counts positions of an axis."""
+        if isinstance(size, Size) and attributes_in(size):
+            labels = self.labels(layers, axis)[positions]
+            if len(labels) == int(size):
+                self._note(size, labels)
+
+    def _note(self, size: Size, labels: np.ndarray) -> None:
+        fact = SizeFact(size.term, labels, self._tracer.where())
+        self._tracer.sizes.facts.append(fact)
+
+    def labels(self, layers: Sequence[Tensor], axis: int) -> np.ndarray:
+        """See :func:`axis_labels`."""
+        return axis_labels(layers, axis, len(self._tracer.table))
+
+    def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Label layers; one that is blank if there are none."""
+        found = self._tracer.layers(tensor)
+        return found or (torch.tensor(-1).expand(tensor.shape),)
+
+    # -- what is done about each kind of operation ------------------------
+
+    def view_before(self, args: tuple, kwargs: Mapping) -> None:
+        sizes = _varargs(args, kwargs, 'shape', 'size')
+        self._tracer.sizes.given = dict(enumerate(sizes))
+
+    def unflatten_before(self, args: tuple, kwargs: Mapping) -> None:
+        dim = _argument(args, kwargs, 1, 'dim') % args[0].dim()
+        sizes = _varargs(args[1:], kwargs, 'sizes', 'unflattened_size')
+        self._tracer.sizes.given = {dim + i: n for i, n in enumerate(sizes)}
+
+    def axes_after(
+        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
+    ) -> None:
+        """Each given size counts the positions of an axis of the result."""
+        for axis, size in given.items():
+            if isinstance(size, Size) and axis < out.dim():
+                self.add(size, self.layers(out), axis)
+
+    def split_before(self, args: tuple, kwargs: Mapping) -> None:
+        sizes = _split_sizes(args, kwargs)
+        sizes = sizes if isinstance(sizes, (list, tuple)) else [sizes]
+        if all(attributes_in(size) for size in sizes):
+            self._tracer.sizes.cuts = {int(size) for size in sizes}
+
+    def split_after(
+        self, args: tuple, kwargs: Mapping, out: Sequence, given: dict
+    ) -> None:
+        sizes = _split_sizes(args, kwargs)
+        dim = _argument(args, kwargs, 2, 'dim', 0) % args[0].dim()
+        if not isinstance(sizes, (list, tuple)):
+            sizes = [sizes] * len(out)
+        for part, size in zip(out, sizes):
+            self.add(size, self.layers(part), dim)
+
+    def cut_before(self, args: tuple, kwargs: Mapping) -> None:
+        bounds = [
+            bound
+            for _, piece in _slices(args)
+            for bound in (piece.start, piece.stop)
+        ]
+        self._tracer.sizes.cuts = {
+            int(bound) for bound in bounds if attributes_in(bound)
+        }
+
+    def cut_after(
+        self, args: tuple, kwargs: Mapping, out: Any, given: dict
+    ) -> None:
+        """Bounds count the positions before, or behind if negative."""
+        for dim, piece in _slices(args):
+            for bound in (piece.start, piece.stop):
+                if not attributes_in(bound):
+                    continue
+                layers = self.layers(args[0])
+                if bound < 0:
+                    self.add(-bound, layers, dim, slice(int(bound), None))
+                else:
+                    self.add(bound, layers, dim, slice(0, int(bound)))
+
+    def narrow_before(self, args: tuple, kwargs: Mapping) -> None:
+        start = _argument(args, kwargs, 2, 'start')
+        length = _argument(args, kwargs, 3, 'length')
+        self._tracer.sizes.cuts = {
+            int(bound)
+            for bound in (start, length, start + length)
+            if attributes_in(bound)
+        }
+
+    def narrow_after(
+        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
+    ) -> None:
+        dim = _argument(args, kwargs, 1, 'dim') % args[0].dim()
+        start = _argument(args, kwargs, 2, 'start')
+        self.add(start, self.layers(args[0]), dim, slice(0, int(start)))
+        self.add(_argument(args, kwargs, 3, 'length'), self.layers(out), dim)
+
+    def nothing_before(self, args: tuple, kwargs: Mapping) -> None:
+        pass
+
+    def groups_after(
+        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
+    ) -> None:
+        """``F.conv2d(..., groups=n)``: n counts convolution groups."""
+        self._count_groups(_argument(args, kwargs, 6, 'groups'), out)
+
+    def norm_groups_after(
+        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
+    ) -> None:
+        self._count_groups(_argument(args, kwargs, 1, 'num_groups'), out)
+
+    def _count_groups(self, groups: Any, out: Tensor) -> None:
+        if isinstance(groups, Size) and attributes_in(groups):
+            labels = self.labels(self.layers(out), 1)
+            self._note(groups, labels.reshape(int(groups), -1))
+
+    def attention_before(self, args: tuple, kwargs: Mapping) -> None:
+        """``nn.MultiheadAttention`` divides its fixed embedding width."""
+        tracer = self._tracer
+        heads = _argument(args, kwargs, 4, 'num_heads')
+        names = ('in_proj_weight', *(f'{n}_proj_weight' for n in 'qkv'))
+        weights = [(kwargs.get(n), 0) for n in names]
+        weights.append((_argument(args, kwargs, 5, 'in_proj_weight'), 0))
+        weights.append((_argument(args, kwargs, 11, 'out_proj_weight'), 1))
+        for weight, axis in weights:
+            if weight is not None and tracer.tag(weight).weight is not None:
+                labels = self.labels(tracer.layers(weight), axis)
+                tracer.freeze(
+                    labels[:, 0],
+                    f'nn.MultiheadAttention ({tracer.where()}) divides the '
+                    f'width of its input by {int(heads)} heads, so they '
+                    'cannot become fewer',
+                )
+
+    def nothing_after(
+        self, args: tuple, kwargs: Mapping, out: Any, given: dict
+    ) -> None:
+        pass
+
+
+def _argument(
+    args: tuple, kwargs: Mapping, place: int, name: str, default: Any = None
+) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name, default)
+
+
+def _varargs(args: tuple, kwargs: Mapping, *names: str) -> Sequence[Any]:
+    """Sizes given one by one, or as one list."""
+    sizes: Any = args[1:] or [kwargs[name] for name in names if name in kwargs]
+    if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
+        sizes = sizes[0]
+    return sizes if all(isinstance(s, int) for s in sizes) else []
+
+
+def _split_sizes(args: tuple, kwargs: Mapping) -> Any:
+    found = _argument(args, kwargs, 1, 'split_size_or_sections')
+    if found is None:
+        found = kwargs.get('split_size', kwargs.get('split_sizes'))
+    return found
+
+
+def _slices(args: tuple) -> Iterator[tuple[int, slice]]:
+    """The slices of ``x[...]`` with the axis of x that each cuts."""
+    source, index = args[0], args[1]
+    index = index if isinstance(index, tuple) else (index,)
+    if not all(
+        i is None or i is Ellipsis or isinstance(i, (int, slice))
+        for i in index
+    ):
+        return
+    used = sum(isinstance(i, (int, slice)) for i in index)
+    dim = 0
+    for i in index:
+        if i is Ellipsis:
+            dim += source.dim() - used
+        elif i is not None:
+            if isinstance(i, slice) and i.step in (None, 1):
+                yield dim, i
+            dim += 1
+
+
+_W = _SizeWatch
+_WATCHED: dict[str, tuple[Callable, Callable]] = {
+    **dict.fromkeys(('view', 'reshape'), (_W.view_before, _W.axes_after)),
+    'unflatten': (_W.unflatten_before, _W.axes_after),
+    **dict.fromkeys(
+        ('split', 'split_with_sizes'), (_W.split_before, _W.split_after)
+    ),
+    **dict.fromkeys(
+        ('__getitem__', '__setitem__'), (_W.cut_before, _W.cut_after)
+    ),
+    'narrow': (_W.narrow_before, _W.narrow_after),
+    **dict.fromkeys(
+        ('conv1d', 'conv2d', 'conv3d'), (_W.nothing_before, _W.groups_after)
+    ),
+    'group_norm': (_W.nothing_before, _W.norm_groups_after),
+    'multi_head_attention_forward': (_W.attention_before, _W.nothing_after),
+}

@@ -1,0 +1,231 @@
+"""Sizes that remember where they come from.
+
+While labels are traced, the whole numbers that modules store as attributes
+(``self.width``, ``self.dims[0]``) and the sizes that tensors tell
+(``x.shape[1]``) are of the type :class:`Size`. It computes like any whole
+number and remembers how: an operation that is handed a size tells exactly
+which attribute it is, however many others have the same value.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from .surgery import own_numbers
+
+# Numbers outside are no widths: one unit cannot go, or paths and counters.
+_LEAST, _MOST = 2, 1 << 16
+_LONGEST = 64  # lists beyond hold data, not widths
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number that a module stores, such as ``'layer1.0.dims[0]'``."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """The size of one axis of a tensor that had these label layers."""
+
+    layers: tuple[Tensor, ...]
+    axis: int
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What became of two of them, or of one and a number in the code."""
+
+    symbol: str
+    left: Term | int
+    right: Term | int
+
+
+Term = Attribute | Extent | Computed
+
+_OPERATORS: dict[str, Callable] = {
+    '+': operator.add,
+    '-': operator.sub,
+    '*': operator.mul,
+    '//': operator.floordiv,
+    '%': operator.mod,
+}
+
+
+class Size(int):
+    """A whole number with its origin.
+
+    Attributes:
+        term (Term): How it came about.
+    """
+
+    term: Term
+    # called with both sides of each comparison that is true
+    on_equal: Callable[[Any, Any], None] | None = None
+
+    def __new__(cls, value: int, term: Term | int) -> Any:
+        """A plain number if nothing is known of it."""
+        if isinstance(term, int):
+            return int(value)
+        size = super().__new__(cls, value)
+        size.term = term
+        return size
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        equal = int.__eq__(self, other)
+        if equal is True and Size.on_equal is not None:
+            Size.on_equal(self, other)
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    def __neg__(self) -> int:
+        term = self.term
+        if isinstance(term, Computed) and (term.symbol, term.left) == ('-', 0):
+            return Size(-int(self), term.right)
+        return Size(-int(self), Computed('-', 0, term))
+
+    def __reduce__(self) -> tuple:
+        return int, (int(self),)
+
+
+def _computing(symbol: str, name: str, swapped: bool) -> Callable:
+    compute = getattr(int, name)
+
+    def method(self: Size, other: Any) -> Any:
+        value = compute(self, other)
+        if type(value) is not int or isinstance(other, bool):
+            return value
+        sides = (term_of(self), term_of(other))
+        if swapped:
+            sides = sides[::-1]
+        return Size(value, Computed(symbol, *sides))
+
+    return method
+
+
+for _symbol, _operator in _OPERATORS.items():
+    _name = _operator.__name__.strip('_')
+    for _method in (f'__{_name}__', f'__r{_name}__'):
+        setattr(
+            Size,
+            _method,
+            _computing(_symbol, _method, _method.startswith('__r')),
+        )
+
+
+def term_of(value: Any) -> Term | int:
+    """The origin of a number; the number itself if it has none."""
+    return value.term if isinstance(value, Size) else int(value)
+
+
+def attributes_in(value: Any) -> list[Attribute]:
+    """The attributes that a number or term was computed from."""
+    return [t for t in _sources(value) if isinstance(t, Attribute)]
+
+
+def extents_in(value: Any) -> list[Extent]:
+    """The sizes of tensors that a number or term was computed from."""
+    return [t for t in _sources(value) if isinstance(t, Extent)]
+
+
+def _sources(value: Any) -> list[Term]:
+    term = value.term if isinstance(value, Size) else value
+    if isinstance(term, Computed):
+        return _sources(term.left) + _sources(term.right)
+    return [term] if isinstance(term, (Attribute, Extent)) else []
+
+
+def evaluate(
+    term: Term | int, value: Callable[[Attribute | Extent], Any]
+) -> Any:
+    """Compute a term again from other values of what it came from."""
+    if isinstance(term, Computed):
+        left, right = evaluate(term.left, value), evaluate(term.right, value)
+        with np.errstate(divide='ignore', invalid='ignore'):
+            return _OPERATORS[term.symbol](left, right)
+    return value(term) if isinstance(term, (Attribute, Extent)) else term
+
+
+def describe(term: Term | int) -> str:
+    """As code: ``96 // num_heads``."""
+    if isinstance(term, Attribute):
+        return term.name.rpartition('.')[2]
+    if isinstance(term, Extent):
+        return f'{term.value}'
+    if isinstance(term, Computed):
+        sides = [
+            f'({describe(t)})' if isinstance(t, Computed) else describe(t)
+            for t in (term.left, term.right)
+        ]
+        return f' {term.symbol} '.join(sides)
+    return str(term)
+
+
+@contextmanager
+def traced_attributes(model: nn.Module) -> Iterator[None]:
+    """Give the numbers that modules store their origin while inside."""
+    originals: list[tuple[dict, str, Any, Any]] = []
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith('torch.'):
+            continue  # surgery knows their numbers, or they have none
+        prefix = f'{name}.' if name else ''
+        stored, known = vars(module), own_numbers(module)
+        for key, value in list(stored.items()):
+            if key.startswith('_') or key in known:
+                continue
+            traced = _with_origin(value, prefix + key)
+            if traced is not None:
+                originals.append((stored, key, value, traced))
+                stored[key] = traced
+    try:
+        yield
+    finally:
+        for stored, key, value, traced in originals:
+            if stored.get(key) is traced:
+                stored[key] = value
+        for module in model.modules():  # what the forward has stored itself
+            for key, value in list(vars(module).items()):
+                plain = _without_origin(value)
+                if plain is not value:
+                    vars(module)[key] = plain
+
+
+def _without_origin(value: Any) -> Any:
+    if isinstance(value, Size):
+        return int(value)
+    if type(value) in (list, tuple) and len(value) <= _LONGEST:
+        plain = [_without_origin(v) for v in value]
+        if any(a is not b for a, b in zip(plain, value)):
+            return type(value)(plain)
+    return value
+
+
+def _with_origin(value: Any, name: str) -> Any:
+    """A number, or a list or tuple of numbers, with origins; else None."""
+    if type(value) in (list, tuple) and 0 < len(value) <= _LONGEST:
+        if not any(_is_width(v) for v in value):
+            return None
+        return type(value)(
+            Size(v, Attribute(f'{name}[{i}]', v)) if _is_width(v) else v
+            for i, v in enumerate(value)
+        )
+    return Size(value, Attribute(name, value)) if _is_width(value) else None
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and _LEAST <= value <= _MOST

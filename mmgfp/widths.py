@@ -1,0 +1,161 @@
+"""From sizes that the code uses to attributes that shrink with channels.
+
+An attribute that counts channels is treated like a vector with one slot per
+channel: it is coupled with what it counts, belongs to channel groups like any
+tensor axis, and loses positions with them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .size_watch import Choice, SizeFact, SizeRecord
+from .sizes import (
+    Attribute,
+    Extent,
+    attributes_in,
+    describe,
+    evaluate,
+    extents_in,
+)
+from .slots import ATTRIBUTE, Trace
+
+Extents = Callable[[Extent], np.ndarray]  # labels of an axis, (n, k)
+
+
+def settle_sizes(
+    trace: Trace, sizes: SizeRecord, extent_labels: Extents
+) -> Trace:
+    """Add to a trace what follows from the sizes that the code uses.
+
+    Args:
+        trace (Trace): Of the operations.
+        sizes (SizeRecord): Seen at the same time.
+        extent_labels (Callable): Gives the labels of an axis, (n, k).
+    """
+    edges = [trace.edges, *_columns(trace, sizes.choices)]
+    trace = replace(trace, edges=np.concatenate(edges, axis=1))
+    trace = _couple_attributes(trace, sizes.facts)
+    return _freeze_misfits(trace, sizes.facts, extent_labels)
+
+
+def _columns(trace: Trace, choices: Sequence[Choice]) -> list[np.ndarray]:
+    """Decide for each view whether its rows or its columns go.
+
+    Where something sums over whole rows (attention heads), each row is in
+    one piece already. Otherwise columns go, the same of each row.
+    """
+    component = _Components(trace)
+    edges = []
+    for choice in choices:
+        if (component.common(choice.labels) < 0).any():
+            first = np.broadcast_to(choice.labels[:1], choice.labels.shape)
+            pairs = np.stack([first.ravel(), choice.labels.ravel()])
+            edges.append(pairs[:, (pairs >= 0).all(0)])
+    return edges
+
+
+class _Components:
+    """The component of every slot."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._of = np.append(trace.components(), -1)  # -1 has none
+
+    def of(self, labels: np.ndarray) -> np.ndarray:
+        return self._of[labels]
+
+    def common(self, labels: np.ndarray) -> np.ndarray:
+        """The component that a whole row of labels is in, else -1; (n,)."""
+        found = self._of[labels]
+        return np.where((found == found[:, :1]).all(1), found[:, 0], -1)
+
+
+def _couple_attributes(trace: Trace, facts: Sequence[SizeFact]) -> Trace:
+    component = _Components(trace)
+    by_name: dict[str, list[SizeFact]] = defaultdict(list)
+    for fact in facts:
+        if isinstance(fact.term, Attribute):
+            by_name[fact.term.name].append(fact)
+    edges, frozen = [trace.edges], list(trace.frozen)
+    for name, counted in by_name.items():
+        whole = [component.common(fact.labels) for fact in counted]
+        if all((found < 0).all() for found in whole):
+            continue
+        trace.table.add_attribute(name, len(counted[0].labels))
+        slots = trace.table.slots(name, ATTRIBUTE)
+        for fact, found in zip(counted, whole):
+            moves = found >= 0
+            pairs = np.stack([slots[moves], fact.labels[moves, 0]])
+            edges.append(pairs)
+            if not moves.all():
+                frozen.append(
+                    (
+                        slots[~moves],
+                        f'{name} = {len(slots)} also counts what stays '
+                        f'in {fact.where or "the network"}',
+                    )
+                )
+    return replace(trace, edges=np.concatenate(edges, axis=1), frozen=frozen)
+
+
+def _freeze_misfits(
+    trace: Trace, facts: Sequence[SizeFact], extent_labels: Extents
+) -> Trace:
+    """Freeze units without which a computed size would be wrong."""
+    component = _Components(trace)
+    frozen = list(trace.frozen)
+    known: dict[
+        Attribute | Extent, np.ndarray
+    ] = {}  # component of what each source counts
+
+    def counted(term: Attribute | Extent) -> np.ndarray:
+        if term not in known:
+            known[term] = np.full(0, -1)
+            if isinstance(term, Extent):
+                known[term] = component.common(extent_labels(term))
+            elif (term.name, ATTRIBUTE) in trace.table:
+                slots = trace.table.slots(term.name, ATTRIBUTE)
+                known[term] = component.of(slots)
+        return known[term]
+
+    for fact in facts:
+        if isinstance(fact.term, Attribute):
+            continue
+        needed = component.common(fact.labels)
+        sources: list[Attribute | Extent]
+        sources = [*attributes_in(fact.term), *extents_in(fact.term)]
+        units = np.unique(np.concatenate([needed, *map(counted, sources)]))
+        units = units[units >= 0]
+
+        left = {
+            term: term.value - _count(counted(term), units) for term in sources
+        }
+        size = evaluate(fact.term, left.__getitem__)
+        wrong = units[size != len(needed) - _count(needed, units)]
+        if wrong.size:
+            every = np.arange(len(trace.table))
+            slots = every[np.isin(component.of(every), wrong)]
+            frozen.append((slots, _misfit(fact, counted)))
+    return replace(trace, frozen=frozen)
+
+
+def _count(found: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """How many positions each unit has."""
+    return (found[:, None] == units).sum(0)
+
+
+def _misfit(fact: SizeFact, counted: Callable) -> str:
+    fixed = [
+        str(term.value)
+        for term in extents_in(fact.term)
+        if (counted(term) < 0).all()
+    ]
+    because = f', and {fixed[0]} is a width that stays' if fixed else ''
+    return (
+        f'{fact.where} computes a size as {describe(fact.term)}{because}: '
+        'it would not fit if some were gone'
+    )
