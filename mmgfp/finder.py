@@ -11,9 +11,9 @@ from torch import nn
 
 from .groups import ChannelGroup, build_groups
 from .labels import trace_labels
+from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
-from .probe import find_layouts
 from .selfcheck import check_groups
 
 

@@ -6,8 +6,8 @@ For a unit with mask entry m the score is ``sum_n (dL_n / dm)^2`` (paper,
 Equation 4), where the mask gradient of image n,
 ``dL_n / dm = sum_x sum_{positions} A_n[x] * dL_n / dA_n[x]``, is summed over
 all channels x that share the entry - coupled layers, the channels of a
-convolution group, the calls of a shared head - *before* it is squared
-(Equation 5).
+convolution group, the calls of a shared head, the RoIs of the image - *before*
+it is squared (Equation 5).
 
 Batch norm in training mode mixes the images of a batch; dL_n then means the
 derivative of the batch loss with respect to image n's own activations.
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup
+from .groups import ChannelGroup, Tap
+from .layouts import count_images, images_of_rois
 
 
 class FisherTaps:
@@ -42,13 +43,26 @@ class FisherTaps:
     ) -> None:
         self.num_units = sum(group.size for group in groups)
         self.buffer: Tensor | None = None
-        self._handles = []
+        # of the latest forward: how many images, and whose the RoIs are
+        self.images: int | None = None
+        self.rois: dict[str, Tensor] = {}
         modules = dict(model.named_modules())
-        for name, (axis, unit) in _unit_maps(groups).items():
-            index = torch.from_numpy(unit)
+        taps = _unit_maps(groups)
+        self._handles = [
+            model.register_forward_pre_hook(
+                _ImageCounter(self), with_kwargs=True
+            )
+        ]
+        for name in {t.layout.extractor for t, _ in taps} - {''}:
             self._handles.append(
-                modules[name].register_forward_pre_hook(
-                    _PreHook(self, axis, index)
+                modules[name].register_forward_hook(
+                    _RoIWatcher(self, name), with_kwargs=True
+                )
+            )
+        for tap, unit in taps:
+            self._handles.append(
+                modules[tap.module].register_forward_pre_hook(
+                    _PreHook(self, tap, torch.from_numpy(unit))
                 )
             )
 
@@ -57,6 +71,7 @@ class FisherTaps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.rois.clear()
         self.buffer = None
 
     def add(self, gradients: Tensor, index: Tensor) -> None:
@@ -76,9 +91,9 @@ class FisherTaps:
             )
         if len(gradients) != len(self.buffer):
             raise RuntimeError(
-                f'a layer was called on {len(gradients)} samples where '
-                f'another was called on {len(self.buffer)}: scores need the '
-                'first axis of every layer to be the images of the batch'
+                f'the network was called on {len(gradients)} images and on '
+                f'{len(self.buffer)} within one iteration, expected one batch '
+                'per iteration: scores are summed per image'
             )
         self.buffer.index_add_(1, index, gradients)
 
@@ -92,17 +107,51 @@ class FisherTaps:
         return None if buffer is None else buffer[:, :-1]
 
 
-class _PreHook:
-    """Forward pre-hook that sends a consumer's input through the tap.
+class _Watcher:
+    """A hook. A class, not a closure: copies (EMA) must not observe."""
 
-    A class, not a closure: copies of the network (EMA) must not observe.
-    """
-
-    def __init__(self, taps: FisherTaps, axis: int, index: Tensor) -> None:
-        self.taps, self.axis, self.index = taps, axis, index
+    def __init__(self, taps: FisherTaps) -> None:
+        self.taps = taps
 
     def __deepcopy__(self, memo: dict) -> Any:
         return _ignore
+
+
+def _ignore(*args: Any) -> None:
+    """What a copied hook does."""
+
+
+class _ImageCounter(_Watcher):
+    """Forward pre-hook of the network: how many images the batch has."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.is_grad_enabled():
+            self.taps.images = count_images(args, kwargs)
+            self.taps.rois.clear()
+
+
+class _RoIWatcher(_Watcher):
+    """Forward hook of what extracts RoIs: whose they are."""
+
+    def __init__(self, taps: FisherTaps, name: str) -> None:
+        super().__init__(taps)
+        self.name = name
+
+    def __call__(
+        self, module: nn.Module, args: tuple, kwargs: dict, outputs: Any
+    ) -> None:
+        if torch.is_grad_enabled():
+            rois = images_of_rois(args, kwargs, outputs)
+            if rois is not None:
+                self.taps.rois[self.name] = rois
+
+
+class _PreHook(_Watcher):
+    """Forward pre-hook that sends a consumer's input through the tap."""
+
+    def __init__(self, taps: FisherTaps, tap: Tap, index: Tensor) -> None:
+        super().__init__(taps)
+        self.tap, self.index = tap, index
 
     def __call__(self, module: nn.Module, args: tuple) -> tuple | None:
         source = args[0]
@@ -110,67 +159,121 @@ class _PreHook:
             return None
         if self.index.device != source.device:
             self.index = self.index.to(source.device)
-        return (_Tap.apply(source, self), *args[1:])
+        images, owners = self._owners(source)
+        return (_Tap.apply(source, self, images, owners), *args[1:])
+
+    def _owners(self, source: Tensor) -> tuple[int, Tensor | None]:
+        """How many images there are, and which one each row belongs to.
+
+        The rows are the images themselves if there is no such tensor.
+
+        Raises:
+            RuntimeError: If the rows are not those of the images.
+        """
+        layout, images = self.tap.layout, self.taps.images
+        rows = source.shape[layout.axis]
+        rois = self.taps.rois.get(layout.extractor)
+        if layout.order == 'images' and images in (None, rows):
+            return rows, None
+        if images is None or not layout.fits(rows, images, rois):
+            raise RuntimeError(_misfit(self.tap, rows, images, rois))
+        return images, layout.owners(rows, images, rois, source.device)
 
 
-def _ignore(module: nn.Module, args: tuple) -> None:
-    """What a copied tap does."""
+def _misfit(
+    tap: Tap, rows: int, images: int | None, rois: Tensor | None
+) -> str:
+    if images is None:
+        return (
+            f'the layer {tap.module} was called, but not the network that it '
+            'is in, so that the number of images in the batch is not known: '
+            'call the network itself on the batch'
+        )
+    expected = {
+        'images': f'{images}, one for each image of the batch',
+        'blocks': f'as many for each of the {images} images',
+        'turns': f'as many for each of the {images} images',
+        'rois': f'as many for each RoI that {tap.layout.extractor} extracted'
+        f' ({"none in this iteration" if rois is None else len(rois)})',
+    }[tap.layout.order]
+    return (
+        f'the input of {tap.module} has {rows} rows along axis '
+        f'{tap.layout.axis}, expected {expected}, as in the demo forward. '
+        'Scores need to know the image of every row: leave the layers before '
+        f'{tap.module} alone with the option `ignore`.'
+    )
 
 
 class _Tap(torch.autograd.Function):
     """Identity; its backward reduces input times gradient per image."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, hook: _PreHook) -> Tensor:
+    def forward(
+        ctx: Any,
+        source: Tensor,
+        hook: _PreHook,
+        images: int,
+        owners: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(source)
-        ctx.hook = hook
+        ctx.hook, ctx.images, ctx.owners = hook, images, owners
         return source.view_as(source)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (source,) = ctx.saved_tensors
-        hook = ctx.hook
-        hook.taps.add(mask_gradients(source, grad, hook.axis), hook.index)
-        return grad, None
+        tap = ctx.hook.tap
+        gradients = mask_gradients(
+            source, grad, tap.channel_axis, tap.layout.axis
+        )
+        if ctx.owners is not None:
+            rows = gradients
+            gradients = rows.new_zeros(ctx.images, rows.shape[1])
+            gradients.index_add_(0, ctx.owners, rows)
+        ctx.hook.taps.add(gradients, ctx.hook.index)
+        return grad, None, None, None
 
 
-def mask_gradients(source: Tensor, grad: Tensor, channel_axis: int) -> Tensor:
-    """``sum`` of ``source * grad`` over all axes but images and channels.
+def mask_gradients(
+    source: Tensor, grad: Tensor, channel_axis: int, row_axis: int = 0
+) -> Tensor:
+    """``sum`` of ``source * grad`` over all axes but rows and channels.
 
     Args:
-        source (Tensor): Input of a consumer, (N, C, *) or (N, *, C).
+        source (Tensor): Input of a consumer.
         grad (Tensor): Gradient of the loss with respect to it.
-        channel_axis (int): 1 or -1.
+        channel_axis (int): Axis of the channels, 1 or -1.
+        row_axis (int): Axis of the rows. Defaults to 0.
 
     Returns:
-        Tensor: (N, C), in float32 at least.
+        Tensor: (rows, C), in float32 at least.
     """
     dtype = torch.promote_types(source.dtype, torch.float32)
     source, grad = source.to(dtype), grad.to(dtype)
-    if channel_axis == 1:
-        return torch.einsum(
-            'ncs,ncs->nc',
-            source.flatten(2) if source.dim() > 2 else source[:, :, None],
-            grad.flatten(2) if grad.dim() > 2 else grad[:, :, None],
+    if source.dim() > 2:
+        source, grad = (
+            t.movedim((row_axis, channel_axis), (0, 1)).flatten(2)
+            for t in (source, grad)
         )
-    n, c = source.shape[0], source.shape[-1]
-    return torch.einsum(
-        'nsc,nsc->nc', source.reshape(n, -1, c), grad.reshape(n, -1, c)
-    )
+    else:
+        source, grad = (
+            t.movedim(row_axis, 0)[..., None] for t in (source, grad)
+        )
+    return torch.einsum('ncs,ncs->nc', source, grad)
 
 
 def _unit_maps(
     groups: Sequence[ChannelGroup],
-) -> dict[str, tuple[int, np.ndarray]]:
-    """Per consumer its channel axis and the flat unit of each channel."""
+) -> list[tuple[Tap, np.ndarray]]:
+    """Per consumer a tap and the flat unit of each channel."""
     total = sum(group.size for group in groups)
-    maps: dict[str, tuple[int, np.ndarray]] = {}
+    maps: dict[str, tuple[Tap, np.ndarray]] = {}
     start = 0
     for group in groups:
         for tap in group.taps:
             blank = np.full(len(tap.unit), total)
-            _, unit = maps.setdefault(tap.module, (tap.channel_axis, blank))
+            _, unit = maps.setdefault(tap.module, (tap, blank))
             mine = tap.unit >= 0
             unit[mine] = start + tap.unit[mine]
         start += group.size
-    return maps
+    return list(maps.values())

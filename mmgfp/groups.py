@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from .layouts import Layout
 from .slots import ATTRIBUTE, Trace
 
 Role = Literal['producer', 'consumer', 'grouped', 'affine', 'width']
@@ -68,6 +69,7 @@ class Tap:
         position (np.ndarray): (C,) where along it each input channel is.
         unit (np.ndarray): (C,) unit of the group per input channel, -1 for
             channels of other groups.
+        layout (Layout): Which image each row of that argument belongs to.
     """
 
     module: str
@@ -76,6 +78,7 @@ class Tap:
     axis: int
     position: np.ndarray
     unit: np.ndarray
+    layout: Layout = Layout()
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,24 @@ from .structure import Structure
 from .table import groups_table, render
 
 
+def demo_groups(model: nn.Module, shape: Sequence[int]) -> list[ChannelGroup]:
+    """Find and prove the channel groups of a model on made-up images.
+
+    Args:
+        model (nn.Module): Of any library.
+        shape (Sequence[int]): (H, W) that the model is for; what is run may
+            be smaller.
+    """
+    shape = trace_shape(model, shape)
+    # one image could not show which rows of an input belong to which
+    return find_groups(
+        model,
+        demo_runner(shape, images=2),
+        images=2,
+        train=demo_runner(shape, images=2, mode='loss'),
+    )
+
+
 def prepare_groups(
     model: nn.Module,
     shape: Sequence[int],
@@ -29,9 +47,7 @@ def prepare_groups(
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a full-size model; log them."""
     began = time.time()
-    # one image could not show which layers see something else than images
-    run = demo_runner(trace_shape(model, shape), images=2)
-    groups = restrict_groups(find_groups(model, run, images=2), scope, ignore)
+    groups = restrict_groups(demo_groups(model, shape), scope, ignore)
     logger.info(
         f'found {len(groups)} channel groups in {time.time() - began:.1f} s\n'
         f'{render(groups_table(groups))}'

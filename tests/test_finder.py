@@ -41,28 +41,6 @@ def test_frozen_stages():
     assert found['b.conv1'] == ''
 
 
-class Rows(Net):
-    """A linear layer on every pixel, images folded into the first axis."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = conv(3, 8)
-        self.fc1 = nn.Linear(8, 6)
-        self.fc2 = nn.Linear(6, 4)
-
-    def forward(self, x):
-        x = self.conv(x)
-        n, _, h, w = x.shape
-        rows = self.fc1(x.permute(0, 2, 3, 1).reshape(n * h * w, -1))
-        return self.fc2(rows.reshape(n, h * w, -1).mean(1))
-
-
-def test_first_axis_must_be_the_images():
-    found = reasons(find_groups(Rows(), run, images=2))
-    assert 'first axis of the input of fc1 is not the images' in found['conv']
-    assert found['fc1'] == ''
-
-
 def test_single_unit():
     class Narrow(Net):
         def __init__(self):

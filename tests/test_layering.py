@@ -99,13 +99,14 @@ def test_direction_of_the_core():
     """Each may import only what stands before it."""
     order = [
         *('trees', 'slots', 'surgery', 'sizes', 'label_layers', 'size_watch'),
-        *('widths', 'labels'),
+        *('widths', 'labels', 'layouts'),
         *('rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules_indexing'),
         *('rules_compiled', 'rules', 'groups'),
         *('version', 'checkpoint', 'files', 'structure'),
         'removal',
-        *('selfcheck', 'finder', 'cost', 'fisher', 'selection', 'pruner'),
+        *('selfcheck', 'probe', 'finder', 'cost', 'fisher', 'selection'),
+        'pruner',
     ]
     for i, name in enumerate(order):
         assert own_imports(name) <= set(order[:i]), name
@@ -115,7 +116,7 @@ def test_labels_know_no_groups():
     assert own_imports('labels') == {
         *('label_layers', 'size_watch', 'slots', 'trees', 'widths'),
     }
-    assert own_imports('groups') == {'slots'}
+    assert own_imports('groups') == {'layouts', 'slots'}
     assert 'groups' not in reachable('rules')
     for service in ('groups', 'cost', 'surgery'):
         assert not reachable(service) & {

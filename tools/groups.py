@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mmgfp.adapt import input_shape, load_model, trace_shape
+from mmgfp.adapt import input_shape, load_model
 from mmgfp.cli import (
     add_cost_options,
     config_parser,
@@ -20,9 +20,9 @@ from mmgfp.cli import (
 )
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import cost_runner, demo_runner
-from mmgfp.finder import find_groups
+from mmgfp.demo import cost_runner
 from mmgfp.groups import ChannelGroup
+from mmgfp.preparation import demo_groups
 from mmgfp.table import TABLE_WIDTH, groups_table
 
 
@@ -79,9 +79,7 @@ def report(args: argparse.Namespace) -> None:
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
     began = time.perf_counter()
-    groups = find_groups(
-        model, demo_runner(trace_shape(model, shape), images=2), images=2
-    )
+    groups = demo_groups(model, shape)
     seconds = time.perf_counter() - began
     run = cost_runner(shape)
     calls = record_calls(model, lambda: run(model))

@@ -1,0 +1,302 @@
+"""Find out which image each row of every consumer's input belongs to.
+
+A copy of the network runs on the demo images, and again with one image
+changed a little: the rows of a layer's input that change are that image's. A
+layout that predicts this for every image and every call is taken; a group with
+a consumer that has none is frozen.
+
+Where the network can train on the demo images, that is the forward looked at:
+layers may see other rows in training than in inference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .groups import ChannelGroup, Tap
+from .layouts import Layout, Order, images_of_rois, is_image_list
+
+Run = Callable[[nn.Module], Any]
+# is told the name of a consumer, its input and whose the RoIs so far are
+See = Callable[[str, Tensor, dict[str, Tensor]], None]
+
+# Of the spread of an image's values. Large enough to show, small enough that
+# the same boxes are chosen.
+CHANGE = 1e-4
+
+
+@dataclass
+class Call:
+    """What one call of a consumer told.
+
+    Attributes:
+        source (Tensor): Its input.
+        trained (bool): Whether a gradient reaches the input.
+        rois (dict[str, Tensor]): By extractor, the latest last, the image of
+            every RoI extracted before.
+        changed (list[Tensor | None]): Per image where the input changes with
+            that image, bool and of the input's shape; None if it gets another
+            shape.
+    """
+
+    source: Tensor
+    trained: bool
+    rois: dict[str, Tensor]
+    changed: list[Tensor | None] = field(default_factory=list)
+
+
+Calls = Mapping[str, Sequence[Call]]
+
+
+def find_layouts(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    run: Run,
+    images: int,
+    train: Run | None = None,
+) -> list[ChannelGroup]:
+    """Give every tap its layout; freeze groups that would lack scores.
+
+    Args:
+        model (nn.Module): In eval mode; not changed.
+        groups (Sequence[ChannelGroup]): As found.
+        run (Callable): ``run(model)`` runs it on the demo images.
+        images (int): How many these are.
+        train (Callable, optional): Runs it for its losses on as many.
+    """
+    taps = {t.module: t for g in groups if not g.frozen for t in g.taps}
+    calls: Calls | None = None
+    if train is not None:
+        try:
+            calls = _observe(model, taps, train, images)
+        except Exception:  # the demo may lack what these losses need
+            calls = None
+    if calls is None:
+        calls = _observe(model, taps, run, images)
+    moved = any(
+        changed is not None and bool(changed.any())
+        for some in calls.values()
+        for call in some
+        for changed in call.changed
+    )
+    found = {
+        name: _layout(tap, calls.get(name, ()), images, moved)
+        for name, tap in taps.items()
+    }
+    return [_with_layouts(group, found) for group in groups]
+
+
+def _with_layouts(
+    group: ChannelGroup, found: Mapping[str, Layout | str]
+) -> ChannelGroup:
+    if group.frozen:
+        return group
+    taps = []
+    for tap in group.taps:
+        layout = found[tap.module]
+        if isinstance(layout, str):
+            return group.freeze(layout)
+        taps.append(replace(tap, layout=layout))
+    return replace(group, taps=tuple(taps))
+
+
+# -- observing ---------------------------------------------------------------
+
+
+def _observe(
+    model: nn.Module, names: Mapping[str, Tap], run: Run, images: int
+) -> Calls:
+    """The calls of the consumers when the network runs."""
+    calls: dict[str, list[Call]] = defaultdict(list)
+
+    def note(name: str, source: Tensor, rois: dict[str, Tensor]) -> None:
+        calls[name].append(
+            Call(source.detach().clone(), source.requires_grad, dict(rois))
+        )
+
+    _watch(model, names, run, images, note)
+    for image in range(images if images > 1 else 0):
+        compare = _comparison(calls)
+        _watch(model, names, run, images, compare, changed_image=image)
+        for some in calls.values():
+            for call in some:
+                if len(call.changed) == image:  # not called this time
+                    call.changed.append(None)
+    return calls
+
+
+def _comparison(calls: Calls) -> See:
+    """Notes where inputs differ from what they were in the same call."""
+    number: dict[str, int] = defaultdict(int)
+
+    def compare(name: str, source: Tensor, rois: dict[str, Tensor]) -> None:
+        if number[name] < len(calls[name]):
+            call = calls[name][number[name]]
+            same = call.source.shape == source.shape
+            call.changed.append(call.source != source if same else None)
+        number[name] += 1
+
+    return compare
+
+
+def _watch(
+    model: nn.Module,
+    names: Mapping[str, Tap],
+    run: Run,
+    images: int,
+    see: See,
+    changed_image: int | None = None,
+) -> None:
+    """Run a copy, and see the inputs of consumers and the RoIs so far."""
+    model = copy.deepcopy(model)
+    rois: dict[str, Tensor] = {}
+
+    def extraction(name: str) -> Callable:
+        def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            owners = images_of_rois(args, kwargs, out)
+            if owners is not None and bool(
+                ((owners >= 0) & (owners < images)).all()
+            ):
+                rois.pop(name, None)  # so that the latest is the last
+                rois[name] = owners.cpu()
+
+        return hook
+
+    def consumer(name: str) -> Callable:
+        return lambda module, args: see(name, args[0], rois)
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(extraction(name), with_kwargs=True)
+        if name in names:
+            module.register_forward_pre_hook(consumer(name))
+    if changed_image is not None:
+        model.register_forward_pre_hook(
+            _Change(changed_image), with_kwargs=True
+        )
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        run(model)
+
+
+class _Change:
+    """Forward pre-hook of the network that changes an image of its batch.
+
+    The batch is the first tensor, as for :func:`~mmgfp.layouts.count_images`.
+    """
+
+    def __init__(self, image: int) -> None:
+        self.image = image
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        self.found = False
+        return self._change((args, kwargs))
+
+    def _change(self, value: Any) -> Any:
+        if self.found:
+            return value
+        if isinstance(value, Tensor) or is_image_list(value):
+            self.found = True
+            if self.image < len(value) and value[0].is_floating_point():
+                batch = list(value)
+                batch[self.image] = _noisy(batch[self.image])
+                return torch.stack(batch) if torch.is_tensor(value) else batch
+        elif type(value) in (list, tuple):
+            return type(value)(self._change(v) for v in value)
+        elif type(value) is dict:
+            return {k: self._change(v) for k, v in value.items()}
+        return value
+
+
+def _noisy(image: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(image.shape, generator=generator).to(image)
+    spread = (image - image.mean()).abs().mean()
+    return image + CHANGE * spread * noise
+
+
+# -- deciding ----------------------------------------------------------------
+
+
+def _layout(
+    tap: Tap, calls: Sequence[Call], images: int, moved: bool
+) -> Layout | str:
+    """The layout of a consumer's input, or why there is none."""
+    name = tap.module
+    if not calls:
+        return f'{name} does not run in training'
+    if not all(call.trained for call in calls):
+        return (
+            f'no gradient reaches the input of {name}, because what is before '
+            'it does not train; frozen_stages=-1 trains all stages of a '
+            'backbone'
+        )
+    if not moved:  # one image, or none that could be changed
+        if all(Layout().fits(len(call.source), images) for call in calls):
+            return Layout()
+        return (
+            f'the first axis of the input of {name} is not the images of the '
+            'batch'
+        )
+    depends = [False] * images
+    for call in calls:
+        for image, changed in enumerate(call.changed):
+            if changed is None:
+                return (
+                    f'how many rows the input of {name} has changes with the '
+                    'least change of an image, so that it is not known which '
+                    'belong to it'
+                )
+            depends[image] |= bool(changed.any())
+    if not all(depends):
+        return f'the input of {name} does not depend on the images'
+    return _agreed(tap, calls, images)
+
+
+def _agreed(tap: Tap, calls: Sequence[Call], images: int) -> Layout | str:
+    """The first layout that all calls agree with."""
+    shape = calls[0].source.shape
+    axes = [a for a in range(len(shape)) if a != tap.channel_axis % len(shape)]
+
+    def first(order: Order, extractors: Sequence[str] = ('',)) -> list[Layout]:
+        layouts = [Layout(a, order, e) for e in extractors for a in axes]
+        return [x for x in layouts if _agrees(x, calls, images)][:1]
+
+    plain = first('images')
+    rois = first('rois', list(reversed(calls[-1].rois)))
+    if plain and rois:
+        return (
+            'the demo forward has one RoI per image, so that it cannot be '
+            f'told whether {tap.module} sees RoIs or images'
+        )
+    found = plain or rois or first('blocks') or first('turns')
+    if found:
+        return found[0]
+    return (
+        f'it cannot be told which image each row of the input of {tap.module} '
+        'belongs to: images are mixed there, or rows were selected'
+    )
+
+
+def _agrees(layout: Layout, calls: Sequence[Call], images: int) -> bool:
+    """Whether only the rows of an image change with it, in all calls."""
+    for call in calls:
+        if layout.axis >= call.source.dim():
+            return False
+        rows = call.source.shape[layout.axis]
+        rois = call.rois.get(layout.extractor)
+        if not layout.fits(rows, images, rois):
+            return False
+        owners = layout.owners(rows, images, rois)
+        for image, changed in enumerate(call.changed):
+            assert changed is not None
+            along = changed.movedim(layout.axis, 0).flatten(1).any(1).cpu()
+            if (along & (owners != image)).any():
+                return False
+    return True

@@ -1,0 +1,484 @@
+"""Scores of layers whose rows are not the images: RoIs, windows, sequences."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import pytest
+import torch
+from masked import Masked, assert_scores
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
+
+from mmgfp.cost import record_calls
+from mmgfp.finder import find_groups
+from mmgfp.layouts import Layout, count_images, images_of_rois
+from mmgfp.pruner import GroupFisherPruner
+
+DATA = torch.randn(
+    5, 3, 8, 8, generator=torch.Generator().manual_seed(0)
+).double()
+LABELS = torch.arange(5) % 4
+
+
+def prune(model: nn.Module, run: Callable, **kwargs) -> GroupFisherPruner:
+    """The attached pruner of a net in eval mode."""
+    groups = find_groups(model, run, images=2, **kwargs)
+    pruner = GroupFisherPruner(
+        model, groups, record_calls(model, lambda: run(model), 2)
+    )
+    pruner.attach()
+    return pruner
+
+
+def make(net: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(1)
+    return net().double().eval()
+
+
+def layouts(groups) -> dict[str, Layout]:
+    return {t.module: t.layout for g in groups for t in g.taps if not g.frozen}
+
+
+def reasons(groups) -> dict[str, str]:
+    return {g.name: g.frozen for g in groups if g.producers}
+
+
+# -- rows in a fixed order ----------------------------------------------------
+
+
+class Windows(Masked):
+    """Four windows of an image are rows; so are its pixels in the end."""
+
+    units: ClassVar = dict(conv=6, fc1=5, fc2=6)
+    expected: ClassVar = dict(
+        fc1=Layout(0, 'blocks'), fc2=Layout(0, 'blocks'), fc3=Layout()
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.fc1 = nn.Linear(6, 5)
+        self.fc2 = nn.Linear(5, 6)
+        self.fc3 = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = relu(self.conv(x))
+        n, c, h, w = x.shape
+        x = x.view(n, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 3, 5, 1)
+        x = x.reshape(n * 4, h * w // 4, c)
+        x = relu(self.fc1(self.last('conv', x)))
+        x = x.reshape(n * h * w, -1)
+        x = relu(self.fc2(self.last('fc1', x)))
+        return self.fc3(self.last('fc2', x.view(n, h * w, -1).mean(1)))
+
+
+class SequenceFirst(Masked):
+    """Tokens first, then images."""
+
+    units: ClassVar = dict(conv=6, fc1=9)
+    expected: ClassVar = dict(
+        fc1=Layout(1, 'images'), fc2=Layout(1, 'images'), fc3=Layout()
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 2, stride=2)
+        self.fc1 = nn.Linear(6, 9)
+        self.fc2 = nn.Linear(9, 6)
+        self.fc3 = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).permute(2, 0, 1)
+        x = x + self.fc2(
+            self.last('fc1', relu(self.fc1(self.last('conv', x))))
+        )
+        return self.fc3(self.last('conv', x.mean(0)))
+
+
+class Turns(Masked):
+    """All images, then all of them mirrored."""
+
+    units: ClassVar = dict(conv1=6, conv2=5)
+    expected: ClassVar = dict(conv2=Layout(0, 'turns'), fc=Layout())
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 5, 3, padding=1)
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = relu(self.conv1(x))
+        x = relu(self.conv2(self.m('conv1', torch.cat([x, x.flip(-1)]))))
+        x, y = x.chunk(2)
+        return self.fc(self.m('conv2', (x + 2 * y).mean((2, 3))))
+
+
+@pytest.mark.parametrize('net', [Windows, SequenceFirst, Turns])
+def test_rows_of_images(net):
+    model = make(net)
+    pruner = prune(model, lambda m: m(DATA[:2]))
+    assert layouts(pruner.groups) == net.expected
+    expected = {g: torch.zeros(n).double() for g, n in net.units.items()}
+    pruner.detach()
+    for image, label in zip(DATA, LABELS, strict=True):
+        masks = model.new_masks()
+        loss = cross_entropy(model(image[None]), label[None])
+        gradients = torch.autograd.grad(loss, list(masks.values()))
+        for group, gradient in zip(masks, gradients, strict=True):
+            expected[group] += gradient.square()
+    model.masks = None
+    pruner.attach()
+    cross_entropy(model(DATA), LABELS).backward()
+    assert pruner.accumulate()
+    assert_scores(pruner, expected)
+    pruner.prune(lambda n: n == 2)
+    assert layouts(pruner.groups) == net.expected
+    cross_entropy(model(DATA), LABELS).backward()
+    assert pruner.accumulate()
+
+
+# -- RoIs ---------------------------------------------------------------------
+
+
+class Crops(nn.Module):
+    """Extracts RoIs, (R, 5), from one level of features."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        crops = [
+            adaptive_avg_pool2d(features[i, :, y0:y1, x0:x1], self.size)
+            for i, x0, y0, x1, y1 in rois.long().tolist()
+        ]
+        if crops:
+            return torch.stack(crops)
+        empty = features.new_zeros(0, features.shape[1], self.size, self.size)
+        return empty + features.sum() * 0
+
+
+class CropLists(Crops):
+    """The same with a list of boxes per image."""
+
+    def forward(self, features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        return super().forward(features, rois_of(boxes))
+
+
+def rois_of(boxes: Sequence[Tensor]) -> Tensor:
+    return torch.cat(
+        [
+            torch.cat([b.new_full((len(b), 1), i), b], 1)
+            for i, b in enumerate(boxes)
+        ]
+    )
+
+
+class TwoStage(Masked):
+    """A dense head, one on all RoIs, and one on every second of an image."""
+
+    units: ClassVar = dict(stem=6, rpn=5, fc1=7, mask1=5)
+    expected: ClassVar = {
+        'rpn': Layout(),
+        'rpn_out': Layout(),
+        'fc1': Layout(0, 'rois', 'extract'),
+        'fc2': Layout(0, 'rois', 'extract'),
+        'mask1': Layout(0, 'rois', 'extract_mask'),
+        'mask2': Layout(0, 'rois', 'extract_mask'),
+    }
+    lists = False
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.rpn = nn.Conv2d(6, 5, 3, padding=1)
+        self.rpn_out = nn.Conv2d(5, 2, 1)
+        crops = CropLists if self.lists else Crops
+        self.extract, self.extract_mask = crops(2), crops(4)
+        self.fc1 = nn.Linear(6 * 4, 7)
+        self.fc2 = nn.Linear(7, 4)
+        self.mask1 = nn.Conv2d(6, 5, 3, padding=1)
+        self.mask2 = nn.Conv2d(5, 1, 1)
+
+    def forward(self, images, boxes, train=False):
+        x = torch.tanh(self.stem(images))
+        dense = torch.tanh(self.rpn(self.m('stem', x)))
+        dense = self.rpn_out(self.m('rpn', dense))
+        scores = self.heads(x, boxes)
+        masks = self.mask_head(x, [b[::2] for b in boxes] if train else boxes)
+        return dense, scores, masks
+
+    def heads(self, x, boxes):
+        x = self.crop(self.extract, x, boxes).flatten(1)
+        x = torch.tanh(self.fc1(self.m('stem', x, 4)))
+        return self.fc2(self.m('fc1', x))
+
+    def mask_head(self, x, boxes):
+        x = self.crop(self.extract_mask, x, boxes)
+        x = torch.tanh(self.mask1(self.m('stem', x)))
+        return self.mask2(self.m('mask1', x))
+
+    def crop(self, extract, x, boxes):
+        return extract(x, boxes if self.lists else rois_of(boxes))
+
+
+class WithLists(TwoStage):
+    lists = True
+
+
+def boxes_of(*counts: int, seed: int = 0) -> list[Tensor]:
+    """So many random boxes per image, within 8x8 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = []
+    for count in counts:
+        first = torch.randint(0, 4, (count, 2), generator=generator)
+        size = torch.randint(2, 5, (count, 2), generator=generator)
+        boxes.append(torch.cat([first, first + size], 1).double())
+    return boxes
+
+
+def run(model: nn.Module):
+    return model(DATA[:2], boxes_of(3, 4))
+
+
+def train(model: nn.Module):
+    return model(DATA[:2], boxes_of(3, 4), train=True)
+
+
+def loss_of(outputs, images: int, rois: int, positives: int) -> Tensor:
+    """As detectors do it: mean over the images, the RoIs, the positives."""
+    total = torch.zeros(())
+    for output, count in zip(outputs, (images, rois, positives), strict=True):
+        weight = torch.linspace(-1, 2, output.shape[1:].numel())
+        squares = output.square() * weight.view(output.shape[1:])
+        total = total + squares.sum() / max(count, 1)
+    return total
+
+
+def two_stage_oracle(model: TwoStage, batches) -> dict[str, Tensor]:
+    total = {g: torch.zeros(n).double() for g, n in model.units.items()}
+    for images, boxes in batches:
+        counts = (
+            len(images),
+            sum(map(len, boxes)),
+            sum(len(b[::2]) for b in boxes),
+        )
+        for image, mine in zip(images, boxes, strict=True):
+            masks = model.new_masks()
+            loss = loss_of(model(image[None], [mine], train=True), *counts)
+            gradients = torch.autograd.grad(
+                loss * len(images), list(masks.values()), allow_unused=True
+            )
+            for group, gradient in zip(masks, gradients, strict=True):
+                if gradient is not None:
+                    total[group] += gradient.square()
+    model.masks = None
+    return total
+
+
+BATCHES = {
+    'many': [(DATA[:3], boxes_of(2, 5, 3))],
+    'image without': [(DATA[:4], boxes_of(4, 0, 1, 3))],
+    'none': [(DATA[:2], boxes_of(0, 0))],
+    'now and then': [
+        (DATA[:2], boxes_of(3, 1)),
+        (DATA[2:4], boxes_of(0, 0)),
+        (DATA[4:], boxes_of(2)),
+    ],
+}
+
+
+@pytest.mark.parametrize('batches', BATCHES)
+@pytest.mark.parametrize('net', [TwoStage, WithLists])
+def test_rois_are_summed_per_image(net, batches):
+    model = make(net)
+    pruner = prune(model, run, train=train)
+    assert layouts(pruner.groups) == net.expected
+    pruner.detach()
+    expected = two_stage_oracle(model, BATCHES[batches])
+    pruner.attach()
+    for images, boxes in BATCHES[batches]:
+        loss_of(
+            model(images, boxes, train=True),
+            len(images),
+            sum(map(len, boxes)),
+            sum(len(b[::2]) for b in boxes),
+        ).backward()
+        assert pruner.accumulate()
+    assert_scores(pruner, expected)
+    assert expected['fc1'].any() == (batches != 'none')
+
+
+def test_layouts_outlive_removal():
+    model = make(TwoStage)
+    pruner = prune(model, run, train=train)
+    images, boxes = DATA[:3], boxes_of(2, 0, 3)
+    for _ in range(3):
+        loss_of(model(images, boxes, train=True), 3, 5, 3).backward()
+        assert pruner.accumulate()
+        pruner.prune(lambda n: n == 2)
+        assert layouts(pruner.groups) == TwoStage.expected
+    # and a copy does not observe
+    duplicate = copy.deepcopy(model)
+    loss_of(duplicate(images, boxes, train=True), 3, 5, 3).backward()
+    assert pruner.accumulate()
+    assert not any(scores.any() for scores in pruner.fisher())
+
+
+@pytest.mark.parametrize('boxes', [(2, 3), (0, 0)])
+def test_all_processes_reduce_vectors_of_one_size(boxes):
+    model = make(TwoStage)
+    pruner = prune(model, run, train=train)
+    loss_of(model(DATA[:2], boxes_of(*boxes), train=True), 2, 5, 3).backward()
+    seen: list[Tensor] = []
+    assert pruner.accumulate(reduce=seen.append)
+    assert [tuple(t.shape) for t in seen] == [(sum(TwoStage.units.values()),)]
+
+
+class Selecting(TwoStage):
+    """The mask head sees some rows of the features of all RoIs."""
+
+    def __init__(self):
+        super().__init__()
+        self.positive = torch.tensor([0, 1, 4])
+
+    def forward(self, images, boxes, train=False):
+        x = torch.tanh(self.stem(images))
+        x = self.crop(self.extract, x, boxes)
+        y = x[self.positive] if train else x
+        scores = self.fc2(torch.tanh(self.fc1(x.flatten(1))))
+        return scores, self.mask2(torch.tanh(self.mask1(y)))
+
+
+def test_selected_rows_are_frozen_before_training():
+    found = reasons(find_groups(make(Selecting), run, 2, train))
+    assert 'each row of the input of mask1 belongs' in found['stem']
+    assert 'rows were selected' in found['mask1']
+    assert found['fc1'] == ''
+    # inference alone does not show it
+    assert reasons(find_groups(make(Selecting), run, 2))['mask1'] == ''
+
+
+def test_layers_that_do_not_train():
+    class Tested(TwoStage):
+        def mask_head(self, x, boxes):
+            if torch.is_grad_enabled():
+                return x[:, :1]
+            return super().mask_head(x, boxes)
+
+    found = reasons(find_groups(make(Tested), run, 2, train))
+    assert found['mask1'] == 'mask2 does not run in training'
+    assert found['fc1'] == ''
+
+
+def test_losses_that_cannot_be_computed():
+    def fails(model):
+        raise KeyError('gt_instances')
+
+    groups = find_groups(make(TwoStage), run, 2, fails)
+    assert layouts(groups) == TwoStage.expected
+
+
+def test_one_roi_per_image_is_ambiguous():
+    groups = find_groups(
+        make(TwoStage), lambda m: m(DATA[:2], boxes_of(1, 1)), 2
+    )
+    assert 'one RoI per image' in reasons(groups)['fc1']
+
+
+def test_input_without_images():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3)
+            self.fc1 = nn.Linear(6, 7)
+            self.fc2 = nn.Linear(7, 6)
+            self.out = nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.conv(x).mean((2, 3))
+            return self.out(x + self.fc2(relu(self.fc1(x.clamp(1, 1)))))
+
+    found = reasons(find_groups(make(Constant), lambda m: m(DATA[:2]), 2))
+    assert found['fc1'] == 'the input of fc2 does not depend on the images'
+    assert found['conv'] == 'the input of fc1 does not depend on the images'
+
+
+def test_mixed_images():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3)
+            self.fc1 = nn.Linear(6, 7)
+            self.fc2 = nn.Linear(7, 4)
+
+        def forward(self, x):
+            x = relu(self.fc1(self.conv(x).mean((2, 3))))
+            return self.fc2(x - x.mean(0))
+
+    found = reasons(find_groups(make(Mixing), lambda m: m(DATA[:2]), 2))
+    assert 'images are mixed there' in found['fc1']
+    assert found['conv'] == ''
+
+
+def test_rows_that_do_not_fit_are_an_error():
+    model = make(Windows)
+    pruner = prune(model, lambda m: m(DATA[:2]))
+    with pytest.raises(RuntimeError) as error:
+        model(DATA[:3])
+        model.fc1(torch.zeros(4, 2, 6).double().requires_grad_())
+    message = str(error.value)
+    assert 'the input of fc1 has 4 rows' in message
+    assert 'as many for each of the 3 images' in message
+    pruner.detach()
+
+
+def test_without_calling_the_network():
+    model = make(Windows)
+    prune(model, lambda m: m(DATA[:2]))
+    with pytest.raises(RuntimeError, match='call the network itself'):
+        model.fc1(torch.zeros(4, 2, 6).double().requires_grad_())
+
+
+# -- the parts ----------------------------------------------------------------
+
+
+def test_owners():
+    assert Layout(0, 'images').owners(3, 3).tolist() == [0, 1, 2]
+    assert Layout(0, 'blocks').owners(6, 3).tolist() == [0, 0, 1, 1, 2, 2]
+    assert Layout(0, 'turns').owners(6, 3).tolist() == [0, 1, 2, 0, 1, 2]
+    rois = torch.tensor([0, 2, 2])
+    layout = Layout(0, 'rois', 'x')
+    assert layout.owners(3, 3, rois).tolist() == [0, 2, 2]
+    assert layout.owners(6, 3, rois).tolist() == [0, 0, 2, 2, 2, 2]
+    assert layout.owners(0, 3).tolist() == []
+    assert layout.fits(6, 3, rois) and layout.fits(0, 3)
+    assert not layout.fits(4, 3, rois) and not layout.fits(4, 3)
+
+
+def test_images_are_counted():
+    image = torch.zeros(3, 4, 4)
+    assert count_images((torch.zeros(5, 3, 4, 4),), {}) == 5
+    assert count_images((), dict(inputs=[image, image])) == 2
+    assert count_images(('x',), dict(a=dict(b=torch.zeros(7, 2)))) == 7
+    assert count_images((None,), dict(mode='loss')) is None
+
+
+def test_extraction_is_recognised_by_what_is_passed():
+    features, out = torch.zeros(2, 4, 8, 8), torch.zeros(3, 4, 7, 7)
+    rois = torch.tensor([[0.0, 1, 1, 2, 2], [1, 1, 1, 2, 2], [1, 0, 0, 3, 3]])
+    found = images_of_rois((features, rois), {}, out)
+    assert found is not None and found.tolist() == [0, 1, 1]
+    boxes = [rois[:1, 1:], rois[1:, 1:]]
+    for args, kwargs in (
+        (({'0': features}, boxes, [(8, 8)]), {}),
+        ((features,), dict(boxes=boxes)),
+    ):
+        found = images_of_rois(args, kwargs, out)
+        assert found is not None and found.tolist() == [0, 1, 1]
+    assert images_of_rois((rois,), {}, rois) is None  # a linear layer
+    assert images_of_rois((features, rois), {}, out[:2]) is None
