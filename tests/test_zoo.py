@@ -238,8 +238,8 @@ GOOD = dict(
     reach=0.93,
     left=0.501,
     error_single=3e-7,
-    loss='finite',
-    predict='runs',
+    loss='yes',
+    predict='yes',
     seconds=2.34,
     memory_mb=900,
     frozen=[
@@ -251,6 +251,7 @@ BAD = [
     dict(GOOD, family='mmdet/wrong', error_single=4e-2, error_double=4e-2),
     dict(GOOD, family='mmdet/nan', error_single=float('nan')),
     dict(GOOD, family='mmdet/noloss', loss='KeyError: boxes'),
+    dict(GOOD, family='mmdet/neither', loss='nor unpruned: TypeError'),
     dict(GOOD, family='mmpretrain/fixed', prunable=0, reach=0.0),
     dict(
         family='mmpretrain/crash',
@@ -270,6 +271,7 @@ def test_verdicts():
         'mmdet/wrong': 'slim differs from masked by 4e-02, 4e-02 in double',
         'mmdet/nan': 'slim differs from masked by nan',
         'mmdet/noloss': 'loss: KeyError: boxes',
+        'mmdet/neither': 'ok',
         'mmpretrain/fixed': 'nothing can be pruned',
         'mmpretrain/crash': 'does not build: ImportError: no x | y',
     }
@@ -284,7 +286,7 @@ def test_report():
         date(2026, 1, 2),
     )
     assert '2026-01-02, 2 cores, mmgfp 1, torch 2' in text
-    assert '2 of 7 architectures pass all checks' in text
+    assert '3 of 8 architectures pass all checks' in text
     assert '1 rows are of other versions' in text
     row = '| atss | 20 / 30 | 93% | 50% | 3e-07 |  | yes | yes | 2.3 | 900 |'
     assert f'{row} ok |' in text
@@ -301,7 +303,7 @@ def test_files_of_the_report(tmp_path):
     zoo_report.write_report(tmp_path, GOOD['versions'])
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results[0]['family'] == 'mmdet/atss'
-    assert len(results) == 7
+    assert len(results) == 8
     assert (tmp_path / 'reach.png').read_bytes()[:4] == b'\x89PNG'
     assert '## mmpretrain' in (tmp_path / 'README.md').read_text()
 

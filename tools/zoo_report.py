@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo_families import left_out
+from zoo_trial import FINE, NEITHER
 
 from mmgfp.files import complete
 from mmgfp.selfcheck import TOLERANCE
@@ -47,10 +48,10 @@ def verdict(result: Result) -> str:
     troubles = []
     if not agrees(result):
         troubles.append(f'slim differs from masked by {_error(result)}')
-    if result.get('loss') != 'finite':
-        troubles.append(f'loss: {result.get("loss")}')
-    if result.get('predict') != 'runs':
-        troubles.append(f'predict: {result.get("predict")}')
+    for step in ('loss', 'predict'):
+        outcome = str(result.get(step))
+        if outcome != FINE and not outcome.startswith(NEITHER):
+            troubles.append(f'{step}: {outcome}')
     return '; '.join(troubles) or 'ok'
 
 
@@ -157,7 +158,8 @@ def report(
         f'precision, where single precision was not below {TOLERANCE:g} '
         '(what is small there is rounding)',
         '- loss: of the slim network, with gradients; predict: it gives '
-        'results',
+        'results; nor unpruned: the full network of the library fails '
+        'likewise (its words are in `results.json`)',
         '- s, MB: for finding and proving the groups, peak memory of the '
         'process',
         '',
@@ -179,7 +181,6 @@ def _row(result: Result) -> list[str]:
     groups = ''
     if 'groups' in result:
         groups = f'{result["prunable"]} / {result["groups"]}'
-    loss, predict = result.get('loss', ''), result.get('predict', '')
     return [
         result['family'].partition('/')[2],
         groups,
@@ -187,12 +188,17 @@ def _row(result: Result) -> list[str]:
         _percent(result.get('left')),
         _scientific(result.get('error_single')),
         _scientific(result.get('error_double')),
-        'yes' if loss == 'finite' else ('no' if loss else ''),
-        'yes' if predict == 'runs' else ('no' if predict else ''),
+        *(_outcome(result.get(step, '')) for step in ('loss', 'predict')),
         f'{result["seconds"]:.1f}' if 'seconds' in result else '',
         str(result.get('memory_mb', '')),
         verdict(result),
     ]
+
+
+def _outcome(text: str) -> str:
+    if text.startswith(NEITHER):
+        return NEITHER.rstrip(': ')
+    return text if text in ('', FINE) else 'no'
 
 
 def _frozen(result: Result) -> list[str]:

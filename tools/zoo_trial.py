@@ -53,6 +53,8 @@ Run = Callable[[nn.Module], Any]
 Result = dict[str, Any]
 
 STEM = 'slim'
+FINE = 'yes'  # of predict and loss
+NEITHER = 'nor unpruned: '  # of what the full network does not do either
 IMAGES = 2
 TARGET = 0.5  # share of the flops that stays
 MOST = 0.75  # share of any group that goes
@@ -76,6 +78,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class TrialError(Exception):
+    """A step failed; the result says which and how."""
+
+
 class Trial:
     """One model; keeps what was found in ``result.json`` as it goes.
 
@@ -97,6 +103,11 @@ class Trial:
             text = json.dumps(self.result, indent=1)
             Path(partial).write_text(text, encoding='utf-8')
 
+    @property
+    def name(self) -> str:
+        """The config that is tried."""
+        return self.result['config']
+
     @contextmanager
     def doing(self, step: str, fatal: bool = True) -> Iterator[None]:
         """Note which step is being done, and how it fails.
@@ -115,34 +126,50 @@ class Trial:
                 file.write(f'{step}\n\n{trace}\n')
             if fatal:
                 self.note(error=one_line(error))
-                raise SystemExit(1) from None
+                raise TrialError from error
             self.note(**{step: one_line(error)})
 
 
 # -- the first process -----------------------------------------------------
 
 
-def prune(name: str, folder: Path, seed: int = 0) -> Result:
+def prune(
+    name: str,
+    folder: Path,
+    seed: int = 0,
+    input_size: tuple[int, int] | None = None,
+) -> Result:
     """Find groups, remove random units, leave a slim network.
 
     Args:
         name (str): Config, as :func:`mmgfp.config.load_config` takes it.
         folder (Path): For all files of the trial.
         seed (int): For everything random. Defaults to 0.
+        input_size (tuple, optional): (H, W); by default a small one that
+            works.
     """
     trial = Trial(folder)
     trial.note(config=name)
+    with suppress(TrialError):
+        _prune(trial, name, seed, input_size)
+    return trial.result
+
+
+def _prune(
+    trial: Trial, name: str, seed: int, input_size: tuple[int, int] | None
+) -> None:
     torch.manual_seed(seed)
     with trial.doing('build'):
         config = untrained_config(load_config(name))
-        model = build_model(config)
+        # heads write tensors and the like into the config they are given
+        model = build_model(copy.deepcopy(config))
         if hasattr(model, 'init_weights'):
             model.init_weights()
         model.eval()
         parameters = sum(p.numel() for p in model.parameters())
         trial.note(architecture=type(model).__name__, parameters=parameters)
     with trial.doing('forward'):
-        shape, mode = runnable(model, config)
+        shape, mode = runnable(model, config, input_size)
         run = demo_runner(shape, IMAGES, mode)
         vary_weights_(model, run, seed)
         trial.note(shape=list(shape), mode=mode)
@@ -171,7 +198,7 @@ def prune(name: str, folder: Path, seed: int = 0) -> Result:
         )
     if not open_groups:
         trial.note(step='done')
-        return trial.result
+        return
     removal = removed_units(open_groups, cost, seed)
     after = cost.without(np.array([len(units) for units in removal]))
     trial.note(left=round(ratio(after, before), 4))
@@ -181,7 +208,7 @@ def prune(name: str, folder: Path, seed: int = 0) -> Result:
         expected = {'single': outputs(masked, run)}
         with suppress(Exception):  # compiled operations may know no double
             expected['double'] = outputs(masked.double(), in_double(run))
-        torch.save(expected, folder / 'expected.pt')
+        torch.save(expected, trial.folder / 'expected.pt')
     with trial.doing('saving'):
         sizes = axis_sizes(model, open_groups)
         keep = kept_positions(open_groups, removal, sizes)
@@ -194,9 +221,8 @@ def prune(name: str, folder: Path, seed: int = 0) -> Result:
             after,
         )
         slice_model(model, keep)
-        leave_slim(model, structure, config, folder)
+        leave_slim(model, structure, config, trial.folder)
     trial.note(step='pruned')
-    return trial.result
 
 
 def leave_slim(
@@ -282,7 +308,9 @@ def installed_path(path: str) -> str:
     return str(installed) if installed.exists() else path
 
 
-def runnable(model: nn.Module, config: Config) -> tuple[tuple[int, int], str]:
+def runnable(
+    model: nn.Module, config: Config, size: tuple[int, int] | None = None
+) -> tuple[tuple[int, int], str]:
     """The input size and mode with which the model runs.
 
     Small images and raw outputs, if that works; larger images, or results,
@@ -291,7 +319,7 @@ def runnable(model: nn.Module, config: Config) -> tuple[tuple[int, int], str]:
     Raises:
         Exception: What the first try raised, if none works.
     """
-    size = input_shape(config)
+    size = size or input_shape(config)
     small = trace_shape(model, size)
     large = (min(size[0], LARGEST[0]), min(size[1], LARGEST[1]))
     failure: Exception | None = None
@@ -443,16 +471,21 @@ def check(folder: Path) -> Result:
         folder (Path): That :func:`prune` left.
     """
     trial = Trial(folder)
-    if trial.result.get('step') != 'pruned':
-        return trial.result
+    if trial.result.get('step') == 'pruned':
+        with suppress(TrialError):
+            _check(trial)
+    return trial.result
+
+
+def _check(trial: Trial) -> None:
     shape, mode = trial.result['shape'], trial.result['mode']
     with trial.doing('slim build'):
         import mmgfp  # noqa: F401, registers the builder
 
-        config = load_config(folder / f'{STEM}.py')
-        model = load_model(config, folder / f'{STEM}.pth')
+        config = load_config(trial.folder / f'{STEM}.py')
+        model = load_model(config, trial.folder / f'{STEM}.pth')
     with trial.doing('slim forward'):
-        expected = torch.load(folder / 'expected.pt', weights_only=True)
+        expected = torch.load(trial.folder / 'expected.pt', weights_only=True)
         run = demo_runner(shape, IMAGES, mode)
         error = largest_error(expected['single'], outputs(model, run))
         trial.note(error_single=error)
@@ -463,13 +496,27 @@ def check(folder: Path) -> Result:
                 expected['double'], outputs(double, in_double(run))
             )
             trial.note(error_double=error)
-    with trial.doing('predict', fatal=False):
-        demo_runner(shape, IMAGES, 'predict')(model.eval())
-        trial.note(predict='runs')
-    with trial.doing('loss', fatal=False):
-        trial.note(loss=train_step(model, shape))
+    for step in ('predict', 'loss'):
+        trial.note(step=step)
+        outcome = attempt(step, model, shape)
+        if outcome != FINE:
+            # some do not do it in their library either
+            full = build_model(untrained_config(load_config(trial.name)))
+            if attempt(step, full, shape) == outcome:
+                outcome = f'{NEITHER}{outcome}'
+        trial.note(**{step: outcome})
     trial.note(step='done')
-    return trial.result
+
+
+def attempt(step: str, model: nn.Module, shape: Sequence[int]) -> str:
+    """Predict, or compute a loss and gradients; :data:`FINE` or trouble."""
+    try:
+        if step == 'predict':
+            demo_runner(shape, IMAGES, 'predict')(model.eval())
+            return FINE
+        return train_step(model, shape)
+    except Exception as error:  # the library's own code
+        return one_line(error)
 
 
 def largest_error(
@@ -490,7 +537,7 @@ def largest_error(
 
 
 def train_step(model: nn.Module, shape: Sequence[int]) -> str:
-    """Loss and gradients of one batch: 'finite', or what is not."""
+    """Loss and gradients of one batch: :data:`FINE`, or what is not."""
     losses = demo_runner(shape, IMAGES, 'loss')(model)
     loss, _ = model.parse_losses(losses)
     if not loss.isfinite():
@@ -499,7 +546,7 @@ def train_step(model: nn.Module, shape: Sequence[int]) -> str:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f'the gradient of {name} is not finite'
-    return 'finite'
+    return FINE
 
 
 def one_line(error: BaseException) -> str:
@@ -508,7 +555,7 @@ def one_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {lines[0] if lines else ""}'[:300]
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
     logging.disable(logging.WARNING)  # every initialised weight is logged
     if args.memory_limit:
@@ -516,9 +563,10 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.step == 'prune':
-        prune(args.config, args.folder)
+        result = prune(args.config, args.folder)
     else:
-        check(args.folder)
+        result = check(args.folder)
+    return int('error' in result)
 
 
 if __name__ == '__main__':
