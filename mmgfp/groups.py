@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from .layouts import Layout
-from .slots import ATTRIBUTE, Trace
+from .slots import ATTRIBUTE, Trace, Use
 
 Role = Literal['producer', 'consumer', 'grouped', 'affine', 'width']
 
@@ -169,21 +169,16 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
     slots = np.flatnonzero(involved)
     slots = slots[np.argsort(component[slots], kind='stable')]
     pieces = np.split(slots, np.flatnonzero(np.diff(component[slots])) + 1)
-    alike: dict[tuple, list[np.ndarray]] = defaultdict(list)
-    for piece in pieces:
-        if piece.size == 0:
-            continue
-        axes, counts = np.unique(axis_of[piece], return_counts=True)
-        key = (
-            reasons.get(int(component[piece[0]]), ''),
-            axes.tobytes(),
-            counts.tobytes(),
-        )
-        alike[key].append(piece)
+    alike: dict[tuple[str, bytes], list[np.ndarray]] = defaultdict(list)
+    for piece in pieces:  # ascending, so its axes are in order as well
+        if piece.size:
+            reason = reasons.get(int(component[piece[0]]), '')
+            alike[reason, axis_of[piece].tobytes()].append(piece)
 
+    uses = [(use, np.array(use.slots)) for use in trace.uses]
     groups = []
-    for (reason, *_), units in alike.items():
-        group = _group(trace, np.stack(units), axis_of, roles, reason)
+    for (reason, _), units in alike.items():
+        group = _group(trace, uses, np.stack(units), axis_of, roles, reason)
         if group is not None:
             groups.append(group)
     groups.sort(key=lambda g: _rank(g, trace))
@@ -212,6 +207,7 @@ def _roles(trace: Trace) -> dict[tuple[str, int], Role]:
 
 def _group(
     trace: Trace,
+    uses: Sequence[tuple[Use, np.ndarray]],
     units: np.ndarray,
     axis_of: np.ndarray,
     roles: dict[tuple[str, int], Role],
@@ -220,9 +216,10 @@ def _group(
     """Build one group from (size, slots per unit) slots."""
     table = trace.table
     members = []
-    for axis_id in np.unique(axis_of[units[0]]):
+    axes = axis_of[units[0]]  # the same for every unit
+    for axis_id in np.unique(axes):
         tensor, axis = table.axes[axis_id]
-        index = np.stack([np.sort(u[axis_of[u] == axis_id]) for u in units])
+        index = units[:, axes == axis_id]
         members.append(
             Member(
                 tensor,
@@ -241,7 +238,7 @@ def _group(
     )
     order = np.argsort(first.index[:, 0], kind='stable')
     members = [replace(m, index=m.index[order]) for m in members]
-    taps, blind = _taps(trace, units[order])
+    taps, blind = _taps(trace, uses, units[order])
     return ChannelGroup(
         '',
         len(units),
@@ -260,17 +257,17 @@ def _incomplete(members: Sequence[Member]) -> str:
     return ''
 
 
-def _taps(trace: Trace, units: np.ndarray) -> tuple[tuple[Tap, ...], str]:
+def _taps(
+    trace: Trace,
+    uses: Sequence[tuple[Use, np.ndarray]],
+    units: np.ndarray,
+) -> tuple[tuple[Tap, ...], str]:
     """Observation points of the units; a reason if one cannot be observed."""
-    unit_of = dict(
-        zip(
-            units.ravel().tolist(),
-            np.repeat(np.arange(len(units)), units.shape[1]),
-        )
-    )
+    unit_of = np.full(len(trace.table), -1)
+    unit_of[units] = np.arange(len(units))[:, None]
     taps, seen = [], set()
-    for use in trace.uses:
-        unit = np.array([unit_of.get(s, -1) for s in use.slots])
+    for use, slots in uses:
+        unit = unit_of[slots]
         if (unit < 0).all():
             continue
         if use.module is None:
@@ -284,7 +281,7 @@ def _taps(trace: Trace, units: np.ndarray) -> tuple[tuple[Tap, ...], str]:
                     use.channel_axis,
                     use.weight,
                     use.axis,
-                    np.array(use.slots) - start,
+                    slots - start,
                     unit,
                 )
             )
