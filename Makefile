@@ -1,8 +1,12 @@
-# Everything runs in .venv, which `make setup` makes; the other targets call
-# it themselves and lose no time where nothing changed.
+# Everything runs in the environment that `make setup` makes; the other targets
+# call it themselves and lose no time where nothing changed.
 
+# the versions to work with, one of requirements/*.txt
+STACK ?= maintained
 DETECTOR ?= retinanet
 ARGS ?=
+
+VENV = $(if $(filter maintained,$(STACK)),.venv,.venv-$(STACK))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test lint
@@ -13,20 +17,25 @@ help:
 	@echo '                 (DETECTOR=retinanet or fcos, the default is retinanet)'
 	@echo 'make test        run the tests (ARGS="-k groups" to choose)'
 	@echo 'make lint        run ruff, mypy and codespell'
+	@echo
+	@echo 'STACK=openmmlab or STACK=mmcls runs the first three with the original'
+	@echo 'OpenMMLab packages, in .venv-openmmlab or .venv-mmcls'
 
 setup:
-	@PYTHON='$(PYTHON)' bash tools/setup.sh
+	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(STACK)' '$(VENV)'
 
 quickstart: setup
-	.venv/bin/python tools/quickstart.py --detector $(DETECTOR)
+	$(VENV)/bin/python tools/quickstart.py --detector $(DETECTOR)
 
 # two processes of one thread: two threads in each would wait for each other
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadscope \
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadscope \
 		--cov=mmgfp --cov-report=term $(ARGS)
 
+# only one stack brings the tools, and types differ between versions
+lint: override STACK = maintained
 lint: setup
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
-	.venv/bin/mypy
-	.venv/bin/codespell
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell

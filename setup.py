@@ -51,7 +51,7 @@ setup(
     package_data={'mmgfp': ['py.typed']},
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.0',
+        'torch>=2.0.1',
         'numpy',
         'scipy',
         'matplotlib',
@@ -67,8 +67,14 @@ setup(
         ],
         'openmmlab-classification': [
             'mmengine>=0.10.7',
-            'mmcv>=2.0.1',
+            'mmcv>=2.1.0',
             'mmpretrain>=1.2.0',
+        ],
+        # the name before MMPretrain, which takes no later mmcv
+        'openmmlab-mmcls': [
+            'mmengine>=0.10.7',
+            'mmcv>=2.0.1,<2.1.0',
+            'mmcls>=1.0.0rc6',
         ],
         # the digit scenes are composed from scans that scikit-learn brings
         'quickstart': [*DETECTION, 'scikit-learn'],

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Prepares .venv: torch, mmcv compiled against it, and everything else that
-# requirements/maintained.txt pins. A second run sees that nothing changed and
-# returns at once. PYTHON=/path/to/python3.11 picks another interpreter.
+# Usage: tools/setup.sh STACK ENVIRONMENT
+#
+# Prepares the environment: torch, mmcv compiled against it, and everything
+# else that requirements/STACK.txt pins. A second run sees that nothing changed
+# and returns at once. PYTHON=/path/to/python3.11 picks another interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly lock=requirements/maintained.txt
-readonly python=.venv/bin/python
-readonly stamp=.venv/.setup-done
-# The place is part of it: scripts in an environment hold absolute paths.
-wanted=$(
-    { pwd; cat "$lock" tools/setup.sh setup.py mmgfp/version.py; } | sha256sum
-)
+readonly stack=${1:?a stack is missing, see the usage at the top}
+readonly environment=${2:?an environment is missing, see the usage at the top}
+readonly lock=requirements/$stack.txt
+readonly python=$environment/bin/python
+readonly stamp=$environment/.setup-done
 
 is_done() {
     [[ -x $python && -f $stamp && $(<"$stamp") == "$wanted" ]]
@@ -26,12 +26,16 @@ fail() {
     exit 1
 }
 
-pin() {  # NAME -> NAME==VERSION, as pinned
-    grep -E "^$1==" "$lock"
+stacks() {
+    basename -s .txt requirements/*.txt | paste -sd ' '
 }
 
-is_installed() {  # NAME: in the pinned version?
-    "$python" - "$(pin "$1")" <<'END'
+pin() {  # NAME, a pattern -> NAME==VERSION, as pinned
+    grep -E "^($1)==" "$lock"
+}
+
+is_installed() {  # NAME==VERSION
+    "$python" - "$1" <<'END'
 import sys
 from importlib import metadata
 
@@ -91,16 +95,16 @@ make_environment() {
     if ! { [[ -x $python ]] && is_python311 "$python"; }; then
         local base
         base=$(find_python)
-        say "making .venv with $("$base" --version)"
+        say "making $environment with $("$base" --version)"
         # Debian keeps ensurepip in a package of its own (python3-venv), so
         # pip is fetched afterwards where it does not come along.
-        "$base" -m venv --clear .venv >/dev/null 2>&1 ||
-            "$base" -m venv --clear --without-pip .venv ||
-            fail 'a virtual environment could not be made in .venv' \
+        "$base" -m venv --clear "$environment" >/dev/null 2>&1 ||
+            "$base" -m venv --clear --without-pip "$environment" ||
+            fail "a virtual environment could not be made in $environment" \
                 'On Debian: apt-get install python3.11-venv'
     fi
     "$python" -m pip --version >/dev/null 2>&1 || install_pip ||
-        fail 'pip could not be installed into .venv' \
+        fail "pip could not be installed into $environment" \
             'On Debian: apt-get install python3.11-venv, then try again.'
 }
 
@@ -160,20 +164,21 @@ build_mmcv() {  # [PIP OPTION]...
     say "building mmcv from source (MAX_JOBS=$jobs), once:" \
         "$((12 / jobs + 1)) to $((28 / jobs + 1)) minutes" \
         '(seconds where pip kept an earlier build)'
-    MAX_JOBS=$jobs with_progress 'building mmcv' .venv/mmcv-build.log \
+    MAX_JOBS=$jobs with_progress 'building mmcv' \
+        "$environment/mmcv-build.log" \
         "$python" -m pip install --verbose --no-input --no-deps \
-        --no-build-isolation "$@" "$(pin onedl-mmcv)"
+        --no-build-isolation "$@" "$mmcv"
 }
 
 install_everything() {
-    if ! { is_installed torch && is_installed torchvision; }; then
+    if ! { is_installed "$torch" && is_installed "$torchvision"; }; then
         say 'installing torch and torchvision (3 GB to download, 2-5 minutes)'
     fi
-    pip_install --constraint "$lock" "$(pin torch)" "$(pin torchvision)" \
+    pip_install --constraint "$lock" "$torch" "$torchvision" \
         "$(pin setuptools)" "$(pin wheel)" "$(pin packaging)" \
         "$(pin ninja)" "$(pin psutil)"
 
-    is_installed onedl-mmcv || build_mmcv
+    is_installed "$mmcv" || build_mmcv
 
     say 'installing the other packages'
     pip_install --no-deps --requirement "$lock"
@@ -188,11 +193,25 @@ install_everything() {
     # pip may have kept an mmcv that was compiled against another torch
     "$python" -c 'import mmcv.ops' >/dev/null 2>&1 ||
         build_mmcv --force-reinstall --no-cache-dir
-    "$python" -c 'import cv2, mmcv.ops, mmdet, mmpretrain, sklearn, torch' ||
+    "$python" -c "import cv2, mmcv.ops, mmdet, $classification, sklearn" ||
         fail 'the environment does not work, see above'
 }
 
+[[ -f $lock ]] ||
+    fail "there is no stack '$stack'; choose one of: $(stacks)"
+# The place is part of it: scripts in an environment hold absolute paths.
+wanted=$(
+    { pwd; cat "$lock" tools/setup.sh setup.py mmgfp/version.py; } | sha256sum
+)
 is_done && exit
+
+torch=$(pin torch)
+torchvision=$(pin torchvision)
+# the maintained continuation has names of its own, but the same import names
+mmcv=$(pin '(onedl-)?mmcv')
+classification=$(pin '(onedl-)?mmpretrain|mmcls')
+classification=${classification%==*}
+classification=${classification#onedl-}
 
 trap stop_ticker EXIT
 trap 'exit 130' INT
