@@ -92,13 +92,14 @@ def _calibrate(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
         else:
             # a channel that is almost constant would be blown up
             least = 0.1 * norm.running_var.mean()
-            norm.running_var.clamp_(min=float(least.clamp(min=1e-3)))
+            norm.running_var.clamp_(min=float(least.clamp(min=norm.eps)))
 
 
 def _only_with_statistics(module: nn.Module, args: tuple) -> None:
     """Learn statistics of this input if it has any."""
     values = args[0].numel() // max(1, args[0].shape[1])
-    module.train(values > 2)
+    # synchronised ones learn on GPUs only
+    module.train(values > 2 and not isinstance(module, nn.SyncBatchNorm))
 
 
 def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

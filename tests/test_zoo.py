@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -212,6 +215,33 @@ def test_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     assert families[1] in missing and families[0] not in missing
     again.run(missing, out)
     assert again.missing(families) == []
+
+
+def test_ending_the_sweep_ends_its_processes(tmp_path):
+    command = [sys.executable, zoo.__file__, '--out', str(tmp_path)]
+    with subprocess.Popen(
+        [*command, '--filter', 'mmpretrain/wrn'],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'TMPDIR': str(tmp_path)},
+    ) as process:
+
+        def trials() -> list[int]:
+            found = []
+            for file in Path('/proc').glob('[0-9]*/cmdline'):
+                with suppress(OSError):  # it may have ended
+                    if f'{tmp_path}/zoo-' in file.read_text():
+                        found.append(int(file.parent.name))
+            return found
+
+        while not trials():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        assert 'goes on from here' in process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert not trials()
+    assert not list((tmp_path / 'families').iterdir())
 
 
 def test_sweep_keeps_its_code(tmp_path):

@@ -284,6 +284,10 @@ class Sweep:
             limits=self.limits,
             wall_seconds=round(time.monotonic() - began, 1),
         )
+        # the self-check takes missing memory for a failure of the group
+        frozen = ' '.join(row['full'] for row in result.get('frozen', ()))
+        missing = NO_MEMORY.search(frozen)
+        failure = failure or (missing[0] if missing else '')
         if failure or result.get('error'):
             result['error'] = failure or result['error']
             if NO_MEMORY.search(result['error']):
@@ -372,8 +376,13 @@ def _clock(seconds: float) -> str:
     return f'{minutes}:{seconds:02}'
 
 
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     args = parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)  # or processes would be left
     console = Console()
     with errors_in_one_line(args.debug):
         families = chosen_families(args)

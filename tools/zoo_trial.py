@@ -121,13 +121,16 @@ class Trial:
         try:
             yield
         except Exception as error:
-            trace = traceback.format_exc()
-            with (self.folder / 'errors.txt').open('a') as file:
-                file.write(f'{step}\n\n{trace}\n')
+            self.keep_traceback(step)
             if fatal:
                 self.note(error=one_line(error))
                 raise TrialError from error
             self.note(**{step: one_line(error)})
+
+    def keep_traceback(self, step: str) -> None:
+        """Keep that of the error being handled."""
+        with (self.folder / 'errors.txt').open('a') as file:
+            file.write(f'{step}\n\n{traceback.format_exc()}\n')
 
 
 # -- the first process -----------------------------------------------------
@@ -498,17 +501,19 @@ def _check(trial: Trial) -> None:
             trial.note(error_double=error)
     for step in ('predict', 'loss'):
         trial.note(step=step)
-        outcome = attempt(step, model, shape)
+        outcome = attempt(step, model, shape, trial)
         if outcome != FINE:
             # some do not do it in their library either
             full = build_model(untrained_config(load_config(trial.name)))
-            if attempt(step, full, shape) == outcome:
+            if attempt(step, full, shape, trial) == outcome:
                 outcome = f'{NEITHER}{outcome}'
         trial.note(**{step: outcome})
     trial.note(step='done')
 
 
-def attempt(step: str, model: nn.Module, shape: Sequence[int]) -> str:
+def attempt(
+    step: str, model: nn.Module, shape: Sequence[int], trial: Trial
+) -> str:
     """Predict, or compute a loss and gradients; :data:`FINE` or trouble."""
     try:
         if step == 'predict':
@@ -516,6 +521,7 @@ def attempt(step: str, model: nn.Module, shape: Sequence[int]) -> str:
             return FINE
         return train_step(model, shape)
     except Exception as error:  # the library's own code
+        trial.keep_traceback(step)
         return one_line(error)
 
 
