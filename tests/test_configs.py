@@ -11,10 +11,12 @@ from mmengine.registry import HOOKS
 from stack import CLASSIFICATION, require
 from torch import nn
 
-from mmgfp import FisherPruningHook, Structure, find_groups
+from mmgfp import FisherPruningHook, Structure
 from mmgfp.adapt import build_model, input_shape, trace_shape
 from mmgfp.config import load_config
 from mmgfp.demo import demo_runner
+from mmgfp.preparation import demo_groups
+from mmgfp.removal import axis_sizes
 from mmgfp.structure import Axis
 from mmgfp.trees import tree_leaves
 
@@ -53,6 +55,18 @@ PAPER = {
         'coco',
         'PAA',
         'mmdet::paa/paa_r50_fpn_1x_coco',
+        *(10, 0.5, 0.002, 0.01, 2, 12),
+    ),
+    'faster_rcnn': (
+        'coco',
+        'FasterRCNN',
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
+        *(10, 0.5, 0.002, 0.01, 2, 12),
+    ),
+    'mask_rcnn': (
+        'coco',
+        'MaskRCNN',
+        'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
         *(10, 0.5, 0.002, 0.01, 2, 12),
     ),
     'resnet50': (
@@ -103,7 +117,8 @@ def paper(model: str) -> dict:
 def load(name: str | Path) -> Config:
     """Load a config, a shipped one or what it is based on."""
     detectors = [m for m in PAPER if paper(m)['dataset'] == 'coco']
-    detection = any(m in Path(name).stem for m in detectors)
+    stem = Path(name).stem.replace('-', '_')
+    detection = any(m in stem for m in detectors)
     require('mmdet' if detection else 'mmpretrain')
     return load_config(name)
 
@@ -270,14 +285,13 @@ def traced(path: Path):
     """Model and proven groups of a pruning config."""
     config = load(path)
     model = build_model(config)
-    run = demo_runner(trace_shape(model, input_shape(config)), images=2)
-    return model, find_groups(model, run, images=2)
+    return model, demo_groups(model, input_shape(config))
 
 
 def halved(model, groups) -> Structure:
     """A structure that keeps every other unit of every prunable group."""
     prunable = [group for group in groups if not group.frozen]
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    sizes = axis_sizes(model, prunable)
     gone: dict[tuple[str, int], set[int]] = {}
     for group in prunable:
         for member in group.members:
@@ -285,7 +299,7 @@ def halved(model, groups) -> Structure:
             lost.update(member.index[1::2].ravel().tolist())
     axes = {}
     for (name, axis), lost in gone.items():
-        size = tensors[name].shape[axis]
+        size = sizes[name, axis]
         axes[name, axis] = Axis(
             size, np.array([i for i in range(size) if i not in lost])
         )
@@ -333,8 +347,9 @@ def check_slim_build(path: Path, full, groups, tmp_path: Path) -> None:
     slim = build_model(config)
     assert type(slim) is type(full)
     assert slim.state_dict().keys() == full.state_dict().keys()
-    for (name, axis), entry in structure.axes.items():
-        assert slim.state_dict()[name].shape[axis] == len(entry.keep)
+    sizes = axis_sizes(slim, groups)
+    for key, entry in structure.axes.items():
+        assert sizes[key] == len(entry.keep)
     shape = trace_shape(slim, input_shape(config))
     outputs = demo_runner(shape)(slim)
     expected = demo_runner(shape)(full)

@@ -19,7 +19,7 @@ from torch import nn
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import demo_data, demo_runner
+from mmgfp.demo import cost_runner, demo_data, demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.surgery import slice_model
 
@@ -169,6 +169,24 @@ def test_printed_numbers(name):
         last_digit = 10.0 ** -len(text.partition('.')[2])
         difference = abs(cost[metric] / unit - float(text))
         assert difference < 1.5 * last_digit, (metric, cost[metric])
+
+
+def test_faster_rcnn(monkeypatch):
+    """The paper prints 199.3, 41.75 and 294.6: 512 RoIs are counted."""
+    from mmdet.models import SingleRoIExtractor
+
+    def shapes_only(self, features, rois):
+        size = self.roi_layers[0].output_size
+        return features[0].new_empty(len(rois), self.out_channels, *size)
+
+    # the compiled operation knows no meta device
+    monkeypatch.setattr(SingleRoIExtractor, 'forward', shapes_only)
+    model = build_model(coco('faster_rcnn/faster-rcnn_r50_fpn_1x_coco'))
+    demo = cost_runner(COCO)
+    calls = record_calls(model.to('meta'), lambda: demo(model))
+    assert count_cost(model, calls)[''] == dict(
+        flops=199349875712, params=41753056, acts=293441460 + 1253888
+    )
 
 
 def test_real_numbers_cost_what_shapes_cost():

@@ -1,0 +1,3 @@
+_base_ = './prune_mask_rcnn_acts_coco.py'
+pruning = dict(_base_.pruning, normalize_by='flops')
+custom_hooks = [pruning]
