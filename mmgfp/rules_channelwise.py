@@ -17,6 +17,7 @@ from .rules_common import (
     argument,
     common_weight,
     freeze_holes,
+    has_rows,
     merge,
     name_of,
     resized,
@@ -198,15 +199,15 @@ def layer_norm(
     normalised = set(range(source.dim() - len(shape), source.dim()))
     layers = []
     for layer in tr.layers(source):
-        dims = set() if tr.is_opaque(layer) else tr.varying(layer)
-        if dims & normalised and dims - normalised:  # each head by itself
-            layer = whole(tr, layer, dims & normalised)
+        mixed = normalised & tr.varying(layer)
+        if mixed and not tr.is_opaque(layer) and has_rows(tr, layer, mixed):
+            layer = whole(tr, layer, mixed)  # each head by itself
             for own in affine:
                 tr.freeze(own, f'normalises alike in {tr.where()}')
         else:
             for own in affine:
                 merge(tr, [layer], own)
-            if dims & normalised:
+            if mixed:
                 tr.freeze(layer, f'LayerNorm over them in {tr.where()}')
         layers.append(layer)
     tr.set(tree_leaves(out)[0], layers)

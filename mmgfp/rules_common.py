@@ -92,11 +92,25 @@ def unmixed(
         mixed = set() if tr.is_opaque(layer) else tr.varying(layer) & set(dims)
         if not mixed:
             kept.append(layer)
-        elif tr.varying(layer) - mixed:
+        elif has_rows(tr, layer, mixed):
             kept.append(whole(tr, layer, mixed))
         else:
             tr.freeze(layer, f'{reason} in {tr.where()}')
     return kept
+
+
+def has_rows(tr: LabelTracer, layer: Tensor, dims: set[int]) -> bool:
+    """Whether a layer has rows, such as heads, of which ``dims`` are one.
+
+    They differ along other axes, all of them. A class token in front of
+    others makes no rows: the others are all alike.
+    """
+    if not tr.varying(layer) - dims:
+        return False
+    for d in dims:
+        layer = layer.narrow(d, 0, 1)
+    counts = np.unique(squeezed(layer).numpy(), return_counts=True)[1]
+    return bool((counts == counts[0]).all())
 
 
 def whole(tr: LabelTracer, layer: Tensor, dims: set[int]) -> Tensor:

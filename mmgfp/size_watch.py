@@ -188,9 +188,11 @@ class _SizeWatch(TorchFunctionMode):
         positions: slice = slice(None),
     ) -> None:
         """Note that a size counts positions of an axis."""
-        if isinstance(size, Size) and attributes_in(size):
+        if isinstance(size, Size):
             labels = self.labels(layers, axis)[positions]
-            if len(labels) == int(size):
+            # a blank axis matters to an attribute that counts others, too
+            blank = not attributes_in(size) and bool((labels < 0).all())
+            if len(labels) == int(size) and not blank:
                 self._note(size, labels)
 
     def _note(self, size: Size, labels: np.ndarray) -> None:
@@ -239,7 +241,8 @@ class _SizeWatch(TorchFunctionMode):
         if not isinstance(sizes, (list, tuple)):
             sizes = [sizes] * len(out)
         for part, size in zip(out, sizes):
-            self.add(size, self.layers(part), dim)
+            if attributes_in(size):
+                self.add(size, self.layers(part), dim)
 
     def cut_before(self, args: tuple, kwargs: Mapping) -> None:
         bounds = [
@@ -279,8 +282,12 @@ class _SizeWatch(TorchFunctionMode):
     ) -> None:
         dim = _argument(args, kwargs, 1, 'dim') % args[0].dim()
         start = _argument(args, kwargs, 2, 'start')
-        self.add(start, self.layers(args[0]), dim, slice(0, int(start)))
-        self.add(_argument(args, kwargs, 3, 'length'), self.layers(out), dim)
+        length = _argument(args, kwargs, 3, 'length')
+        if attributes_in(start):
+            layers = self.layers(args[0])
+            self.add(start, layers, dim, slice(0, int(start)))
+        if attributes_in(length):
+            self.add(length, self.layers(out), dim)
 
     def nothing_before(self, args: tuple, kwargs: Mapping) -> None:
         pass

@@ -153,10 +153,15 @@ def _sources(value: Any) -> list[Term]:
 def evaluate(
     term: Term | int, value: Callable[[Attribute | Extent], Any]
 ) -> Any:
-    """Compute a term again from other values of what it came from."""
+    """Compute a term again from other values of what it came from.
+
+    Divisions are not rounded, so that each change has an effect.
+    """
     if isinstance(term, Computed):
         left, right = evaluate(term.left, value), evaluate(term.right, value)
         with np.errstate(divide='ignore', invalid='ignore'):
+            if term.symbol == '//':
+                return operator.truediv(left, right)
             return _OPERATORS[term.symbol](left, right)
     return value(term) if isinstance(term, (Attribute, Extent)) else term
 

@@ -134,12 +134,14 @@ def _freeze_misfits(
         left = {
             term: term.value - _count(counted(term), units) for term in sources
         }
-        size = evaluate(fact.term, left.__getitem__)
-        wrong = units[size != len(needed) - _count(needed, units)]
+        fewer = evaluate(fact.term, lambda term: term.value) - evaluate(
+            fact.term, left.__getitem__
+        )
+        wrong = units[~np.isclose(fewer, _count(needed, units))]
         if wrong.size:
             every = np.arange(len(trace.table))
             slots = every[np.isin(component.of(every), wrong)]
-            frozen.append((slots, _misfit(fact, counted)))
+            frozen.append((slots, _misfit(fact)))
     return replace(trace, frozen=frozen)
 
 
@@ -148,14 +150,12 @@ def _count(found: np.ndarray, units: np.ndarray) -> np.ndarray:
     return (found[:, None] == units).sum(0)
 
 
-def _misfit(fact: SizeFact, counted: Callable) -> str:
-    fixed = [
-        str(term.value)
-        for term in extents_in(fact.term)
-        if (counted(term) < 0).all()
-    ]
-    because = f', and {fixed[0]} is a width that stays' if fixed else ''
-    return (
-        f'{fact.where} computes a size as {describe(fact.term)}{because}: '
-        'it would not fit if some were gone'
-    )
+def _misfit(fact: SizeFact) -> str:
+    size, extents = describe(fact.term), extents_in(fact.term)
+    if isinstance(fact.term, Extent):
+        what = f'takes the size {size} from another tensor'
+    elif extents:
+        what = f'computes a size as {size} from the width of a tensor'
+    else:
+        what = f'computes a size as {size}'
+    return f'{fact.where} {what}; without these channels it would not fit'

@@ -143,12 +143,27 @@ def kept(
             continue
         for member in group.members:
             key = (member.tensor, member.axis)
-            size = tensors[member.tensor].shape[member.axis]
+            if member.role == 'width':
+                size = attribute(model, member.tensor)
+            else:
+                size = tensors[member.tensor].shape[member.axis]
             keep.setdefault(key, list(range(size)))
             for unit in removal[group.name]:
                 for position in member.index[unit]:
                     keep[key].remove(int(position))
     return {key: np.array(stay) for key, stay in keep.items()}
+
+
+def attribute(model: nn.Module, name: str) -> int:
+    """The number behind ``'layer1.0.width'`` or ``'block.dims[0]'``."""
+    where: Any = model
+    for part in name.replace('[', '.').rstrip(']').split('.'):
+        where = (
+            where[int(part)]
+            if isinstance(where, (list, tuple))
+            else (where._modules.get(part) or getattr(where, part))
+        )
+    return where
 
 
 def member(group: ChannelGroup, tensor: str, axis: int) -> Member:

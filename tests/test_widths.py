@@ -1,0 +1,239 @@
+"""Widths that modules store as attributes shrink with what they count."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+
+import pytest
+import torch
+from nets import run
+from nets_widths import WIDTH_NETS, Gated, Heads, Hierarchical, WidthNet
+from oracles import (
+    attribute,
+    choose_units,
+    kept,
+    layout,
+    masked_is_slim,
+    outputs,
+)
+from torch import nn
+
+from mmgfp.cost import record_calls
+from mmgfp.finder import find_groups
+from mmgfp.groups import ChannelGroup
+from mmgfp.pruner import GroupFisherPruner
+from mmgfp.sizes import Size
+from mmgfp.structure import Structure
+from mmgfp.surgery import slice_model
+
+EVERY_NET = pytest.mark.parametrize('name', WIDTH_NETS)
+PRUNABLE = pytest.mark.parametrize(
+    'name', [name for name, net in WIDTH_NETS.items() if net.prunable]
+)
+
+
+@cache
+def found(name: str) -> tuple[WidthNet, list[ChannelGroup]]:
+    torch.manual_seed(0)
+    model = WIDTH_NETS[name]().eval()
+    return model, find_groups(model, run, images=2)
+
+
+def widths(groups) -> set[str]:
+    return {
+        m.tensor
+        for g in groups
+        if not g.frozen
+        for m in g.members
+        if m.role == 'width'
+    }
+
+
+def numbers(model: nn.Module) -> dict:
+    """All numbers and lists that the modules store."""
+    return {
+        (name, key): copy.copy(value)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (int, list, tuple)) and key != 'training'
+    }
+
+
+@EVERY_NET
+def test_groups(name):
+    _, groups = found(name)
+    net = WIDTH_NETS[name]
+    assert layout(groups) == net.prunable
+    assert widths(groups) == net.widths
+    for layer, reason in net.frozen.items():
+        reasons = [g.frozen for g in groups if layer in g.producers]
+        assert any(r and reason in r for r in reasons), (layer, reasons)
+
+
+@PRUNABLE
+def test_masked_is_slim(name):
+    model, groups = found(name)
+    for seed in (1, 2):
+        masked_is_slim(model, groups, run, slice_model, seed)
+
+
+@EVERY_NET
+def test_finding_leaves_plain_numbers(name):
+    torch.manual_seed(0)
+    model = WIDTH_NETS[name]()
+    before = numbers(model)
+    find_groups(model, run, images=2)
+    after = numbers(model)
+    assert after == before
+    flat = [v if isinstance(v, (list, tuple)) else [v] for v in after.values()]
+    assert not any(isinstance(n, Size) for values in flat for n in values)
+    assert Size.on_equal is None
+
+
+def slim_and_structure(name: str) -> tuple[WidthNet, Structure]:
+    """Pruned by the pruner, as in training."""
+    model, groups = found(name)
+    model = copy.deepcopy(model)
+    pruner = GroupFisherPruner(
+        model, groups, record_calls(model, lambda: run(model)), 'none'
+    )
+    pruner.attach()
+    for _ in range(2):  # what has been removed before counts, too
+        run_and_learn(model)
+        pruner.accumulate()
+        pruner.prune(lambda choices: choices == 2)
+    pruner.detach()
+    return model, pruner.structure('net.py', (16, 16))
+
+
+def run_and_learn(model: nn.Module) -> None:
+    model.zero_grad()
+    out = run(model)
+    out = out if isinstance(out, tuple) else (out,)
+    sum(o.square().mean() for o in out).backward()
+
+
+@PRUNABLE
+def test_slim_networks_train_and_round_trip(name, tmp_path):
+    slim, structure = slim_and_structure(name)
+    run_and_learn(slim)
+    structure.save(tmp_path / 'structure.json')
+    fresh = WIDTH_NETS[name]().eval()
+    Structure.load(tmp_path / 'structure.json').apply(fresh)
+    assert numbers(fresh) == numbers(slim)
+    fresh.load_state_dict(slim.state_dict())
+    for a, b in zip(outputs(slim, run), outputs(fresh, run)):
+        assert torch.equal(a, b)
+
+
+def test_pruning_goes_on_from_a_slim_network():
+    slim, structure = slim_and_structure('Heads')
+    _, groups = found('Heads')
+    pruner = GroupFisherPruner(
+        slim,
+        groups,
+        record_calls(slim, lambda: run(slim)),
+        'none',
+        structure=structure,
+    )
+    pruner.attach()
+    run_and_learn(slim)
+    pruner.accumulate()
+    twin = copy.deepcopy(slim)
+    pruner.prune(lambda choices: choices == 5, copies=[twin])
+    assert numbers(twin) == numbers(slim)
+    run_and_learn(slim)
+    fresh = Heads().eval()
+    pruner.structure().apply(fresh)
+    assert numbers(fresh) == numbers(slim)
+
+
+def test_which_numbers_change():
+    """Not the width of a head, nor the scale computed from it."""
+    model, groups = found('Heads')
+    model = copy.deepcopy(model)
+    (heads,) = (g for g in groups if 'attention.qkv' in g.producers)
+    slice_model(model, kept(model, [heads], {heads.name: [1, 2]}))
+    attention = model.attention
+    assert attention.num_heads == 2
+    assert attention.embed_dims == 6
+    assert attention.head_dims == 3
+    assert attention.scale == 3**-0.5
+    assert attention.qkv.out_features == 18
+    assert attention.proj.in_features == 6
+
+
+def test_of_two_equal_numbers_the_right_one_changes():
+    model, groups = found('EqualValues')
+    model = copy.deepcopy(model)
+    slice_model(model, kept(model, groups, {'stem': [0]}))
+    assert (model.before, model.width, model.behind) == (4, 3, 4)
+
+
+def test_lists_are_not_shared():
+    """A config may hold the same list."""
+    model = Gated().eval()
+    dims = model.dims
+    groups = find_groups(model, run, images=2)
+    assert model.dims is dims
+    slice_model(model, kept(model, groups, choose_units(groups)))
+    assert dims == [2, 4]
+    assert model.dims != dims
+
+
+# -- structures --------------------------------------------------------------
+
+
+def plain() -> dict:
+    return slim_and_structure('Hierarchical')[1].to_dict()
+
+
+def test_structures_hold_attributes():
+    data = json.loads(json.dumps(plain()))
+    assert data['version'] == 2
+    assert data['attributes']['width']['size'] == 4
+    model = Hierarchical()
+    Structure.from_dict(data).apply(model)
+    runs = data['attributes']['width']['keep']
+    assert attribute(model, 'width') == sum(b - a for a, b in runs) < 4
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(width=5), 'has width = 5, expected width = 4. Use the config'),
+        (dict(width='4'), 'does not store width as a whole number'),
+        (dict(width=3), 'The model seems to be pruned already'),
+    ],
+)
+def test_attribute_that_does_not_fit(change, message):
+    structure = Structure.from_dict(plain())
+    assert len(structure.axes['width', -1].keep) == 3
+    model = Hierarchical()
+    vars(model).update(change)
+    with pytest.raises(ValueError) as error:
+        structure.apply(model)
+    assert 'the network itself' in str(error.value)
+    assert message in str(error.value)
+    assert model.stem.out_channels == 12
+
+
+@pytest.mark.parametrize(
+    'name', ['attention.depth', 'attention.missing.width', 'embed_dims[3]']
+)
+def test_attribute_that_is_not_there(name):
+    data = slim_and_structure('Heads')[1].to_dict()
+    data['attributes'] = {name: {'size': 4, 'keep': [[0, 2]]}}
+    with pytest.raises(ValueError, match='does not store') as error:
+        Structure.from_dict(data).apply(Heads())
+    for part in name.rsplit('.', 1):
+        assert part in str(error.value)
+
+
+def test_damaged_attributes():
+    data = plain()
+    data['attributes']['width']['keep'] = [[0, 9]]
+    with pytest.raises(ValueError, match='is damaged'):
+        Structure.from_dict(data)
