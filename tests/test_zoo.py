@@ -282,6 +282,12 @@ BAD = [
     dict(GOOD, family='mmdet/nan', error_single=float('nan')),
     dict(GOOD, family='mmdet/noloss', loss='KeyError: boxes'),
     dict(GOOD, family='mmdet/neither', loss='nor unpruned: TypeError'),
+    dict(
+        GOOD,
+        family='mmdet/kernel',
+        error='RuntimeError: carafe_forward_impl: implementation for device '
+        'cpu not found.',
+    ),
     dict(GOOD, family='mmpretrain/fixed', prunable=0, reach=0.0),
     dict(
         family='mmpretrain/crash',
@@ -302,6 +308,7 @@ def test_verdicts():
         'mmdet/nan': 'slim differs from masked by nan',
         'mmdet/noloss': 'loss: KeyError: boxes',
         'mmdet/neither': 'ok',
+        'mmdet/kernel': 'needs a GPU: mmcv has no carafe for CPUs',
         'mmpretrain/fixed': 'nothing can be pruned',
         'mmpretrain/crash': 'does not build: ImportError: no x | y',
     }
@@ -316,7 +323,7 @@ def test_report():
         date(2026, 1, 2),
     )
     assert '2026-01-02, 2 cores, mmgfp 1, torch 2' in text
-    assert '3 of 8 architectures pass all checks' in text
+    assert '3 of 9 architectures pass all checks' in text
     assert '1 rows are of other versions' in text
     row = '| atss | 20 / 30 | 93% | 50% | 3e-07 |  | yes | yes | 2.3 | 900 |'
     assert f'{row} ok |' in text
@@ -333,7 +340,7 @@ def test_files_of_the_report(tmp_path):
     zoo_report.write_report(tmp_path, GOOD['versions'])
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results[0]['family'] == 'mmdet/atss'
-    assert len(results) == 8
+    assert len(results) == 9
     assert (tmp_path / 'reach.png').read_bytes()[:4] == b'\x89PNG'
     assert '## mmpretrain' in (tmp_path / 'README.md').read_text()
 

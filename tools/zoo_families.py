@@ -24,6 +24,10 @@ _LETTERS = dict(t='tiny', s='small', m='medium', b='base', l='large', x='huge')
 
 # The rule would take a config without what the folder is about.
 INSTEAD = {
+    'mmdet/cascade_rpn': (
+        'cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco',
+        'the proposals alone do not build with this release',
+    ),
     'mmdet/ddq': ('ddq-detr-4scale_r50_8xb2-12e_coco', 'no depth in Swin-L'),
     'mmdet/detectors': (
         'detectors_cascade-rcnn_r50_1x_coco',
@@ -63,6 +67,7 @@ INSTEAD = {
         'replknet-31B_32xb64_in1k',
         'the letter stands behind a number',
     ),
+    'mmpretrain/resnet': ('resnet18_8xb32_in1k', 'v1c is another network'),
     'mmpretrain/xcit': (
         'xcit-nano-12-p16_8xb128_in1k',
         'smaller patches are a larger network',

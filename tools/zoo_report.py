@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -17,6 +18,10 @@ from mmgfp.files import complete
 from mmgfp.selfcheck import TOLERANCE
 
 Result = Mapping[str, Any]
+
+NO_KERNEL = re.compile(
+    r'(\w+)_forward_impl: implementation for device cpu not'
+)
 
 STEPS = {
     'build': 'does not build',
@@ -40,6 +45,8 @@ COLUMNS = (
 
 def verdict(result: Result) -> str:
     """The result of a family in a few words; 'ok' if all is well."""
+    if missing := NO_KERNEL.search(result.get('error', '')):
+        return f'needs a GPU: mmcv has no {missing[1]} for CPUs'
     if result.get('error'):
         where = STEPS.get(result.get('step', ''), result.get('step', ''))
         return f'{where}: {result["error"]}' if where else result['error']
@@ -169,7 +176,14 @@ def report(
         rows = [r for r in results if r['family'].startswith(f'{library}/')]
         lines += ['', f'## {library}', '']
         lines += _table(COLUMNS, [_row(result) for result in rows])
-    lines += ['', '## What is frozen, and why', '']
+    lines += [
+        '',
+        '## What is frozen, and why',
+        '',
+        'The flops are those of all layers that would lose channels of these '
+        'groups, so a layer can count under several reasons.',
+        '',
+    ]
     for result in results:
         lines += _frozen(result)
     lines += ['', '## Not run', '']

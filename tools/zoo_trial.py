@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ NEITHER = 'nor unpruned: '  # of what the full network does not do either
 IMAGES = 2
 TARGET = 0.5  # share of the flops that stays
 MOST = 0.75  # share of any group that goes
-LARGEST = (512, 512)  # where the small input is not enough
+LARGER = (256, 512)  # sides to try where the small input is not enough
 
 
 def parse_args() -> argparse.Namespace:
@@ -163,7 +164,7 @@ def _prune(
 ) -> None:
     torch.manual_seed(seed)
     with trial.doing('build'):
-        config = untrained_config(load_config(name))
+        config = untrained_config(load(name))
         # heads write tensors and the like into the config they are given
         model = build_model(copy.deepcopy(config))
         if hasattr(model, 'init_weights'):
@@ -239,6 +240,14 @@ def leave_slim(
         {'state_dict': model.state_dict(), KEY: structure.to_dict()},
         folder / f'{STEM}.pth',
     )
+
+
+def load(name: str | Path) -> Config:
+    """Load a config, and its library as training and inference do."""
+    config = load_config(name)
+    # some parts of models are registered there
+    import_module(f'{config.default_scope}.datasets')
+    return config
 
 
 def untrained_config(config: Config) -> Config:
@@ -324,10 +333,10 @@ def runnable(
     """
     size = size or input_shape(config)
     small = trace_shape(model, size)
-    large = (min(size[0], LARGEST[0]), min(size[1], LARGEST[1]))
+    larger = [(min(size[0], n), min(size[1], n)) for n in LARGER]
     failure: Exception | None = None
     for mode in ('tensor', 'predict', 'loss'):
-        for shape in dict.fromkeys([small, large]):
+        for shape in dict.fromkeys([small, *larger]):
             try:
                 if outputs(model, demo_runner(shape, IMAGES, mode)):
                     return shape, mode
@@ -485,7 +494,7 @@ def _check(trial: Trial) -> None:
     with trial.doing('slim build'):
         import mmgfp  # noqa: F401, registers the builder
 
-        config = load_config(trial.folder / f'{STEM}.py')
+        config = load(trial.folder / f'{STEM}.py')
         model = load_model(config, trial.folder / f'{STEM}.pth')
     with trial.doing('slim forward'):
         expected = torch.load(trial.folder / 'expected.pt', weights_only=True)
@@ -504,7 +513,7 @@ def _check(trial: Trial) -> None:
         outcome = attempt(step, model, shape, trial)
         if outcome != FINE:
             # some do not do it in their library either
-            full = build_model(untrained_config(load_config(trial.name)))
+            full = build_model(untrained_config(load(trial.name)))
             if attempt(step, full, shape, trial) == outcome:
                 outcome = f'{NEITHER}{outcome}'
         trial.note(**{step: outcome})
