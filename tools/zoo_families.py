@@ -138,14 +138,21 @@ FURTHER = {
 }
 
 _TEXT = 'reads text: needs a tokenizer and a language model from a hub'
+_VIDEO = 'follows objects in videos, on top of a detector of another family'
 _NO_MODEL = 'holds settings that other configs share, no model'
 
 # Folders that are not run.
 LEFT_OUT = {
     'mmdet/common': _NO_MODEL,
+    'mmdet/deepsort': _VIDEO,
     'mmdet/glip': _TEXT,
     'mmdet/grounding_dino': _TEXT,
+    'mmdet/mask2former_vis': _VIDEO,
+    'mmdet/masktrack_rcnn': _VIDEO,
+    'mmdet/misc': 'wraps the networks of Detectron2, a package of its own',
     'mmdet/mm_grounding_dino': _TEXT,
+    'mmdet/ocsort': _VIDEO,
+    'mmdet/qdtrack': _VIDEO,
     'mmpretrain/blip': _TEXT,
     'mmpretrain/blip2': _TEXT,
     'mmpretrain/chinese_clip': _TEXT,

@@ -266,7 +266,8 @@ def untrained_config(config: Config) -> Config:
             if key.endswith('_ckpt'):
                 part[key] = None
             elif key == 'frozen_stages':
-                part[key] = -1
+                # there the number of frozen stages, not the last one
+                part[key] = 0 if part.get('type') == 'EfficientNet' else -1
             elif key == 'teacher_config' and isinstance(part[key], str):
                 part[key] = installed_path(part[key])
         if part.get('type') in ('SyncBN', 'MMSyncBN'):
@@ -347,9 +348,10 @@ def runnable(
 
 def outputs(model: nn.Module, run: Run) -> list[Tensor]:
     """Floating outputs of one forward in eval mode."""
+    model.eval()  # a statement: some return nothing
     torch.manual_seed(0)  # for models that draw something
     with torch.no_grad():
-        leaves = tree_leaves(run(model.eval()))
+        leaves = tree_leaves(run(model))
     return [
         leaf.detach()
         for leaf in leaves
@@ -526,7 +528,8 @@ def attempt(
     """Predict, or compute a loss and gradients; :data:`FINE` or trouble."""
     try:
         if step == 'predict':
-            demo_runner(shape, IMAGES, 'predict')(model.eval())
+            model.eval()
+            demo_runner(shape, IMAGES, 'predict')(model)
             return FINE
         return train_step(model, shape)
     except Exception as error:  # the library's own code
