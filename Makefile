@@ -14,7 +14,7 @@ VENV = $(if $(filter maintained,$(STACK)),.venv,.venv-$(STACK))
 help:
 	@echo 'make setup       install everything into .venv (PYTHON=... to choose)'
 	@echo 'make quickstart  train, prune, fine-tune and test a small detector'
-	@echo '                 (DETECTOR=retinanet or fcos, the default is retinanet)'
+	@echo '                 (DETECTOR=retinanet, fcos, faster_rcnn, mask_rcnn)'
 	@echo 'make test        run the tests (ARGS="-k groups" to choose)'
 	@echo 'make lint        run ruff, mypy and codespell'
 	@echo

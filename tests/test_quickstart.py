@@ -139,13 +139,39 @@ def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
     assert 'flops 0.949, params 0.9, acts 0.9; 46 channels pruned' in shown
 
 
-def test_results_fit_a_narrow_terminal() -> None:
+@pytest.mark.parametrize('masks', [{}, dict(mask_mAP=0.6)])
+def test_results_fit_a_narrow_terminal(masks) -> None:
     row = dict(
         mAP=0.7, flops=297841024, params=3491102, acts=666390, ms_per_image=9.0
     )
+    row.update(masks)
     summary = dict(baseline=row, pruned=row, finetuned=row, seconds=1.0)
     out = Console(file=io.StringIO(), width=80)
     out.print(quickstart.results_table(summary, 'title'))
     text = out.file.getvalue()
     assert '297.84 M 100%' in text
+    assert '0.700' in text
+    assert ('0.600' in text) == bool(masks)
     assert '…' not in text
+
+
+def test_precision_of_masks_if_there_are_any(tmp_path: Path) -> None:
+    path = tmp_path / '20260101_000000' / 'metrics.json'
+    path.parent.mkdir()
+    path.write_text('{"coco/bbox_mAP": 0.5}')
+    assert quickstart.mean_average_precision(tmp_path) == dict(mAP=0.5)
+    path.write_text('{"coco/bbox_mAP": 0.5, "coco/segm_mAP": 0.25}')
+    found = quickstart.mean_average_precision(tmp_path)
+    assert found == dict(mAP=0.5, mask_mAP=0.25)
+
+
+def test_a_config_and_what_it_is_based_on() -> None:
+    paths = quickstart.Paths(Path(), 'mask_rcnn')
+    names = [p.name for p in quickstart.with_bases(paths.prune_config)]
+    assert names == [
+        'prune_mask_rcnn_r18_digits.py',
+        'mask_rcnn_r18_digits.py',
+        'faster_rcnn_r18_digits.py',
+        'digits_detection.py',
+        'digits_pruning.py',
+    ]

@@ -530,12 +530,16 @@ def milliseconds(
 # -- results ---------------------------------------------------------------
 
 
-def mean_average_precision(folder: Path) -> float:
-    """COCO mAP from the newest metrics that a test wrote."""
+def mean_average_precision(folder: Path) -> dict[str, float]:
+    """COCO mAP of boxes, and of masks if any, as a test wrote it last."""
     files = sorted(folder.glob('*/*.json'))
     if not files:
         raise StageError(f'error: no metrics in {_short(folder)}')
-    return json.loads(files[-1].read_text(encoding='utf-8'))['coco/bbox_mAP']
+    metrics = json.loads(files[-1].read_text(encoding='utf-8'))
+    found = {'mAP': metrics['coco/bbox_mAP']}
+    if 'coco/segm_mAP' in metrics:
+        found['mask_mAP'] = metrics['coco/segm_mAP']
+    return found
 
 
 def summarize(paths: Paths, seconds: float) -> dict[str, Any]:
@@ -543,18 +547,28 @@ def summarize(paths: Paths, seconds: float) -> dict[str, Any]:
     networks = _read_json(paths.folder / 'measure.json')['networks']
     summary: dict[str, Any] = {}
     for name, row in networks.items():
-        value = mean_average_precision(paths.folder / f'test-{name}')
-        summary[name] = dict(mAP=value, **row)
+        values = mean_average_precision(paths.folder / f'test-{name}')
+        summary[name] = {**values, **row}
     return dict(summary, seconds=round(seconds, 1))
 
 
 def results_table(summary: Mapping[str, Any], title: str) -> Table:
     """One row per network, with shares of the baseline."""
-    table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        title_justify='left',
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     table.add_column('')
-    for name in ('mAP', 'flops', 'params', 'acts', 'CPU ms\nper image'):
-        table.add_column(name, justify='right')
     first = summary['baseline']
+    precisions = {'mAP': 'mAP', 'mask_mAP': 'mask\nmAP'}
+    precisions = {k: v for k, v in precisions.items() if k in first}
+    for name in (
+        *precisions.values(),
+        *('flops', 'params', 'acts', 'CPU ms\nper image'),
+    ):
+        table.add_column(name, justify='right')
     for name, label in (
         ('baseline', 'baseline'),
         ('pruned', 'pruned'),
@@ -564,7 +578,7 @@ def results_table(summary: Mapping[str, Any], title: str) -> Table:
         share = {key: f'{row[key] / first[key]:4.0%}' for key in COSTS}
         cells = [f'{row[key] / 1e6:.2f} M {share[key]}' for key in COSTS[:-1]]
         cells.append(f'{row["ms_per_image"]:.1f} {share["ms_per_image"]}')
-        table.add_row(label, f'{row["mAP"]:.3f}', *cells)
+        table.add_row(label, *(f'{row[k]:.3f}' for k in precisions), *cells)
     return table
 
 
