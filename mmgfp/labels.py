@@ -29,6 +29,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .label_layers import along, canonical, squeezed
 from .size_watch import SizeRecord, axis_labels, watch_sizes
 from .slots import SlotTable, Trace, Use
+from .surgery import compute_again
 from .trees import tree_leaves, tree_map_only
 from .widths import settle_sizes
 
@@ -99,6 +100,7 @@ def trace_labels(
         watch_sizes(model, tracer),
         tracer,
     ):
+        compute_again(model)
         outputs = run()
     for out in tree_leaves(outputs):
         if isinstance(out, Tensor):
@@ -153,6 +155,13 @@ class LabelTracer(TorchDispatchMode):
         self.record = _Record()
         self.sizes = SizeRecord()
         self.reasons: list[str] = []
+        self._stored = {
+            id(value): f'meets the tensor {name}.{key}, which is neither '
+            'parameter nor buffer'
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, Tensor)
+        }
         self._tags = WeakIdKeyDictionary()
         for name, tensor in self.table.tensors.items():
             self._tags[tensor] = _Tag(self._own_layers(name, tensor), name)
@@ -175,7 +184,8 @@ class LabelTracer(TorchDispatchMode):
         if tag is None:
             tag = _Tag()
             if tensor.is_floating_point() and tensor.numel() > 1:
-                tag = _Tag((self.opaque(tensor, _UNSEEN),))
+                reason = self._stored.get(id(tensor), _UNSEEN)
+                tag = _Tag((self.opaque(tensor, reason),))
             self._tags[tensor] = tag
         return tag
 

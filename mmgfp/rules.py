@@ -14,6 +14,7 @@ from .labels import Rule
 from .rules_channelwise import (
     batch_norm,
     constant,
+    fold,
     group_norm,
     layer_norm,
     overwrite,
@@ -21,6 +22,7 @@ from .rules_channelwise import (
     reduction,
     softmax,
     spatial,
+    unfold,
 )
 from .rules_common import name_of, unknown
 from .rules_compiled import deformable, roi_pool
@@ -72,6 +74,8 @@ for _rule, _ops in {
         _batch_norm_with_update""",
     group_norm: 'native_group_norm',
     layer_norm: 'native_layer_norm',
+    unfold: 'im2col',
+    fold: 'col2im',
     convolution: 'convolution _convolution',
     addmm: 'addmm',
     mm: 'mm bmm',

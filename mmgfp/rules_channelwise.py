@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .label_layers import along
+from .label_layers import along, canonical
 from .labels import LabelTracer
 from .rules_common import (
     argument,
@@ -108,6 +108,40 @@ def spatial(
     )
     for result in results:
         tr.set(result, [resized(layer, result.shape) for layer in layers])
+
+
+def unfold(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``F.unfold``: each channel becomes as many as the kernel has places."""
+    source = args[0]
+    channel = source.dim() - 3
+    count = out.shape[-2] // source.shape[channel]
+    layers = without(
+        tr, source, [channel + 1, channel + 2], 'unfolded over them'
+    )
+    moved = []
+    for layer in layers:
+        layer = layer[..., 0, 0].repeat_interleave(count, dim=-1)
+        moved.append(layer[..., None].expand(out.shape))
+    tr.set(out, moved)
+
+
+def fold(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``F.fold``: the places of the kernel become one channel again."""
+    source = args[0]
+    channel = out.dim() - 3
+    channels = out.shape[channel]
+    moved = []
+    for layer in without(tr, source, [source.dim() - 1], 'folded over them'):
+        places = layer[..., 0].unflatten(-1, (channels, -1))
+        last = places.dim() - 1
+        if last in tr.varying(canonical(places)):
+            places = whole(tr, canonical(places), {last})
+        moved.append(places[..., :1, None].expand(out.shape))
+    tr.set(out, moved)
 
 
 def reduction(

@@ -13,7 +13,6 @@ from .rules_common import (
     argument,
     freeze_holes,
     merge,
-    name_of,
     resized,
     rows_of,
     unknown,
@@ -168,11 +167,12 @@ def _activation_product(
     tr: LabelTracer, func: Any, a: Tensor, b: Tensor, out: Tensor
 ) -> None:
     """Two computed factors: the summed channels must stay, the others pass."""
-    reason = f'summed over by {name_of(func)}'
+    reason = 'summed over by a product of activations'
     left = without(tr, a, [a.dim() - 1], reason)
     right = without(tr, b, [b.dim() - 2], reason)
     if any(tr.is_opaque(layer) for layer in (*left, *right)):
-        unknown(tr, func, (a, b), {}, out)
+        what = 'a product with something that is not known,'
+        unknown(tr, func, (a, b), {}, out, what)
         return
     layers: list[Tensor] = []
     for layer in (*left, *right):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .groups import ChannelGroup
 from .removal import axis_sizes, kept_positions
-from .surgery import named_tensors, slice_model
+from .surgery import compute_again, named_tensors, slice_model
 from .trees import tree_leaves, tree_map_only
 
 Run = Callable[[nn.Module], Any]
@@ -278,6 +278,8 @@ def randomize_(model: nn.Module, seed: int) -> None:
             noise = 0.75 + 0.5 * torch.rand(tensor.shape, generator=generator)
         with torch.no_grad():
             tensor.copy_(noise)
+    if not model.training:
+        compute_again(model)
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

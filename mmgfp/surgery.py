@@ -82,6 +82,23 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
     for (name, axis), kept in keep.items():
         if axis == ATTRIBUTE:
             write_width(model, name, len(kept))
+    if not model.training:
+        compute_again(model)
+
+
+def compute_again(model: nn.Module) -> None:
+    """Let modules in evaluation compute again what they keep of their weights.
+
+    Some do that when the mode changes. Nothing happens to models without
+    tensors besides parameters and buffers.
+    """
+    modes = {module: module.training for module in model.modules()}
+    if any(isinstance(v, Tensor) for m in modes for v in vars(m).values()):
+        with torch.no_grad():
+            model.train()
+            model.eval()
+        for module, training in modes.items():
+            module.training = training
 
 
 def read_width(model: nn.Module, name: str) -> int | None:

@@ -234,8 +234,7 @@ class Compared(WidthNet):
 
     def forward(self, x):
         x = self.stem(x)
-        images, channels, height, width = x.shape
-        assert channels == self.in_channels
+        assert x.shape[1] == self.in_channels
         if x.size(1) != self.embed_dims:
             raise ValueError('wrong width')
         return self.head(x)
@@ -383,6 +382,32 @@ class BiasedHeads(Heads):
     kind: ClassVar = _BiasedAttention
 
 
+class _StoredAttention(SelfAttention):
+    """Keeps in evaluation what training computes again, as LeViT does."""
+
+    def __init__(self, width, heads, head_dims):
+        super().__init__(width, heads, head_dims)
+        self.biases = nn.Parameter(torch.randn(heads, 16))
+        self.register_buffer('index', torch.arange(256).view(16, 16) % 16)
+
+    @torch.no_grad()
+    def train(self, mode=True):
+        super().train(mode)
+        if mode and hasattr(self, 'stored'):
+            del self.stored
+        elif not mode:
+            self.stored = self.biases[:, self.index]
+
+    def attend(self, query, key, value):
+        bias = self.biases[:, self.index] if self.training else self.stored
+        weights = query @ key.transpose(-2, -1) + bias.to(query)
+        return weights.softmax(-1) @ value
+
+
+class StoredHeads(Heads):
+    kind: ClassVar = _StoredAttention
+
+
 class _InputWidth(SelfAttention):
     def forward(self, x):
         images, tokens, width = x.shape
@@ -480,6 +505,7 @@ WIDTH_NETS: dict[str, type[WidthNet]] = {
         Heads,
         FusedHeads,
         BiasedHeads,
+        StoredHeads,
         InputWidth,
         TorchHeads,
         Columns,

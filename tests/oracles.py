@@ -206,7 +206,7 @@ def masked_is_slim(
     seed: int = 0,
 ) -> None:
     """Assert that removing random units equals masking them."""
-    model = randomize(copy.deepcopy(model).eval(), seed)
+    model = randomize(copy.deepcopy(model), seed).train().eval()
     removal = choose_units(groups, seed=seed)
     assert removal, 'nothing to remove'
     whole = outputs(model, run)

@@ -114,7 +114,8 @@ def test_direction_of_the_core():
 
 def test_labels_know_no_groups():
     assert own_imports('labels') == {
-        *('label_layers', 'size_watch', 'slots', 'trees', 'widths'),
+        *('label_layers', 'size_watch', 'slots', 'surgery', 'trees'),
+        'widths',
     }
     assert own_imports('groups') == {'layouts', 'slots'}
     assert 'groups' not in reachable('rules')
