@@ -31,6 +31,9 @@ _BOXES = (
 )
 
 
+# Sides of the images that channel groups are found with, in pixels.
+_TRACE_SIDES = (128, 256, 512)
+
 # RoIs per image that the paper counts for two-stage detectors.
 _COUNTED_PROPOSALS = 512
 
@@ -86,6 +89,41 @@ def demo_runner(
     return run
 
 
+def runnable(
+    model: nn.Module, shape: Sequence[int], images: int = 1
+) -> tuple[tuple[int, int], Mode]:
+    """The cheapest forward that tells the channel groups of a model.
+
+    A small image gives the same groups as a large one, but networks with many
+    levels or large kernels may need a larger one, and classifiers may fix the
+    size. Where there are no raw outputs to be had, the results have to do.
+
+    Args:
+        model (nn.Module): Is run to see what works.
+        shape (Sequence[int]): (H, W) that the model is for.
+        images (int): Images in the batch. Defaults to 1.
+
+    Returns:
+        tuple: (H, W) and the mode, for :func:`demo_runner`; the whole shape
+        and 'tensor' if nothing works.
+    """
+    whole = (shape[0], shape[1])
+    shapes = [whole]
+    if library(model) == 'mmdet':
+        small = [(min(s, shape[0]), min(s, shape[1])) for s in _TRACE_SIDES]
+        shapes = list(dict.fromkeys([*small, whole]))
+    modes: tuple[Mode, ...] = ('tensor', 'predict')
+    for mode in modes:
+        for some in shapes:
+            try:
+                with _modes_kept(model), torch.no_grad():
+                    demo_runner(some, images, mode)(model.eval())
+            except Exception:  # too small, or no such mode: try the next
+                continue
+            return some, mode
+    return whole, 'tensor'  # whoever runs it sees the error
+
+
 def demo_data(
     model: BaseModel,
     shape: Sequence[int],
@@ -105,11 +143,14 @@ def demo_data(
     if not origin:
         return dict(inputs=_demo_batch(model, shape, images), mode=mode)
     data: dict[str, Any] = dict(inputs=_demo_pixels(shape, images))
+    preprocess = model.data_preprocessor
     if origin == 'mmdet':
-        data['data_samples'] = _detection_samples(shape, images)
+        masks = getattr(preprocess, 'pad_mask', True)
+        data['data_samples'] = _detection_samples(shape, images, masks)
     elif mode != 'tensor':
         data['data_samples'] = _classification_samples(origin, shape, images)
-    return dict(model.data_preprocessor(data, False), mode=mode)
+    with _unaugmented(preprocess):
+        return dict(preprocess(data, mode == 'loss'), mode=mode)
 
 
 def _boxes(shape: Sequence[int]) -> torch.Tensor:
@@ -134,7 +175,22 @@ def _demo_batch(
     return batch.to(next(model.parameters()).device)
 
 
-def _detection_samples(shape: Sequence[int], images: int) -> list[Any]:
+@contextmanager
+def _unaugmented(preprocess: nn.Module) -> Iterator[None]:
+    """Without what a preprocessor does to training batches at random."""
+    augments = vars(preprocess).get('batch_augments')
+    if augments is not None:
+        vars(preprocess)['batch_augments'] = None
+    try:
+        yield
+    finally:
+        if augments is not None:
+            vars(preprocess)['batch_augments'] = augments
+
+
+def _detection_samples(
+    shape: Sequence[int], images: int, with_masks: bool
+) -> list[Any]:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
@@ -164,8 +220,11 @@ def _detection_samples(shape: Sequence[int], images: int) -> list[Any]:
         sample.gt_instances = InstanceData(
             bboxes=boxes.clone(),
             labels=labels.clone(),
-            masks=BitmapMasks(masks.copy(), height, width),
         )
+        if with_masks:
+            sample.gt_instances.masks = BitmapMasks(
+                masks.copy(), height, width
+            )
         sample.ignored_instances = InstanceData(
             bboxes=boxes[:0], labels=labels[:0]
         )
@@ -198,11 +257,18 @@ def _classification_samples(
 @contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
     """Training mode, without what makes results random or mixes images."""
+    with _modes_kept(model):
+        model.train()
+        for module in model.modules():
+            kind = type(module).__name__
+            if isinstance(module, _NormBase) or 'Drop' in kind:
+                module.eval()
+        yield
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
     modes = {m: m.training for m in model.modules()}
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _NormBase) or 'Drop' in type(module).__name__:
-            module.eval()
     try:
         yield
     finally:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +13,15 @@ from .labels import trace_labels
 from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
-from .selfcheck import check_groups
+from .selfcheck import Run, check_groups
+from .slots import Trace
 
 
 def find_groups(
     model: nn.Module,
-    run: Callable[[nn.Module], Any],
+    run: Run,
     images: int = 1,
-    train: Callable[[nn.Module], Any] | None = None,
+    train: Run | None = None,
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model.
 
@@ -35,7 +35,8 @@ def find_groups(
             out which image each row of a layer's input belongs to. Defaults
             to 1.
         train (Callable, optional): Runs the model for its losses on as many
-            images. Where that works, what layers are given is learnt from it.
+            images. Where that works, what layers are given is learnt from
+            it, and so are the channels of layers that only training uses.
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
@@ -50,15 +51,12 @@ def find_groups(
     with torch.random.fork_rng(devices=devices):
         try:
             model.eval()
-            _try(model, run)
-            groups = build_groups(
-                trace_labels(
-                    model, lambda: run(model), find_rule, watch_compiled
-                )
-            )
-            groups = [_freeze_single(group) for group in groups]
+            trace = _trace(model, run, train)
+            groups = [_freeze_single(group) for group in build_groups(trace)]
             groups = find_layouts(model, groups, run, images, train)
-            groups = check_groups(model, groups, run)
+            groups = check_groups(
+                model, groups, _both(run, train) if trace.trained else run
+            )
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -71,7 +69,25 @@ def _freeze_single(group: ChannelGroup) -> ChannelGroup:
     return group.freeze('there is only one unit: removing it leaves nothing')
 
 
-def _try(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
+def _trace(model: nn.Module, run: Run, train: Run | None) -> Trace:
+    try:
+        return trace_labels(
+            model,
+            lambda: run(model),
+            find_rule,
+            watch_compiled,
+            train and (lambda: train(model)),
+        )
+    except Exception:
+        _try(model, run)  # is the forward at fault?
+        raise
+
+
+def _both(run: Run, train: Run | None) -> Run:
+    return lambda model: (run(model), train and train(model))
+
+
+def _try(model: nn.Module, run: Run) -> None:
     try:
         with torch.no_grad():
             run(model)

@@ -77,8 +77,9 @@ def trace_labels(
     run: Callable[[], Any],
     find_rule: Callable[[Any], Rule],
     watch: Callable[[LabelTracer], AbstractContextManager] = nullcontext,
+    train: Callable[[], Any] | None = None,
 ) -> Trace:
-    """Push labels through one forward.
+    """Push labels through one forward, and another one if need be.
 
     Args:
         model (nn.Module): The model; put in eval mode by the caller.
@@ -88,6 +89,9 @@ def trace_labels(
         find_rule (Callable): Gives the rule of an operation.
         watch (Callable): Context, given the tracer, in which operations that
             the dispatcher does not see get their rules. Defaults to none.
+        train (Callable, optional): Runs the model for its losses. Called if
+            the first forward leaves parameters unused, which training may
+            use; what it tells before it fails, if it does, counts.
 
     Raises:
         RuntimeError: If the forward itself fails.
@@ -101,11 +105,13 @@ def trace_labels(
         tracer,
     ):
         compute_again(model)
-        outputs = run()
-    for out in tree_leaves(outputs):
-        if isinstance(out, Tensor):
-            for layer in tracer.layers(out):
-                tracer.freeze(layer, 'reaches an output of the network')
+        tracer.end(run())
+        if train is not None and tracer.unused():
+            try:
+                tracer.end(train())
+                tracer.trained = True
+            except Exception:  # the demo may lack what these losses need
+                tracer.stack.clear()
     slots = len(tracer.table)
     return settle_sizes(
         tracer.result(),
@@ -152,6 +158,7 @@ class LabelTracer(TorchDispatchMode):
         self.module_names = {id(m): n for n, m in model.named_modules()}
         self.stack: list[_Frame] = []
         self.suspended = False
+        self.trained = False
         self.record = _Record()
         self.sizes = SizeRecord()
         self.reasons: list[str] = []
@@ -243,6 +250,22 @@ class LabelTracer(TorchDispatchMode):
         if slots.size:
             self.record.frozen.append((slots, reason))
 
+    def end(self, outputs: Any) -> None:
+        """Channels that reach an output must stay."""
+        for out in tree_leaves(outputs):
+            if isinstance(out, Tensor):
+                for layer in self.layers(out):
+                    self.freeze(layer, 'reaches an output of the network')
+
+    def unused(self) -> list[str]:
+        """Parameters that no operation has seen."""
+        return [
+            name
+            for name, tensor in self.table.tensors.items()
+            if isinstance(tensor, nn.Parameter)
+            and name not in self.record.order
+        ]
+
     def where(self) -> str:
         """The innermost module being executed, for messages."""
         for frame in reversed(self.stack):
@@ -274,6 +297,8 @@ class LabelTracer(TorchDispatchMode):
             list(record.uses.values()),
             issued,
             record.order,
+            self.unused(),
+            self.trained,
         )
 
     # -- dispatch ---------------------------------------------------------

@@ -8,9 +8,8 @@ from logging import Logger
 
 from torch import nn
 
-from .adapt import trace_shape
 from .cost import METRICS, record_calls
-from .demo import cost_runner, demo_runner
+from .demo import cost_runner, demo_runner, runnable
 from .finder import find_groups, restrict_groups
 from .groups import ChannelGroup
 from .pruner import GroupFisherPruner, Normalizer
@@ -28,11 +27,11 @@ def demo_groups(model: nn.Module, shape: Sequence[int]) -> list[ChannelGroup]:
         shape (Sequence[int]): (H, W) that the model is for; what is run may
             be smaller.
     """
-    shape = trace_shape(model, shape)
     # one image could not show which rows of an input belong to which
+    shape, mode = runnable(model, shape, images=2)
     return find_groups(
         model,
-        demo_runner(shape, images=2),
+        demo_runner(shape, images=2, mode=mode),
         images=2,
         train=demo_runner(shape, images=2, mode='loss'),
     )

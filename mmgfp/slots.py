@@ -108,6 +108,8 @@ class Trace:
     uses: list[Use]  # consumers in order of execution
     issued: list[tuple[str, int, int]]  # producers: (weight, axis, channels)
     order: dict[str, int]  # tensor name -> first use, in execution order
+    unused: list[str]  # parameters that took no part
+    trained: bool  # whether the losses were traced as well
 
     def components(self) -> np.ndarray:
         """The connected component of every slot, shape (slots,)."""
