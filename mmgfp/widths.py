@@ -137,7 +137,9 @@ def _freeze_misfits(
         fewer = evaluate(fact.term, lambda term: term.value) - evaluate(
             fact.term, left.__getitem__
         )
-        wrong = units[~np.isclose(fewer, _count(needed, units))]
+        lost = _count(needed, units)
+        # where all of them are one unit, that is the reason
+        wrong = units[~np.isclose(fewer, lost) & (lost < len(needed))]
         if wrong.size:
             every = np.arange(len(trace.table))
             slots = every[np.isin(component.of(every), wrong)]
