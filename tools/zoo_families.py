@@ -53,6 +53,10 @@ INSTEAD = {
         'faster-rcnn_res2net-101_fpn_2x_coco',
         'HTC is a family of its own',
     ),
+    'mmdet/sort': (
+        'faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval',
+        'the shortest name refers to a config that this release lacks',
+    ),
     'mmdet/v3det': (
         'faster_rcnn_r50_fpn_8x4_sample1e-3_mstrain_v3det_2x',
         'no depth in Swin-B',
