@@ -33,6 +33,7 @@ from .rules_structure import (
     cut,
     join,
     pad,
+    restride,
     split,
     structure,
 )
@@ -49,6 +50,7 @@ for _rule, _ops in {
     split: 'split split_with_sizes chunk',
     cut: 'slice narrow',
     join: 'cat stack concat',
+    restride: 'as_strided_',
     channel_shuffle: 'channel_shuffle native_channel_shuffle',
     pad: 'constant_pad_nd',
     index: 'index',

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
-from .rules_common import argument, common_weight, name_of, whole
+from .rules_common import argument, common_weight, name_of, unknown, whole
 from .size_watch import Choice
 from .sizes import attributes_in
 from .trees import tree_leaves
@@ -141,6 +141,15 @@ def in_step(tr: LabelTracer, labels: np.ndarray, parts: int) -> None:
     """Couple the channels at the same place of each of several parts."""
     columns = labels.reshape(parts, -1)
     tr.couple(columns[:1], columns)
+
+
+def restride(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``as_strided_`` of the same sizes: another layout, the same elements."""
+    layers = tr.tag(args[0]).layers
+    if any(layer.shape != out.shape for layer in layers):
+        unknown(tr, func, args, kwargs, out)
 
 
 def channel_shuffle(
