@@ -63,12 +63,17 @@ class SizeRecord:
         given (dict): For the operation being executed: output axis -> size,
             as far as the code gave one.
         cuts (set): Numbers from attributes that it cuts at.
+        made (list): Sizes of fresh tensors: (size, label layers, axis,
+            module). What they count shows when something is written there.
     """
 
     facts: list[SizeFact] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     given: dict[int, Any] = field(default_factory=dict)
     cuts: set[int] = field(default_factory=set)
+    made: list[tuple[Any, Sequence[Tensor], int, str]] = field(
+        default_factory=list
+    )
 
 
 class Labels(Protocol):
@@ -98,6 +103,9 @@ def watch_sizes(model: nn.Module, tracer: Labels) -> Iterator[None]:
     try:
         with traced_attributes(model), watch:
             yield
+        for size, layers, axis, where in tracer.sizes.made:
+            watch.add(size, layers, axis, where=where)
+        watch.end()
     finally:
         Size.on_equal = None
 
@@ -128,6 +136,8 @@ class _SizeWatch(TorchFunctionMode):
     def __init__(self, tracer: Labels) -> None:
         super().__init__()
         self._tracer = tracer
+        # sizes that tensors were made with, which are filled later
+        self._made: list[tuple[Size, Tensor, int]] = []
 
     def __torch_function__(
         self,
@@ -186,6 +196,7 @@ class _SizeWatch(TorchFunctionMode):
         layers: Sequence[Tensor],
         axis: int,
         positions: slice = slice(None),
+        where: str | None = None,
     ) -> None:
         """Note that a size counts positions of an axis."""
         if isinstance(size, Size):
@@ -193,10 +204,10 @@ class _SizeWatch(TorchFunctionMode):
             # a blank axis matters to an attribute that counts others, too
             blank = not attributes_in(size) and bool((labels < 0).all())
             if len(labels) == int(size) and not blank:
-                self._note(size, labels)
+                self._note(size, labels, where or self._tracer.where())
 
-    def _note(self, size: Size, labels: np.ndarray) -> None:
-        fact = SizeFact(size.term, labels, self._tracer.where())
+    def _note(self, size: Size, labels: np.ndarray, where: str) -> None:
+        fact = SizeFact(size.term, labels, where)
         self._tracer.sizes.facts.append(fact)
 
     def labels(self, layers: Sequence[Tensor], axis: int) -> np.ndarray:
@@ -289,6 +300,30 @@ class _SizeWatch(TorchFunctionMode):
         if attributes_in(length):
             self.add(length, self.layers(out), dim)
 
+    def made_after(
+        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
+    ) -> None:
+        """What the axes of a new tensor count, what fills it will tell."""
+        for axis, size in enumerate(_varargs(args, kwargs, 'size')):
+            if attributes_in(size) and axis < out.dim():
+                self._made.append((size, out, axis))
+
+    def end(self) -> None:
+        """All tensors are filled."""
+        for size, tensor, axis in self._made:
+            self.add(size, self.layers(tensor), axis)
+        self._made.clear()
+
+    def fresh_after(
+        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
+    ) -> None:
+        """``x.new_zeros(n, self.width)``: what it counts shows later."""
+        where = self._tracer.where()
+        layers = self._tracer.tag(out).layers
+        for axis, size in enumerate(_fresh_sizes(args, kwargs)):
+            if layers and axis < out.dim() and attributes_in(size):
+                self._tracer.sizes.made.append((size, layers, axis, where))
+
     def nothing_before(self, args: tuple, kwargs: Mapping) -> None:
         pass
 
@@ -306,7 +341,8 @@ class _SizeWatch(TorchFunctionMode):
     def _count_groups(self, groups: Any, out: Tensor) -> None:
         if isinstance(groups, Size) and attributes_in(groups):
             labels = self.labels(self.layers(out), 1)
-            self._note(groups, labels.reshape(int(groups), -1))
+            labels = labels.reshape(int(groups), -1)
+            self._note(groups, labels, self._tracer.where())
 
     def attention_before(self, args: tuple, kwargs: Mapping) -> None:
         """``nn.MultiheadAttention`` divides its fixed embedding width."""
@@ -346,6 +382,16 @@ def _varargs(args: tuple, kwargs: Mapping, *names: str) -> Sequence[Any]:
     return sizes if all(isinstance(s, int) for s in sizes) else []
 
 
+def _fresh_sizes(args: tuple, kwargs: Mapping) -> Sequence[Any]:
+    """The sizes of a new tensor, given one by one or as a list."""
+    found = [a for a in args if not isinstance(a, Tensor)]
+    if not found:
+        found = [kwargs[n] for n in ('size', 'shape') if n in kwargs]
+    if found and isinstance(found[0], (list, tuple)):
+        return found[0]
+    return found
+
+
 def _split_sizes(args: tuple, kwargs: Mapping) -> Any:
     found = _argument(args, kwargs, 1, 'split_size_or_sections')
     if found is None:
@@ -382,6 +428,17 @@ _WATCHED: dict[str, tuple[Callable, Callable]] = {
     ),
     **dict.fromkeys(
         ('__getitem__', '__setitem__'), (_W.cut_before, _W.cut_after)
+    ),
+    **dict.fromkeys(
+        ('new_zeros', 'new_ones', 'new_empty'),
+        (_W.nothing_before, _W.made_after),
+    ),
+    **dict.fromkeys(
+        (
+            *('zeros', 'ones', 'empty', 'full'),
+            *('new_zeros', 'new_ones', 'new_empty', 'new_full'),
+        ),
+        (_W.nothing_before, _W.fresh_after),
     ),
     'narrow': (_W.narrow_before, _W.narrow_after),
     **dict.fromkeys(
