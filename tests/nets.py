@@ -835,7 +835,7 @@ class RepeatedLinear(nn.Linear):
         return x @ self.weight.t().expand(len(x), -1, -1) + self.bias
 
 
-class Repeated(Net):
+class Batched(Net):
     """A matrix repeated for every image is the same matrix."""
 
     prunable: ClassVar = {
@@ -937,7 +937,7 @@ NETS: dict[str, type[Net]] = {
         Attention,
         PixelShuffle,
         KeywordCall,
-        Repeated,
+        Batched,
         Normalised,
         Strided,
     )
