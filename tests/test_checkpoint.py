@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from nets import Chain
+from torch import nn
 
+from mmgfp import unpickler
 from mmgfp.checkpoint import load_plain_checkpoint
 from mmgfp.structure import KEY, Structure
 
@@ -53,6 +57,37 @@ def test_plain_pickle_is_not_executed(tmp_path):
     with pytest.raises(ValueError, match=r'bad\.pth'):
         load_plain_checkpoint(path)
     assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize(
+    ('program', 'refused'),
+    [
+        (b'cposix\nmkdir\n.', 'posix.mkdir'),
+        (b"(S'x'\nicollections\nOrderedDict\n.", 'operation'),
+        (b'(cnumpy\ndtype\no.', 'operation'),
+        (b'\x82\x01.', 'operation'),
+        (b'\x80\x02K\x01)R.', 'call of a int'),
+        (b'\x80\x02cnumpy\ndtype\n)\x81.', 'instance of'),
+        (b'\x80\x02ctorch._utils\n_rebuild_tensor\n}b.', 'state of a fun'),
+        (b'c__builtin__\nset\n}b.', 'state of a type'),
+        (b'c_codecs\nencode\n(Va\nVrot13\ntR.', 'to rot13'),
+    ],
+)
+def test_what_a_pickle_may_not_do(program, refused):
+    with pytest.raises(unpickler.RefusedError, match=refused):
+        unpickler.load(io.BytesIO(program))
+
+
+def test_programs_are_not_read(tmp_path):
+    """Torch hands these formats to readers of their own."""
+    script = tmp_path / 'script.pth'
+    torch.jit.script(nn.Linear(2, 2)).save(script)
+    archive = tmp_path / 'archive.pth'
+    with tarfile.open(archive, 'w') as file:
+        file.add(script, 'storages')
+    for path, kind in ((script, 'TorchScript'), (archive, 'a tar archive')):
+        with pytest.raises(ValueError, match=f'other than.*{kind}'):
+            load_plain_checkpoint(path)
 
 
 def test_what_mmengine_saves(tmp_path):

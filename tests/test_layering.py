@@ -103,7 +103,7 @@ def test_direction_of_the_core():
         *('rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules_indexing'),
         *('rules_compiled', 'rules', 'groups'),
-        *('version', 'checkpoint', 'files', 'structure'),
+        *('version', 'unpickler', 'checkpoint', 'files', 'structure'),
         'removal',
         *('selfcheck', 'probe', 'finder', 'cost', 'fisher', 'selection'),
         'pruner',
