@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 # MMClassification became MMPretrain: the same models under another name.
 CLASSIFICATION = 'mmpretrain' if find_spec('mmpretrain') else 'mmcls'
@@ -17,3 +18,10 @@ def require(package: str) -> None:
     """Skip the running test where a package is missing."""
     if find_spec(package) is None:
         pytest.skip(f'this stack has no {package}')
+
+
+def loss_scaler(scale: float):
+    """What scales losses on a CPU; skips the running test without it."""
+    if not hasattr(torch.amp, 'GradScaler'):
+        pytest.skip('this torch has no loss scaler for CPUs')
+    return torch.amp.GradScaler('cpu', init_scale=scale)

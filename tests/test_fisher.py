@@ -11,6 +11,7 @@ import torch
 from masked import Masked, assert_scores
 from nets import NETS as NETS_OF_ALL_KINDS
 from oracles import randomize
+from stack import loss_scaler
 from torch import Tensor, nn
 from torch.nn.functional import (
     adaptive_avg_pool2d,
@@ -220,6 +221,12 @@ def test_equals_gradients_of_the_consumers_weights(net):
     groups = [g for g in groups if not g.frozen]
     if not groups:
         pytest.skip('nothing can be pruned')
+    try:
+        loss_of_outputs(model(images)).backward()
+    except RuntimeError as error:
+        if 'derivative' not in str(error):
+            raise
+        pytest.skip(f'this torch says: {error}')
     parameters = dict(model.named_parameters())
     expected = {g.name: torch.zeros(g.size).double() for g in groups}
     for image in images:
@@ -296,7 +303,7 @@ def test_loss_scale_is_divided_out():
     model, pruner = make(Residual)
     expected = oracle(model, DATA, LABELS)
     pruner.discard()
-    scaler = torch.amp.GradScaler('cpu', init_scale=4096.0)
+    scaler = loss_scaler(4096.0)
     scaler.scale(loss_of(model, DATA, LABELS)).backward()
     pruner.accumulate(scaler.get_scale())
     assert_scores(pruner, expected)

@@ -368,6 +368,7 @@ images = [f'{folder}/{kind}/{i}.png' for kind in ('dark', 'grey', 'bright')
           for i in range(12)]
 images = [i for i in images if os.path.exists(i)]
 inferencer = ImageClassificationInferencer(path, checkpoint)
+inferencer.show_progress = False  # which mmcls forgets to set
 results = inferencer(images)
 torch.save(dict(
     kind=type(model).__module__ + '.' + type(model).__name__,

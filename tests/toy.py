@@ -32,6 +32,7 @@ from mmengine.registry import (
     OPTIM_WRAPPERS,
 )
 from mmengine.runner import Runner
+from stack import loss_scaler
 from torch import nn
 from torch.nn.functional import cross_entropy, relu
 from torch.utils.data import Dataset
@@ -254,7 +255,7 @@ class CpuAmpOptimWrapper(OptimWrapper):
 
     def __init__(self, init_scale: float = 1024.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale)
+        self.loss_scaler = loss_scaler(init_scale)
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         self.loss_scaler.scale(loss).backward(**kwargs)
