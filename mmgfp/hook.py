@@ -40,6 +40,7 @@ from .registry import HOOKS
 from .runner_state import (
     accumulation,
     averaged_models,
+    before_each_batch,
     checkpoint_is_due,
     loss_factor,
     optimizers,
@@ -163,6 +164,7 @@ class FisherPruningHook(Hook):
         if self._resumed:
             pruner.load_state_dict(self._resumed['pruner'])
             self._random.resume_from(self._resumed['random'])
+            before_each_batch(runner, self._random.restore)
             self._tally = Tally(**self._resumed['tally'])
             if ratio <= self.schedule.target:
                 runner.logger.info('the target was reached before')

@@ -29,7 +29,7 @@ class RandomKeeper:
 
     def forget(self) -> None:
         """What was noted is out of date: training goes on."""
-        self._states = None
+        self._states = self._to_restore = None
 
     def states(self) -> list[dict[str, Any]]:
         """By rank, as noted, or else of this rank now."""
@@ -41,10 +41,9 @@ class RandomKeeper:
         self._to_restore = states[rank] if rank < len(states) else None
 
     def restore(self) -> None:
-        """Continue from the states of the checkpoint, once."""
+        """Continue from the states of the checkpoint, if not yet forgotten."""
         if self._to_restore is not None:
             set_random_state(self._to_restore)
-            self._to_restore = None
 
     def rewind(self) -> None:
         """Go back to what was noted, as if nothing had been drawn since."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import BaseAveragedModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from .adapt import unwrap
@@ -74,6 +75,36 @@ def rewrap(runner: Runner) -> None:
 def sum_over_ranks(tensor: Tensor) -> None:
     """Sum a tensor over all processes, in place."""
     dist.all_reduce(tensor)
+
+
+class _Announcing:
+    """An iterator that calls something before each of its elements."""
+
+    def __init__(
+        self, iterator: Iterator, announce: Callable[[], None]
+    ) -> None:
+        self._iterator = iterator
+        self._announce = announce
+
+    def __next__(self) -> Any:
+        self._announce()
+        return next(self._iterator)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
+
+
+def before_each_batch(runner: Runner, announce: Callable[[], None]) -> None:
+    """Call something before each batch of a loop that counts iterations.
+
+    Resumed, such a loop first skips the batches of the past, which early
+    releases of mmengine load to that end; no hook is called in between.
+    """
+    loop = runner.train_loop
+    if isinstance(loop, IterBasedTrainLoop):
+        loop.dataloader_iterator = _Announcing(
+            loop.dataloader_iterator, announce
+        )
 
 
 def checkpoint_is_due(runner: Runner) -> bool:
