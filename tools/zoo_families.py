@@ -115,9 +115,6 @@ FURTHER = {
     },
     'mmpretrain/deit': {'distilled': 'deit-tiny-distilled_4xb256_in1k'},
     'mmpretrain/efficientnet': {'edge': 'efficientnet-es_8xb32-01norm_in1k'},
-    'mmpretrain/eva': {
-        'mae': 'eva-mae-style_vit-base-p16_16xb256-coslr-400e_in1k'
-    },
     'mmpretrain/hornet': {'gf': 'hornet-tiny-gf_8xb128_in1k'},
     'mmpretrain/mae': {
         'hivit': 'mae_hivit-base-p16_8xb512-amp-coslr-400e_in1k'
@@ -142,6 +139,7 @@ FURTHER = {
 }
 
 _TEXT = 'reads text: needs a tokenizer and a language model from a hub'
+_TARGETS = 'loads what its training imitates from the network when built'
 _VIDEO = 'follows objects in videos, on top of a detector of another family'
 _NO_MODEL = 'holds settings that other configs share, no model'
 
@@ -162,6 +160,7 @@ LEFT_OUT = {
     'mmpretrain/chinese_clip': _TEXT,
     'mmpretrain/flamingo': _TEXT,
     'mmpretrain/llava': _TEXT,
+    'mmpretrain/milan': _TARGETS,
     'mmpretrain/minigpt4': _TEXT,
     'mmpretrain/ofa': _TEXT,
     'mmpretrain/otter': _TEXT,

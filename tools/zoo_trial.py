@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from mmgfp.adapt import build_model, input_shape, load_model, trace_shape
@@ -245,6 +246,10 @@ def leave_slim(
 def load(name: str | Path) -> Config:
     """Load a config, and its library as training and inference do."""
     config = load_config(name)
+    if config.get('default_scope') is None:
+        # backbones alone, which nobody trains as they are, leave it out
+        config.default_scope = str(name).partition('::')[0]
+        init_default_scope(config.default_scope)
     # some parts of models are registered there
     import_module(f'{config.default_scope}.datasets')
     return config
