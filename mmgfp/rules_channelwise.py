@@ -152,8 +152,11 @@ def reduction(
     dims = _reduced_dims(source, func, args, kwargs)
     layers, lost = [], []
     for layer in tr.layers(source):
-        if tr.is_opaque(layer) or not tr.varying(layer) & set(dims):
+        mixed = tr.varying(layer) & set(dims)
+        if tr.is_opaque(layer) or not mixed:
             layers.append(layer)
+        elif has_rows(tr, layer, mixed):
+            layers.append(whole(tr, layer, mixed))
         else:  # multiplied by zero, the result will not have been used
             lost.append((layer, f'{name_of(func)} over them in {tr.where()}'))
     weight = tr.tag(source).weight
@@ -216,6 +219,8 @@ def group_norm(
         labels = rows_of(tr, layer, 1).reshape(groups, channels // groups)
         tr.couple(labels[:, :1], labels)
         freeze_holes(tr, labels)
+        if groups == 1:
+            tr.freeze(labels, f'GroupNorm of one group in {tr.where()}')
     tr.set(tree_leaves(out)[0], layers)
 
 

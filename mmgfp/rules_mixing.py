@@ -57,16 +57,23 @@ def convolve(
                 tr.freeze(layer, f'the kernel of {tr.where()} is computed')
         tr.set(out, [tr.opaque(out, f'comes out of {tr.where()}')])
         return
-    inputs = _channel_labels(tr, source, 1)
+    inputs, blank = _channel_labels(tr, source, 1), _blank(tr, source)
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
     if groups == 1:
         consumed = _axis_slots(tr, weight, in_axis)
-        _consume(tr, name, consumed, inputs, channel_axis=1)
+        _consume(tr, name, consumed, inputs, 1, blank)
         labels = _axis_slots(tr, weight, out_axis)
         issue_axis = out_axis
     else:
         labels = _convolution_groups(
-            tr, name, weight, inputs, groups, out.shape[1], transposed
+            tr,
+            name,
+            weight,
+            inputs,
+            groups,
+            out.shape[1],
+            transposed,
+            blank,
         )
         issue_axis = 0
     if labels is not None:
@@ -82,6 +89,7 @@ def _convolution_groups(
     groups: int,
     channels: int,
     transposed: bool,
+    blank: str,
 ) -> np.ndarray:
     """Couple each convolution group; return the output labels."""
     slots = _axis_slots(tr, weight, 0)
@@ -91,7 +99,7 @@ def _convolution_groups(
     tr.couple(per_group[:, :1], per_group)
     tr.couple(per_group[:, :1], labels)
     holes = (labels < 0).any(1)
-    tr.freeze(per_group[holes], 'convolves a constant')
+    tr.freeze(per_group[holes], blank)
     freeze_holes(tr, labels)
     first = per_group[:, 0]
     tr.add_use(
@@ -137,7 +145,8 @@ def _matmul(
         layer for layer in tr.layers(a) if a.dim() - 1 not in tr.varying(layer)
     ]
     inputs = _channel_labels(tr, a, -1)
-    _consume(tr, name, _axis_slots(tr, b, b.dim() - 2), inputs, -1)
+    slots = _axis_slots(tr, b, b.dim() - 2)
+    _consume(tr, name, slots, inputs, -1, _blank(tr, a))
     labels = _axis_slots(tr, b, b.dim() - 1)
     if labels is not None:
         tr.add_issue(
@@ -236,6 +245,13 @@ def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:
     return found
 
 
+def _blank(tr: LabelTracer, source: Tensor) -> str:
+    """Why an input may have no labels along the axis that is consumed."""
+    if tr.layers(source):
+        return 'reads positions or other fixed numbers of values, no channels'
+    return 'reads the image or another constant'
+
+
 def _axis_slots(
     tr: LabelTracer, weight: Tensor, axis: int
 ) -> np.ndarray | None:
@@ -252,13 +268,17 @@ def _consume(
     slots: np.ndarray | None,
     inputs: np.ndarray,
     channel_axis: int,
+    blank: str,
 ) -> None:
-    """Couple a weight's input axis with the labels that come in."""
+    """Couple a weight's input axis with the labels that come in.
+
+    Where there are none, ``blank`` says why.
+    """
     if slots is None:
         tr.freeze(inputs, f'the only channel into {tr.where()}')
         return
     tr.couple(inputs, slots)
-    tr.freeze(slots[inputs < 0], 'reads the image or another constant')
+    tr.freeze(slots[inputs < 0], blank)
     axis = int(tr.table.axes[int(tr.table.axis_ids(slots[0]))][1])
     tr.add_use(name, axis, False, channel_axis, inputs, slots)
 

@@ -105,7 +105,6 @@ def watch_sizes(model: nn.Module, tracer: Labels) -> Iterator[None]:
             yield
         for size, layers, axis, where in tracer.sizes.made:
             watch.add(size, layers, axis, where=where)
-        watch.end()
     finally:
         Size.on_equal = None
 
@@ -136,8 +135,6 @@ class _SizeWatch(TorchFunctionMode):
     def __init__(self, tracer: Labels) -> None:
         super().__init__()
         self._tracer = tracer
-        # sizes that tensors were made with, which are filled later
-        self._made: list[tuple[Size, Tensor, int]] = []
 
     def __torch_function__(
         self,
@@ -300,20 +297,6 @@ class _SizeWatch(TorchFunctionMode):
         if attributes_in(length):
             self.add(length, self.layers(out), dim)
 
-    def made_after(
-        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
-    ) -> None:
-        """What the axes of a new tensor count, what fills it will tell."""
-        for axis, size in enumerate(_varargs(args, kwargs, 'size')):
-            if attributes_in(size) and axis < out.dim():
-                self._made.append((size, out, axis))
-
-    def end(self) -> None:
-        """All tensors are filled."""
-        for size, tensor, axis in self._made:
-            self.add(size, self.layers(tensor), axis)
-        self._made.clear()
-
     def fresh_after(
         self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
     ) -> None:
@@ -428,10 +411,6 @@ _WATCHED: dict[str, tuple[Callable, Callable]] = {
     ),
     **dict.fromkeys(
         ('__getitem__', '__setitem__'), (_W.cut_before, _W.cut_after)
-    ),
-    **dict.fromkeys(
-        ('new_zeros', 'new_ones', 'new_empty'),
-        (_W.nothing_before, _W.made_after),
     ),
     **dict.fromkeys(
         (
