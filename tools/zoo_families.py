@@ -68,8 +68,8 @@ INSTEAD = {
     ),
     'mmpretrain/eva': ('eva-l-p14_headless', 'EVA-G has 1 G parameters'),
     'mmpretrain/replknet': (
-        'replknet-31B_32xb64_in1k',
-        'the letter stands behind a number',
+        'replknet-31L_32xb64_in1k-384px',
+        'the file that the smaller one is based on does not load',
     ),
     'mmpretrain/resnet': ('resnet18_8xb32_in1k', 'v1c is another network'),
     'mmpretrain/xcit': (
