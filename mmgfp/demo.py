@@ -217,13 +217,16 @@ def _detection_samples(
                 flip_direction=None,
             )
         )
+        # Fewer than are proposed, and not as many in every image: a layer that
+        # is given positives only must not seem to be given all of them.
+        some = slice(1 + i % 2, None)
         sample.gt_instances = InstanceData(
-            bboxes=boxes.clone(),
-            labels=labels.clone(),
+            bboxes=boxes[some].clone(),
+            labels=labels[some].clone(),
         )
         if with_masks:
             sample.gt_instances.masks = BitmapMasks(
-                masks.copy(), height, width
+                masks[some].copy(), height, width
             )
         sample.ignored_instances = InstanceData(
             bboxes=boxes[:0], labels=labels[:0]

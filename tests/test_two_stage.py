@@ -15,7 +15,7 @@ from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
 from mmgfp.demo import demo_data, demo_runner
-from mmgfp.finder import find_groups
+from mmgfp.preparation import demo_groups
 from mmgfp.pruner import GroupFisherPruner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ SHAPE = (96, 96)
 HEADS = ('roi_head.bbox_head.fc_cls', 'roi_head.mask_head.conv_logits')
 
 
-def detector() -> nn.Module:
+def detector(shared_extractor: bool = False) -> nn.Module:
     """Small, and without random choices in its losses."""
     require('mmdet')
     config = load_config(ROOT / 'configs/quickstart/mask_rcnn_r18_digits.py')
@@ -36,6 +36,9 @@ def detector() -> nn.Module:
     heads.mask_roi_extractor.out_channels = 6
     heads.bbox_head.update(in_channels=6, fc_out_channels=7)
     heads.mask_head.update(in_channels=6, conv_out_channels=5)
+    if shared_extractor:
+        heads.mask_roi_extractor = None
+        model.train_cfg.rcnn.mask_size = 14
     model.train_cfg.rpn.sampler.num = 10**6
     model.train_cfg.rpn.assigner.neg_iou_thr = 0.7  # no anchor is left out
     model.train_cfg.rcnn.sampler.num = 10**4
@@ -79,13 +82,8 @@ def losses(model: nn.Module, data: dict) -> tuple[dict[str, Tensor], list]:
 
 def test_equals_one_image_at_a_time():
     model = detector()
-    groups = find_groups(
-        model,
-        demo_runner(SHAPE, images=2),
-        images=2,
-        train=demo_runner(SHAPE, images=2, mode='loss'),
-    )
-    groups = [group for group in groups if not group.frozen]
+    groups = [g for g in demo_groups(model, SHAPE) if not g.frozen]
+    assert 'neck.fpn_convs.0.conv' in {g.name for g in groups}
     observed = {
         t.layout.extractor: t.layout.order for g in groups for t in g.taps
     }
@@ -141,3 +139,12 @@ def mask_gradient(group, parameters: dict[str, nn.Parameter]) -> Tensor:
             sums = product.transpose(0, member.axis).flatten(1).sum(1)
             gradient += sums[torch.from_numpy(member.index)].sum(1)
     return gradient
+
+
+def test_positives_picked_from_all_rois_are_frozen():
+    """As in detectors without a pyramid, whose heads share an extractor."""
+    groups = demo_groups(detector(shared_extractor=True), SHAPE)
+    frozen = {g.name: g.frozen for g in groups if g.producers}
+    assert 'rows were selected' in frozen['roi_head.mask_head.convs.0.conv']
+    assert 'rows were selected' in frozen['neck.fpn_convs.0.conv']
+    assert frozen['roi_head.bbox_head.shared_fcs.0'] == ''
