@@ -325,7 +325,9 @@ def test_report():
     assert '2026-01-02, 2 cores, mmgfp 1, torch 2' in text
     assert '3 of 9 architectures pass all checks' in text
     assert '1 rows are of other versions' in text
-    row = '| atss | 20 / 30 | 93% | 50% | 3e-07 |  | yes | yes | 2.3 | 900 |'
+    row = (
+        '| atss | 20 / 30 | 93.0% | 50.1% | 3e-07 |  | yes | yes | 2.3 | 900 |'
+    )
     assert f'{row} ok |' in text
     assert 'no x \\| y' in text  # or the table would have another column
     assert '2 groups, 20% of the flops: reaches an output' in text

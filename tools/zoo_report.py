@@ -79,7 +79,7 @@ def _scientific(value: Any) -> str:
 
 
 def _percent(value: Any) -> str:
-    return f'{value:.0%}' if isinstance(value, float | int) else ''
+    return f'{value:.1%}' if isinstance(value, float | int) else ''
 
 
 # -- files -----------------------------------------------------------------
