@@ -82,7 +82,7 @@ def _couple_attributes(trace: Trace, facts: Sequence[SizeFact]) -> Trace:
             by_name[fact.term.name].append(fact)
     edges, frozen = [trace.edges], list(trace.frozen)
     for name, counted in by_name.items():
-        whole = [component.common(fact.labels) for fact in counted]
+        whole = [_removable(component, fact) for fact in counted]
         if all((found < 0).all() for found in whole):
             continue
         trace.table.add_attribute(name, len(counted[0].labels))
@@ -100,6 +100,14 @@ def _couple_attributes(trace: Trace, facts: Sequence[SizeFact]) -> Trace:
                     )
                 )
     return replace(trace, edges=np.concatenate(edges, axis=1), frozen=frozen)
+
+
+def _removable(component: _Components, fact: SizeFact) -> np.ndarray:
+    """The unit that takes each position with it, else -1; (n,)."""
+    found = component.common(fact.labels)
+    if (found == found[0]).all():  # never one without the others
+        return np.full_like(found, -1)
+    return found
 
 
 def _freeze_misfits(
