@@ -18,9 +18,12 @@ from oracles import (
     masked_is_slim,
     outputs,
 )
+from stack import CLASSIFICATION
 from torch import nn
 
+from mmgfp.builder import build_pruned_model
 from mmgfp.cost import record_calls
+from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pruner import GroupFisherPruner
@@ -237,3 +240,93 @@ def test_damaged_attributes():
     data['attributes']['width']['keep'] = [[0, 9]]
     with pytest.raises(ValueError, match='is damaged'):
         Structure.from_dict(data)
+
+
+# -- networks of the library -------------------------------------------------
+
+
+def classifier(**backbone) -> dict:
+    return dict(
+        backbone=backbone,
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=4,
+            in_channels=backbone.pop('out'),
+            loss=dict(type='CrossEntropyLoss'),
+        ),
+        data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3),
+    )
+
+
+REAL = {
+    'vit': classifier(
+        type='VisionTransformer',
+        arch=dict(
+            embed_dims=24,
+            num_layers=2,
+            num_heads=4,
+            feedforward_channels=16,
+        ),
+        img_size=32,
+        patch_size=8,
+        out_type='featmap',
+        out=24,
+    ),
+    'hornet': classifier(
+        type='HorNet',
+        arch=dict(
+            base_dim=8,
+            depths=[1, 1, 1, 1],
+            orders=[2, 3, 3, 3],
+            dw_cfg=[dict(type='DW', kernel_size=3)] * 4,
+        ),
+        gap_before_final_norm=False,
+        out=64,
+    ),
+    'res2net': classifier(
+        type='Res2Net', depth=50, base_width=8, base_channels=8, out=256
+    ),
+}
+SHRINKS = {
+    'vit': 'backbone.layers.0.attn.num_heads',
+    'hornet': 'backbone.stages.0.0.gnconv.dims[0]',
+    'res2net': 'backbone.layer1.0.width',
+}
+
+
+@pytest.mark.parametrize('name', REAL)
+def test_networks_of_the_library(name, tmp_path):
+    from mmengine.registry import MODELS, init_default_scope
+
+    init_default_scope(CLASSIFICATION)
+    config = REAL[name]
+    torch.manual_seed(0)
+    model = MODELS.build(dict(type='ImageClassifier', **copy.deepcopy(config)))
+    runner = demo_runner((32, 32), images=2)
+    groups = find_groups(model, runner, images=2)
+    assert SHRINKS[name] in widths(groups)
+    masked_is_slim(model, groups, runner, slice_model)
+
+    model.eval()
+    before = attribute(model, SHRINKS[name])
+    pruner = GroupFisherPruner(
+        model, groups, record_calls(model, lambda: runner(model)), 'none'
+    )
+    pruner.prune(lambda choices: pruner.ratio('params') < 0.3)
+    assert attribute(model, SHRINKS[name]) < before
+    pruner.structure().save(tmp_path / 'structure.json')
+    fresh = build_pruned_model(
+        'ImageClassifier',
+        tmp_path / 'structure.json',
+        **copy.deepcopy(config),
+    ).eval()
+    assert numbers(fresh) == numbers(model)
+    fresh.load_state_dict(model.state_dict())
+    for a, b in zip(outputs(model, runner), outputs(fresh, runner)):
+        assert torch.equal(a, b)
+    losses = demo_runner((32, 32), images=2, mode='loss')(fresh)
+    losses['loss'].backward()
+    assert all(
+        p.grad is not None for p in fresh.parameters() if p.requires_grad
+    )
