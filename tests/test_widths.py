@@ -8,7 +8,8 @@ from functools import cache
 
 import pytest
 import torch
-from nets import run
+import torch.nn.functional as F  # noqa: N812
+from nets import conv, run
 from nets_widths import WIDTH_NETS, Gated, Heads, Hierarchical, WidthNet
 from oracles import (
     attribute,
@@ -173,6 +174,33 @@ def test_of_two_equal_numbers_the_right_one_changes():
     model = copy.deepcopy(model)
     slice_model(model, kept(model, groups, {'stem': [0]}))
     assert (model.before, model.width, model.behind) == (4, 3, 4)
+
+
+class OwnDepthwise(nn.Module):
+    """A convolution of the user's own, with its number of groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.groups = 8
+        self.weight = nn.Parameter(torch.randn(8, 1, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, padding=1, groups=self.groups)
+
+
+def test_groups_of_functional_convolutions():
+    model = nn.Sequential(conv(3, 8), OwnDepthwise(), conv(8, 5)).eval()
+
+    def forward(model):
+        return model(Hierarchical.batch())
+
+    groups = find_groups(model, forward, images=2)
+    (found,) = (g for g in groups if not g.frozen)
+    assert found.size == 8
+    assert found.producers == ['0', '1']
+    slice_model(model, kept(model, [found], {found.name: [3, 5]}))
+    assert model[1].groups == 6
+    assert forward(model).shape == (2, 5, 16, 16)
 
 
 def test_lists_are_not_shared():
