@@ -46,14 +46,30 @@ def test_single_unit():
         def __init__(self):
             super().__init__()
             self.conv1 = conv(3, 4)
+            self.conv2 = conv(4, 2)
+
+        def forward(self, x):
+            x = self.conv1(x)  # halves go in step, so do neighbours
+            x = torch.cat([x[:, ::2] + x[:, 1::2], x[:, :2] * x[:, 2:]], 1)
+            return self.conv2(x)
+
+    found = reasons(find_groups(Narrow(), run, images=2))
+    assert 'only one unit' in found['conv1']
+
+
+def test_norm_over_all_channels():
+    class Normed(Net):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = conv(3, 4)
             self.norm = nn.GroupNorm(1, 4)
             self.conv2 = conv(4, 2)
 
         def forward(self, x):
             return self.conv2(self.norm(self.conv1(x)))
 
-    found = reasons(find_groups(Narrow(), run, images=2))
-    assert 'only one unit' in found['conv1']
+    found = reasons(find_groups(Normed(), run, images=2))
+    assert 'GroupNorm of one group in norm' in found['conv1']
 
 
 def test_no_layer_to_prune():
