@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+# Of the spread of an image's values. Large enough to show, small enough that
+# the same boxes are chosen.
+CHANGE = 1e-4
 
 Order = Literal['images', 'blocks', 'turns', 'rois']
 
@@ -81,7 +85,7 @@ def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
 def _count(value: Any) -> int | None:
     if isinstance(value, Tensor):
         return len(value) if value.dim() else None
-    if is_image_list(value):
+    if _is_image_list(value):
         return len(value)
     if isinstance(value, Mapping):
         value = list(value.values())
@@ -91,13 +95,52 @@ def _count(value: Any) -> int | None:
     return None
 
 
-def is_image_list(value: Any) -> bool:
+def _is_image_list(value: Any) -> bool:
     """Whether this is a list of single images."""
     return (
         isinstance(value, list)
         and len(value) > 0
         and all(isinstance(v, Tensor) and v.dim() == 3 for v in value)
     )
+
+
+class ImageChange:
+    """Forward pre-hook of the network that changes an image of its batch.
+
+    The batch is the first tensor, as for :func:`count_images`.
+    """
+
+    def __init__(self, image: int) -> None:
+        self.image = image
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        """Args and kwargs to go on with."""
+        self._found = False
+        return self._change((args, kwargs))
+
+    def _change(self, value: Any) -> Any:
+        if self._found:
+            return value
+        if _is_image_list(value) or (
+            isinstance(value, Tensor) and value.dim() > 0
+        ):
+            self._found = True
+            if self.image < len(value) and value[0].is_floating_point():
+                batch = list(value)
+                batch[self.image] = _noisy(batch[self.image])
+                return torch.stack(batch) if torch.is_tensor(value) else batch
+        elif type(value) in (list, tuple):
+            return type(value)(self._change(v) for v in value)
+        elif type(value) is dict:
+            return {k: self._change(v) for k, v in value.items()}
+        return value
+
+
+def _noisy(image: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(image.shape, generator=generator).to(image)
+    spread = float((image - image.mean()).abs().mean())
+    return image + CHANGE * (spread or 1.0) * noise
 
 
 def images_of_rois(

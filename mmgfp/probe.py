@@ -21,15 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup, Tap
-from .layouts import Layout, Order, images_of_rois, is_image_list
+from .layouts import ImageChange, Layout, Order, images_of_rois
 
 Run = Callable[[nn.Module], Any]
 # is told the name of a consumer, its input and whose the RoIs so far are
 See = Callable[[str, Tensor, dict[str, Tensor]], None]
-
-# Of the spread of an image's values. Large enough to show, small enough that
-# the same boxes are chosen.
-CHANGE = 1e-4
 
 
 @dataclass
@@ -41,15 +37,14 @@ class Call:
         trained (bool): Whether a gradient reaches the input.
         rois (dict[str, Tensor]): By extractor, the latest last, the image of
             every RoI extracted before.
-        changed (list[Tensor | None]): Per image where the input changes with
-            that image, bool and of the input's shape; None if it gets another
-            shape.
+        changed (list): Per image and axis which positions of the input change
+            with that image, as a bool vector; None if it gets another shape.
     """
 
     source: Tensor
     trained: bool
     rois: dict[str, Tensor]
-    changed: list[Tensor | None] = field(default_factory=list)
+    changed: list[list[Tensor] | None] = field(default_factory=list)
 
 
 Calls = Mapping[str, Sequence[Call]]
@@ -81,7 +76,7 @@ def find_layouts(
     if calls is None:
         calls = _observe(model, taps, run, images)
     moved = any(
-        changed is not None and bool(changed.any())
+        changed is not None and any(map(torch.any, changed))
         for some in calls.values()
         for call in some
         for changed in call.changed
@@ -139,11 +134,21 @@ def _comparison(calls: Calls) -> See:
     def compare(name: str, source: Tensor, rois: dict[str, Tensor]) -> None:
         if number[name] < len(calls[name]):
             call = calls[name][number[name]]
-            same = call.source.shape == source.shape
-            call.changed.append(call.source != source if same else None)
+            call.changed.append(_changes(call.source, source))
         number[name] += 1
 
     return compare
+
+
+def _changes(before: Tensor, after: Tensor) -> list[Tensor] | None:
+    """See :attr:`Call.changed`."""
+    if before.shape != after.shape:
+        return None
+    differs = before != after
+    return [
+        differs.movedim(axis, 0).flatten(1).any(1).cpu()
+        for axis in range(before.dim())
+    ]
 
 
 def _watch(
@@ -178,47 +183,11 @@ def _watch(
             module.register_forward_pre_hook(consumer(name))
     if changed_image is not None:
         model.register_forward_pre_hook(
-            _Change(changed_image), with_kwargs=True
+            ImageChange(changed_image), with_kwargs=True
         )
     torch.manual_seed(0)
     with torch.enable_grad():
         run(model)
-
-
-class _Change:
-    """Forward pre-hook of the network that changes an image of its batch.
-
-    The batch is the first tensor, as for :func:`~mmgfp.layouts.count_images`.
-    """
-
-    def __init__(self, image: int) -> None:
-        self.image = image
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        self.found = False
-        return self._change((args, kwargs))
-
-    def _change(self, value: Any) -> Any:
-        if self.found:
-            return value
-        if isinstance(value, Tensor) or is_image_list(value):
-            self.found = True
-            if self.image < len(value) and value[0].is_floating_point():
-                batch = list(value)
-                batch[self.image] = _noisy(batch[self.image])
-                return torch.stack(batch) if torch.is_tensor(value) else batch
-        elif type(value) in (list, tuple):
-            return type(value)(self._change(v) for v in value)
-        elif type(value) is dict:
-            return {k: self._change(v) for k, v in value.items()}
-        return value
-
-
-def _noisy(image: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(image.shape, generator=generator).to(image)
-    spread = (image - image.mean()).abs().mean()
-    return image + CHANGE * spread * noise
 
 
 # -- deciding ----------------------------------------------------------------
@@ -253,7 +222,7 @@ def _layout(
                     'least change of an image, so that it is not known which '
                     'belong to it'
                 )
-            depends[image] |= bool(changed.any())
+            depends[image] |= any(map(torch.any, changed))
     if not all(depends):
         return f'the input of {name} does not depend on the images'
     return _agreed(tap, calls, images)
@@ -296,7 +265,6 @@ def _agrees(layout: Layout, calls: Sequence[Call], images: int) -> bool:
         owners = layout.owners(rows, images, rois)
         for image, changed in enumerate(call.changed):
             assert changed is not None
-            along = changed.movedim(layout.axis, 0).flatten(1).any(1).cpu()
-            if (along & (owners != image)).any():
+            if (changed[layout.axis] & (owners != image)).any():
                 return False
     return True

@@ -11,6 +11,7 @@ import torch
 from masked import Masked, assert_scores
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
+from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost import record_calls
 from mmgfp.finder import find_groups
@@ -327,6 +328,29 @@ def test_layouts_outlive_removal():
     loss_of(duplicate(images, boxes, train=True), 3, 5, 3).backward()
     assert pruner.accumulate()
     assert not any(scores.any() for scores in pruner.fisher())
+
+
+class Recomputing(TwoStage):
+    """Activations of the heads are computed again in the backward."""
+
+    def heads(self, *args):
+        return checkpoint(super().heads, *args, use_reentrant=False)
+
+    def mask_head(self, *args):
+        return checkpoint(super().mask_head, *args, use_reentrant=False)
+
+
+def test_recomputed_heads():
+    model = make(Recomputing)
+    pruner = prune(model, run, train=train)
+    assert layouts(pruner.groups) == TwoStage.expected
+    pruner.detach()
+    images, boxes = DATA[:3], boxes_of(2, 0, 3)
+    expected = two_stage_oracle(model, [(images, boxes)])
+    pruner.attach()
+    loss_of(model(images, boxes, train=True), 3, 5, 3).backward()
+    assert pruner.accumulate()
+    assert_scores(pruner, expected)
 
 
 @pytest.mark.parametrize('boxes', [(2, 3), (0, 0)])
