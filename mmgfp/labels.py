@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .label_layers import along, canonical, squeezed
-from .size_watch import SizeRecord, axis_labels, watch_sizes
+from .size_facts import SizeRecord, axis_labels
+from .size_watch import watch_sizes
 from .slots import SlotTable, Trace, Use
 from .surgery import compute_again
 from .trees import tree_leaves, tree_map_only

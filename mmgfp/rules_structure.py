@@ -11,7 +11,7 @@ from torch import Tensor
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
 from .rules_common import argument, common_weight, name_of, unknown, whole
-from .size_watch import Choice
+from .size_facts import Choice
 from .sizes import attributes_in
 from .trees import tree_leaves
 

@@ -8,91 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .label_layers import canonical, squeezed
+from .size_arguments import (
+    argument,
+    fresh_sizes,
+    listed_sizes,
+    slices,
+    split_sizes,
+)
+from .size_facts import Labels, SizeFact, axis_labels
 from .sizes import (
     Extent,
     Size,
-    Term,
     attributes_in,
     term_of,
     traced_attributes,
 )
-from .slots import SlotTable
-
-
-@dataclass(frozen=True, eq=False)
-class SizeFact:
-    """A number that the code computes from attributes counts channels.
-
-    Attributes:
-        term (Term): How the number came about.
-        labels (np.ndarray): (n, k) slots at each of the n positions that it
-            counts; -1 where there are none.
-        where (str): The module that was being executed.
-    """
-
-    term: Term
-    labels: np.ndarray
-    where: str
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """A channel axis viewed as rows and columns, both of which may shrink.
-
-    Attributes:
-        labels (np.ndarray): (rows, columns) slots.
-    """
-
-    labels: np.ndarray
-
-
-@dataclass
-class SizeRecord:
-    """What was seen of sizes.
-
-    Attributes:
-        given (dict): For the operation being executed: output axis -> size,
-            as far as the code gave one.
-        cuts (set): Numbers from attributes that it cuts at.
-        made (list): Sizes of fresh tensors: (size, label layers, axis,
-            module). What they count shows when something is written there.
-    """
-
-    facts: list[SizeFact] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    given: dict[int, Any] = field(default_factory=dict)
-    cuts: set[int] = field(default_factory=set)
-    made: list[tuple[Any, Sequence[Tensor], int, str]] = field(
-        default_factory=list
-    )
-
-
-class Labels(Protocol):
-    """What is needed of the tracer of labels."""
-
-    sizes: SizeRecord
-    table: SlotTable
-
-    def tag(self, tensor: Tensor) -> Any:
-        """Has ``layers``."""
-
-    def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The label layers of a tensor that are not blank."""
-
-    def freeze(self, labels: Tensor | np.ndarray, reason: str) -> None:
-        """Keep these slots for ever."""
-
-    def where(self) -> str:
-        """The module being executed."""
 
 
 @contextmanager
@@ -107,28 +44,6 @@ def watch_sizes(model: nn.Module, tracer: Labels) -> Iterator[None]:
             watch.add(size, layers, axis, where=where)
     finally:
         Size.on_equal = None
-
-
-def axis_labels(layers: Sequence[Tensor], axis: int, slots: int) -> np.ndarray:
-    """All labels at each position of an axis, (n, k).
-
-    Args:
-        layers (Sequence[Tensor]): Label layers, one at least.
-        axis (int): Of the layers.
-        slots (int): Labels from here on are of no slots.
-
-    Returns:
-        np.ndarray: -1 for what is no slot.
-    """
-    columns = [np.full((layers[0].shape[axis], 0), -1)]
-    for layer in map(canonical, layers):
-        flat = squeezed(layer)
-        if flat.shape[axis] == layer.shape[axis]:
-            columns.append(flat.movedim(axis, 0).flatten(1).numpy())
-    found = np.concatenate(columns, axis=1)
-    if not found.shape[1]:
-        return np.full((len(found), 1), -1)
-    return np.where(found < slots, found, -1)
 
 
 class _SizeWatch(TorchFunctionMode):
@@ -219,12 +134,12 @@ class _SizeWatch(TorchFunctionMode):
     # -- what is done about each kind of operation ------------------------
 
     def view_before(self, args: tuple, kwargs: Mapping) -> None:
-        sizes = _varargs(args, kwargs, 'shape', 'size')
+        sizes = listed_sizes(args, kwargs, 'shape', 'size')
         self._tracer.sizes.given = dict(enumerate(sizes))
 
     def unflatten_before(self, args: tuple, kwargs: Mapping) -> None:
-        dim = _argument(args, kwargs, 1, 'dim') % args[0].dim()
-        sizes = _varargs(args[1:], kwargs, 'sizes', 'unflattened_size')
+        dim = argument(args, kwargs, 1, 'dim') % args[0].dim()
+        sizes = listed_sizes(args[1:], kwargs, 'sizes', 'unflattened_size')
         self._tracer.sizes.given = {dim + i: n for i, n in enumerate(sizes)}
 
     def axes_after(
@@ -236,7 +151,7 @@ class _SizeWatch(TorchFunctionMode):
                 self.add(size, self.layers(out), axis)
 
     def split_before(self, args: tuple, kwargs: Mapping) -> None:
-        sizes = _split_sizes(args, kwargs)
+        sizes = split_sizes(args, kwargs)
         sizes = sizes if isinstance(sizes, (list, tuple)) else [sizes]
         if all(attributes_in(size) for size in sizes):
             self._tracer.sizes.cuts = {int(size) for size in sizes}
@@ -244,8 +159,8 @@ class _SizeWatch(TorchFunctionMode):
     def split_after(
         self, args: tuple, kwargs: Mapping, out: Sequence, given: dict
     ) -> None:
-        sizes = _split_sizes(args, kwargs)
-        dim = _argument(args, kwargs, 2, 'dim', 0) % args[0].dim()
+        sizes = split_sizes(args, kwargs)
+        dim = argument(args, kwargs, 2, 'dim', 0) % args[0].dim()
         if not isinstance(sizes, (list, tuple)):
             sizes = [sizes] * len(out)
         for part, size in zip(out, sizes):
@@ -255,7 +170,7 @@ class _SizeWatch(TorchFunctionMode):
     def cut_before(self, args: tuple, kwargs: Mapping) -> None:
         bounds = [
             bound
-            for _, piece in _slices(args)
+            for _, piece in slices(args)
             for bound in (piece.start, piece.stop)
         ]
         self._tracer.sizes.cuts = {
@@ -266,7 +181,7 @@ class _SizeWatch(TorchFunctionMode):
         self, args: tuple, kwargs: Mapping, out: Any, given: dict
     ) -> None:
         """Bounds count the positions before, or behind if negative."""
-        for dim, piece in _slices(args):
+        for dim, piece in slices(args):
             for bound in (piece.start, piece.stop):
                 if not attributes_in(bound):
                     continue
@@ -277,8 +192,8 @@ class _SizeWatch(TorchFunctionMode):
                     self.add(bound, layers, dim, slice(0, int(bound)))
 
     def narrow_before(self, args: tuple, kwargs: Mapping) -> None:
-        start = _argument(args, kwargs, 2, 'start')
-        length = _argument(args, kwargs, 3, 'length')
+        start = argument(args, kwargs, 2, 'start')
+        length = argument(args, kwargs, 3, 'length')
         self._tracer.sizes.cuts = {
             int(bound)
             for bound in (start, length, start + length)
@@ -288,9 +203,9 @@ class _SizeWatch(TorchFunctionMode):
     def narrow_after(
         self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
     ) -> None:
-        dim = _argument(args, kwargs, 1, 'dim') % args[0].dim()
-        start = _argument(args, kwargs, 2, 'start')
-        length = _argument(args, kwargs, 3, 'length')
+        dim = argument(args, kwargs, 1, 'dim') % args[0].dim()
+        start = argument(args, kwargs, 2, 'start')
+        length = argument(args, kwargs, 3, 'length')
         if attributes_in(start):
             layers = self.layers(args[0])
             self.add(start, layers, dim, slice(0, int(start)))
@@ -303,7 +218,7 @@ class _SizeWatch(TorchFunctionMode):
         """``x.new_zeros(n, self.width)``: what it counts shows later."""
         where = self._tracer.where()
         layers = self._tracer.tag(out).layers
-        for axis, size in enumerate(_fresh_sizes(args, kwargs)):
+        for axis, size in enumerate(fresh_sizes(args, kwargs)):
             if layers and axis < out.dim() and attributes_in(size):
                 self._tracer.sizes.made.append((size, layers, axis, where))
 
@@ -314,12 +229,12 @@ class _SizeWatch(TorchFunctionMode):
         self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
     ) -> None:
         """``F.conv2d(..., groups=n)``: n counts convolution groups."""
-        self._count_groups(_argument(args, kwargs, 6, 'groups'), out)
+        self._count_groups(argument(args, kwargs, 6, 'groups'), out)
 
     def norm_groups_after(
         self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
     ) -> None:
-        self._count_groups(_argument(args, kwargs, 1, 'num_groups'), out)
+        self._count_groups(argument(args, kwargs, 1, 'num_groups'), out)
 
     def _count_groups(self, groups: Any, out: Tensor) -> None:
         if isinstance(groups, Size) and attributes_in(groups):
@@ -330,11 +245,11 @@ class _SizeWatch(TorchFunctionMode):
     def attention_before(self, args: tuple, kwargs: Mapping) -> None:
         """``nn.MultiheadAttention`` divides its fixed embedding width."""
         tracer = self._tracer
-        heads = _argument(args, kwargs, 4, 'num_heads')
+        heads = argument(args, kwargs, 4, 'num_heads')
         names = ('in_proj_weight', *(f'{n}_proj_weight' for n in 'qkv'))
         weights = [(kwargs.get(n), 0) for n in names]
-        weights.append((_argument(args, kwargs, 5, 'in_proj_weight'), 0))
-        weights.append((_argument(args, kwargs, 11, 'out_proj_weight'), 1))
+        weights.append((argument(args, kwargs, 5, 'in_proj_weight'), 0))
+        weights.append((argument(args, kwargs, 11, 'out_proj_weight'), 1))
         for weight, axis in weights:
             if weight is not None and tracer.tag(weight).weight is not None:
                 labels = self.labels(tracer.layers(weight), axis)
@@ -349,57 +264,6 @@ class _SizeWatch(TorchFunctionMode):
         self, args: tuple, kwargs: Mapping, out: Any, given: dict
     ) -> None:
         pass
-
-
-def _argument(
-    args: tuple, kwargs: Mapping, place: int, name: str, default: Any = None
-) -> Any:
-    return args[place] if len(args) > place else kwargs.get(name, default)
-
-
-def _varargs(args: tuple, kwargs: Mapping, *names: str) -> Sequence[Any]:
-    """Sizes given one by one, or as one list."""
-    sizes: Any = args[1:] or [kwargs[name] for name in names if name in kwargs]
-    if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
-        sizes = sizes[0]
-    return sizes if all(isinstance(s, int) for s in sizes) else []
-
-
-def _fresh_sizes(args: tuple, kwargs: Mapping) -> Sequence[Any]:
-    """The sizes of a new tensor, given one by one or as a list."""
-    found = [a for a in args if not isinstance(a, Tensor)]
-    if not found:
-        found = [kwargs[n] for n in ('size', 'shape') if n in kwargs]
-    if found and isinstance(found[0], (list, tuple)):
-        return found[0]
-    return found
-
-
-def _split_sizes(args: tuple, kwargs: Mapping) -> Any:
-    found = _argument(args, kwargs, 1, 'split_size_or_sections')
-    if found is None:
-        found = kwargs.get('split_size', kwargs.get('split_sizes'))
-    return found
-
-
-def _slices(args: tuple) -> Iterator[tuple[int, slice]]:
-    """The slices of ``x[...]`` with the axis of x that each cuts."""
-    source, index = args[0], args[1]
-    index = index if isinstance(index, tuple) else (index,)
-    if not all(
-        i is None or i is Ellipsis or isinstance(i, (int, slice))
-        for i in index
-    ):
-        return
-    used = sum(isinstance(i, (int, slice)) for i in index)
-    dim = 0
-    for i in index:
-        if i is Ellipsis:
-            dim += source.dim() - used
-        elif i is not None:
-            if isinstance(i, slice) and i.step in (None, 1):
-                yield dim, i
-            dim += 1
 
 
 _W = _SizeWatch

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .size_watch import Choice, SizeFact, SizeRecord
+from .size_facts import Choice, SizeFact, SizeRecord
 from .sizes import (
     Attribute,
     Extent,

@@ -98,8 +98,8 @@ def test_only_one_file_knows_how_torch_walks_trees(name):
 def test_direction_of_the_core():
     """Each may import only what stands before it."""
     order = [
-        *('trees', 'slots', 'surgery', 'sizes', 'label_layers', 'size_watch'),
-        *('widths', 'labels', 'layouts'),
+        *('trees', 'slots', 'surgery', 'sizes', 'label_layers', 'size_facts'),
+        *('size_arguments', 'size_watch', 'widths', 'labels', 'layouts'),
         *('rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules_indexing'),
         *('rules_compiled', 'rules', 'groups'),
@@ -114,8 +114,8 @@ def test_direction_of_the_core():
 
 def test_labels_know_no_groups():
     assert own_imports('labels') == {
-        *('label_layers', 'size_watch', 'slots', 'surgery', 'trees'),
-        'widths',
+        *('label_layers', 'size_facts', 'size_watch', 'slots', 'surgery'),
+        *('trees', 'widths'),
     }
     assert own_imports('groups') == {'layouts', 'slots'}
     assert 'groups' not in reachable('rules')
