@@ -38,7 +38,7 @@ from mmgfp.cli import errors_in_one_line
 from mmgfp.files import complete
 
 TOOLS = Path(__file__).resolve().parent
-PACKAGES = ('torch', 'mmcv', 'mmdet', 'mmpretrain')
+PACKAGES = ('torch', 'mmcv', *LIBRARIES)
 
 NO_MEMORY = re.compile(
     r"MemoryError|bad_alloc|(can't|cannot|unable to) allocate", re.IGNORECASE

@@ -10,11 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmgfp.config import config_folder
 
-LIBRARIES = ('mmdet', 'mmpretrain')
+# MMClassification is MMPretrain before it was renamed: what the tables here
+# say of the one holds for the other.
+CLASSIFICATION = 'mmpretrain' if find_spec('mmpretrain') else 'mmcls'
+LIBRARIES = ('mmdet', CLASSIFICATION)
 
 _SIZES = (
     *('atto', 'femto', 'pico', 'nano', 'xxsmall', 'xsmall', 'tiny', 'small'),
@@ -192,19 +196,24 @@ def all_families(libraries: Sequence[str] = LIBRARIES) -> list[Family]:
     for library in libraries:
         for folder in _folders(library):
             name = f'{library}/{folder.name}'
-            if name not in LEFT_OUT:
+            if _listed(name) not in LEFT_OUT:
                 families += _in_folder(name, folder)
     return families
 
 
 def left_out(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Folders that exist and are not run: name -> reason."""
-    return {
-        f'{library}/{folder.name}': LEFT_OUT[f'{library}/{folder.name}']
+    names = [
+        f'{library}/{folder.name}'
         for library in libraries
         for folder in _folders(library)
-        if f'{library}/{folder.name}' in LEFT_OUT
-    }
+    ]
+    return {n: LEFT_OUT[_listed(n)] for n in names if _listed(n) in LEFT_OUT}
+
+
+def _listed(name: str) -> str:
+    """Name of a folder in the tables."""
+    return name.replace('mmcls/', 'mmpretrain/')
 
 
 def _folders(library: str) -> Iterator[Path]:
@@ -215,10 +224,11 @@ def _folders(library: str) -> Iterator[Path]:
 
 def _in_folder(name: str, folder: Path) -> list[Family]:
     stems = [file.stem for file in sorted(folder.glob('*.py'))]
-    further = FURTHER.get(name, {})
-    chosen = {'': INSTEAD[name][0]} if name in INSTEAD else {}
-    if not chosen:
-        chosen[''] = smallest([s for s in stems if s not in further.values()])
+    further = FURTHER.get(_listed(name), {})
+    instead = INSTEAD.get(_listed(name), ('',))[0]
+    if instead not in stems:
+        instead = smallest([s for s in stems if s not in further.values()])
+    chosen = {'': instead}
     chosen.update(further)
     library = name.partition('/')[0]
     return [
