@@ -47,12 +47,14 @@ class _Tag:
     ``weight`` names the parameter the values come from, as long as no
     activation had a part in them; ``writable`` marks labels of freshly
     allocated tensors, whose views alias them like the tensors' own do.
+    ``opaque`` is set if there is nothing to remove anywhere in it.
     ``pending`` holds labels to freeze, and why, as soon as the value is used.
     """
 
     layers: tuple[Tensor, ...] = ()
     weight: str | None = None
     writable: bool = False
+    opaque: bool = False
     pending: tuple[tuple[Tensor, str], ...] = ()
 
 
@@ -143,6 +145,13 @@ def _module_stack(tracer: LabelTracer) -> Iterator[None]:
             handle.remove()
 
 
+def _is_one(layer: Tensor) -> bool:
+    """Whether it is one label, repeated."""
+    return all(
+        n == 1 or step == 0 for n, step in zip(layer.shape, layer.stride())
+    )
+
+
 class LabelTracer(TorchDispatchMode):
     """Dispatch mode that computes the labels of every result.
 
@@ -193,7 +202,7 @@ class LabelTracer(TorchDispatchMode):
             tag = _Tag()
             if tensor.is_floating_point() and tensor.numel() > 1:
                 reason = self._stored.get(id(tensor), _UNSEEN)
-                tag = _Tag((self.opaque(tensor, reason),))
+                tag = _Tag((self.opaque(tensor, reason),), opaque=True)
             self._tags[tensor] = tag
         return tag
 
@@ -322,8 +331,27 @@ class LabelTracer(TorchDispatchMode):
             if weight is not None:
                 self.record.order.setdefault(weight, len(self.record.order))
         out = func(*args, **kwargs)
-        self._find_rule(func)(self, func, args, kwargs, out)
+        rule = self._find_rule(func)
+        if rule.__name__ == 'constant' or not self._stays_opaque(
+            operands, out
+        ):
+            rule(self, func, args, kwargs, out)
         return out
+
+    def _stays_opaque(self, operands: Sequence[Tensor], out: Any) -> bool:
+        """Spare the rules what losses do with outputs: nothing new in it."""
+        tags = [self.tag(tensor) for tensor in operands]
+        opaque = [tag for tag in tags if tag.opaque]
+        if not opaque or any(
+            (tag.layers and not tag.opaque) or tag.pending for tag in tags
+        ):
+            return False
+        label = int(squeezed(opaque[0].layers[0]).flatten()[0])
+        for result in tree_leaves(out):
+            if isinstance(result, Tensor):
+                layer = torch.tensor(label).expand(result.shape)
+                self._tags[result] = _Tag((layer,), opaque=True)
+        return True
 
     def set(
         self,
@@ -336,8 +364,13 @@ class LabelTracer(TorchDispatchMode):
         """Give a tensor its label layers, each of the tensor's shape."""
         for layer in layers:
             assert layer.shape == tensor.shape, (layer.shape, tensor.shape)
+        opaque = len(layers) == 1 and not writable and _is_one(layers[0])
         self._tags[tensor] = _Tag(
-            tuple(layers), weight, writable, tuple(pending)
+            tuple(layers),
+            weight,
+            writable,
+            opaque and self.is_opaque(layers[0]),
+            tuple(pending),
         )
 
     def on_labels(

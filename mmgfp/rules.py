@@ -6,6 +6,7 @@ reason.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ for _rule, _ops in {
         RULES[_op] = _rule
 
 
+@cache
 def find_rule(func: Any) -> Rule:
     """The rule of an operation, by its name or its pointwise tag.
 

@@ -47,10 +47,20 @@ def pointwise(
         return
     shape = results[0].shape
     merged: list[Tensor] = []
+    unknown: list[Tensor] = []
     for operand in operands:
         if len(operand.shape) > len(shape):
             continue
         for layer in tr.layers(operand):
+            if tr.is_opaque(layer):
+                unknown.append(layer)
+            else:
+                merged = merge(tr, merged, layer.expand(shape))
+    for layer in unknown:
+        # a mask that is the same for all channels does not meet them
+        ahead = len(shape) - layer.dim()
+        own = {d + ahead for d, n in enumerate(layer.shape) if n > 1}
+        if not merged or any(tr.varying(other) & own for other in merged):
             merged = merge(tr, merged, layer.expand(shape))
     weight = common_weight(tr, operands)
     target = tr.tag(args[0]) if func._schema.is_mutable else None

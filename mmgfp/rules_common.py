@@ -40,9 +40,18 @@ def unknown(
         tr.set(result, fresh if touched and result.dim() else [])
 
 
+_MOST_PICKED = 4
+
+
 def merge(tr: LabelTracer, layers: list[Tensor], new: Tensor) -> list[Tensor]:
     """Add a layer of full shape to others, coupling what meets."""
     rest, dims = [], tr.varying(new)
+    if not dims and layers:  # one label everywhere: nothing to meet
+        if tr.is_opaque(new):
+            return layers
+        if len(layers) > _MOST_PICKED:  # losses pick thousands
+            tr.freeze(new, f'a single one is picked in {tr.where()}')
+            return layers
     for old in layers:
         if not (tr.varying(old) & dims):
             rest.append(old)

@@ -29,14 +29,25 @@ def structure(
         func, kwargs = torch.ops.aten.clone.default, {}
     results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     moved: list[list[Tensor]] = [[] for _ in results]
+    picked: list[list[tuple[Tensor, str]]] = [[] for _ in results]
     for layer in tag.layers:
+        if not tag.writable and tr.is_opaque(layer):
+            only = int(squeezed(layer).flatten()[0])
+            for result, into in zip(results, moved):
+                into.append(torch.tensor(only).expand(result.shape))
+            continue
         pieces = func(layer, *args[1:], **kwargs)
-        for piece, into in zip(tree_leaves(pieces), moved):
+        many = not tag.writable and bool(tr.varying(layer))
+        for i, (piece, into) in enumerate(zip(tree_leaves(pieces), moved)):
+            if many and piece.numel() == 1 and not tr.is_opaque(piece):
+                reason = f'a single one is picked in {tr.where()}'
+                picked[i].append((piece, reason))
+                continue
             if func is torch.ops.aten.reshape.default and not tag.writable:
                 piece = _split_axis(tr, layer, piece)
             into.append(piece)
-    for result, layers in zip(results, moved):
-        tr.set(result, layers, tag.weight, tag.writable)
+    for result, layers, pending in zip(results, moved, picked):
+        tr.set(result, layers, tag.weight, tag.writable, pending)
 
 
 _AS_RESHAPE = {
