@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from .layouts import Layout
+from .layouts import ROW_PER_IMAGE, Layout
 from .slots import ATTRIBUTE, Trace, Use
 
 Role = Literal['producer', 'consumer', 'grouped', 'affine', 'width']
@@ -78,7 +78,7 @@ class Tap:
     axis: int
     position: np.ndarray
     unit: np.ndarray
-    layout: Layout = Layout()
+    layout: Layout = ROW_PER_IMAGE
 
 
 @dataclass(frozen=True, eq=False)

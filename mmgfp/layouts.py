@@ -73,6 +73,9 @@ class Layout:
         return each.repeat_interleave(count)
 
 
+ROW_PER_IMAGE = Layout()
+
+
 def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
     """Images in what a network is called with; None if there is no tensor.
 
