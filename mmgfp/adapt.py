@@ -6,6 +6,7 @@ functions, so each may be absent.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -34,10 +35,13 @@ def build_model(config: Config) -> nn.Module:
         config (Config): Of any library; need not know of mmgfp.
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
-    model_config = config.model.copy()
+    # a copy all the way down: some models write into their settings
+    model_config = copy.deepcopy(config.model)
     if config.get('data_preprocessor') is not None:
         model_config.setdefault('data_preprocessor', config.data_preprocessor)
-    return MODELS.build(model_config).eval()
+    model = MODELS.build(model_config)
+    model.eval()  # some return nothing
+    return model
 
 
 def load_model(

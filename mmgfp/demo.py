@@ -32,7 +32,7 @@ _BOXES = (
 
 
 # Sides of the images that channel groups are found with, in pixels.
-_TRACE_SIDES = (128, 256, 512)
+_TRACE_SIDES = (128, 256, 384, 512)
 
 # RoIs per image that the paper counts for two-stage detectors.
 _COUNTED_PROPOSALS = 512
@@ -117,7 +117,8 @@ def runnable(
         for some in shapes:
             try:
                 with _modes_kept(model), torch.no_grad():
-                    demo_runner(some, images, mode)(model.eval())
+                    model.eval()
+                    demo_runner(some, images, mode)(model)
             except Exception:  # too small, or no such mode: try the next
                 continue
             return some, mode

@@ -346,7 +346,10 @@ class LabelTracer(TorchDispatchMode):
             (tag.layers and not tag.opaque) or tag.pending for tag in tags
         ):
             return False
-        label = int(squeezed(opaque[0].layers[0]).flatten()[0])
+        labels = squeezed(opaque[0].layers[0])
+        if not labels.numel():
+            return False
+        label = int(labels.flatten()[0])
         for result in tree_leaves(out):
             if isinstance(result, Tensor):
                 layer = torch.tensor(label).expand(result.shape)

@@ -26,7 +26,7 @@ from .rules_channelwise import (
     unfold,
 )
 from .rules_common import name_of, unknown
-from .rules_compiled import deformable, roi_pool
+from .rules_compiled import deformable, roi_pool, sample
 from .rules_indexing import embedding, index, index_along, order, place
 from .rules_mixing import addmm, attention, batched_add, convolution, mm
 from .rules_structure import (
@@ -61,6 +61,7 @@ for _rule, _ops in {
     place: 'index_put _unsafe_index_put',
     roi_pool: 'roi_align roi_pool',
     deformable: 'deform_conv2d',
+    sample: 'grid_sampler_2d grid_sampler cudnn_grid_sampler',
     spatial: """max_pool2d_with_indices max_pool1d_with_indices avg_pool1d
         avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d mkldnn_max_pool2d
         adaptive_max_pool2d max_pool2d upsample_nearest1d upsample_nearest2d

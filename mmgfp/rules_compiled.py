@@ -139,6 +139,15 @@ def roi_pool(
     _pass_channels(tr, args[0], out)
 
 
+def sample(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``grid_sample``: channels read at positions that are computed."""
+    for layer in tr.layers(args[1]):
+        tr.freeze(layer, f'positions or masks of {tr.where()}')
+    _pass_channels(tr, args[0], out)
+
+
 def deformable(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
