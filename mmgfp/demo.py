@@ -179,14 +179,15 @@ def _demo_batch(
 @contextmanager
 def _unaugmented(preprocess: nn.Module) -> Iterator[None]:
     """Without what a preprocessor does to training batches at random."""
-    augments = vars(preprocess).get('batch_augments')
-    if augments is not None:
-        vars(preprocess)['batch_augments'] = None
+    augments = getattr(preprocess, 'batch_augments', None)
+    if augments is None:
+        yield
+        return
+    preprocess.batch_augments = None
     try:
         yield
     finally:
-        if augments is not None:
-            vars(preprocess)['batch_augments'] = augments
+        preprocess.batch_augments = augments
 
 
 def _detection_samples(

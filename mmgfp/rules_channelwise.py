@@ -48,7 +48,8 @@ def pointwise(
     shape = results[0].shape
     merged: list[Tensor] = []
     unknown: list[Tensor] = []
-    for operand in operands:
+    # the labels of the largest one count where they meet
+    for operand in sorted(operands, key=Tensor.numel):
         if len(operand.shape) > len(shape):
             continue
         for layer in tr.layers(operand):

@@ -75,9 +75,14 @@ def _shrink(*layers: Tensor) -> tuple[Tensor, ...]:
 
 
 def common_weight(tr: LabelTracer, operands: Sequence[Tensor]) -> str | None:
-    """The one parameter behind all labelled operands, if there is one."""
-    names = {tr.tag(t).weight for t in operands if tr.layers(t)}
-    return names.pop() if len(names) == 1 else None
+    """The parameter behind all labelled operands, the largest of them.
+
+    None if an activation has a part in it.
+    """
+    sizes = {tr.tag(t).weight: t.numel() for t in operands if tr.layers(t)}
+    if None in sizes or not sizes:
+        return None
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def without(
