@@ -142,14 +142,19 @@ def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize('masks', [{}, dict(mask_mAP=0.6)])
 def test_results_fit_a_narrow_terminal(masks) -> None:
     row = dict(
-        mAP=0.7, flops=297841024, params=3491102, acts=666390, ms_per_image=9.0
+        mAP=0.7,
+        flops=1362328320,
+        params=3491102,
+        acts=666390,
+        ms_per_image=125.8,
     )
     row.update(masks)
     summary = dict(baseline=row, pruned=row, finetuned=row, seconds=1.0)
     out = Console(file=io.StringIO(), width=80)
     out.print(quickstart.results_table(summary, 'title'))
     text = out.file.getvalue()
-    assert '297.84 M 100%' in text
+    assert '1.36 G 100%' in text
+    assert '3.49 M 100%' in text
     assert '0.700' in text
     assert ('0.600' in text) == bool(masks)
     assert '…' not in text

@@ -576,7 +576,10 @@ def results_table(summary: Mapping[str, Any], title: str) -> Table:
     ):
         row = summary[name]
         share = {key: f'{row[key] / first[key]:4.0%}' for key in COSTS}
-        cells = [f'{row[key] / 1e6:.2f} M {share[key]}' for key in COSTS[:-1]]
+        cells = []
+        for key in COSTS[:-1]:
+            unit, letter = (1e6, 'M') if first[key] < 1e9 else (1e9, 'G')
+            cells.append(f'{row[key] / unit:.2f} {letter} {share[key]}')
         cells.append(f'{row["ms_per_image"]:.1f} {share["ms_per_image"]}')
         table.add_row(label, *(f'{row[k]:.3f}' for k in precisions), *cells)
     return table
