@@ -14,25 +14,17 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from .adapt import library
+from .adapt import CLASSIFICATION, CONVOLUTIONAL, library
+from .modes import modes_kept, training
 from .randomness import random_state, set_random_state
+from .samples import BOXES, demo_boxes, demo_samples
 from .trees import tree_leaves
 
 Mode = Literal['tensor', 'predict', 'loss']
 
-# Boxes as shares of the image: one for every level of a pyramid.
-_BOXES = (
-    (0.0, 0.0, 1.0, 1.0),
-    (0.1, 0.2, 0.6, 0.7),
-    (0.5, 0.4, 0.8, 0.9),
-    (0.3, 0.3, 0.45, 0.4),
-)
-
-
 # Sides of the images that channel groups are found with, in pixels.
-_TRACE_SIDES = (128, 256, 384, 512)
+_TRACE_SIDES = (64, 128, 256, 384, 512)
 
 # RoIs per image that the paper counts for two-stage detectors.
 _COUNTED_PROPOSALS = 512
@@ -54,7 +46,7 @@ def demo_runner(
     shape: Sequence[int],
     images: int = 1,
     mode: Mode = 'tensor',
-    proposals: int = len(_BOXES),
+    proposals: int = len(BOXES),
 ) -> Callable[[nn.Module], Any]:
     """``run(model)``: one forward on random images, the same in every call.
 
@@ -81,7 +73,7 @@ def demo_runner(
                 return _plain(model(**data))
             with _proposing(model, shape, proposals) as raw:
                 if mode == 'loss':
-                    with _training(model):
+                    with training(model):
                         return model(**data)
                 outputs = model(**data)
             return (outputs, raw) if raw else outputs
@@ -109,14 +101,14 @@ def runnable(
     """
     whole = (shape[0], shape[1])
     shapes = [whole]
-    if library(model) == 'mmdet':
+    if library(model) in CONVOLUTIONAL:
         small = [(min(s, shape[0]), min(s, shape[1])) for s in _TRACE_SIDES]
         shapes = list(dict.fromkeys([*small, whole]))
     modes: tuple[Mode, ...] = ('tensor', 'predict')
     for mode in modes:
         for some in shapes:
             try:
-                with _modes_kept(model), torch.no_grad():
+                with modes_kept(model), torch.no_grad():
                     model.eval()
                     demo_runner(some, images, mode)(model)
             except Exception:  # too small, or no such mode: try the next
@@ -134,8 +126,8 @@ def demo_data(
     """Keyword arguments for one forward of an mmengine model.
 
     Args:
-        model (BaseModel): Of MMDetection, MMPretrain, or one that takes a
-            batch of images as ``inputs``.
+        model (BaseModel): Of a library that :mod:`mmgfp.samples` knows, or
+            one that takes a batch of images as ``inputs``.
         shape (Sequence[int]): (H, W).
         images (int): Images in the batch. Defaults to 1.
         mode (str): As in :func:`demo_runner`. Defaults to 'tensor'.
@@ -144,21 +136,10 @@ def demo_data(
     if not origin:
         return dict(inputs=_demo_batch(model, shape, images), mode=mode)
     data: dict[str, Any] = dict(inputs=_demo_pixels(shape, images))
-    preprocess = model.data_preprocessor
-    if origin == 'mmdet':
-        masks = getattr(preprocess, 'pad_mask', True)
-        data['data_samples'] = _detection_samples(shape, images, masks)
-    elif mode != 'tensor':
-        data['data_samples'] = _classification_samples(origin, shape, images)
-    with _unaugmented(preprocess):
+    if mode != 'tensor' or origin not in CLASSIFICATION:
+        data['data_samples'] = demo_samples(origin, model, shape, images)
+    with _unaugmented(model.data_preprocessor, shape) as preprocess:
         return dict(preprocess(data, mode == 'loss'), mode=mode)
-
-
-def _boxes(shape: Sequence[int]) -> torch.Tensor:
-    """Boxes as (left, top, right, bottom) in pixels, (4, 4)."""
-    height, width = shape
-    scale = torch.tensor([width, height, width, height])
-    return torch.tensor(_BOXES) * scale
 
 
 def _demo_pixels(shape: Sequence[int], images: int) -> list[torch.Tensor]:
@@ -177,108 +158,21 @@ def _demo_batch(
 
 
 @contextmanager
-def _unaugmented(preprocess: nn.Module) -> Iterator[None]:
-    """Without what a preprocessor does to training batches at random."""
-    augments = getattr(preprocess, 'batch_augments', None)
-    if augments is None:
-        yield
-        return
-    preprocess.batch_augments = None
+def _unaugmented(
+    preprocess: nn.Module, shape: Sequence[int]
+) -> Iterator[nn.Module]:
+    """Without what a preprocessor does to training batches.
+
+    What it does at random, and padding to the size of the training crops.
+    """
+    wanted = dict(batch_augments=None, size=tuple(shape))
+    settings = vars(preprocess)
+    before = {k: v for k in wanted if (v := settings.get(k)) is not None}
+    settings.update({k: wanted[k] for k in before})
     try:
-        yield
+        yield preprocess
     finally:
-        preprocess.batch_augments = augments
-
-
-def _detection_samples(
-    shape: Sequence[int], images: int, with_masks: bool
-) -> list[Any]:
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-    from mmengine.structures import InstanceData, PixelData
-
-    height, width = shape
-    boxes = _boxes(shape)
-    masks = np.zeros((len(boxes), height, width), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
-        mask[top:bottom, left:right] = 1
-    labels = torch.zeros(len(boxes), dtype=torch.long)
-    samples = []
-    for i in range(images):
-        sample = DetDataSample(
-            metainfo=dict(
-                img_id=i,
-                img_path='demo.jpg',
-                img_shape=(height, width),
-                ori_shape=(height, width),
-                pad_shape=(height, width),
-                batch_input_shape=(height, width),
-                scale_factor=(1.0, 1.0),
-                border=np.array([0, height, 0, width]),
-                flip=False,
-                flip_direction=None,
-            )
-        )
-        # Fewer than are proposed, and not as many in every image: a layer that
-        # is given positives only must not seem to be given all of them.
-        some = slice(1 + i % 2, None)
-        sample.gt_instances = InstanceData(
-            bboxes=boxes[some].clone(),
-            labels=labels[some].clone(),
-        )
-        if with_masks:
-            sample.gt_instances.masks = BitmapMasks(
-                masks[some].copy(), height, width
-            )
-        sample.ignored_instances = InstanceData(
-            bboxes=boxes[:0], labels=labels[:0]
-        )
-        sample.proposals = InstanceData(
-            bboxes=boxes.clone(), scores=torch.ones(len(boxes))
-        )
-        sample.gt_sem_seg = PixelData(
-            sem_seg=torch.zeros(1, height, width, dtype=torch.long)
-        )
-        samples.append(sample)
-    return samples
-
-
-def _classification_samples(
-    origin: str, shape: Sequence[int], images: int
-) -> list[Any]:
-    if origin == 'mmcls':
-        from mmcls.structures import ClsDataSample as DataSample
-    else:
-        from mmpretrain.structures import DataSample
-
-    return [
-        DataSample(
-            metainfo=dict(img_shape=tuple(shape), ori_shape=tuple(shape))
-        ).set_gt_label(0)
-        for _ in range(images)
-    ]
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Training mode, without what makes results random or mixes images."""
-    with _modes_kept(model):
-        model.train()
-        for module in model.modules():
-            kind = type(module).__name__
-            if isinstance(module, _NormBase) or 'Drop' in kind:
-                module.eval()
-        yield
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    modes = {m: m.training for m in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+        settings.update(before)
 
 
 @contextmanager
@@ -312,7 +206,9 @@ class _Proposals:
     def __init__(
         self, shape: Sequence[int], count: int, raw: list[Any]
     ) -> None:
-        self.boxes = _boxes(shape).repeat(-(-count // len(_BOXES)), 1)[:count]
+        self.boxes = demo_boxes(shape).repeat(-(-count // len(BOXES)), 1)[
+            :count
+        ]
         self.raw = raw
 
     def __call__(
