@@ -9,7 +9,7 @@ without a rule that returns something new freezes what it was given.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -61,10 +61,9 @@ def _watched(tracer: LabelTracer, cls: type, forward: Any) -> Callable:
         if tracer.suspended:
             return call(*args)
         given = [a for a in args if isinstance(a, Tensor)]
-        before = {id(t) for t in given}
         if rule is None:
             out = call(*args)
-            if any(_is_new(tracer, t, before) for t in _tensors(out)):
+            if any(_is_new(tracer, t, given) for t in _tensors(out)):
                 _freeze_all(tracer, cls, given, out)
             return out
         tracer.suspended = True
@@ -88,13 +87,23 @@ def _tensors(out: Any) -> list[Tensor]:
     return [t for t in tree_leaves(out) if isinstance(t, Tensor)]
 
 
-def _is_new(tracer: LabelTracer, result: Tensor, before: set[int]) -> bool:
-    """Whether compiled code filled a tensor that has no labels."""
-    return (
-        id(result) not in before
-        and result.is_floating_point()
-        and not tracer.layers(result)
-    )
+def _is_new(
+    tracer: LabelTracer, result: Tensor, given: Sequence[Tensor]
+) -> bool:
+    """Whether compiled code made or filled it: it has no labels of theirs."""
+    if not result.is_floating_point() or any(t is result for t in given):
+        return False
+    labels = _opaque_labels(tracer, result)
+    known = [_opaque_labels(tracer, t) or set() for t in given]
+    return labels is not None and labels.isdisjoint(set().union(*known))
+
+
+def _opaque_labels(tracer: LabelTracer, tensor: Tensor) -> set[int] | None:
+    """What marks a tensor as made by something unknown; None if labelled."""
+    layers = tracer.layers(tensor)
+    if not all(tracer.is_opaque(layer) for layer in layers):
+        return None
+    return {int(layer.flatten()[0]) for layer in layers}
 
 
 def _freeze_all(
@@ -111,14 +120,35 @@ def _freeze_all(
         tracer.set(result, fresh if touched and result.dim() else [])
 
 
-def _channels_pass(source: str) -> CompiledRule:
-    """Channels of one argument, (N, C, *), are those of the result."""
+def _channels_pass(
+    source: str, positions: str, parts: str = ''
+) -> CompiledRule:
+    """Channels of one argument, (N, C, *), are those of the result.
+
+    Another says where they are read, or by which weights; a third one in how
+    many equal parts of the channels, each by its own.
+    """
 
     def rule(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
+        _keep(tr, given.get(positions))
+        _parts_in_step(tr, given[source], given.get(parts, 1))
         for result in _tensors(out):
             _pass_channels(tr, given[source], result)
 
     return rule
+
+
+def _keep(tr: LabelTracer, positions: Any) -> None:
+    """The channels of positions and masks have a fixed meaning."""
+    for layer in tr.layers(positions) if torch.is_tensor(positions) else ():
+        tr.freeze(layer, f'positions or masks of {tr.where()}')
+
+
+def _parts_in_step(tr: LabelTracer, source: Tensor, parts: int) -> None:
+    """Equal parts of the channels (N, C, *) lose the same ones each."""
+    for layer in tr.layers(source) if parts > 1 else ():
+        if not tr.is_opaque(layer) and 1 in tr.varying(layer):
+            in_step(tr, rows_of(tr, layer, 1), parts)
 
 
 def _pass_channels(tr: LabelTracer, source: Tensor, out: Tensor) -> None:
@@ -136,6 +166,7 @@ def roi_pool(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
     """Torchvision's RoI operations: (N, C, H, W) and boxes to (R, C, h, w)."""
+    _keep(tr, args[1])
     _pass_channels(tr, args[0], out)
 
 
@@ -143,8 +174,7 @@ def sample(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
     """``grid_sample``: channels read at positions that are computed."""
-    for layer in tr.layers(args[1]):
-        tr.freeze(layer, f'positions or masks of {tr.where()}')
+    _keep(tr, args[1])
     _pass_channels(tr, args[0], out)
 
 
@@ -172,18 +202,12 @@ def deformable(
 def _deformable(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
     """A convolution whose sampling positions another layer computes.
 
-    The channels of the positions have a fixed meaning. Several groups of
-    positions divide the input channels into equal parts: they lose in step.
+    Several groups of positions divide the input channels into equal parts.
     """
-    for name in ('offset', 'mask'):
-        if isinstance(given.get(name), Tensor):
-            for layer in tr.layers(given[name]):
-                tr.freeze(layer, f'positions or masks of {tr.where()}')
-    source, parts = given['input'], given['deform_groups']
-    if parts > 1:
-        for layer in tr.layers(source):
-            if not tr.is_opaque(layer) and 1 in tr.varying(layer):
-                in_step(tr, rows_of(tr, layer, 1), parts)
+    source = given['input']
+    _keep(tr, given['offset'])
+    _keep(tr, given.get('mask'))
+    _parts_in_step(tr, source, given['deform_groups'])
     bias = given.get('bias')
     convolve(
         tr,
@@ -220,13 +244,13 @@ def _attention(tr: LabelTracer, given: dict[str, Any], out: Tensor) -> None:
 
 
 COMPILED: dict[str, CompiledRule] = {
-    'RoIAlignFunction': _channels_pass('input'),
-    'RoIAlignRotatedFunction': _channels_pass('input'),
-    'RoIPoolFunction': _channels_pass('input'),
-    'PrRoIPoolFunction': _channels_pass('features'),
-    'DeformRoIPoolFunction': _channels_pass('input'),
-    'CARAFEFunction': _channels_pass('features'),
-    'CARAFENaiveFunction': _channels_pass('features'),
+    'RoIAlignFunction': _channels_pass('input', 'rois'),
+    'RoIAlignRotatedFunction': _channels_pass('input', 'rois'),
+    'RoIPoolFunction': _channels_pass('input', 'rois'),
+    'PrRoIPoolFunction': _channels_pass('features', 'rois'),
+    'DeformRoIPoolFunction': _channels_pass('input', 'offset'),
+    'CARAFEFunction': _channels_pass('features', 'masks', 'group_size'),
+    'CARAFENaiveFunction': _channels_pass('features', 'masks', 'group_size'),
     'DeformConv2dFunction': _deformable,
     'ModulatedDeformConv2dFunction': _deformable,
     'MaskedConv2dFunction': _masked,

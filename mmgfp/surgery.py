@@ -9,14 +9,14 @@ forward and ``state_dict`` keys never change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from .slots import ATTRIBUTE
 
@@ -206,9 +206,9 @@ def _refresh_attributes(
     module: nn.Module, before: Mapping[str, torch.Size]
 ) -> None:
     """Make a module's own numbers agree with its tensors."""
-    if isinstance(module, _ConvNd):
-        if 'weight' in before:  # reparametrised ones compute theirs
-            _refresh_convolution(module, before['weight'])
+    weight = before.get('weight')  # reparametrised ones compute theirs
+    if weight is not None and _is_convolution(module, weight):
+        _refresh_convolution(module, weight)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
@@ -228,9 +228,10 @@ def _refresh_attributes(
         module.num_parameters = len(module.weight)
 
 
-# The numbers of torch's layers that follow from their tensors.
+_CONVOLUTION = ('groups', 'in_channels', 'out_channels')
+
+# The numbers of torch's other layers that follow from their tensors.
 _NUMBERS = (
-    (_ConvNd, ('groups', 'in_channels', 'out_channels')),
     (nn.Linear, ('in_features', 'out_features')),
     (_NormBase, ('num_features',)),
     (nn.GroupNorm, ('num_groups', 'num_channels')),
@@ -242,17 +243,40 @@ _NUMBERS = (
 
 def own_numbers(module: nn.Module) -> tuple[str, ...]:
     """Attributes that :func:`slice_model` derives from the tensors."""
+    weight = module._parameters.get('weight')
+    if _is_convolution(module, () if weight is None else weight.shape):
+        return _CONVOLUTION
     for kind, names in _NUMBERS:
         if isinstance(module, kind):
             return names
     return ()
 
 
-def _refresh_convolution(module: _ConvNd, before: torch.Size) -> None:
+def _is_convolution(module: nn.Module, weight: Sequence[int]) -> bool:
+    """Whether its numbers are those of a convolution with such a weight.
+
+    Those of other libraries need not be derived from torch's.
+    """
+    if isinstance(module, _ConvNd):
+        return True
+    stored = [vars(module).get(name) for name in _CONVOLUTION]
+    numbers = [n for n in stored if isinstance(n, int)]
+    if len(weight) < 3 or len(numbers) < len(stored):
+        return False
+    groups, *channels = numbers
+    sizes = [weight[1] * groups, weight[0]]
+    return channels == (sizes[::-1] if _is_transposed(module) else sizes)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return getattr(module, 'transposed', False) is True
+
+
+def _refresh_convolution(module: Any, before: torch.Size) -> None:
     first, second = module.weight.shape[:2]
     if module.groups > 1:
         module.groups = module.groups * first // before[0]
-    if isinstance(module, _ConvTransposeNd):
+    if _is_transposed(module):
         module.in_channels = first
         module.out_channels = second * module.groups
     else:

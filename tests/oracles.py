@@ -104,7 +104,6 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], removal: Removal):
 def _inputs(module: nn.Module) -> int:
     if isinstance(module, nn.Linear):
         return module.in_features
-    assert isinstance(module, Conv), module
     return module.in_channels
 
 
@@ -124,7 +123,7 @@ def _multiply(mask: np.ndarray) -> Callable:
         shape = [1] * x.dim()
         axis = -1 if isinstance(module, nn.Linear) else -3
         shape[axis] = len(mask)
-        return (x * torch.as_tensor(mask, dtype=x.dtype).view(shape),)
+        return x * torch.as_tensor(mask, dtype=x.dtype).view(shape), *args[1:]
 
     return hook
 

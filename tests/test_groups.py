@@ -9,8 +9,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from nets import NETS, run
-from oracles import layout, masked_is_slim, member
+from nets import NETS as PLAIN_NETS
+from nets import Net, run
+from nets_detection import DETECTION_NETS
+from oracles import choose_units, kept, layout, masked_is_slim, member
 from stack import CLASSIFICATION
 from torch import nn
 
@@ -20,7 +22,9 @@ from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.surgery import slice_model
+from mmgfp.trees import tree_leaves
 
+NETS: dict[str, type[Net]] = {**PLAIN_NETS, **DETECTION_NETS}
 EVERY_NET = pytest.mark.parametrize('name', NETS)
 
 
@@ -52,6 +56,20 @@ def test_masked_is_slim(name):
     model, groups = found(name)
     for seed in (1, 2):
         masked_is_slim(model, groups, run, slice_model, seed)
+
+
+@pytest.mark.parametrize(
+    'name', sorted(set(NETS) - {'InPlace'})
+)  # which overwrites what its backward needs
+def test_slim_nets_train(name):
+    model, groups = found(name)
+    slim = copy.deepcopy(model).train()
+    slice_model(slim, kept(slim, groups, choose_units(groups)))
+    outputs = [t for t in tree_leaves(run(slim)) if torch.is_tensor(t)]
+    sum(t.square().mean() for t in outputs).backward()
+    gradients = {n: p.grad for n, p in slim.named_parameters()}
+    assert gradients[groups[0].members[0].tensor] is not None
+    assert all(g.isfinite().all() for g in gradients.values() if g is not None)
 
 
 @EVERY_NET
