@@ -6,7 +6,9 @@ zeroed instead. What differs or fails to run is located by bisection and
 frozen with the reason. A group that passed may be pruned; nothing else may.
 
 Each group loses another share, so that what only works as long as two groups
-lose equally many channels does not pass; and all of it is done twice.
+lose equally many channels does not pass; and all of it is done twice. The
+first turn takes the first unit of every group and the second turn the last,
+so that channels picked by a number in the code always move.
 
 The copies get random parameters and statistics, so that zero-initialised
 branches and untouched batch norms cannot hide a difference. Rounding errors
@@ -80,6 +82,9 @@ def check_groups(
 
     for turn in range(2):
         removal = random_shares(list(candidates.values()), seed + turn)
+        for name, units in removal.items():
+            end = -turn  # they are in order: the first, then the last
+            units[end] = range(candidates[name].size)[end]
         names = list(candidates)
         while (names := [n for n in names if n not in failed]) and (
             trouble := difference(names)

@@ -95,26 +95,39 @@ class FixedOrder(Planted):
         return x * scale.view(1, -1, 1, 1)
 
 
-class _Hidden(torch.autograd.Function):
-    """What compiled operations are to a dispatch mode: invisible."""
-
-    @staticmethod
-    def forward(context, x):
-        return torch.from_numpy(x.detach().numpy()[:, ::-1].copy())
-
-    @staticmethod
-    def backward(context, gradient):
-        return gradient.flip(1)
-
-
 class HiddenOperation(Planted):
+    """What other libraries compute is invisible to a dispatch mode."""
+
     reason: ClassVar = 'does not run'
 
     def error(self, x):
-        return _Hidden.apply(x)
+        return torch.from_numpy(x.detach().numpy()[:, ::-1].copy())
 
 
-PLANTED = (FixedCut, FixedView, FixedOrder, HiddenOperation)
+class FirstChannel(Planted):
+    """Runs with any others: only removing this one moves another there."""
+
+    reason: ClassVar = 'differs by'
+    place: ClassVar = 0
+
+    def error(self, x):
+        return x[:, [self.place]].expand(-1, self.reads, -1, -1)
+
+
+class LastChannel(FirstChannel):
+    """Counted from the end."""
+
+    place: ClassVar = -1
+
+
+PLANTED = (
+    FixedCut,
+    FixedView,
+    FixedOrder,
+    HiddenOperation,
+    FirstChannel,
+    LastChannel,
+)
 
 
 @pytest.mark.parametrize('net', PLANTED, ids=lambda net: net.__name__)
