@@ -1,7 +1,7 @@
 """How to build a model of each library, and what its config says of it.
 
-Only this file and :mod:`mmgfp.demo` know libraries; they are imported inside
-functions, so each may be absent.
+Only this file, :mod:`mmgfp.demo` and :mod:`mmgfp.samples` know libraries;
+they are imported inside functions, so each may be absent.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ from .structure import KEY, Structure
 # (1333, 800) with kept aspect ratio means about that.
 COCO_SHAPE = (800, 1280)
 IMAGENET_SHAPE = (224, 224)
+
+# Libraries of convolutional networks, for which a small image gives the same
+# channel groups, and of those that may keep to one size.
+CONVOLUTIONAL = ('mmdet', 'mmseg')
+CLASSIFICATION = ('mmpretrain', 'mmcls')
+LIBRARIES = (*CONVOLUTIONAL, *CLASSIFICATION, 'mmpose')
 
 # Enough for every level of a pyramid; channel groups do not depend on it.
 _TRACE_SIDE = 128
@@ -113,10 +119,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def library(model: nn.Module) -> str:
     """Top-level package of the model's OpenMMLab base class, or ''."""
-    known = ('mmdet', 'mmpretrain', 'mmcls')
     for base in type(model).__mro__:
         package = base.__module__.partition('.')[0]
-        if package in known:
+        if package in LIBRARIES:
             return package
     return ''
 
@@ -143,7 +148,7 @@ def trace_shape(model: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
     Detectors are convolutional: a small image gives the same groups.
     Classifiers may flatten features and keep their size.
     """
-    if library(model) == 'mmdet':
+    if library(model) in CONVOLUTIONAL:
         return (min(shape[0], _TRACE_SIDE), min(shape[1], _TRACE_SIDE))
     height, width = shape
     return height, width
@@ -163,6 +168,9 @@ def _pipeline_shape(
         kind = str(step.get('type', '')).rpartition('.')[2]
         if kind in ('CenterCrop', 'RandomCrop') and 'crop_size' in step:
             shape = _pair(step['crop_size'])
+        elif kind.startswith(('Topdown', 'Bottomup')) and 'input_size' in step:
+            width, height = _pair(step['input_size'])
+            shape = (height, width)
         elif kind in ('Resize', 'RandomResizedCrop') and 'scale' in step:
             width, height = _pair(step['scale'])
             shape = (height, width)

@@ -11,6 +11,7 @@ from torch import nn
 
 from .groups import ChannelGroup, build_groups
 from .labels import trace_labels
+from .modes import in_training
 from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
@@ -36,8 +37,9 @@ def find_groups(
             out which image each row of a layer's input belongs to. Defaults
             to 1.
         train (Callable, optional): Runs the model for its losses on as many
-            images. Where that works, what layers are given is learnt from
-            it, and so are the channels of layers that only training uses.
+            images; it is in training mode then, but for norms and dropout.
+            Where that works, what layers are given is learnt from it, and so
+            are the channels of layers that only training uses.
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
@@ -45,6 +47,7 @@ def find_groups(
     Returns:
         list[ChannelGroup]: In execution order, frozen ones included.
     """
+    train = train and in_training(train)
     modes = {m: m.training for m in model.modules()}
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == 'cuda'}
