@@ -35,6 +35,8 @@ Run = Callable[[nn.Module], Any]
 
 TOLERANCE = 1e-5
 
+_NOT_RUNNING = 'the slim network does not run'
+
 
 def check_groups(
     model: nn.Module, groups: Sequence[ChannelGroup], run: Run, seed: int = 0
@@ -120,7 +122,7 @@ class _Check:
     ) -> str:
         """As :func:`removal_difference`."""
         found = removal_difference(self._single, groups, removal, self.run)
-        if 'differs by' not in found:
+        if not found or _NOT_RUNNING in found:
             return found
         if self._double is None:
             self._double = self._in_double()
@@ -195,7 +197,7 @@ def removal_difference(
         try:
             outputs = _tensors(run(slim))
         except Exception as error:  # the user's forward may raise anything
-            return f'the slim network does not run ({_first_line(error)})'
+            return f'{_NOT_RUNNING} ({_first_line(error)})'
     return compare_outputs(expected, outputs)
 
 
