@@ -166,13 +166,19 @@ def _unaugmented(
     What it does at random, and padding to the size of the training crops.
     """
     wanted = dict(batch_augments=None, size=tuple(shape))
-    settings = vars(preprocess)
-    before = {k: v for k in wanted if (v := settings.get(k)) is not None}
-    settings.update({k: wanted[k] for k in before})
+    before = {
+        key: value
+        for key in wanted
+        if (value := getattr(preprocess, key, None)) is not None
+    }
+    # not through vars(): some are modules
+    for key in before:
+        setattr(preprocess, key, wanted[key])
     try:
         yield preprocess
     finally:
-        settings.update(before)
+        for key, value in before.items():
+            setattr(preprocess, key, value)
 
 
 @contextmanager
