@@ -20,6 +20,9 @@ BOXES = (
     (0.3, 0.3, 0.45, 0.4),
 )
 
+# Sides of proposals in pixels, as detectors share RoIs among their levels.
+_SIDES = (80.0, 160.0, 320.0, 640.0)
+
 
 def demo_samples(
     library: str, model: nn.Module, shape: Sequence[int], images: int
@@ -44,6 +47,16 @@ def demo_boxes(shape: Sequence[int]) -> torch.Tensor:
     height, width = shape
     scale = torch.tensor([width, height, width, height])
     return torch.tensor(BOXES) * scale
+
+
+def _large_boxes() -> torch.Tensor:
+    """Boxes for every level that RoIs are read from, however small the image.
+
+    Without a region proposal network, nothing else tells that the levels have
+    the same channels.
+    """
+    sides = torch.tensor(_SIDES)[:, None]
+    return torch.cat([torch.zeros(len(_SIDES), 2), sides, sides], 1)
 
 
 def _detection_samples(
@@ -90,8 +103,9 @@ def _detection_samples(
         sample.ignored_instances = InstanceData(
             bboxes=boxes[:0], labels=labels[:0]
         )
+        proposals = torch.cat([boxes, _large_boxes()])
         sample.proposals = InstanceData(
-            bboxes=boxes.clone(), scores=torch.ones(len(boxes))
+            bboxes=proposals, scores=torch.ones(len(proposals))
         )
         sample.gt_sem_seg = PixelData(
             sem_seg=torch.zeros(1, height, width, dtype=torch.long)

@@ -1,0 +1,155 @@
+"""Made-up forwards: which one is taken, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from stack import require
+from torch import nn
+
+from mmgfp.adapt import build_model
+from mmgfp.config import load_config
+from mmgfp.demo import cost_runner, demo_runner, runnable
+from mmgfp.preparation import demo_groups
+
+
+class Proposing(nn.Module):
+    def predict_by_feat(self, features, batch_img_metas):
+        raise AssertionError('what weights propose is left to chance')
+
+
+class Detector(BaseModel):
+    """Takes images of some size, for some purposes only."""
+
+    __module__ = 'mmdet.models'
+
+    def __init__(self, least=0, modes=('tensor', 'predict', 'loss')):
+        from mmdet.models import DetDataPreprocessor
+
+        super().__init__(DetDataPreprocessor())
+        self.least = least
+        self.modes = modes
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout()
+        self.rpn_head = Proposing()
+        self.seen = []
+        self.proposals = []
+
+    def forward(self, inputs, data_samples, mode):
+        training = [m.training for m in self.children()]
+        self.seen.append((mode, tuple(inputs.shape[2:]), training))
+        if inputs.shape[2] < self.least:
+            raise RuntimeError('Kernel size cannot be greater than input size')
+        if mode not in self.modes:
+            raise NotImplementedError(mode)
+        x = self.drop(self.norm(self.stem(inputs)))
+        if mode == 'predict':
+            return x
+        metas = [sample.metainfo for sample in data_samples]
+        found = self.rpn_head.predict_by_feat((x,), batch_img_metas=metas)
+        self.proposals = [len(boxes.bboxes) for boxes in found]
+        return dict(loss=x.mean()) if mode == 'loss' else x
+
+
+@pytest.fixture(autouse=True)
+def mmdet():
+    require('mmdet')
+
+
+def modes_of(model: nn.Module) -> list[bool]:
+    return [m.training for m in model.modules()]
+
+
+SHAPE = (800, 1344)
+
+
+@pytest.mark.parametrize(
+    ('least', 'shape'),
+    [(0, (64, 64)), (65, (128, 128)), (500, (512, 512)), (600, SHAPE)],
+)
+def test_larger_images_where_need_be(least, shape):
+    assert runnable(Detector(least), SHAPE, 2) == (shape, 'tensor')
+
+
+def test_no_larger_than_what_the_model_is_for():
+    assert runnable(Detector(100), (96, 320), 2)[0] == (96, 320)
+    assert runnable(Detector(90), (96, 320), 2)[0] == (96, 128)
+
+
+def test_results_where_there_are_no_raw_outputs():
+    model = Detector(100, modes=('predict',))
+    assert runnable(model, SHAPE, 2) == ((128, 128), 'predict')
+
+
+def test_nothing_runs():
+    """Whoever runs it next shows the error."""
+    model = Detector(modes=())
+    assert runnable(model, SHAPE) == (SHAPE, 'tensor')
+    with pytest.raises(NotImplementedError):
+        demo_runner(SHAPE)(model)
+
+
+@pytest.mark.parametrize('least', [0, 10**6])
+def test_modes_are_restored(least):
+    model = Detector(least).train()
+    model.stem.eval()
+    before = modes_of(model)
+    runnable(model, SHAPE)
+    assert not any(any(training) for *_, training in model.seen)
+    assert modes_of(model) == before
+
+
+def test_modes_of_losses():
+    """Training, but for what mixes images or is left to chance."""
+    model = Detector().eval()
+    demo_runner((64, 64), images=2, mode='loss')(model)
+    ((_, _, training),) = model.seen
+    modes = dict(zip((n for n, _ in model.named_children()), training))
+    assert modes == dict(
+        data_preprocessor=True,
+        stem=True,
+        norm=False,
+        drop=False,
+        rpn_head=True,
+    )
+    assert not any(modes_of(model))
+
+
+def test_proposals():
+    """As many as the paper counts, and few where only labels matter."""
+    model = Detector().eval()
+    cost_runner((64, 64))(model)
+    assert model.proposals == [512]
+    demo_runner((64, 64), images=2)(model)
+    assert model.proposals == [4, 4]
+    demo_runner((64, 64), images=2, mode='predict')(model)
+    assert 'predict_by_feat' not in vars(model.rpn_head)
+    model.least = 65
+    with pytest.raises(RuntimeError):
+        demo_runner((64, 64))(model)
+    assert 'predict_by_feat' not in vars(model.rpn_head)
+
+
+def test_random_state_is_left_alone():
+    model = Detector().eval()
+    before = torch.get_rng_state()
+    demo_runner((64, 64), mode='loss')(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_level_has_rois():
+    """Without an RPN only RoIs tell that the levels go together."""
+    config = load_config('mmdet::fast_rcnn/fast-rcnn_r50_fpn_1x_coco')
+    config.model.backbone.update(
+        depth=18, base_channels=4, frozen_stages=-1, init_cfg=None
+    )
+    config.model.neck.update(in_channels=[4, 8, 16, 32], out_channels=6)
+    heads = config.model.roi_head
+    heads.bbox_roi_extractor.out_channels = 6
+    heads.bbox_head.update(in_channels=6, fc_out_channels=7)
+    groups = demo_groups(build_model(config), SHAPE)
+    (found,) = (g for g in groups if 'neck.fpn_convs.0.conv' in g.producers)
+    assert found.frozen == ''
+    assert found.producers == [f'neck.fpn_convs.{i}.conv' for i in range(4)]
