@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from masked import assert_scores
-from oracles import randomize
+from oracles import masked_is_slim, randomize
 from stack import require
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from mmgfp.cost import record_calls
 from mmgfp.demo import demo_data, demo_runner
 from mmgfp.preparation import demo_groups
 from mmgfp.pruner import GroupFisherPruner
+from mmgfp.surgery import slice_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (96, 96)
@@ -78,6 +79,18 @@ def losses(model: nn.Module, data: dict) -> tuple[dict[str, Tensor], list]:
             for value in loss if isinstance(loss, list) else [loss]:
                 parts[part] = parts[part] + value
     return parts, rows
+
+
+def test_masked_is_slim():
+    model = detector().eval()
+    groups = demo_groups(model, SHAPE)
+    found = {g.name: g for g in groups if not g.frozen}
+    assert found['neck.fpn_convs.0.conv'].consumers == [
+        'rpn_head.rpn_conv',
+        'roi_head.bbox_head.shared_fcs.0',
+        'roi_head.mask_head.convs.0.conv',
+    ]
+    masked_is_slim(model, groups, demo_runner(SHAPE, 2), slice_model)
 
 
 def test_equals_one_image_at_a_time():
