@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from nets import Chain, Net, Pyramid, Residual, conv, group, run
-from oracles import layout
+from oracles import kept, layout
 from torch import nn
 
 from mmgfp.finder import find_groups
@@ -20,10 +20,13 @@ from mmgfp.selfcheck import (
     TOLERANCE,
     check_groups,
     compare_outputs,
+    mask_consumers,
     random_removal,
     randomize_,
     relative_error,
+    shared_copy,
 )
+from mmgfp.surgery import slice_model
 
 
 def traced(model):
@@ -224,28 +227,97 @@ def test_model_is_not_changed(net):
     }
 
 
+def test_copies_share_memory():
+    """Neither slicing nor masking a copy reaches the model."""
+    model = Residual().eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = [g for g in traced(model) if not g.frozen]
+    units = [np.array([0, 2])] * len(found)
+    sliced, masked = shared_copy(model), shared_copy(model)
+    for copied in (sliced, masked):
+        for mine, other in zip(model.buffers(), copied.buffers()):
+            assert mine.data_ptr() == other.data_ptr()
+        for mine, other in zip(model.parameters(), copied.parameters()):
+            assert mine.data_ptr() == other.data_ptr()
+            assert mine is not other
+    slice_model(sliced, kept(sliced, found, {g.name: [0, 2] for g in found}))
+    mask_consumers(masked, found, units)
+    assert sliced.stem.out_channels == 6
+    assert not masked.head.weight[:, [0, 2]].any()
+    after = model.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert model.stem.out_channels == 8
+
+
+@pytest.mark.parametrize('calls', [0, 1, 2, 3])
+def test_model_is_not_changed_when_its_forward_raises(calls):
+    model = Chain().train()
+    groups = traced(model)
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    left = [calls]
+
+    def failing(model):
+        left[0] -= 1
+        if left[0] < 0:
+            raise ValueError('no more')
+        return run(model)
+
+    try:
+        checked = check_groups(model, groups, failing)
+        assert all(g.frozen for g in checked)
+    except ValueError:  # where the masked network does not run
+        pass
+    after = model.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+
+
 # -- precision ---------------------------------------------------------------
 
 
-class Cancelling(Net):
-    """Single precision loses what is left of the difference."""
+class Amplifying(Net):
+    """What single precision rounds becomes a difference."""
 
-    prunable: ClassVar = {group('stem', 'a b', 8)}
+    prunable: ClassVar = {group('stem', 'a b', 96)}
 
     def __init__(self):
         super().__init__()
-        self.stem = conv(3, 8)
-        self.a = conv(8, 4)
-        self.b = conv(8, 4)
+        self.stem = conv(3, 96)
+        self.a = conv(96, 4)
+        self.b = conv(96, 4)
 
     def forward(self, x):
         x = self.stem(x)
-        large = self.a(x) * 1e6
-        return (large + self.b(x)) - large
+        return torch.sin(self.a(x) * 1e4) + self.b(x)
 
 
 def test_rounding_is_no_difference():
-    assert layout(find_groups(Cancelling(), run, 2)) == Cancelling.prunable
+    assert layout(find_groups(Amplifying(), run, 2)) == Amplifying.prunable
+
+
+@pytest.mark.parametrize('net', [Chain, Amplifying])
+def test_double_precision_only_where_need_be(net):
+    types = []
+
+    def watched(model):
+        types.append(next(model.parameters()).dtype)
+        return run(model)
+
+    model = net()
+    check_groups(model, traced(model), watched)
+    assert types[0] == torch.float32
+    assert (torch.float64 in types) == (net is Amplifying)
+
+
+def test_double_precision_rejects_as_well():
+    model = Amplifying()
+    groups = traced(model)
+    (bad,) = (g for g in groups if not g.frozen)
+    producer = bad.members[0]
+    object.__setattr__(producer, 'index', producer.index[::-1].copy())
+    assert all(g.frozen for g in check_groups(model, groups, run))
 
 
 class SingleOnly(FixedOrder):
