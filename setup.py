@@ -76,6 +76,20 @@ setup(
             'mmcv>=2.0.1,<2.1.0',
             'mmcls>=1.0.0rc6',
         ],
+        'openmmlab-pose': [
+            'mmengine>=0.10.7',
+            'mmcv>=2.0.1',
+            'mmpose>=1.3.2',
+        ],
+        'openmmlab-segmentation': [
+            'mmengine>=0.10.7',
+            'mmcv>=2.0.1,<2.2.0',
+            'mmsegmentation>=1.2.2',
+            'ftfy',
+            'regex',
+        ],
+        # models without any of these libraries
+        'plain': ['timm', 'torchvision'],
         # the digit scenes are composed from scans that scikit-learn brings
         'quickstart': [*DETECTION, 'scikit-learn'],
         'export': ['onnx', 'onnxruntime'],
