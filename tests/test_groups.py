@@ -58,9 +58,11 @@ def test_masked_is_slim(name):
         masked_is_slim(model, groups, run, slice_model, seed)
 
 
+# One overwrites what its backward needs, older torch releases cannot
+# differentiate the operation of the other.
 @pytest.mark.parametrize(
-    'name', sorted(set(NETS) - {'InPlace'})
-)  # which overwrites what its backward needs
+    'name', sorted(set(NETS) - {'InPlace', 'ShuffleOperation'})
+)
 def test_slim_nets_train(name):
     model, groups = found(name)
     slim = copy.deepcopy(model).train()

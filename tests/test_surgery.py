@@ -7,7 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from nets import NETS, Chain, run
+from mmcv.ops import DeformConv2d
+from nets import NETS as PLAIN_NETS
+from nets import Chain, run
+from nets_detection import DETECTION_NETS
 from oracles import choose_units, kept
 from torch import nn
 
@@ -19,6 +22,7 @@ from mmgfp.surgery import (
     slice_tensor,
 )
 
+NETS = {**PLAIN_NETS, **DETECTION_NETS}
 KEEP = {
     ('conv1.weight', 0): np.array([0, 2, 3, 7]),
     ('bn.weight', 0): np.array([0, 2, 3, 7]),
@@ -124,13 +128,14 @@ def test_nothing_but_sizes_changes(name):
 
 def check_attributes(module: nn.Module) -> None:
     """A new module built from the attributes has the same shapes."""
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if hasattr(module, 'in_channels'):  # a convolution of any library
+        parts = {k: v for k, v in vars(module).items() if 'groups' in k}
         twin = type(module)(
             module.in_channels,
             module.out_channels,
             module.kernel_size,
-            groups=module.groups,
-            bias=module.bias is not None,
+            bias=getattr(module, 'bias', None) is not None,
+            **parts,
         )
     elif isinstance(module, nn.Linear):
         twin = nn.Linear(
@@ -187,6 +192,11 @@ def check_attributes(module: nn.Module) -> None:
             nn.ConvTranspose2d(6, 9, 2, groups=3, bias=False),
             {('weight', 0): [2, 3, 4, 5]},
             dict(in_channels=4, out_channels=6, groups=2),
+        ),
+        (
+            DeformConv2d(8, 12, 3, groups=4, deform_groups=2),
+            {('weight', 0): [0, 1, 2, 9, 10, 11]},
+            dict(in_channels=4, out_channels=6, groups=2, deform_groups=2),
         ),
         (
             nn.Linear(8, 6),
