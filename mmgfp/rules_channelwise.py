@@ -169,7 +169,10 @@ def reduction(
         elif has_rows(tr, layer, mixed):
             layers.append(whole(tr, layer, mixed))
         else:  # multiplied by zero, the result will not have been used
-            lost.append((layer, f'{name_of(func)} over them in {tr.where()}'))
+            what = f'{name_of(func)} over them in {tr.where()}'
+            if tr.tag(source).weight is not None:
+                what += ', which computes its kernel from all its inputs'
+            lost.append((layer, what))
     weight = tr.tag(source).weight
     for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         if result.dim() == source.dim():

@@ -111,11 +111,27 @@ class _Check:
 
     def __init__(self, model: nn.Module, run: Run, seed: int) -> None:
         self.run = run
-        self._single = copy.deepcopy(model).eval()
-        for parameter in self._single.parameters():
-            parameter.grad = None
+        self._single = self._reference(model)
         randomize_(self._single, seed)
+        if not self._runs():  # boxes, for one, cannot be any numbers
+            self._single = self._reference(model)
+            jitter_(self._single, seed)
         self._double: nn.Module | None = None
+
+    def _reference(self, model: nn.Module) -> nn.Module:
+        copied = copy.deepcopy(model)
+        copied.eval()  # a statement: some return nothing
+        for parameter in copied.parameters():
+            parameter.grad = None
+        return copied
+
+    def _runs(self) -> bool:
+        try:
+            with torch.no_grad():
+                self.run(self._single)
+        except Exception:
+            return False
+        return True
 
     def difference(
         self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
@@ -285,6 +301,18 @@ def randomize_(model: nn.Module, seed: int) -> None:
             noise = 0.75 + 0.5 * torch.rand(tensor.shape, generator=generator)
         with torch.no_grad():
             tensor.copy_(noise)
+    if not model.training:
+        compute_again(model)
+
+
+def jitter_(model: nn.Module, seed: int) -> None:
+    """Multiply the parameters and statistics there are by 0.75 to 1.25."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in named_tensors(model).values():
+        if tensor.is_floating_point():
+            factor = torch.rand(tensor.shape, generator=generator)
+            with torch.no_grad():
+                tensor.mul_(0.75 + 0.5 * factor.to(tensor.device))
     if not model.training:
         compute_again(model)
 

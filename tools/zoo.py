@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -38,6 +39,7 @@ from mmgfp.cli import errors_in_one_line
 from mmgfp.files import complete
 
 TOOLS = Path(__file__).resolve().parent
+REGISTERED = ('models', 'datasets')  # parts of a library that hold classes
 PACKAGES = ('torch', 'mmcv', *LIBRARIES)
 
 NO_MEMORY = re.compile(
@@ -206,6 +208,24 @@ class Sweep:
         )
         for name in ('families', 'errors'):
             (out / name).mkdir(parents=True, exist_ok=True)
+        self._warm = script == TOOLS / 'zoo_trial.py'
+        if self._warm:
+            self._start_server()
+
+    def _start_server(self) -> None:
+        """Have a process that has imported everything; trials fork from it.
+
+        Importing a library takes as long as the rest of many trials.
+        """
+        os.environ['PYTHONPATH'] = os.pathsep.join(
+            [self._code.name, os.environ.get('PYTHONPATH', '')]
+        ).rstrip(os.pathsep)
+        os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
+        if self.jobs > 1:
+            os.environ['OMP_NUM_THREADS'] = '1'
+        self._context = multiprocessing.get_context('forkserver')
+        parts = [f'{lib}.{part}' for lib in LIBRARIES for part in REGISTERED]
+        self._context.set_forkserver_preload([self.script.stem, *parts])
 
     def file(self, family: Family) -> Path:
         """Where the result of a family is kept."""
@@ -309,12 +329,12 @@ class Sweep:
 
         What a trial notes itself is no failure here.
         """
+        run = self._fork if self._warm else self._process
         for step in self.steps:
-            command = [sys.executable, str(self.script), step, family.config]
-            command += [str(folder), '--memory-limit']
-            command.append(str(self.limits['gigabytes']))
+            arguments = [step, family.config, str(folder), '--memory-limit']
+            arguments.append(str(self.limits['gigabytes']))
             left = self.limits['seconds'] - (time.monotonic() - began)
-            status = self._process(command, folder / 'log.txt', left)
+            status = run(arguments, folder / 'log.txt', left)
             if status is None:
                 return f'takes more than {self.limits["seconds"]:g} s'
             if status and not read_result(folder / 'result.json').get('error'):
@@ -323,10 +343,33 @@ class Sweep:
                 return ''
         return ''
 
+    def _fork(
+        self, arguments: Sequence[str], log: Path, seconds: float
+    ) -> int | None:
+        """As :meth:`_process`, from the process that has imported all."""
+        process = self._context.Process(
+            target=run_trial, args=(list(arguments), str(log))
+        )
+        process.start()
+        deadline = time.monotonic() + seconds
+        try:
+            while process.is_alive():
+                process.join(0.5)
+                if self._stop.is_set():
+                    raise KeyboardInterrupt
+                if process.is_alive() and time.monotonic() > deadline:
+                    return None
+            return process.exitcode
+        finally:
+            if process.is_alive():
+                process.kill()
+                process.join()
+
     def _process(
-        self, command: Sequence[str], log: Path, seconds: float
+        self, arguments: Sequence[str], log: Path, seconds: float
     ) -> int | None:
         """Exit status of a process; None if it took too long."""
+        command = [sys.executable, str(self.script), *arguments]
         environment = dict(
             os.environ,
             OMP_WAIT_POLICY='PASSIVE',
@@ -361,6 +404,16 @@ class Sweep:
                 if process.poll() is None:
                     # all that it started
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_trial(arguments: Sequence[str], log: str) -> None:
+    """What a forked process does."""
+    import zoo_trial
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.exit(zoo_trial.main(arguments))
 
 
 def _ending(status: int, log: Path) -> str:

@@ -31,11 +31,11 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from mmgfp.adapt import build_model, input_shape, load_model, trace_shape
+from mmgfp.adapt import build_model, input_shape, load_model
 from mmgfp.artifacts import finetune_config
 from mmgfp.config import config_folder, load_config
 from mmgfp.cost import CostModel, count_cost, record_calls
-from mmgfp.demo import demo_runner
+from mmgfp.demo import demo_runner, runnable
 from mmgfp.files import complete
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
@@ -60,10 +60,10 @@ NEITHER = 'nor unpruned: '  # of what the full network does not do either
 IMAGES = 2
 TARGET = 0.5  # share of the flops that stays
 MOST = 0.75  # share of any group that goes
-LARGER = (256, 512)  # sides to try where the small input is not enough
+COUNTED = 256  # side of the images that cost is counted for, at least
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Prune one model at random; compare slim with masked.',
         epilog='example: python tools/zoo_trial.py prune '
@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--memory-limit', type=float, metavar='GB', help='of data (no limit)'
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 class TrialError(Exception):
@@ -174,22 +174,25 @@ def _prune(
         parameters = sum(p.numel() for p in model.parameters())
         trial.note(architecture=type(model).__name__, parameters=parameters)
     with trial.doing('forward'):
-        shape, mode = runnable(model, config, input_size)
+        shape, mode = forward(model, config, input_size)
         run = demo_runner(shape, IMAGES, mode)
         vary_weights_(model, run, seed)
         trial.note(shape=list(shape), mode=mode)
     with trial.doing('groups'):
         reset_peak_memory()
-        began = time.perf_counter()
-        groups = find_groups(model, run, images=IMAGES)
+        began = time.process_time()
+        groups = find_groups(
+            model, run, IMAGES, demo_runner(shape, IMAGES, 'loss')
+        )
         trial.note(
-            seconds=round(time.perf_counter() - began, 2),
+            seconds=round(time.process_time() - began, 2),
             memory_mb=peak_memory_mb(),
             groups=len(groups),
             prunable=sum(not g.frozen for g in groups),
         )
     with trial.doing('cost'):
-        calls = record_calls(model, lambda: run(model), IMAGES)
+        count, images = counting(model, shape, mode)
+        calls = record_calls(model, lambda: count(model), images)
         rows = count_cost(model, calls)
         open_groups = [g for g in groups if not g.frozen]
         cost = CostModel(model, open_groups, calls)
@@ -326,29 +329,48 @@ def installed_path(path: str) -> str:
     return str(installed) if installed.exists() else path
 
 
-def runnable(
+def forward(
     model: nn.Module, config: Config, size: tuple[int, int] | None = None
 ) -> tuple[tuple[int, int], str]:
     """The input size and mode with which the model runs.
 
-    Small images and raw outputs, if that works; larger images, or results,
-    or losses if not.
+    The losses, where there are neither raw outputs nor results.
 
     Raises:
-        Exception: What the first try raised, if none works.
+        Exception: What the forward raised, if none works.
     """
     size = size or input_shape(config)
-    small = trace_shape(model, size)
-    larger = [(min(size[0], n), min(size[1], n)) for n in LARGER]
-    failure: Exception | None = None
-    for mode in ('tensor', 'predict', 'loss'):
-        for shape in dict.fromkeys([small, *larger]):
-            try:
-                if outputs(model, demo_runner(shape, IMAGES, mode)):
-                    return shape, mode
-            except Exception as error:
-                failure = failure or error
-    raise failure or RuntimeError('no outputs are numbers')
+    shape, mode = runnable(model, size, IMAGES)
+    try:
+        if outputs(model, demo_runner(shape, IMAGES, mode)):
+            return shape, mode
+        failure: Exception = RuntimeError('no outputs are numbers')
+    except Exception as error:
+        failure = error
+    try:
+        if outputs(model, demo_runner(shape, IMAGES, 'loss')):
+            return shape, 'loss'
+    except Exception:
+        raise failure from None
+    raise failure
+
+
+def counting(
+    model: nn.Module, shape: Sequence[int], mode: str
+) -> tuple[Run, int]:
+    """What cost is counted from, and for how many images.
+
+    Heads on regions have their share: as many regions per area as the 512
+    that the paper counts at 800x1280.
+    """
+    side = max(*shape, COUNTED)
+    regions = max(1, round(512 * side * side / (800 * 1280)))
+    run = demo_runner((side, side), IMAGES, mode, proposals=regions)
+    try:
+        outputs(model, run)
+    except Exception:  # the size may be fixed
+        run = demo_runner(shape, IMAGES, mode)
+    return run, IMAGES
 
 
 def outputs(model: nn.Module, run: Run) -> list[Tensor]:
@@ -578,8 +600,8 @@ def one_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {lines[0] if lines else ""}'[:300]
 
 
-def main() -> int:
-    args = parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_args(arguments)
     logging.disable(logging.WARNING)  # every initialised weight is logged
     if args.memory_limit:
         limit = int(args.memory_limit * 1024**3)
