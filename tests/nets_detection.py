@@ -11,6 +11,9 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F  # noqa: N812
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2dPack, RoIAlign
+from mmcv.ops.multi_scale_deform_attn import (
+    multi_scale_deformable_attn_pytorch,
+)
 from nets import OUTPUT, Net, conv, group
 from nets_widths import WidthNet
 from torch import Tensor, nn
@@ -404,6 +407,94 @@ class MaskedConvolution(Net):
         return self.head(self.masked(x, mask)), where
 
 
+class SampledAttention(Net):
+    """Deformable attention: two heads read where the queries say.
+
+    Both lose the same channels. Here of the operations that mmcv has for
+    CPUs, which read with ``grid_sample``.
+    """
+
+    prunable: ClassVar = {
+        group('stem', 'value places weights', 8),
+        group('value', 'out', 4, 2),
+    }
+    frozen: ClassVar = {'places': POSITIONS, 'weights': '', 'out': OUTPUT}
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.value = nn.Linear(8, 8)
+        self.places = nn.Linear(8, 2 * 3 * 2)
+        self.weights = nn.Linear(8, 2 * 3)
+        self.out = nn.Linear(8, 5)
+
+    def attend(self, value, sizes, places, weights):
+        return multi_scale_deformable_attn_pytorch(
+            value, sizes, places, weights
+        )
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        n, _, h, w = x.shape
+        x = x.flatten(2).transpose(1, 2)
+        value = self.value(x).view(n, h * w, 2, -1)
+        places = self.places(x).view(n, h * w, 2, 1, 3, 2).sigmoid()
+        weights = self.weights(x).view(n, h * w, 2, 3).softmax(-1)
+        x = self.attend(
+            value,
+            torch.tensor([[h, w]]),
+            places,
+            weights.view(n, h * w, 2, 1, 3),
+        )
+        return self.out(x)
+
+
+class MultiScaleDeformableAttnFunction(torch.autograd.Function):
+    """As mmcv's compiled one, which has no kernel for CPUs."""
+
+    @staticmethod
+    def forward(
+        context,
+        value,
+        value_spatial_shapes,
+        value_level_start_index,
+        sampling_locations,
+        attention_weights,
+        im2col_step,
+    ):
+        tensors = value, sampling_locations, attention_weights
+        context.save_for_backward(value_spatial_shapes, *tensors)
+        return multi_scale_deformable_attn_pytorch(
+            value, value_spatial_shapes, *tensors[1:]
+        )
+
+    @staticmethod
+    def backward(context, gradient):
+        sizes, *tensors = context.saved_tensors
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        with torch.enable_grad():
+            out = multi_scale_deformable_attn_pytorch(
+                tensors[0], sizes, *tensors[1:]
+            )
+        value, *others = torch.autograd.grad(out, tensors, gradient)
+        return value, None, None, *others, None
+
+
+class CompiledAttention(SampledAttention):
+    """By the rule for the compiled operation."""
+
+    frozen: ClassVar = {
+        'places': 'positions or weights',
+        'weights': '',
+        'out': OUTPUT,
+    }
+
+    def attend(self, value, sizes, places, weights):
+        return MultiScaleDeformableAttnFunction.apply(
+            value, sizes, torch.tensor([0]), places, weights, 64
+        )
+
+
 # -- rows that are picked ----------------------------------------------------
 
 
@@ -497,6 +588,8 @@ DETECTION_NETS: dict[str, type[Net]] = {
         VisibleOperation,
         Reassembly,
         MaskedConvolution,
+        SampledAttention,
+        CompiledAttention,
         PickedRows,
         PickedChannels,
         ImageMask,

@@ -1,14 +1,21 @@
-"""Labels of what is picked, sorted or placed by position."""
+"""Labels of what is picked or placed by position; compiled operations.
+
+And modules that only training uses.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from nets_detection import Compiled, Swish
 from torch import Tensor, nn
 from tracing import Weights, coupled, frozen, labels_of, pair
 
 from mmgfp.finder import find_groups
+from mmgfp.labels import LabelTracer
+from mmgfp.rules import find_rule
+from mmgfp.rules_compiled import watch_compiled
 
 # Features of 4 channels at 6 places, and a score per place or per channel.
 CHANNELS, PLACES = 4, 6
@@ -165,6 +172,28 @@ def test_times_zero():
     assert {slot[0] for slot in frozen(tracer)} <= {'v'}
     assert len(layers) == 1
     assert not coupled(tracer)
+
+
+# -- compiled operations -----------------------------------------------------
+
+
+def test_what_is_put_around_compiled_operations_is_removed():
+    before = vars(Swish)['forward']
+    tracer = LabelTracer(nn.Linear(1, 1), find_rule)
+    with pytest.raises(ValueError), watch_compiled(tracer):
+        assert vars(Swish)['forward'] is not before
+        raise ValueError
+    assert vars(Swish)['forward'] is before
+
+
+def test_compiled_operation_beside_the_image():
+    """The image alone freezes nothing; what is labelled stays."""
+    model, image = Weights(w=(4, 1)), torch.rand(4, 3)
+    tracer, _ = labels_of(model, lambda: Compiled.apply(image) * 2)
+    assert not frozen(tracer)
+    tracer, _ = labels_of(model, lambda: Compiled.apply(model.w))
+    assert len(frozen(tracer)) == 4
+    assert all('Compiled' in reason for reason in frozen(tracer).values())
 
 
 # -- modules that only training uses -----------------------------------------
