@@ -30,9 +30,6 @@ CONVOLUTIONAL = ('mmdet', 'mmseg')
 CLASSIFICATION = ('mmpretrain', 'mmcls')
 LIBRARIES = (*CONVOLUTIONAL, *CLASSIFICATION, 'mmpose')
 
-# Enough for every level of a pyramid; channel groups do not depend on it.
-_TRACE_SIDE = 128
-
 
 def build_model(config: Config) -> nn.Module:
     """Build the model of a config, in eval mode on the CPU.
@@ -140,18 +137,6 @@ def input_shape(config: Config) -> tuple[int, int]:
             return shape
     detection = config.get('default_scope') == 'mmdet'
     return COCO_SHAPE if detection else IMAGENET_SHAPE
-
-
-def trace_shape(model: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
-    """A size at which finding channel groups is cheap.
-
-    Detectors are convolutional: a small image gives the same groups.
-    Classifiers may flatten features and keep their size.
-    """
-    if library(model) in CONVOLUTIONAL:
-        return (min(shape[0], _TRACE_SIDE), min(shape[1], _TRACE_SIDE))
-    height, width = shape
-    return height, width
 
 
 def _pipeline(dataset: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -12,9 +12,9 @@ from stack import CLASSIFICATION, require
 from torch import nn
 
 from mmgfp import FisherPruningHook, Structure
-from mmgfp.adapt import build_model, input_shape, trace_shape
+from mmgfp.adapt import build_model, input_shape
 from mmgfp.config import load_config
-from mmgfp.demo import demo_runner
+from mmgfp.demo import demo_runner, runnable
 from mmgfp.preparation import demo_groups
 from mmgfp.removal import axis_sizes
 from mmgfp.structure import Axis
@@ -350,7 +350,7 @@ def check_slim_build(path: Path, full, groups, tmp_path: Path) -> None:
     sizes = axis_sizes(slim, groups)
     for key, entry in structure.axes.items():
         assert sizes[key] == len(entry.keep)
-    shape = trace_shape(slim, input_shape(config))
+    shape, _ = runnable(slim, input_shape(config))
     outputs = demo_runner(shape)(slim)
     expected = demo_runner(shape)(full)
     assert [t.shape for t in tree_leaves(outputs)] == [
