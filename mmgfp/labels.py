@@ -49,6 +49,7 @@ class _Tag:
     allocated tensors, whose views alias them like the tensors' own do.
     ``opaque`` is set if there is nothing to remove anywhere in it.
     ``pending`` holds labels to freeze, and why, as soon as the value is used.
+    ``absent`` holds labels of what was multiplied by zero.
     """
 
     layers: tuple[Tensor, ...] = ()
@@ -56,6 +57,7 @@ class _Tag:
     writable: bool = False
     opaque: bool = False
     pending: tuple[tuple[Tensor, str], ...] = ()
+    absent: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -73,6 +75,9 @@ class _Record:
     uses: dict[tuple, Use] = field(default_factory=dict)
     issued: dict[tuple[str, int], int] = field(default_factory=dict)
     order: dict[str, int] = field(default_factory=dict)
+    absent: list[tuple[Sequence[Tensor], Sequence[Tensor], str]] = field(
+        default_factory=list
+    )
 
 
 def trace_labels(
@@ -300,7 +305,7 @@ class LabelTracer(TorchDispatchMode):
             if slots.size:
                 frozen.append((slots, reason))
         issued = [(w, a, n) for (w, a), n in record.issued.items()]
-        return Trace(
+        trace = Trace(
             self.table,
             edges[:, ~hard],
             frozen,
@@ -310,6 +315,30 @@ class LabelTracer(TorchDispatchMode):
             self.unused(),
             self.trained,
         )
+        if record.absent:
+            trace.frozen.extend(self._half_known(trace.components()))
+        return trace
+
+    def _half_known(self, component: np.ndarray) -> list:
+        """Sums of which this forward does not show one part.
+
+        Such as RoI features read from another level of a pyramid, which
+        depends on the RoIs: where nothing else tells that the levels lose the
+        same channels, they lose none.
+        """
+        frozen = []
+        for absent, present, where in self.record.absent:
+            slots, units = [], []
+            for layers in (absent, present):
+                labels = [np.unique(squeezed(x).numpy()) for x in layers]
+                found = np.unique(np.concatenate([[-1], *labels]))
+                found = found[(found >= 0) & (found < len(self.table))]
+                slots.append(found)
+                units.append(set(component[found].tolist()))
+            if all(units) and units[0] != units[1]:
+                reason = f'{where} may be given other channels than it was'
+                frozen.append((np.concatenate(slots), reason))
+        return frozen
 
     # -- dispatch ---------------------------------------------------------
 

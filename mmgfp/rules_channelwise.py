@@ -44,7 +44,14 @@ def pointwise(
         a is not None and _is_zero(a) for a in args
     ):
         tr.set(out, [])  # whatever it was multiplied with
+        tr.tag(out).absent = tuple(
+            labels
+            for tag in map(tr.tag, operands)
+            for labels, _ in tag.pending
+            if tag.weight is None  # not one that only keeps parameters in use
+        )
         return
+    absent = tuple(x for t in operands for x in tr.tag(t).absent)
     shape = results[0].shape
     merged: list[Tensor] = []
     unknown: list[Tensor] = []
@@ -67,9 +74,14 @@ def pointwise(
     target = tr.tag(args[0]) if func._schema.is_mutable else None
     if target is not None and target.writable:
         _write(tr, target.layers[0], merged)
-        return
-    for result in results:
-        tr.set(result, merged, weight)
+    else:
+        for result in results:
+            tr.set(result, merged, weight)
+    if absent and results[0].numel() > 1:
+        present = tr.tag(results[0]).layers  # as they will be in the end
+        tr.record.absent.append((absent, present, tr.where()))
+    elif absent:
+        tr.tag(results[0]).absent = absent
 
 
 def _is_zero(value: Any) -> bool:

@@ -118,9 +118,31 @@ class RegionPyramid(WidthNet):
         c2 = F.relu(self.c2(c1))
         c3 = F.relu(self.c3(c2))
         feats = [layer(c) for layer, c in zip(self.out, (c1, c2, c3))]
-        dense = [self.dense(level) for level in feats]
+        dense = self.everywhere(feats)
         x = F.relu(self.fc1(self.extract(feats, ROIS).flatten(1)))
         return dense, self.cls(x), self.reg(x)
+
+    def everywhere(self, feats):
+        return [self.dense(level) for level in feats]
+
+
+class LevelWithoutRegions(RegionPyramid):
+    """Nothing tells that the level without RoIs has the same channels."""
+
+    prunable: ClassVar = {
+        group('c1', 'c2 out.0', 6),
+        group('c2', 'c3 out.1', 6),
+        group('c3', 'out.2', 6),
+        group('fc1', 'cls reg', 10),
+    }
+    frozen: ClassVar = {
+        'out.0': 'extract may be given other channels than it was',
+        'out.1': 'extract may be given other channels than it was',
+    }
+    widths: ClassVar = set()
+
+    def everywhere(self, feats):
+        return []
 
 
 class RegionLists(Net):
@@ -579,6 +601,7 @@ DETECTION_NETS: dict[str, type[Net]] = {
     for net in (
         Regions,
         RegionPyramid,
+        LevelWithoutRegions,
         RegionLists,
         Deformable,
         DeformableGroups,
