@@ -287,6 +287,9 @@ def classifier(**backbone) -> dict:
     )
 
 
+FEATURE_MAP = dict(
+    mmpretrain=dict(out_type='featmap'), mmcls=dict(output_cls_token=False)
+)[CLASSIFICATION]
 REAL = {
     'vit': classifier(
         type='VisionTransformer',
@@ -298,7 +301,7 @@ REAL = {
         ),
         img_size=32,
         patch_size=8,
-        out_type='featmap',
+        **FEATURE_MAP,
         out=24,
     ),
     'hornet': classifier(
