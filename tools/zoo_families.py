@@ -66,6 +66,18 @@ INSTEAD = {
         'no depth in Swin-B',
     ),
     'mmdet/vfnet': ('vfnet_r50_fpn_1x_coco', 'Res2Net is another family'),
+    'mmpretrain/beit': (
+        'benchmarks/beit-base-p16_8xb128-coslr-100e_in1k',
+        'the others are for pretraining',
+    ),
+    'mmpretrain/beitv2': (
+        'benchmarks/beit-base-p16_8xb128-coslr-100e_in1k',
+        'the others are for pretraining',
+    ),
+    'mmpretrain/mixmim': (
+        'benchmarks/mixmim-base_8xb128-coslr-100e_in1k',
+        'the others are for pretraining',
+    ),
     'mmpretrain/clip': (
         'vit-base-p32_pt-64xb64_in1k',
         'the others need a tokenizer from a hub',
@@ -145,29 +157,66 @@ FURTHER = {
 _TEXT = 'reads text: needs a tokenizer and a language model from a hub'
 _TARGETS = 'loads what its training imitates from the network when built'
 _VIDEO = 'follows objects in videos, on top of a detector of another family'
+_VIEWS = (
+    'pretrains the network of another family, on several views or masks of '
+    'an image'
+)
+_MASK_RCNN = 'the network of mmdet/mask_rcnn, another data set or recipe'
+_RETINANET = 'the network of mmdet/retinanet, another data set or loss'
+_FASTER_RCNN = 'the network of mmdet/faster_rcnn:c4, another data set'
 _NO_MODEL = 'holds settings that other configs share, no model'
 
 # Folders that are not run.
 LEFT_OUT = {
+    'mmdet/albu_example': _MASK_RCNN,
+    'mmdet/bytetrack': _VIDEO,
+    'mmdet/cityscapes': _MASK_RCNN,
     'mmdet/common': _NO_MODEL,
+    'mmdet/deepfashion': _MASK_RCNN,
     'mmdet/deepsort': _VIDEO,
+    'mmdet/ghm': _RETINANET,
     'mmdet/glip': _TEXT,
     'mmdet/grounding_dino': _TEXT,
+    'mmdet/instaboost': _MASK_RCNN,
+    'mmdet/lvis': _MASK_RCNN,
     'mmdet/mask2former_vis': _VIDEO,
     'mmdet/masktrack_rcnn': _VIDEO,
     'mmdet/misc': 'wraps the networks of Detectron2, a package of its own',
     'mmdet/mm_grounding_dino': _TEXT,
+    'mmdet/objects365': _RETINANET,
     'mmdet/ocsort': _VIDEO,
+    'mmdet/openimages': _RETINANET,
+    'mmdet/pascal_voc': _FASTER_RCNN,
     'mmdet/qdtrack': _VIDEO,
+    'mmdet/resnet_strikes_back': _MASK_RCNN,
+    'mmdet/selfsup_pretrain': _MASK_RCNN,
+    'mmdet/simple_copy_paste': 'the network of mmdet/strong_baselines',
+    'mmdet/strongsort': _VIDEO,
+    'mmdet/wider_face': _RETINANET,
+    'mmpretrain/barlowtwins': _VIEWS,
     'mmpretrain/blip': _TEXT,
     'mmpretrain/blip2': _TEXT,
+    'mmpretrain/byol': _VIEWS,
+    'mmpretrain/cae': _VIEWS,
     'mmpretrain/chinese_clip': _TEXT,
+    'mmpretrain/densecl': _VIEWS,
     'mmpretrain/flamingo': _TEXT,
+    'mmpretrain/itpn': _VIEWS,
     'mmpretrain/llava': _TEXT,
+    'mmpretrain/mae': _VIEWS,
+    'mmpretrain/maskfeat': _VIEWS,
+    'mmpretrain/mff': _VIEWS,
     'mmpretrain/milan': _TARGETS,
     'mmpretrain/minigpt4': _TEXT,
+    'mmpretrain/mocov2': _VIEWS,
+    'mmpretrain/mocov3': _VIEWS,
     'mmpretrain/ofa': _TEXT,
     'mmpretrain/otter': _TEXT,
+    'mmpretrain/simclr': _VIEWS,
+    'mmpretrain/simmim': _VIEWS,
+    'mmpretrain/simsiam': _VIEWS,
+    'mmpretrain/spark': _VIEWS,
+    'mmpretrain/swav': _VIEWS,
 }
 
 
@@ -198,7 +247,8 @@ def all_families(libraries: Sequence[str] = LIBRARIES) -> list[Family]:
             name = f'{library}/{folder.name}'
             if _listed(name) not in LEFT_OUT:
                 families += _in_folder(name, folder)
-    return families
+    # further architectures last: a sweep may be interrupted
+    return sorted(families, key=lambda family: ':' in family.name)
 
 
 def left_out(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
@@ -226,7 +276,9 @@ def _in_folder(name: str, folder: Path) -> list[Family]:
     stems = [file.stem for file in sorted(folder.glob('*.py'))]
     further = FURTHER.get(_listed(name), {})
     instead = INSTEAD.get(_listed(name), ('',))[0]
-    if instead not in stems:
+    if instead and (folder / f'{instead}.py').exists():
+        stems.append(instead)
+    else:
         instead = smallest([s for s in stems if s not in further.values()])
     chosen = {'': instead}
     chosen.update(further)
