@@ -28,7 +28,8 @@ def config_parser(purpose: str | None, example: str) -> ArgumentParser:
     """
     parser = ArgumentParser(description=purpose, epilog=f'example: {example}')
     parser.add_argument(
-        'config', help='path, or mmdet::... / mmpretrain::... short form'
+        'config',
+        help='path, or short form: mmdet::..., mmpretrain::..., mmcls::...',
     )
     parser.add_argument(
         '--cfg-options',
