@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .compiled import around_compiled, by_name
 from .groups import ChannelGroup
 
 Metric = Literal['flops', 'params', 'acts']
@@ -95,7 +96,29 @@ class _CallRecorder(TorchDispatchMode):
             self._convolution(*args, out=out)
         elif operation in ('aten::addmm', 'aten::mm', 'aten::bmm'):
             self._linear(args[-1] if len(args) == 2 else args[2], out)
+        elif operation == 'torchvision::deform_conv2d':
+            self._compiled(args[1], out)
         return out
+
+    def around(self, cls: type, call: Callable, args: Sequence[Any]) -> Any:
+        """Compiled convolutions; one made of visible ones counts itself."""
+        weight = by_name(call, args).get('weight')
+        found = self._find(weight) if isinstance(weight, Tensor) else None
+        before = self.calls.positions.get(found[0]) if found else None
+        out = call(*args)
+        if found and self.calls.positions.get(found[0]) == before:
+            self._compiled(found[1], out)
+        return out
+
+    def _compiled(self, weight: Tensor, out: Any) -> None:
+        found = self._find(weight)
+        if (
+            found is not None
+            and isinstance(out, Tensor)
+            and out.dim() == weight.dim() > 2
+            and out.shape[1] == weight.shape[0]
+        ):
+            self._add(*found, 0, out.numel() // out.shape[1], out)
 
     def _convolution(
         self, source: Tensor, weight: Tensor, *settings: Any, out: Tensor
@@ -129,7 +152,8 @@ def record_calls(
         run (Callable): Runs it on demo input, without arguments.
         images (int): Images in that input. Defaults to 1.
     """
-    with torch.no_grad(), _CallRecorder(model, images) as recorder:
+    recorder = _CallRecorder(model, images)
+    with torch.no_grad(), around_compiled(recorder.around), recorder:
         run()
     return recorder.calls
 

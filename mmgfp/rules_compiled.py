@@ -8,15 +8,13 @@ without a rule that returns something new freezes what it was given.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .compiled import around_compiled, by_name
 from .label_layers import along, spread
 from .labels import LabelTracer
 from .rules_common import rows_of, without
@@ -30,39 +28,14 @@ CompiledRule = Callable[[LabelTracer, dict[str, Any], Any], None]
 @contextmanager
 def watch_compiled(tracer: LabelTracer) -> Iterator[None]:
     """Give autograd functions that are not torch's own their rules."""
-    forwards = [
-        (cls, cls.__dict__['forward'])
-        for cls in _functions(torch.autograd.Function)
-        if 'forward' in cls.__dict__
-    ]
-    for cls, forward in forwards:
-        cls.forward = staticmethod(_watched(tracer, cls, forward))
-    try:
-        yield
-    finally:
-        for cls, forward in forwards:
-            cls.forward = forward
 
-
-def _functions(base: Any) -> Iterator[Any]:
-    for cls in base.__subclasses__():
-        if cls.__module__.partition('.')[0] not in ('torch', 'mmgfp'):
-            yield cls
-        yield from _functions(cls)
-
-
-def _watched(tracer: LabelTracer, cls: type, forward: Any) -> Callable:
-    call = forward.__func__ if isinstance(forward, staticmethod) else forward
-    rule = COMPILED.get(cls.__name__)
-    names = list(inspect.signature(call).parameters.values())
-
-    @wraps(call)
-    def watched(*args: Any) -> Any:
+    def around(cls: type, call: Callable, args: Sequence[Any]) -> Any:
         if tracer.suspended:
             return call(*args)
-        given = [a for a in args if isinstance(a, Tensor)]
+        rule = COMPILED.get(cls.__name__)
         if rule is None:
             out = call(*args)
+            given = [a for a in args if isinstance(a, Tensor)]
             if any(_is_new(tracer, t, given) for t in _tensors(out)):
                 _freeze_all(tracer, cls, given, out)
             return out
@@ -71,16 +44,11 @@ def _watched(tracer: LabelTracer, cls: type, forward: Any) -> Callable:
             out = call(*args)
         finally:
             tracer.suspended = False
-        values = {
-            p.name: p.default
-            for p in names
-            if p.default is not inspect.Parameter.empty
-        }
-        values.update({p.name: a for p, a in zip(names, args)})
-        rule(tracer, values, out)
+        rule(tracer, by_name(call, args), out)
         return out
 
-    return watched
+    with around_compiled(around):
+        yield
 
 
 def _tensors(out: Any) -> list[Tensor]:
@@ -140,7 +108,7 @@ def _channels_pass(
 
 def _keep(tr: LabelTracer, positions: Any) -> None:
     """The channels of positions and masks have a fixed meaning."""
-    for layer in tr.layers(positions) if torch.is_tensor(positions) else ():
+    for layer in tr.layers(positions) if isinstance(positions, Tensor) else ():
         tr.freeze(layer, f'positions or masks of {tr.where()}')
 
 

@@ -12,6 +12,7 @@ import torch
 from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer
 from mmengine.config import Config
 from nets import NETS, Chain, GroupedConv, InvertedResidual, Net, conv, run
+from nets_detection import DETECTION_NETS
 from oracles import choose_units, count_by_hooks, kept
 from stack import CLASSIFICATION
 from torch import nn
@@ -276,6 +277,40 @@ def test_functional_weight():
     assert found['conv2'] == dict(
         flops=8 * 6 * 9 * 256, acts=6 * 256, params=8 * 6 * 9 + 6
     )
+
+
+@pytest.mark.parametrize(
+    ('name', 'outputs', 'inputs'),
+    [
+        ('Deformable', 6, 8),
+        ('DeformableGroups', 12, 2),
+        ('Modulated', 6, 8),
+        ('TorchDeformable', 12, 2),
+    ],
+)
+def test_compiled_convolutions(name, outputs, inputs):
+    """Convolution groups of ``inputs`` channels, 3x3 kernels, 16x16 images."""
+    model = DETECTION_NETS[name]().eval()
+    row = count_cost(model, counted(model))['dcn']
+    assert row['flops'] == outputs * inputs * 9 * 256
+    assert row['acts'] == outputs * 256
+
+
+def test_visible_functions_count_once():
+    """An autograd function that calls a convolution that is seen itself."""
+
+    class Convolve(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, source, weight):
+            return torch.nn.functional.conv2d(source, weight, padding=1)
+
+    class Visible(Chain):
+        def forward(self, x):
+            return Convolve.apply(x, self.conv1.weight)
+
+    model = Visible()
+    row = count_cost(model, counted(model))['conv1']
+    assert row['flops'] == 3 * 8 * 9 * 256
 
 
 # -- as a function of what is left -------------------------------------------

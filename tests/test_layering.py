@@ -98,7 +98,15 @@ def test_only_one_file_knows_how_torch_walks_trees(name):
 def test_direction_of_the_core():
     """Each may import only what stands before it."""
     order = [
-        *('trees', 'slots', 'surgery', 'sizes', 'label_layers', 'size_facts'),
+        *(
+            'trees',
+            'compiled',
+            'slots',
+            'surgery',
+            'sizes',
+            'label_layers',
+            'size_facts',
+        ),
         *('size_arguments', 'size_watch', 'widths', 'labels', 'layouts'),
         *('rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules_indexing'),

@@ -1,0 +1,69 @@
+"""Calls of compiled operations, which the dispatcher does not see.
+
+They are autograd functions around compiled code, most of them mmcv's. Here
+they are found wherever they come from, so that no library has to be imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+
+# given the class, its forward and the arguments of a call; returns the result
+Around = Callable[[type, Callable, Sequence[Any]], Any]
+
+
+@contextmanager
+def around_compiled(around: Around) -> Iterator[None]:
+    """Have a say in each call of an autograd function that is not torch's.
+
+    Args:
+        around (Callable): Is called in place of the function's forward, which
+            it may call itself.
+    """
+    forwards = [
+        (cls, cls.__dict__['forward'])
+        for cls in _functions(torch.autograd.Function)
+        if 'forward' in cls.__dict__
+    ]
+    for cls, forward in forwards:
+        cls.forward = staticmethod(_wrapped(around, cls, forward))
+    try:
+        yield
+    finally:
+        for cls, forward in forwards:
+            cls.forward = forward
+
+
+def _functions(base: Any) -> Iterator[Any]:
+    for cls in base.__subclasses__():
+        if cls.__module__.partition('.')[0] not in ('torch', 'mmgfp'):
+            yield cls
+        yield from _functions(cls)
+
+
+def _wrapped(around: Around, cls: type, forward: Any) -> Callable:
+    call = forward.__func__ if isinstance(forward, staticmethod) else forward
+
+    @wraps(call)
+    def wrapped(*args: Any) -> Any:
+        return around(cls, call, args)
+
+    return wrapped
+
+
+def by_name(call: Callable, args: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of a call, with the defaults of those not given."""
+    parameters = list(inspect.signature(call).parameters.values())
+    values = {
+        p.name: p.default
+        for p in parameters
+        if p.default is not inspect.Parameter.empty
+    }
+    values.update({p.name: a for p, a in zip(parameters, args)})
+    return values
