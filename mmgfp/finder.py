@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -56,6 +57,8 @@ def find_groups(
         try:
             model.eval()
             trace = _trace(model, run, train)
+            if train is not None and trace.unused and not trace.trained:
+                _warn_of_unused(trace.unused)
             groups = [_freeze_single(group) for group in build_groups(trace)]
             groups = find_layouts(model, groups, run, images, train)
             groups = check_groups(
@@ -85,6 +88,17 @@ def _trace(model: nn.Module, run: Run, train: Run | None) -> Trace:
     except Exception:
         _try(model, run)  # is the forward at fault?
         raise
+
+
+def _warn_of_unused(parameters: Sequence[str]) -> None:
+    layers = list(dict.fromkeys(p.rpartition('.')[0] for p in parameters))
+    some = ', '.join(layers[:3]) + (', ...' if len(layers) > 3 else '')
+    warnings.warn(
+        f'{len(layers)} layers take no part in the demo forward ({some}), and '
+        'the losses cannot be computed on made-up ground truth. If training '
+        'uses these layers, name the ones that make their input in `ignore`.',
+        stacklevel=3,
+    )
 
 
 def _both(run: Run, train: Run | None) -> Run:

@@ -246,7 +246,8 @@ def test_training_that_fails_tells_nothing_of_what_it_did_not_reach():
         model.stem(IMAGES)
         raise KeyError('gt_keypoints')
 
-    groups = groups_of(train)
+    with pytest.warns(UserWarning, match='3 layers take no part.*hidden'):
+        groups = groups_of(train)
     assert groups.keys() == {'stem', 'body', 'head'}
     assert groups['stem'].consumers == ['body']
     assert groups['body'].frozen == ''
@@ -259,6 +260,7 @@ def test_training_that_fails_late():
         model(IMAGES, train=True)
         raise KeyError('gt_keypoints')
 
-    groups = groups_of(train)
+    with pytest.warns(UserWarning, match='1 layers take no part.*unused'):
+        groups = groups_of(train)
     assert 'hidden' in groups['stem'].consumers
     assert 'hidden does not run in training' in groups['stem'].frozen
