@@ -106,15 +106,28 @@ def runnable(
         shapes = list(dict.fromkeys([*small, whole]))
     modes: tuple[Mode, ...] = ('tensor', 'predict')
     for mode in modes:
-        for some in shapes:
-            try:
-                with modes_kept(model), torch.no_grad():
-                    model.eval()
-                    demo_runner(some, images, mode)(model)
-            except Exception:  # too small, or no such mode: try the next
-                continue
-            return some, mode
+        trouble = _trouble(model, demo_runner(shapes[0], images, mode))
+        if not trouble:
+            return shapes[0], mode
+        # large images take long; what is no matter of size fails with both
+        large = shapes[min(len(shapes), len(_TRACE_SIDES)) - 1]
+        if trouble == _trouble(model, demo_runner(large, images, mode)):
+            continue
+        for some in shapes[1:]:
+            if not _trouble(model, demo_runner(some, images, mode)):
+                return some, mode
     return whole, 'tensor'  # whoever runs it sees the error
+
+
+def _trouble(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:
+    """What a forward raises; '' if nothing."""
+    try:
+        with modes_kept(model), torch.no_grad():
+            model.eval()
+            run(model)
+    except Exception as error:
+        return repr(error)
+    return ''
 
 
 def demo_data(
