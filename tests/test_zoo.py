@@ -230,10 +230,10 @@ def test_ending_the_sweep_ends_its_processes(tmp_path):
 
         def trials() -> list[int]:
             found = []
-            for file in Path('/proc').glob('[0-9]*/cmdline'):
+            for output in Path('/proc').glob('[0-9]*/fd/1'):
                 with suppress(OSError):  # it may have ended
-                    if f'{tmp_path}/zoo-' in file.read_text():
-                        found.append(int(file.parent.name))
+                    if os.readlink(output).startswith(f'{tmp_path}/zoo-'):
+                        found.append(int(output.parts[2]))
             return found
 
         while not trials():
