@@ -191,7 +191,7 @@ def _prune(
             prunable=sum(not g.frozen for g in groups),
         )
     with trial.doing('cost'):
-        count, images = counting(model, shape, mode)
+        count, images = counting(model, config, shape, mode)
         calls = record_calls(model, lambda: count(model), images)
         rows = count_cost(model, calls)
         open_groups = [g for g in groups if not g.frozen]
@@ -359,14 +359,14 @@ def forward(
 
 
 def counting(
-    model: nn.Module, shape: Sequence[int], mode: str
+    model: nn.Module, config: Config, shape: Sequence[int], mode: str
 ) -> tuple[Run, int]:
     """What cost is counted from, and for how many images.
 
     Heads on regions have their share: as many regions per area as the 512
     that the paper counts at 800x1280.
     """
-    side = max(*shape, COUNTED)
+    side = min(max(*shape, COUNTED), max(input_shape(config)))
     regions = max(1, round(512 * side * side / (800 * 1280)))
     run = demo_runner((side, side), IMAGES, mode, proposals=regions)
     try:
