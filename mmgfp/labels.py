@@ -29,6 +29,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .label_layers import along, canonical, squeezed
 from .size_facts import SizeRecord, axis_labels
 from .size_watch import watch_sizes
+from .sizes import attributes_in
 from .slots import SlotTable, Trace, Use
 from .surgery import compute_again
 from .trees import tree_leaves, tree_map_only
@@ -133,6 +134,7 @@ def _module_stack(tracer: LabelTracer) -> Iterator[None]:
     """Tell the tracer which module is being executed."""
 
     def enter(module: nn.Module, args: tuple) -> None:
+        tracer.entered.add(module)
         first = args[0] if args and isinstance(args[0], Tensor) else None
         tracer.stack.append(_Frame(module, first))
 
@@ -171,7 +173,9 @@ class LabelTracer(TorchDispatchMode):
         self.table = SlotTable(model)
         self._find_rule = find_rule
         self.module_names = {id(m): n for n, m in model.named_modules()}
+        self._modules = dict(model.named_modules())
         self.stack: list[_Frame] = []
+        self.entered: set[nn.Module] = set()
         self.suspended = False
         self.trained = False
         self.record = _Record()
@@ -277,12 +281,33 @@ class LabelTracer(TorchDispatchMode):
                     self.freeze(layer, 'reaches an output of the network')
 
     def unused(self) -> list[str]:
-        """Parameters that no operation has seen."""
+        """Parameters that no operation has seen; attributes like counted ones.
+
+        The latter are those of modules that were not run, where others of
+        the same class count channels with theirs.
+        """
+        terms = [
+            *(fact.term for fact in self.sizes.facts),
+            *(size for size, *_ in self.sizes.made),
+        ]
+        counted = set()
+        for attribute in {a for term in terms for a in attributes_in(term)}:
+            owner, _, key = attribute.name.rpartition('.')
+            counted.add((type(self._modules[owner]), key))
         return [
-            name
-            for name, tensor in self.table.tensors.items()
-            if isinstance(tensor, nn.Parameter)
-            and name not in self.record.order
+            *(
+                name
+                for name, tensor in self.table.tensors.items()
+                if isinstance(tensor, nn.Parameter)
+                and name not in self.record.order
+            ),
+            *(
+                f'{name}.{key}'
+                for name, module in self._modules.items()
+                if module not in self.entered
+                for kind, key in sorted(counted, key=str)
+                if type(module) is kind
+            ),
         ]
 
     def where(self) -> str:

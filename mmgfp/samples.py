@@ -68,7 +68,9 @@ def _detection_samples(
 
     height, width = shape
     boxes = demo_boxes(shape)
-    with_masks = getattr(model.data_preprocessor, 'pad_mask', True)
+    with_masks = getattr(model, 'with_mask', False) or getattr(
+        model.data_preprocessor, 'pad_mask', True
+    )
     masks = np.zeros((len(boxes), height, width), np.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
         mask[top:bottom, left:right] = 1

@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from nets import conv, run
+from nets import Net, conv, run
 from nets_widths import WIDTH_NETS, Gated, Heads, Hierarchical, WidthNet
 from oracles import (
     attribute,
@@ -361,3 +361,47 @@ def test_networks_of_the_library(name, tmp_path):
     assert all(
         p.grad is not None for p in fresh.parameters() if p.requires_grad
     )
+
+
+class _Copy(nn.Module):
+    """Writes into a fresh tensor, as MMDetection's RoI extractors do."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.out_channels = width
+
+    def forward(self, x):
+        out = x.new_zeros(len(x), self.out_channels, *x.shape[2:])
+        out[:] = x
+        return out
+
+
+class _TwoStages(Net):
+    """Runs one stage; training runs the other, which has no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.stages = nn.ModuleList([_Copy(8), _Copy(8)])
+        self.head = conv(8, 5)
+
+    def forward(self, x, stage=1):
+        return self.head(self.stages[stage](self.stem(x)))
+
+
+def test_attribute_of_a_module_that_only_training_runs():
+    model = _TwoStages().eval()
+    groups = find_groups(
+        model, run, images=2, train=lambda m: m(torch.ones(2, 3, 8, 8), 0)
+    )
+    slice_model(model, kept(model, groups, choose_units(groups)))
+    assert model.stages[0].out_channels == len(model.stem.weight) < 8
+    model(torch.ones(2, 3, 8, 8), 0)
+
+
+def test_attribute_of_a_module_that_nothing_runs(recwarn):
+    def losses(model):
+        raise RuntimeError('no ground truth')
+
+    find_groups(_TwoStages().eval(), run, images=2, train=losses)
+    assert 'stages.0' in str(recwarn.pop().message)
