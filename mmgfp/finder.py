@@ -13,10 +13,11 @@ from torch import nn
 from .groups import ChannelGroup, build_groups
 from .labels import trace_labels
 from .modes import in_training
+from .precision import Run
 from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
-from .selfcheck import Run, check_groups
+from .selfcheck import check_groups
 from .slots import Trace
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from .groups import ChannelGroup, Tap
 from .layouts import ImageChange, Layout, Order, images_of_rois
+from .precision import Run
 
-Run = Callable[[nn.Module], Any]
 # is told the name of a consumer, its input and whose the RoIs so far are
 See = Callable[[str, Tensor, dict[str, Tensor]], None]
 

@@ -19,7 +19,7 @@ does not agree, double precision decides.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup
+from .precision import Run, in_double
 from .removal import axis_sizes, kept_positions
 from .surgery import compute_again, named_tensors, slice_model
-from .trees import tree_leaves, tree_map_only
-
-Run = Callable[[nn.Module], Any]
+from .trees import tree_leaves
 
 TOLERANCE = 1e-5
 
@@ -141,26 +140,12 @@ class _Check:
         if not found or _NOT_RUNNING in found:
             return found
         if self._double is None:
-            self._double = self._in_double()
+            self._double = copy.deepcopy(self._single).double()
+        run = in_double(self.run)
         try:
-            return removal_difference(self._double, groups, removal, self.run)
-        except Exception:  # compiled operations may know no double precision
+            return removal_difference(self._double, groups, removal, run)
+        except Exception:  # something may insist on single precision
             return found
-
-    def _in_double(self) -> nn.Module:
-        double = copy.deepcopy(self._single).double()
-        double.register_forward_pre_hook(_double_inputs, with_kwargs=True)
-        return double
-
-
-def _double_inputs(
-    module: nn.Module, args: tuple, kwargs: dict
-) -> tuple[tuple, dict]:
-    return tree_map_only(
-        Tensor,
-        lambda t: t.double() if t.is_floating_point() else t,
-        (args, kwargs),
-    )
 
 
 def random_removal(

@@ -113,7 +113,15 @@ def test_direction_of_the_core():
         *('rules_compiled', 'rules', 'groups'),
         *('version', 'unpickler', 'checkpoint', 'files', 'structure'),
         'removal',
-        *('modes', 'selfcheck', 'probe', 'finder', 'cost', 'fisher'),
+        *(
+            'modes',
+            'precision',
+            'selfcheck',
+            'probe',
+            'finder',
+            'cost',
+            'fisher',
+        ),
         'selection',
         'pruner',
     ]
@@ -123,8 +131,8 @@ def test_direction_of_the_core():
 
 def test_labels_know_no_groups():
     assert own_imports('labels') == {
-        *('label_layers', 'size_facts', 'size_watch', 'slots', 'surgery'),
-        *('trees', 'widths'),
+        *('label_layers', 'size_facts', 'size_watch', 'sizes', 'slots'),
+        *('surgery', 'trees', 'widths'),
     }
     assert own_imports('groups') == {'layouts', 'slots'}
     assert 'groups' not in reachable('rules')

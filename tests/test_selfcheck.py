@@ -336,6 +336,35 @@ def test_single_precision_will_do():
     assert 'differs by' in guilty.frozen
 
 
+class SingleOperation(torch.autograd.Function):
+    """A compiled operation that knows single precision alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        if x.dtype != torch.float32:
+            raise RuntimeError('expected scalar type Float')
+        return x[:, :1]
+
+
+class SingleInside(Amplifying):
+    """Numbers and operations in single precision, whatever the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(1, 1)
+
+    def forward(self, x):
+        scale = self.scale(torch.ones(1, 1))  # of the default type
+        return super().forward(x) * scale[0], SingleOperation.apply(x)
+
+
+def test_double_precision_around_what_is_single():
+    before = torch.get_default_dtype()
+    groups = find_groups(SingleInside(), run, 2)
+    assert set(layout(groups)) >= Amplifying.prunable
+    assert torch.get_default_dtype() == before
+
+
 # -- its parts ---------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +39,7 @@ from mmgfp.demo import demo_runner, runnable
 from mmgfp.files import complete
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
+from mmgfp.precision import Run, in_double
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import (
     TOLERANCE,
@@ -48,10 +49,9 @@ from mmgfp.selfcheck import (
 )
 from mmgfp.structure import KEY, Structure
 from mmgfp.surgery import slice_model
-from mmgfp.trees import tree_leaves, tree_map_only
+from mmgfp.trees import tree_leaves
 from mmgfp.weights import vary_weights_
 
-Run = Callable[[nn.Module], Any]
 Result = dict[str, Any]
 
 STEM = 'slim'
@@ -387,26 +387,6 @@ def outputs(model: nn.Module, run: Run) -> list[Tensor]:
         for leaf in leaves
         if isinstance(leaf, Tensor) and leaf.is_floating_point()
     ]
-
-
-def in_double(run: Run) -> Run:
-    """The same with the input in double precision."""
-
-    def cast(module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        return tree_map_only(
-            Tensor,
-            lambda t: t.double() if t.is_floating_point() else t,
-            (args, kwargs),
-        )
-
-    def run_double(model: nn.Module) -> Any:
-        handle = model.register_forward_pre_hook(cast, with_kwargs=True)
-        try:
-            return run(model)
-        finally:
-            handle.remove()
-
-    return run_double
 
 
 def ratio(cost: Mapping[str, float], before: Mapping[str, float]) -> float:

@@ -1,0 +1,66 @@
+"""Running a network in double precision, whatever its parts are made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .compiled import around_compiled
+from .trees import tree_map_only
+
+Run = Callable[[nn.Module], Any]
+
+
+def in_double(run: Run) -> Run:
+    """The same forward for a model whose tensors are double: so is the input.
+
+    Args:
+        run (Callable): ``run(model)`` runs a model on demo input.
+    """
+
+    def cast_inputs(
+        module: nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        return _cast((args, kwargs), torch.float64)
+
+    def run_double(model: nn.Module) -> Any:
+        handle = model.register_forward_pre_hook(cast_inputs, with_kwargs=True)
+        try:
+            with _double_by_default(), around_compiled(_in_a_known_precision):
+                return run(model)
+        finally:
+            handle.remove()
+
+    return run_double
+
+
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    """Numbers that the code makes are double as well."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _in_a_known_precision(
+    cls: type, call: Callable, args: Sequence[Any]
+) -> Any:
+    """Compiled operations take one precision, and some single alone."""
+    try:
+        return call(*_cast(args, torch.float64))
+    except RuntimeError:
+        out = call(*_cast(args, torch.float32))
+        return _cast(out, torch.float64)
+
+
+def _cast(tree: Any, dtype: torch.dtype) -> Any:
+    return tree_map_only(
+        Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree
+    )
