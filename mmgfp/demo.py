@@ -88,7 +88,8 @@ def runnable(
 
     A small image gives the same groups as a large one, but networks with many
     levels or large kernels may need a larger one, and classifiers may fix the
-    size. Where there are no raw outputs to be had, the results have to do.
+    size. Where there are no raw outputs to be had, the results have to do, or
+    the losses.
 
     Args:
         model (nn.Module): Is run to see what works.
@@ -104,7 +105,7 @@ def runnable(
     if library(model) in CONVOLUTIONAL:
         small = [(min(s, shape[0]), min(s, shape[1])) for s in _TRACE_SIDES]
         shapes = list(dict.fromkeys([*small, whole]))
-    modes: tuple[Mode, ...] = ('tensor', 'predict')
+    modes: tuple[Mode, ...] = ('tensor', 'predict', 'loss')
     for mode in modes:
         trouble = _trouble(model, demo_runner(shapes[0], images, mode))
         if not trouble:
@@ -148,25 +149,37 @@ def demo_data(
     origin = library(model)
     if not origin:
         return dict(inputs=_demo_batch(model, shape, images), mode=mode)
-    data: dict[str, Any] = dict(inputs=_demo_pixels(shape, images))
+    data: dict[str, Any] = dict(inputs=_demo_pixels(model, shape, images))
     if mode != 'tensor' or origin not in CLASSIFICATION:
         data['data_samples'] = demo_samples(origin, model, shape, images)
     with _unaugmented(model.data_preprocessor, shape) as preprocess:
         return dict(preprocess(data, mode == 'loss'), mode=mode)
 
 
-def _demo_pixels(shape: Sequence[int], images: int) -> list[torch.Tensor]:
+def _demo_pixels(
+    model: nn.Module, shape: Sequence[int], images: int
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
+    size = (_colours(model), *shape)
     return [
-        torch.randint(256, (3, *shape), generator=generator, dtype=torch.uint8)
+        torch.randint(256, size, generator=generator, dtype=torch.uint8)
         for _ in range(images)
     ]
+
+
+def _colours(model: nn.Module) -> int:
+    """Channels of the images: what the first convolution takes, if few."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels if module.in_channels <= 4 else 3
+    return 3
 
 
 def _demo_batch(
     model: nn.Module, shape: Sequence[int], images: int
 ) -> torch.Tensor:
-    batch = torch.stack(_demo_pixels(shape, images)).float() / 128 - 1
+    pixels = _demo_pixels(model, shape, images)
+    batch = torch.stack(pixels).float() / 128 - 1
     return batch.to(next(model.parameters()).device)
 
 

@@ -74,6 +74,9 @@ class Labels(Protocol):
     def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """The label layers of a tensor that are not blank."""
 
+    def couple(self, a: np.ndarray, b: np.ndarray) -> None:
+        """These slots go together, one to one."""
+
     def freeze(self, labels: Tensor | np.ndarray, reason: str) -> None:
         """Keep these slots for ever."""
 

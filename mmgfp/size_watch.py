@@ -150,6 +150,31 @@ class _SizeWatch(TorchFunctionMode):
             if isinstance(size, Size) and axis < out.dim():
                 self.add(size, self.layers(out), axis)
 
+    def expand_before(self, args: tuple, kwargs: Mapping) -> None:
+        other = argument(args, kwargs, 1, 'other', None)
+        sizes = (
+            self._extents(other, other.shape)
+            if isinstance(other, Tensor)
+            else listed_sizes(args, kwargs, 'size', 'sizes')
+        )
+        self._tracer.sizes.given = dict(enumerate(sizes))
+
+    def expand_after(
+        self, args: tuple, kwargs: Mapping, out: Tensor, given: dict
+    ) -> None:
+        """An axis that is as wide already stays as wide as it has to be."""
+        new = out.dim() - args[0].dim()
+        for axis, size in given.items():
+            if axis < new or args[0].shape[axis - new] != size:
+                continue
+            labels = self.labels(self.layers(out), axis)
+            term = term_of(size) if isinstance(size, Size) else None
+            if isinstance(term, Extent):
+                other = self.labels(term.layers, term.axis)[:, :1]
+                self._tracer.couple(labels, other)
+            else:
+                self.add(size, self.layers(out), axis)
+
     def split_before(self, args: tuple, kwargs: Mapping) -> None:
         sizes = split_sizes(args, kwargs)
         sizes = sizes if isinstance(sizes, (list, tuple)) else [sizes]
@@ -269,6 +294,9 @@ class _SizeWatch(TorchFunctionMode):
 _W = _SizeWatch
 _WATCHED: dict[str, tuple[Callable, Callable]] = {
     **dict.fromkeys(('view', 'reshape'), (_W.view_before, _W.axes_after)),
+    **dict.fromkeys(
+        ('expand', 'expand_as'), (_W.expand_before, _W.expand_after)
+    ),
     'unflatten': (_W.unflatten_before, _W.axes_after),
     **dict.fromkeys(
         ('split', 'split_with_sizes'), (_W.split_before, _W.split_after)

@@ -37,6 +37,8 @@ def vary_weights_(
         with torch.no_grad():
             if parameter.is_floating_point() and parameter.numel():
                 _vary(name, parameter, generator)
+    # Some layers derive tensors of their own from weights that are loaded.
+    model.load_state_dict(dict(model.named_parameters()), strict=False)
     _calibrate(model, run)
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_var is not None:

@@ -83,6 +83,20 @@ def test_results_where_there_are_no_raw_outputs():
     assert runnable(model, SHAPE, 2) == ((128, 128), 'predict')
 
 
+def test_losses_where_there_is_nothing_else():
+    model = Detector(100, modes=('loss',))
+    assert runnable(model, SHAPE, 2) == ((128, 128), 'loss')
+
+
+@pytest.mark.parametrize(('takes', 'given'), [(1, 1), (3, 3), (4, 4), (8, 3)])
+def test_colours(takes, given):
+    seen = []
+    model = nn.Sequential(nn.Conv2d(takes, 2, 1))
+    model[0].forward = lambda x: seen.append(x.shape)
+    demo_runner((8, 6), images=2)(model)
+    assert seen == [(2, given, 8, 6)]
+
+
 def test_nothing_runs():
     """Whoever runs it next shows the error."""
     model = Detector(modes=())
@@ -97,7 +111,7 @@ def test_modes_are_restored(least):
     model.stem.eval()
     before = modes_of(model)
     runnable(model, SHAPE)
-    assert not any(any(training) for *_, training in model.seen)
+    assert not any(any(t) for mode, _, t in model.seen if mode != 'loss')
     assert modes_of(model) == before
 
 

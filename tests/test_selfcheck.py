@@ -365,6 +365,24 @@ def test_double_precision_around_what_is_single():
     assert torch.get_default_dtype() == before
 
 
+class Exponential(Amplifying):
+    """Overflows with weights that are not as small as its own."""
+
+    def __init__(self):
+        super().__init__()
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=1e-4)
+
+    def forward(self, x):
+        x = (100 * self.a(self.stem(x))).exp() + self.b(self.stem(x))
+        return x - x.mean()
+
+
+def test_other_weights_where_numbers_overflow():
+    groups = find_groups(Exponential(), run, 2)
+    assert layout(groups) == Exponential.prunable
+
+
 # -- its parts ---------------------------------------------------------------
 
 

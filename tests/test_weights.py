@@ -74,3 +74,22 @@ def test_seeds():
     first, same, other = varied().stem, varied().stem, varied(1).stem
     assert torch.equal(first.bias, same.bias)
     assert not torch.equal(first.bias, other.bias)
+
+
+class Derived(nn.Conv2d):
+    """Keeps what it needs of the weights that were loaded, as ConvAWS does."""
+
+    def __init__(self):
+        super().__init__(3, 2, 1)
+        self.register_buffer('scale', torch.full((), -1.0))
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        if f'{prefix}scale' not in state:
+            self.scale.fill_(state[f'{prefix}weight'].std())
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_layers_derive_what_loading_would_give_them():
+    model = nn.Sequential(Derived())
+    vary_weights_(model, lambda m: m(torch.ones(1, 3, 4, 4)))
+    assert model[0].scale == model[0].weight.std()

@@ -363,6 +363,44 @@ def test_networks_of_the_library(name, tmp_path):
     )
 
 
+class _Pooled(Net):
+    """ASPP: what is pooled gets the size of another branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 8)
+        self.a = conv(8, 6)
+        self.b = conv(8, 6)
+        self.head = conv(12, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        a, b = self.a(x), self.b(x.mean((2, 3), keepdim=True))
+        return self.head(torch.cat([a, self.like(b, a)], 1))
+
+    like = staticmethod(lambda b, a: b.expand_as(a))
+
+
+class _PooledBySize(_Pooled):
+    like = staticmethod(lambda b, a: b.expand(a.size()))
+
+
+class _PooledByNumbers(_Pooled):
+    like = staticmethod(lambda b, a: b.expand(-1, -1, *a.shape[2:]))
+
+
+@pytest.mark.parametrize('net', [_Pooled, _PooledBySize, _PooledByNumbers])
+def test_expanding_to_the_size_of_another(net):
+    model = net().eval()
+    groups = find_groups(model, run, images=2)
+    together = {
+        tuple(g.producers) for g in groups if not g.frozen and g.size == 6
+    }
+    coupled = net is not _PooledByNumbers
+    assert together == ({('a', 'b')} if coupled else {('a',), ('b',)})
+    masked_is_slim(model, groups, run, slice_model, 1)
+
+
 class _Copy(nn.Module):
     """Writes into a fresh tensor, as MMDetection's RoI extractors do."""
 

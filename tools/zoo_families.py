@@ -201,6 +201,8 @@ LEFT_OUT = {
     'mmdet/resnet_strikes_back': _MASK_RCNN,
     'mmdet/selfsup_pretrain': _MASK_RCNN,
     'mmdet/simple_copy_paste': 'the network of mmdet/strong_baselines',
+    'mmdet/soft_teacher': 'teaches the network of mmdet/faster_rcnn:c4 on '
+    'images without boxes; prune that network by its own config',
     'mmdet/strongsort': _VIDEO,
     'mmdet/wider_face': _RETINANET,
     'mmpretrain/barlowtwins': _VIEWS,

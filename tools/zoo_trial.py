@@ -154,7 +154,7 @@ def prune(
             works.
     """
     trial = Trial(folder)
-    trial.note(config=name)
+    trial.note(config=name, seed=seed)
     with suppress(TrialError):
         _prune(trial, name, seed, input_size)
     return trial.result
@@ -163,14 +163,9 @@ def prune(
 def _prune(
     trial: Trial, name: str, seed: int, input_size: tuple[int, int] | None
 ) -> None:
-    torch.manual_seed(seed)
     with trial.doing('build'):
         config = untrained_config(load(name))
-        # heads write tensors and the like into the config they are given
-        model = build_model(copy.deepcopy(config))
-        if hasattr(model, 'init_weights'):
-            model.init_weights()
-        model.eval()
+        model = initial_model(config, seed)
         parameters = sum(p.numel() for p in model.parameters())
         trial.note(architecture=type(model).__name__, parameters=parameters)
     with trial.doing('forward'):
@@ -234,6 +229,17 @@ def _prune(
         torch.save(expected, trial.folder / 'expected.pt')
         leave_slim(model, structure, config, trial.folder)
     trial.note(step='pruned')
+
+
+def initial_model(config: Config, seed: int) -> nn.Module:
+    """The full network, initialised, in eval mode."""
+    torch.manual_seed(seed)
+    # heads write tensors and the like into the config they are given
+    model = build_model(copy.deepcopy(config))
+    if hasattr(model, 'init_weights'):
+        model.init_weights()
+    model.eval()  # a statement: some return nothing
+    return model
 
 
 def leave_slim(
@@ -337,25 +343,18 @@ def forward(
 ) -> tuple[tuple[int, int], str]:
     """The input size and mode with which the model runs.
 
-    The losses, where there are neither raw outputs nor results.
+    The losses, where raw outputs and results hold no numbers.
 
     Raises:
         Exception: What the forward raised, if none works.
     """
     size = size or input_shape(config)
     shape, mode = runnable(model, size, IMAGES)
-    try:
-        if outputs(model, demo_runner(shape, IMAGES, mode)):
-            return shape, mode
-        failure: Exception = RuntimeError('no outputs are numbers')
-    except Exception as error:
-        failure = error
-    try:
-        if outputs(model, demo_runner(shape, IMAGES, 'loss')):
-            return shape, 'loss'
-    except Exception:
-        raise failure from None
-    raise failure
+    if not outputs(model, demo_runner(shape, IMAGES, mode)):
+        mode = 'loss'
+        if not outputs(model, demo_runner(shape, IMAGES, mode)):
+            raise RuntimeError('no outputs are numbers')
+    return shape, mode
 
 
 def counting(
@@ -525,11 +524,20 @@ def _check(trial: Trial) -> None:
         outcome = attempt(step, model, shape, trial)
         if outcome != FINE:
             # some do not do it in their library either
-            full = build_model(untrained_config(load(trial.name)))
+            full = varied_model(trial)
             if attempt(step, full, shape, trial) == outcome:
                 outcome = f'{NEITHER}{outcome}'
         trial.note(**{step: outcome})
     trial.note(step='done')
+
+
+def varied_model(trial: Trial) -> nn.Module:
+    """The full network as it was before it was pruned."""
+    seed = trial.result['seed']
+    model = initial_model(untrained_config(load(trial.name)), seed)
+    shape, mode = trial.result['shape'], trial.result['mode']
+    vary_weights_(model, demo_runner(shape, IMAGES, mode), seed)
+    return model
 
 
 def attempt(
