@@ -114,6 +114,20 @@ def read_save_at(save_at: Any, target: float) -> list[float]:
     return sorted({float(share) for share in save_at} | {target})[::-1]
 
 
+def read_cut_to(cut_to: Any) -> int | None:
+    """Check the multiple of channels that the network is cut to.
+
+    Raises:
+        ValueError: If it is neither None nor a whole number, at least 0.
+    """
+    if cut_to is None or (type(cut_to) is int and cut_to >= 0):
+        return cut_to
+    raise ValueError(
+        f'cut_to={cut_to!r}; expected a whole number of channels, 0 for as '
+        'late as possible, or None'
+    )
+
+
 def read_ignore(ignore: Any) -> tuple[str, ...]:
     """Check the patterns of layers that lose no outputs.
 

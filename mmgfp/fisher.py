@@ -25,6 +25,10 @@ from torch import Tensor, nn
 from .groups import ChannelGroup, Tap
 from .layouts import count_images, images_of_rois
 
+# Elements of a block of products: 1 MB in single precision. On two CPUs of
+# 2026 with 1 to 2 MB of cache per core, half and twice that are as fast.
+_BLOCK = 1 << 18
+
 
 class FisherTaps:
     """Observes the consumers of channel groups during training.
@@ -248,18 +252,38 @@ def mask_gradients(
     Returns:
         Tensor: (rows, C), in float32 at least.
     """
-    dtype = torch.promote_types(source.dtype, torch.float32)
-    source, grad = source.to(dtype), grad.to(dtype)
-    if source.dim() > 2:
-        source, grad = (
-            t.movedim((row_axis, channel_axis), (0, 1)).flatten(2)
-            for t in (source, grad)
-        )
-    else:
-        source, grad = (
-            t.movedim(row_axis, 0)[..., None] for t in (source, grad)
-        )
-    return torch.einsum('ncs,ncs->nc', source, grad)
+    axes = row_axis, channel_axis % source.dim()
+    sums = _sum_products(source.detach(), grad.detach(), axes)
+    sums = sums.movedim(axes, (0, 1))
+    return sums.flatten(1)
+
+
+def _sum_products(
+    source: Tensor, grad: Tensor, kept: tuple[int, int]
+) -> Tensor:
+    """Sum over all axes that are not kept; these become 1 long.
+
+    Done in blocks, so that the products stay in the cache: as large as the
+    tensors, they would be written to memory and read again, and raise the
+    peak.
+    """
+    if source.numel() <= _BLOCK:
+        dtype = torch.promote_types(source.dtype, torch.float32)
+        products = source.to(dtype) * grad
+        summed = [d for d in range(source.dim()) if d not in kept]
+        return products.sum(summed, keepdim=True) if summed else products
+    # along the axis that memory is ordered by
+    axis = max(
+        (d for d, n in enumerate(source.shape) if n > 1), key=source.stride
+    )
+    length = max(1, _BLOCK * source.shape[axis] // source.numel())
+    parts = [
+        _sum_products(s, g, kept)
+        for s, g in zip(source.split(length, axis), grad.split(length, axis))
+    ]
+    if axis in kept:
+        return torch.cat(parts, axis)
+    return torch.stack(parts).sum(0)
 
 
 def _unit_maps(

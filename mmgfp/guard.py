@@ -9,34 +9,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .progress import Tally
-
 # So many batches in a row end the run. Mixed precision with a dynamic loss
 # scale skips a few at first.
 MAX_SKIPPED = 20
 
 
 class StepGuard:
-    """Watches optimiser steps; refuses those with NaN or infinite gradients.
+    """Watches optimiser steps; batches with NaN or infinite gradients are bad.
+
+    A bad batch takes no optimiser step: no decay, no momentum. That asks what
+    the gradients are, which costs nothing on a CPU. On other devices it would
+    make the host wait for every iteration; there a bad batch takes a step
+    with gradients of zero, and is told of when :meth:`news` is asked for.
 
     Under DDP the gradients are the same on all ranks when a step is taken,
-    so all ranks refuse the same steps without asking each other.
+    so all ranks judge alike without asking each other.
 
     Args:
         model (nn.Module): The network that trains.
         optimizers (Sequence[Optimizer]): Its optimisers.
+        waits (bool, optional): Whether to ask in every iteration. By default
+            on a CPU only.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
+        waits: bool | None = None,
     ) -> None:
-        self.refused = False  # whether this batch was kept from the weights
+        device = next(model.parameters()).device
+        self.waits = device.type == 'cpu' if waits is None else waits
         self.stepped = False  # whether this batch ended in a step
+        self._refused = False  # whether it was kept from doing so
         self._model = model
         self._optimizers = optimizers
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._fine = torch.ones((), dtype=torch.bool, device=device)
+        # bad batches since the last news; in a row until now, and at most
+        self._counts = torch.zeros(3, dtype=torch.long, device=device)
+        self._statistics: dict[torch.dtype, tuple[list[Tensor], Tensor]] = {}
+        self._begins = True  # a step: with accumulation, several batches
         self._handles = [
             handle
             for optimizer in optimizers
@@ -47,67 +59,131 @@ class StepGuard:
         ]
 
     def begin(self) -> None:
-        """Start a batch: note the norms' running statistics."""
-        self.refused = self.stepped = False
-        self._statistics = [
-            (buffer, buffer.clone())
-            for module in self._model.modules()
-            if isinstance(module, _NormBase) and module.training
-            for buffer in module.buffers(recurse=False)
-        ]
+        """Start a batch; before a step's first, note the norms' statistics."""
+        self.stepped = self._refused = False
+        self._fine = torch.ones_like(self._fine)
+        if self._begins:
+            self._note_statistics()
+            self._begins = False
 
-    def skip_batch(self, tally: Tally) -> None:
-        """Forget a bad batch: its gradients and its part in statistics.
+    def fine(self) -> Tensor:
+        """Whether the gradients of this batch's step are finite; ()."""
+        return self._fine
+
+    def judge(self, fine: Tensor) -> bool:
+        """End a batch; if it was bad, undo its part in the statistics.
 
         Gradients that were accumulated before it go as well, since they can
         no longer be told apart.
 
         Args:
-            tally (Tally): Counts it.
+            fine (Tensor): Whether all is well, shape ().
 
-        Raises:
-            RuntimeError: If there are too many in a row.
+        Returns:
+            bool: False for a bad batch, as far as can be told without
+            waiting.
         """
+        self._begins = self.stepped or self._refused
+        bad = (~fine).long()
+        skipped, in_a_row, most = self._counts.unbind()
+        in_a_row = (in_a_row + bad) * bad
+        self._counts = torch.stack(
+            [skipped + bad, in_a_row, torch.maximum(most, in_a_row)]
+        )
+        if not self.waits:
+            self._restore_statistics(fine)
+            return True
+        if fine:
+            return True
+        self._restore_statistics(fine)
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-        for buffer, before in self._statistics:
-            buffer.copy_(before)
-        tally.skipped += 1
-        tally.skipped_in_a_row += 1
-        if tally.skipped_in_a_row >= MAX_SKIPPED:
+        self._begins = True
+        return False
+
+    def news(self) -> tuple[int, int]:
+        """Bad batches since the last call, and in a row until now.
+
+        Raises:
+            RuntimeError: If there were too many in a row.
+        """
+        skipped, in_a_row, most = self._counts.tolist()
+        self._counts = self._counts.new_tensor([0, in_a_row, in_a_row])
+        if most >= MAX_SKIPPED:
             raise RuntimeError(
-                f'gradients were NaN or infinite in {tally.skipped_in_a_row} '
-                'batches in a row, expected finite losses. Lower the learning '
-                'rate, clip gradients, or look for damaged images and boxes.'
+                f'gradients were NaN or infinite in {most} batches in a row, '
+                'expected finite losses. Lower the learning rate, clip '
+                'gradients, or look for damaged images and boxes.'
             )
+        return skipped, in_a_row
+
+    def resume(self, in_a_row: int) -> None:
+        """Go on after so many bad batches in a row."""
+        self._counts = self._counts.new_tensor([0, in_a_row, in_a_row])
 
     def detach(self) -> None:
         """Stop watching."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._statistics = []
+        self._statistics.clear()
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> None:
-        if not gradients_are_finite(optimizer):
-            self.refused = True
-            # a parameter without gradient is left alone: no decay either
-            optimizer.zero_grad(set_to_none=True)
+        gradients = _gradients(optimizer)
+        self._fine = self._fine & are_finite(gradients).to(self._fine.device)
+        if self.waits:
+            if not self._fine:
+                self._refused = True
+                # a parameter without gradient is left alone: no decay either
+                optimizer.zero_grad(set_to_none=True)
+            return
+        for gradient in gradients:
+            gradient.masked_fill_(~self._fine, 0)
 
     def _after_step(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> None:
-        self.stepped = not self.refused
+        self.stepped = not self._refused
+
+    def _note_statistics(self) -> None:
+        """Copy the running statistics, those of a type with one operation."""
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for module in self._model.modules():
+            if isinstance(module, _NormBase) and module.training:
+                for buffer in module.buffers(recurse=False):
+                    by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._statistics = {
+            dtype: (buffers, torch.cat([b.flatten() for b in buffers]))
+            for dtype, buffers in by_type.items()
+        }
+
+    def _restore_statistics(self, fine: Tensor) -> None:
+        for buffers, before in self._statistics.values():
+            now = torch.cat([b.flatten() for b in buffers])
+            right = torch.where(fine, now, before)
+            parts = right.split([b.numel() for b in buffers])
+            for buffer, part in zip(buffers, parts):
+                buffer.copy_(part.view_as(buffer))
 
 
-def gradients_are_finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether no gradient of an optimiser's parameters is NaN or infinite."""
-    largest = [
-        parameter.grad.detach().abs().max()
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [
+        parameter.grad.detach()
         for group in optimizer.param_groups
         for parameter in group['params']
         if parameter.grad is not None and parameter.grad.numel() > 0
     ]
-    return not largest or bool(torch.stack(largest).isfinite().all())
+
+
+def are_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Whether no gradient is NaN or infinite, shape ().
+
+    A sum with such a term is none either, and is read once without writing;
+    one that overflows comes of gradients that nothing can be learnt from.
+    """
+    if not gradients:
+        return torch.ones((), dtype=torch.bool)
+    sums = [gradient.sum(dtype=torch.float32) for gradient in gradients]
+    return torch.stack(sums).isfinite().all()

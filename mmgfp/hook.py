@@ -9,13 +9,13 @@ from typing import Any
 
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from .adapt import input_shape as config_shape
 from .adapt import unwrap
 from .arguments import (
     one_of,
+    read_cut_to,
     read_floor,
     read_ignore,
     read_overrides,
@@ -28,6 +28,7 @@ from .artifacts import save_ratio
 from .groups import ChannelGroup
 from .guard import StepGuard
 from .preparation import (
+    check_not_compiled,
     check_not_met,
     check_possible,
     prepare_groups,
@@ -43,9 +44,9 @@ from .runner_state import (
     before_each_batch,
     checkpoint_is_due,
     loss_factor,
+    network_has_changed,
     optimizers,
-    refresh_averaged_models,
-    rewrap,
+    same_on_all_ranks,
     sum_over_ranks,
 )
 from .structure import KEY, Structure
@@ -87,6 +88,10 @@ class FisherPruningHook(Hook):
             Defaults to 0.
         round_to (int): Channels are removed so that a multiple of this stays
             of every group. Defaults to 1.
+        cut_to (int, optional): Removed channels are masked, and cut out once
+            the rest of a group is a multiple of this: odd widths are slow on
+            a GPU. 0 for as late as possible. What is saved has no masks.
+            Defaults to 8 on a GPU and 1, at once, on a CPU.
         ignore (Sequence[str]): Patterns of layers that lose no outputs, such
             as 'backbone.layer1.*'. Defaults to ().
         input_shape (Sequence[int], optional): (H, W) that cost is counted at.
@@ -114,6 +119,7 @@ class FisherPruningHook(Hook):
         min_channels: int = 1,
         min_ratio: float = 0.0,
         round_to: int = 1,
+        cut_to: int | None = None,
         ignore: Sequence[str] = (),
         input_shape: Sequence[int] | None = None,
         finetune: Mapping[str, Any] | None = None,
@@ -132,6 +138,7 @@ class FisherPruningHook(Hook):
         self.save_at = read_save_at(save_at, self.schedule.target)
         self.after_target = after_target
         self.floor = read_floor(min_channels, min_ratio, round_to)
+        self.cut_to = read_cut_to(cut_to)
         self.ignore = read_ignore(ignore)
         self.input_shape = read_shape(input_shape)
         self.finetune = read_overrides(finetune)
@@ -150,6 +157,7 @@ class FisherPruningHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find and prove channel groups, count cost, start observing."""
         model = unwrap(runner.model)
+        check_not_compiled(model)
         pruner = self.pruner = prepare_pruner(
             model,
             self._groups or self._find_groups(runner),
@@ -157,6 +165,7 @@ class FisherPruningHook(Hook):
             self.normalize_by,
             self.floor,
             self._structure,
+            self.cut_to,
             runner.logger,
         )
         separate_loader(runner.train_dataloader, runner.seed)
@@ -181,7 +190,9 @@ class FisherPruningHook(Hook):
             f'{self.floor}, scope={self.scope!r} and ignore={self.ignore}',
         )
         self._progress = Progress(self.schedule, ratio)
+        self._ratios = pruner.ratios()
         self._guard = StepGuard(model, optimizers(runner))
+        self._guard.resume(self._tally.skipped_in_a_row)
         pruner.attach()
 
     def _find_groups(self, runner: Runner) -> list[ChannelGroup]:
@@ -226,34 +237,42 @@ class FisherPruningHook(Hook):
         if self._guard is not None:
             self._observe(runner, self._guard)
         if checkpoint_is_due(runner):
+            self._settle(runner)
             self._random.keep()
 
     def _observe(self, runner: Runner, guard: StepGuard) -> None:
         assert self.pruner is not None
-        pruner, tally = self.pruner, self._tally
-        if guard.refused or not pruner.accumulate(
-            self._factor, sum_over_ranks
-        ):
-            pruner.discard()
-            guard.skip_batch(tally)
-            runner.logger.warning(
-                f'iteration {runner.iter + 1}: gradients are not finite; the '
-                f'batch is skipped ({tally.skipped} so far)'
-            )
+        tally = self._tally
+        if not guard.judge(self.pruner.accumulate(self._factor, guard.fine())):
+            self._tell_of_bad_batches(runner)
             return
-        tally.skipped_in_a_row = 0
         tally.steps += guard.stepped
         if tally.steps >= self.schedule.interval:
+            self._tell_of_bad_batches(runner)
             self._prune(runner)
         hub = runner.message_hub
-        for metric, ratio in pruner.ratios().items():
+        for metric, ratio in self._ratios.items():
             hub.update_scalar(f'train/{metric}', ratio)
         hub.update_scalar('train/channels_pruned', tally.removed)
+
+    def _tell_of_bad_batches(self, runner: Runner) -> None:
+        assert self._guard is not None
+        new, self._tally.skipped_in_a_row = self._guard.news()
+        self._tally.skipped += new
+        if new:
+            runner.logger.warning(
+                f'iteration {runner.iter + 1}: gradients are not finite; '
+                f'the batch is skipped ({self._tally.skipped} so far)'
+                if self._guard.waits
+                else f'up to iteration {runner.iter + 1}: gradients were not '
+                f'finite in {new} batches and counted as zero '
+                f'({self._tally.skipped} so far)'
+            )
 
     def _prune(self, runner: Runner) -> None:
         assert self.pruner is not None
         pruner, schedule, tally = self.pruner, self.schedule, self._tally
-        metric = schedule.metric
+        metric, cuts = schedule.metric, pruner.cuts
         goal = schedule.goal(
             runner.iter + 1,
             runner.max_iters,
@@ -262,28 +281,31 @@ class FisherPruningHook(Hook):
         )
         removals = pruner.prune(
             lambda n: schedule.step_is_done(n, pruner.ratio(metric), goal),
-            optimizers=optimizers(runner),
-            copies=[average.module for average in averaged_models(runner)],
+            optimizers(runner),
+            [average.module for average in averaged_models(runner)],
+            sum_over_ranks,
+            same_on_all_ranks,
         )
+        if pruner.cuts > cuts:
+            network_has_changed(runner)
         tally.steps = 0
-        ratio = pruner.ratio(metric)
+        self._ratios = pruner.ratios()
+        ratio = self._ratios[metric]
         if removals:
             tally.removed += sum(r.channels for r in removals)
             runner.message_hub.update_info('last_pruned', str(removals[-1]))
-            refresh_averaged_models(runner)
-            if is_model_wrapper(runner.model):
-                rewrap(runner)
         elif ratio > goal:
             raise ValueError(
                 f'nothing is left to prune above the floors: {metric} is at '
                 f'{ratio:.3f}, target {schedule.target}. Lower min_channels, '
                 'min_ratio or round_to, or raise the target.'
             )
-        if line := self._progress.tell(pruner, tally, removals):
+        if line := self._progress.tell(self._ratios, tally, removals):
             runner.logger.info(line)
         for share in self.save_at:
             if ratio <= share and share not in tally.saved:
                 tally.saved.append(share)
+                self._settle(runner)
                 self._save(runner, share)
         if ratio <= schedule.target:
             runner.logger.info(
@@ -291,10 +313,23 @@ class FisherPruningHook(Hook):
             )
             self._finish(runner)
 
+    def _settle(self, runner: Runner) -> None:
+        """Get ready for whoever saves the network or runs it."""
+        if self.pruner is None or self._guard is None:
+            return
+        self._tell_of_bad_batches(runner)
+        self.pruner.share(sum_over_ranks)
+        if self.pruner.cut(
+            optimizers(runner),
+            [average.module for average in averaged_models(runner)],
+        ):
+            network_has_changed(runner)
+
     # -- end --------------------------------------------------------------
 
     def _finish(self, runner: Runner) -> None:
         """From here on training costs what it always did."""
+        self._settle(runner)
         self._stop_observing()
         if self.after_target == 'stop':
             runner.train_loop.stop_training = True
@@ -310,6 +345,7 @@ class FisherPruningHook(Hook):
         """Say so if training was too short."""
         if self._guard is None or self.pruner is None:
             return
+        self._settle(runner)
         self._stop_observing()
         metric, target = self.schedule.metric, self.schedule.target
         runner.logger.warning(
@@ -342,11 +378,16 @@ class FisherPruningHook(Hook):
         )
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Note random states for a checkpoint of this epoch."""
+        """Get ready for a checkpoint of this epoch."""
+        self._settle(runner)
         self._random.keep()
 
     def before_val(self, runner: Runner) -> None:
-        """Note random states; those of training do not count validation."""
+        """Note random states; those of training do not count validation.
+
+        A checkpoint of the best network may be saved after it.
+        """
+        self._settle(runner)
         self._random.keep()
 
     def after_val(self, runner: Runner) -> None:
@@ -357,6 +398,12 @@ class FisherPruningHook(Hook):
         """Put the structure, and what resuming needs, into a checkpoint."""
         if self.pruner is None:
             return
+        if self.pruner.masked:
+            raise RuntimeError(
+                'something saves a checkpoint within an epoch that is not a '
+                'CheckpointHook, while removed channels are still in the '
+                'network; expected cut_to=1 in the pruning hook then'
+            )
         checkpoint[KEY] = self._current_structure(runner).to_dict()
         checkpoint[STATE_KEY] = {
             'pruner': self.pruner.state_dict(),
@@ -377,8 +424,6 @@ class FisherPruningHook(Hook):
         structure.apply(model)
         for average in averaged_models(runner):
             structure.apply(average.module)
-        refresh_averaged_models(runner)
-        if is_model_wrapper(runner.model):
-            rewrap(runner)
+        network_has_changed(runner)
         if runner._resume and STATE_KEY in checkpoint:
             self._resumed = checkpoint[STATE_KEY]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from logging import Logger
+from typing import Any
 
 from torch import nn
 
@@ -61,14 +62,21 @@ def prepare_pruner(
     normalize_by: Normalizer,
     floor: Floor,
     structure: Structure | None,
+    cut_to: int | None,
     logger: Logger,
 ) -> GroupFisherPruner:
-    """Count what the model costs at (H, W) and make its pruner; log it."""
+    """Count what the model costs at (H, W) and make its pruner; log it.
+
+    Without ``cut_to`` it is 1 on a CPU and 8 elsewhere.
+    """
+    if cut_to is None:
+        on_cpu = next(model.parameters()).device.type == 'cpu'
+        cut_to = 1 if on_cpu else 8
     was_training = model.training
     calls = record_calls(model.eval(), lambda: cost_runner(shape)(model))
     model.train(was_training)
     pruner = GroupFisherPruner(
-        model, groups, calls, normalize_by, floor, structure
+        model, groups, calls, normalize_by, floor, structure, cut_to
     )
     cost = pruner.cost()
     logger.info(
@@ -77,6 +85,33 @@ def prepare_pruner(
         + ', '.join(f'{m} {cost[m]:,.0f}' for m in METRICS)
     )
     return pruner
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Raise if ``torch.compile`` has had a hand in the model.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    for name, module in model.named_modules():
+        compiled = [k for k, v in vars(module).items() if _is_compiled(v)]
+        if compiled or _is_compiled(module):
+            raise ValueError(
+                f'{f"{name}." if name else "the model"}'
+                f'{compiled[0] if compiled else ""} is compiled; expected a '
+                'model that is not: compiled code does not tell what its '
+                'layers are given, and would be compiled anew after each '
+                'pruning step. Remove `compile` from the config while '
+                'pruning; the slim network can be compiled.'
+            )
+
+
+def _is_compiled(value: Any) -> bool:
+    return (
+        hasattr(value, '_torchdynamo_orig_callable')
+        or type(value).__name__ == 'OptimizedModule'
+        or getattr(value, '_compiled_call_impl', None) is not None
+    )
 
 
 def check_possible(

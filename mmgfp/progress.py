@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .pruner import GroupFisherPruner, Removal
+from .pruner import Removal
 from .schedule import Schedule
 
 
@@ -45,20 +45,19 @@ class Progress:
 
     def tell(
         self,
-        pruner: GroupFisherPruner,
+        ratios: Mapping[str, float],
         tally: Tally,
         removals: Sequence[Removal],
     ) -> str:
         """What to log after a pruning step; '' for nothing yet.
 
         Args:
-            pruner (GroupFisherPruner): Has pruned.
+            ratios (Mapping): Remaining share of every metric.
             tally (Tally): Has counted the channels.
             removals (Sequence[Removal]): Choices of this step.
         """
         metric, target = self._schedule.metric, self._schedule.target
-        now, ratios = time.time(), pruner.ratios()
-        ratio = ratios[metric]
+        now, ratio = time.time(), ratios[metric]
         gone = self._ratio - ratio
         if gone < 0.01 and ratio > target:
             return ''

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from .cost import METRICS, Calls, CostModel, Metric
 from .fisher import FisherTaps
 from .groups import ChannelGroup
+from .masking import GradientMask
 from .removal import axis_sizes, kept_positions, lost_units, shrink_groups
 from .selection import Floor, Selector
 from .structure import Structure
@@ -55,6 +57,9 @@ class GroupFisherPruner:
             'none'. Defaults to 'acts'.
         floor (Floor, optional): What must stay of each group.
         structure (Structure, optional): What the network has lost before.
+        cut_to (int): Removed channels are masked until the rest of a group
+            is a multiple of this; then they are cut out. 0 for never, until
+            :meth:`cut` is called. Defaults to 1: cut at once.
 
     Raises:
         ValueError: If there is no prunable group, or the structure does not
@@ -69,8 +74,11 @@ class GroupFisherPruner:
         normalize_by: Normalizer = 'acts',
         floor: Floor | None = None,
         structure: Structure | None = None,
+        cut_to: int = 1,
     ) -> None:
         self.model = model
+        self.cut_to = cut_to
+        self.cuts = 0  # how often channels were cut out
         self.groups = [group for group in groups if not group.frozen]
         if not self.groups:
             raise ValueError(
@@ -86,7 +94,14 @@ class GroupFisherPruner:
             dict(structure.cost_before) if structure else self._cost.total()
         )
         self._structure = structure or Structure({})
-        self._fisher = self._no_scores()  # (U,), units of all groups
+        # (U,), units of all groups: of this process, and of all together
+        self._fisher = self._no_scores()
+        self._shared = self._no_scores()
+        # what was removed and is still there, masked: (size,) per group
+        self._masked: list[np.ndarray] = [
+            np.zeros(group.size, bool) for group in self.groups
+        ]
+        self._mask = GradientMask(model)
         self._taps: FisherTaps | None = None
 
     def _left_by(self, structure: Structure) -> list[ChannelGroup]:
@@ -123,8 +138,10 @@ class GroupFisherPruner:
         """Least remaining share of every metric, at the floors."""
         units = np.array(
             [
-                max(0, group.size - self.floor.units(original, group.width))
-                for group, original in zip(self.groups, self._originals)
+                max(0, (~masked).sum() - self.floor.units(n, group.width))
+                for group, masked, n in zip(
+                    self.groups, self._masked, self._originals
+                )
             ]
         )
         return self._shares(self._cost.without(units))
@@ -143,37 +160,49 @@ class GroupFisherPruner:
             self._taps = None
 
     def accumulate(
-        self,
-        scale: float = 1.0,
-        reduce: Callable[[Tensor], None] | None = None,
-    ) -> bool:
-        """Add the scores of this iteration's images.
+        self, scale: float | Tensor = 1.0, valid: Tensor | None = None
+    ) -> Tensor:
+        """Add the scores of this iteration's images; the host never waits.
 
         The loss is taken to be a mean over the images, as losses are; it is
         multiplied by their number, so that batches of unequal size count
         every image alike.
 
         Args:
-            scale (float): What the loss was multiplied with besides (mixed
-                precision, gradient accumulation). Defaults to 1.
-            reduce (Callable, optional): Sums a tensor over processes, in
-                place.
+            scale (float | Tensor): What the loss was multiplied with besides
+                (mixed precision, gradient accumulation). Defaults to 1.
+            valid (Tensor, optional): Whether the iteration counts, shape ().
+                By default it does.
 
         Returns:
-            bool: Whether the scores are finite; if not, none is added.
+            Tensor: Whether it does and its scores are finite, shape (); if
+            not, none is added.
         """
         gradients = self._taps.take() if self._taps else None
+        fine = torch.ones((), dtype=torch.bool, device=self._fisher.device)
+        if valid is not None:
+            fine = fine & valid
         if gradients is None:  # other processes may have some
-            fisher = self._no_scores()
-        else:
-            gradients = gradients.double() * (len(gradients) / scale)
-            fisher = gradients.square().sum(0)
-        if reduce is not None:
-            reduce(fisher)
-        if not torch.isfinite(fisher).all():
-            return False
-        self._fisher = self._fisher.to(fisher.device) + fisher
-        return True
+            return fine
+        scale = torch.as_tensor(scale, dtype=torch.float64)
+        factor = len(gradients) / scale.to(gradients.device)
+        fisher = (gradients.double() * factor).square().sum(0)
+        fine = fine & fisher.isfinite().all()
+        self._fisher = self._fisher + torch.where(fine, fisher, 0.0)
+        return fine
+
+    def share(self, reduce: Callable[[Tensor], None]) -> None:
+        """Sum over processes what each has accumulated since the last call.
+
+        All processes have to call it: before choosing (:meth:`prune` does if
+        it is given ``reduce``), and before one of them saves the state.
+
+        Args:
+            reduce (Callable): Sums a tensor over processes, in place.
+        """
+        reduce(self._fisher)
+        self._shared = self._shared + self._fisher
+        self._fisher = self._no_scores()
 
     def discard(self) -> None:
         """Forget the mask gradients of this iteration."""
@@ -183,7 +212,8 @@ class GroupFisherPruner:
     def fisher(self) -> list[np.ndarray]:
         """Accumulated scores per group, shape (size,) each."""
         sizes = np.cumsum([group.size for group in self.groups])[:-1]
-        return list(np.split(self._fisher.cpu().numpy(), sizes))
+        total = (self._shared + self._fisher).cpu().numpy()
+        return list(np.split(total, sizes))
 
     def _no_scores(self) -> Tensor:
         device = next(self.model.parameters()).device
@@ -197,8 +227,12 @@ class GroupFisherPruner:
         done: Callable[[int], bool],
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
+        reduce: Callable[[Tensor], None] | None = None,
+        agree: Callable[[bytes], None] | None = None,
     ) -> list[Removal]:
         """Remove the least important units and reset the scores.
+
+        They are masked at once, and cut out as far as ``cut_to`` has it.
 
         Args:
             done (Callable): Given the number of choices made in this call,
@@ -206,12 +240,18 @@ class GroupFisherPruner:
             optimizers (Sequence[Optimizer]): Their state is sliced too.
             copies (Sequence[nn.Module]): Copies of the network (EMA) that
                 lose the same channels.
+            reduce (Callable, optional): See :meth:`share`.
+            agree (Callable, optional): Given the choices in bytes, raises if
+                other processes have chosen otherwise.
 
         Returns:
             list[Removal]: In order; empty if nothing can be removed.
         """
+        if reduce is not None:
+            self.share(reduce)
+        there = [np.flatnonzero(~masked) for masked in self._masked]
         selector = Selector(
-            self.fisher(),
+            [f[units] for f, units in zip(self.fisher(), there)],
             [g.width for g in self.groups],
             self._originals,
             self.floor,
@@ -223,19 +263,36 @@ class GroupFisherPruner:
             if choice is None:
                 break
             g, units = choice
-            gone[g].append(units)
+            gone[g].append(there[g][units])
             removals.append(
                 Removal(self.groups[g].name, len(units) * self.groups[g].width)
             )
             self._cost.remove(_one_hot(g, len(self.groups)) * len(units))
+        chosen = [np.concatenate(u) if u else np.zeros(0, int) for u in gone]
+        if agree is not None:
+            agree(b'|'.join(units.tobytes() for units in chosen))
         if removals:
-            self._remove(
-                [np.concatenate(u) if u else np.zeros(0, int) for u in gone],
-                optimizers,
-                copies,
-            )
-        self._fisher = self._no_scores()
+            for masked, units in zip(self._masked, chosen):
+                masked[units] = True
+            self._cut(self._due(), optimizers, copies)
+        self._fisher, self._shared = self._no_scores(), self._no_scores()
         return removals
+
+    def cut(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        copies: Sequence[nn.Module] = (),
+    ) -> bool:
+        """Cut out all that is masked, as before saving the network.
+
+        Args:
+            optimizers (Sequence[Optimizer]): See :meth:`prune`.
+            copies (Sequence[nn.Module]): See :meth:`prune`.
+
+        Returns:
+            bool: Whether there was anything.
+        """
+        return self._cut(self._units_masked(), optimizers, copies)
 
     def _unit_cost(self) -> np.ndarray:
         """What scores are divided by: one unit's saving, shape (G,)."""
@@ -243,42 +300,90 @@ class GroupFisherPruner:
             return np.ones(len(self.groups))
         return self._cost.marginal(self.normalize_by)
 
-    def _remove(
+    def _due(self) -> list[np.ndarray]:
+        """Masked units without which the rest is as wide as it may be."""
+        due: list[np.ndarray] = []
+        for group, units in zip(self.groups, self._units_masked()):
+            if self.cut_to == 0:
+                due.append(units[:0])
+                continue
+            step = self.cut_to // gcd(self.cut_to, group.width)
+            left = group.size - len(units)
+            padding = -left % step
+            due.append(units[: max(0, len(units) - padding)])
+        return due
+
+    def _cut(
         self,
         gone: Sequence[np.ndarray],
         optimizers: Sequence[torch.optim.Optimizer],
         copies: Sequence[nn.Module],
-    ) -> None:
+    ) -> bool:
         """Slice the network, its copies and the optimisers' state."""
-        sizes = axis_sizes(self.model, self.groups)
-        keep = kept_positions(self.groups, gone, sizes)
-        for optimizer in optimizers:
-            slice_optimizer(optimizer, self.model, keep)
-        for copy in copies:
-            slice_model(copy, keep)
-        slice_model(self.model, keep)
-        self._structure = replace(
-            self._structure, axes=self._structure.compose(keep, sizes)
+        self._mask.lift()
+        cut = any(len(units) for units in gone)
+        if cut:
+            sizes = axis_sizes(self.model, self.groups)
+            keep = kept_positions(self.groups, gone, sizes)
+            for optimizer in optimizers:
+                slice_optimizer(optimizer, self.model, keep)
+            for copy in copies:
+                slice_model(copy, keep)
+            slice_model(self.model, keep)
+            self._structure = replace(
+                self._structure, axes=self._structure.compose(keep, sizes)
+            )
+            self._shared, self._fisher = self._scores_without(gone)
+            self.groups = shrink_groups(self.groups, gone, keep, sizes)
+            self._masked = [
+                np.delete(masked, units)
+                for masked, units in zip(self._masked, gone)
+            ]
+            self.cuts += 1
+            if self._taps is not None:
+                self.detach()
+                self.attach()
+        self._mask.put(self.groups, self._units_masked(), optimizers, copies)
+        return cut
+
+    def _scores_without(
+        self, gone: Sequence[np.ndarray]
+    ) -> tuple[Tensor, Tensor]:
+        """Both vectors of scores, without some units of each group."""
+        stays = np.concatenate(
+            [
+                np.isin(np.arange(group.size), units, invert=True)
+                for group, units in zip(self.groups, gone)
+            ]
         )
-        self.groups = shrink_groups(self.groups, gone, keep, sizes)
-        if self._taps is not None:
-            self.detach()
-            self.attach()
+        index = torch.from_numpy(stays).to(self._fisher.device)
+        return self._shared[index], self._fisher[index]
 
     # -- what is kept -----------------------------------------------------
 
     def structure(
         self, source: str = '', input_shape: Sequence[int] = ()
     ) -> Structure:
-        """The structure of the network as it is."""
+        """The structure of the network without what is masked."""
+        sizes = axis_sizes(self.model, self.groups)
+        keep = kept_positions(self.groups, self._units_masked(), sizes)
         return replace(
             self._structure,
+            axes=self._structure.compose(keep, sizes),
             architecture=type(self.model).__name__,
             source=source,
             input_shape=tuple(input_shape),
             cost_before=self.cost_before,
             cost_after=self.cost(),
         )
+
+    @property
+    def masked(self) -> bool:
+        """Whether removed channels are still there: see :meth:`cut`."""
+        return any(masked.any() for masked in self._masked)
+
+    def _units_masked(self) -> list[np.ndarray]:
+        return [np.flatnonzero(masked) for masked in self._masked]
 
     def state_dict(self) -> dict[str, Any]:
         """Scores since the last removal, by group; plain types and tensors."""
@@ -307,9 +412,10 @@ class GroupFisherPruner:
                 )
         # a runner may have put the checkpoint on another device
         device = self._fisher.device
-        self._fisher = torch.cat(
+        self._shared = torch.cat(
             [saved[group.name].double().to(device) for group in self.groups]
         )
+        self._fisher = self._no_scores()
 
 
 def _why_frozen(groups: Sequence[ChannelGroup]) -> str:

@@ -55,6 +55,25 @@ def kept_positions(
     }
 
 
+def consumed_positions(
+    groups: Sequence[ChannelGroup], gone: Sequence[np.ndarray]
+) -> dict[tuple[str, int], np.ndarray]:
+    """Positions along the consumers' axes that read some units.
+
+    Args:
+        groups (Sequence[ChannelGroup]): All groups.
+        gone (Sequence[np.ndarray]): Per group the units.
+    """
+    read: dict[tuple[str, int], list[np.ndarray]] = {}
+    for group, units in zip(groups, gone):
+        for member in group.members if len(units) else ():
+            if member.role in ('consumer', 'grouped'):
+                read.setdefault((member.tensor, member.axis), []).append(
+                    member.index[units].ravel()
+                )
+    return {key: np.concatenate(parts) for key, parts in read.items()}
+
+
 def shrink_groups(
     groups: Sequence[ChannelGroup],
     gone: Sequence[np.ndarray],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook
-from mmengine.model import BaseAveragedModel
+from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
@@ -25,18 +26,23 @@ def optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
     return [part.optimizer for part in wrapper.values()]
 
 
-def loss_factor(runner: Runner) -> float:
+def loss_factor(runner: Runner) -> float | Tensor:
     """What the runner multiplies the loss of this iteration with.
 
     The loss scale of mixed precision, divided by the number of batches whose
-    gradients are accumulated.
+    gradients are accumulated. A tensor where the scale is one, so that nobody
+    waits for it.
     """
     wrapper = runner.optim_wrapper
     if not isinstance(wrapper, OptimWrapper):
         return 1.0
     factor = float(wrapper.scale_loss(torch.ones(())))
     scaler = getattr(wrapper, 'loss_scaler', None)
-    return factor * float(scaler.get_scale()) if scaler else factor
+    if not scaler:
+        return factor
+    device = next(runner.model.parameters()).device
+    one = torch.full((), factor, dtype=torch.float64, device=device)
+    return scaler.scale(one)
 
 
 def accumulation(runner: Runner) -> int:
@@ -51,18 +57,18 @@ def averaged_models(runner: Runner) -> Iterator[BaseAveragedModel]:
             yield hook.ema_model
 
 
-def refresh_averaged_models(runner: Runner) -> None:
-    """Let averaged models see that their tensors were sliced.
-
-    With ``update_buffers`` they keep a state dict, whose tensors share
-    memory with the parameters of the time when it was made.
-    """
+def network_has_changed(runner: Runner) -> None:
+    """Let those who hold the network's tensors see that they were sliced."""
     for averaged in averaged_models(runner):
+        # With `update_buffers` they keep a state dict, whose tensors share
+        # memory with the parameters of the time when it was made.
         if averaged.update_buffers:
             averaged.avg_parameters = averaged.module.state_dict()
+    if is_model_wrapper(runner.model):
+        _rewrap(runner)
 
 
-def rewrap(runner: Runner) -> None:
+def _rewrap(runner: Runner) -> None:
     """Wrap the model for distributed training anew: its buckets changed."""
     model = unwrap(runner.model)
     runner.model = model
@@ -75,6 +81,23 @@ def rewrap(runner: Runner) -> None:
 def sum_over_ranks(tensor: Tensor) -> None:
     """Sum a tensor over all processes, in place."""
     dist.all_reduce(tensor)
+
+
+def same_on_all_ranks(choices: bytes) -> None:
+    """Raise unless all processes have made the same choices.
+
+    Raises:
+        RuntimeError: Naming the processes that differ from the first.
+    """
+    digest = hashlib.sha256(choices).digest()[:7]
+    number = torch.tensor(int.from_bytes(digest, 'big'))
+    first, *others = (int(n) for n in dist.all_gather(number))
+    wrong = [i for i, other in enumerate(others, 1) if other != first]
+    if wrong:
+        raise RuntimeError(
+            f'the processes {wrong} chose other channels than process 0; '
+            'expected the same model, config and packages in all of them'
+        )
 
 
 class _Announcing:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from .groups import ChannelGroup
 from .precision import Run, in_double
-from .removal import axis_sizes, kept_positions
+from .removal import axis_sizes, consumed_positions, kept_positions
 from .surgery import compute_again, named_tensors, slice_model
 from .trees import tree_leaves
 
@@ -293,15 +293,10 @@ def mask_consumers(
     The tensors get new memory, see :func:`shared_copy`.
     """
     tensors = named_tensors(model)
-    with torch.no_grad():
-        for group, units in zip(groups, removal):
-            for member in group.members:
-                if member.role in ('consumer', 'grouped'):
-                    tensor = tensors[member.tensor]
-                    index = torch.as_tensor(
-                        member.index[units].ravel(), device=tensor.device
-                    )
-                    tensor.data = tensor.index_fill(member.axis, index, 0)
+    for (name, axis), at in consumed_positions(groups, removal).items():
+        tensor = tensors[name]
+        index = torch.from_numpy(at).to(tensor.device)
+        tensor.data = tensor.data.index_fill(axis, index, 0)
 
 
 def randomize_(model: nn.Module, seed: int, gain: float = 1.0) -> None:

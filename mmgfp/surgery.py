@@ -178,28 +178,46 @@ def slice_optimizer(
     of its parameter.
 
     Raises:
-        ValueError: If some state of a sliced parameter is a tensor of another
-            shape, which there is no safe way to slice. Nothing is sliced then.
+        ValueError: See :func:`element_state`. Nothing is sliced then.
     """
     tensors = named_tensors(model)
-    slim: list[tuple[dict[str, Any], str, Tensor]] = []
-    for name, cuts in cuts_of(keep).items():
-        parameter = tensors[name]
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or value.numel() <= 1:
-                continue
-            if value.shape != parameter.shape:
-                raise ValueError(
-                    f'{type(optimizer).__name__} keeps "{key}" of shape '
-                    f'{tuple(value.shape)} for {name} of shape '
-                    f'{tuple(parameter.shape)}; expected state of the '
-                    "parameter's shape. Use an optimizer such as SGD, Adam "
-                    'or AdamW while pruning.'
-                )
-            slim.append((state, key, slice_tensor(value, cuts)))
+    slim = [
+        (optimizer.state[tensors[name]], key, slice_tensor(value, cuts))
+        for name, cuts in cuts_of(keep).items()
+        for key, value in element_state(optimizer, tensors[name], name)
+    ]
     for state, key, value in slim:
         state[key] = value
+
+
+def element_state(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, name: str
+) -> list[tuple[str, Tensor]]:
+    """What an optimiser keeps for each element of a parameter.
+
+    Args:
+        optimizer (Optimizer): Any that may hold the parameter.
+        parameter (Tensor): The parameter.
+        name (str): Its name, for the message.
+
+    Raises:
+        ValueError: If some state of it is a tensor of another shape, of which
+            there is no telling what belongs to which element.
+    """
+    found = []
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if not isinstance(value, Tensor) or value.numel() <= 1:
+            continue
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f'{type(optimizer).__name__} keeps "{key}" of shape '
+                f'{tuple(value.shape)} for {name} of shape '
+                f"{tuple(parameter.shape)}; expected state of the parameter's "
+                'shape. Use an optimizer such as SGD, Adam or AdamW while '
+                'pruning.'
+            )
+        found.append((key, value))
+    return found
 
 
 def _refresh_attributes(

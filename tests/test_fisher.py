@@ -20,6 +20,7 @@ from torch.nn.functional import (
     gelu,
     relu,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost import record_calls
@@ -370,8 +371,12 @@ def test_scores_sum_over_processes():
     expected = oracle(model, DATA, LABELS)
     pruner.discard()
     loss_of(model, DATA, LABELS).backward()
-    pruner.accumulate(reduce=lambda scores: scores.mul_(2))
-    assert_scores(pruner, {g: 2 * s for g, s in expected.items()})
+    pruner.accumulate()
+    pruner.share(lambda scores: scores.mul_(2))
+    expected = {g: 2 * s for g, s in expected.items()}
+    assert_scores(pruner, expected)
+    pruner.share(lambda scores: scores.mul_(2))  # nothing new
+    assert_scores(pruner, expected)
 
 
 def test_one_batch_per_iteration():
@@ -404,3 +409,44 @@ def test_mask_gradients_by_hand():
     half = mask_gradients(source.half(), grad.half(), 1)
     assert half.dtype == torch.float32
     assert half.equal(by_channel)
+
+
+@pytest.mark.parametrize('axes', [(0, 1), (1, 3)])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'mixed'])
+@pytest.mark.parametrize('block', [1, 7, 64, 10**6])
+def test_mask_gradients_in_blocks(monkeypatch, axes, layout, block):
+    monkeypatch.setattr('mmgfp.fisher._BLOCK', block)
+    source, grad = torch.randn(2, 3, 5, 4, 6).double()
+    if layout != 'contiguous':
+        source = source.contiguous(memory_format=torch.channels_last)
+    if layout == 'channels_last':
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    rows, channels = axes
+    by_row = source.movedim(axes, (0, 1)), grad.movedim(axes, (0, 1))
+    expected = torch.tensor(
+        [
+            [float((a * b).sum()) for a, b in zip(x, y, strict=True)]
+            for x, y in zip(*by_row, strict=True)
+        ]
+    ).double()
+    found = mask_gradients(source, grad, channels, rows)
+    torch.testing.assert_close(found, expected)
+
+
+def test_taps_write_nothing_as_large_as_an_activation():
+    """Memory that the backward of a tap takes, beside what there is."""
+    source, grad = torch.randn(2, 2, 64, 128, 128)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            view = 'split' in str(func) or 'detach' in str(func)
+            if isinstance(out, torch.Tensor) and not view:
+                sizes.append(out.numel())
+            return out
+
+    with Sizes():
+        mask_gradients(source, grad, 1)
+    assert max(sizes) <= 1 << 18
+    assert source.numel() == 1 << 21

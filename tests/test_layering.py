@@ -121,6 +121,7 @@ def test_direction_of_the_core():
             'finder',
             'cost',
             'fisher',
+            'masking',
         ),
         'selection',
         'pruner',

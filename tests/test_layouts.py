@@ -359,7 +359,8 @@ def test_all_processes_reduce_vectors_of_one_size(boxes):
     pruner = prune(model, run, train=train)
     loss_of(model(DATA[:2], boxes_of(*boxes), train=True), 2, 5, 3).backward()
     seen: list[Tensor] = []
-    assert pruner.accumulate(reduce=seen.append)
+    assert pruner.accumulate()
+    pruner.share(seen.append)
     assert [tuple(t.shape) for t in seen] == [(sum(TwoStage.units.values()),)]
 
 

@@ -207,6 +207,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.parametrize('cut_to', [1, 3, 0])
 @pytest.mark.parametrize(
     'optimizer, most, normalize_by',
     [
@@ -216,13 +217,16 @@ OPTIMIZERS = {
         ('adamw', None, 'flops'),
     ],
 )
-def test_slicing_follows_the_masked_trajectory(optimizer, most, normalize_by):
+def test_slicing_follows_the_masked_trajectory(
+    optimizer, most, normalize_by, cut_to
+):
+    """Whenever channels are cut out, and not only masked."""
     model = make_model()
     oracle = MaskingOracle(
         copy.deepcopy(model), OPTIMIZERS[optimizer], clip=most
     )
     average = copy.deepcopy(model)
-    pruner = make_pruner(model, normalize_by=normalize_by)
+    pruner = make_pruner(model, normalize_by=normalize_by, cut_to=cut_to)
     pruner.attach()
     sliced = OPTIMIZERS[optimizer](model.parameters())
     generator = torch.Generator().manual_seed(1)
@@ -247,7 +251,16 @@ def test_slicing_follows_the_masked_trajectory(optimizer, most, normalize_by):
             assert removal.group == group
             assert removal.channels == WIDTH[group]
             assert left - alive(pruner, group) == {unit}
+            sizes = [len(model.stem.weight), len(model.c1.weight)]
+            if cut_to == 0:
+                assert sizes == [6, 8]
+            else:
+                kept = [len(alive(pruner, g)) for g in ('stem', 'c1')]
+                most_there = [-(-n // cut_to) * cut_to for n in kept]
+                assert sizes == [*map(min, most_there, (6, 8))]
 
+    assert pruner.cut([sliced], [average]) == (cut_to != 1)
+    assert not pruner.masked
     for ours, theirs in ((model, oracle.model), (average, oracle.average)):
         expected = oracle.slim(theirs)
         assert ours.state_dict().keys() == expected.keys()
@@ -416,3 +429,18 @@ def test_without_a_prunable_group():
     groups = find_groups(model, lambda m: m(torch.ones(2, 3, 8, 8)), images=2)
     with pytest.raises(ValueError, match='no channel group can be pruned'):
         GroupFisherPruner(model, groups, record_calls(model, lambda: None))
+
+
+def test_masks_are_not_copied():
+    """EMA hooks and the like copy networks that are masked."""
+    model = make_model()
+    pruner = make_pruner(model, cut_to=0)
+    pruner.attach()
+    train_a_little(pruner, model)
+    pruner.prune(lambda n: n == 3)
+    assert pruner.masked
+    copied = copy.deepcopy(model)
+    assert all(not p._backward_hooks for p in copied.parameters())
+    assert any(p._backward_hooks for p in model.parameters())
+    pruner.cut()
+    assert all(not p._backward_hooks for p in model.parameters())

@@ -1,0 +1,172 @@
+"""When channels are cut out makes no difference, whatever trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from toy import (
+    ToyClassifier,
+    load,
+    loader,
+    make_config,
+    pruning_hook,
+    removals,
+    train,
+    validated,
+)
+
+MOMENTUM = dict(
+    optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01),
+    clip_grad=dict(max_norm=1.0),
+)
+BATCH_NORM = dict(type='ToyClassifier', norm='BN')
+EVERY_EPOCH = dict(checkpoint=dict(type='CheckpointHook', interval=1))
+
+
+@pytest.mark.parametrize('cut_to', [0, 4])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(optim_wrapper=MOMENTUM),
+        dict(
+            optim_wrapper=dict(
+                optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1)
+            ),
+            custom_hooks=[dict(type='EMAHook', momentum=0.2)],
+        ),
+        dict(optim_wrapper=MOMENTUM, model=BATCH_NORM, **validated()),
+        dict(
+            optim_wrapper=dict(MOMENTUM, accumulative_counts=2),
+            train_dataloader=loader(size=64),
+        ),
+        dict(optim_wrapper=dict(MOMENTUM, type='CpuAmpOptimWrapper')),
+    ],
+    ids=['sgd', 'adamw-ema', 'bn-val', 'accumulation', 'amp'],
+)
+def test_same_trajectory(tmp_path, cut_to, changes):
+    runs = {}
+    for multiple in (1, cut_to):
+        config = make_config(
+            tmp_path / str(multiple),
+            hook=dict(cut_to=multiple, after_target='train'),
+            **{k: v for k, v in changes.items() if k != 'custom_hooks'},
+        )
+        config.custom_hooks += changes.get('custom_hooks', [])
+        runner = Runner.from_cfg(config)
+        runner.train()
+        runs[multiple] = runner
+    one, other = (removals(tmp_path / str(m)) for m in (1, cut_to))
+    assert one == other
+    assert len(one) >= 3
+    saved = [
+        load(tmp_path / str(m) / 'flops_0.50.pth')['state_dict']
+        for m in (1, cut_to)
+    ]
+    last = [runs[m].model.state_dict() for m in (1, cut_to)]
+    # half precision rounds other sums otherwise
+    close = 1e-2 if 'type' in changes['optim_wrapper'] else 1e-4
+    for ours, theirs in (saved, last):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(
+                theirs[name], tensor, rtol=close, atol=close / 10, msg=name
+            )
+
+
+def test_when_channels_leave(tmp_path):
+    """At multiples while training; all of them when something is saved."""
+    sizes: list[tuple[int, int, bool]] = []
+
+    class Watch(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any):
+            pruner = pruning_hook(runner).pruner
+            kept = pruner.structure().axes
+            left = kept['conv1.weight', 0].keep if len(kept) else range(24)
+            sizes.append(
+                (len(runner.model.conv1.weight), len(left), pruner.masked)
+            )
+
+    config = make_config(
+        tmp_path,
+        hook=dict(
+            cut_to=4,
+            channels_per_step=1,
+            interval=1,
+            scope='internal',
+            save_at=[],
+            target=dict(flops=0.5),
+        ),
+        model=dict(type='ToyClassifier', width=24),
+        default_hooks=EVERY_EPOCH,
+    )
+    runner = Runner.from_cfg(config)
+    runner.register_hook(Watch())
+    runner.train()
+    for there, kept, masked in sizes[:3]:  # nothing was saved yet
+        assert there == -(-kept // 4) * 4
+        assert masked == (there > kept)
+    assert any(masked for *_, masked in sizes)
+    there, kept, masked = sizes[-1]
+    assert there == kept
+    assert not masked
+    first = load(tmp_path / 'epoch_1.pth')
+    structure = first['mmgfp_structure']['tensors']['conv1.weight']['0']
+    left = sum(end - begin for begin, end in structure['keep'])
+    assert len(first['state_dict']['conv1.weight']) == left
+
+
+def test_saving_in_between_is_refused(tmp_path):
+    config = make_config(
+        tmp_path,
+        hook=dict(cut_to=0, channels_per_step=1, interval=1, save_at=[]),
+    )
+    runner = Runner.from_cfg(config)
+
+    class Saver(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any):
+            if runner.iter == 1:
+                runner.save_checkpoint(str(tmp_path), 'mine.pth')
+
+    runner.register_hook(Saver())
+    with pytest.raises(RuntimeError, match='cut_to=1'):
+        runner.train()
+    assert not (tmp_path / 'mine.pth').exists()
+
+
+@pytest.mark.parametrize('how', ['module', 'function', 'runner'])
+def test_compiled_models_are_refused(tmp_path, how):
+    config = make_config(tmp_path)
+    if how == 'runner':
+        config.compile = dict(backend='eager')
+    runner = Runner.from_cfg(config)
+    if how == 'module':
+        if not hasattr(runner.model, 'compile'):
+            pytest.skip('this torch compiles functions only')
+        runner.model.conv1.compile(backend='eager')
+    elif how == 'function':
+        runner.model.forward = torch.compile(
+            runner.model.forward, backend='eager'
+        )
+    with pytest.raises(ValueError, match=r'is compiled.*Remove `compile`'):
+        runner.train()
+
+
+def test_channels_last(tmp_path):
+    """Other strides, same channels; slicing keeps the layout."""
+    train(tmp_path / 'plain')
+    config = make_config(tmp_path / 'last')
+    runner = Runner.from_cfg(config)
+    runner.model.to(memory_format=torch.channels_last)
+    runner.train()
+    assert removals(tmp_path / 'last') == removals(tmp_path / 'plain')
+    weight = runner.model.conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert len(weight) < len(ToyClassifier().conv1.weight)
