@@ -1,4 +1,4 @@
-"""Two processes (gloo) against one, through the real tool."""
+"""Two and three processes (gloo) against one, through the real tool."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ from toy import (
 LIMIT = 150  # seconds; a hang is a failure
 
 
-def launch(config: Path, *args: str, expected: int = 0) -> None:
-    """Train with two processes; both must end as expected, in time."""
+def launch(
+    config: Path, *args: str, ranks: int = 2, expected: int | None = 0
+) -> list[tuple[int, str]]:
+    """Train with some processes; all must end as expected, in time.
+
+    Returns exit code and output of each.
+    """
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])
@@ -34,7 +39,7 @@ def launch(config: Path, *args: str, expected: int = 0) -> None:
             env=environment(
                 RANK=str(rank),
                 LOCAL_RANK=str(rank),
-                WORLD_SIZE='2',
+                WORLD_SIZE=str(ranks),
                 MASTER_ADDR='127.0.0.1',
                 MASTER_PORT=port,
                 CUDA_VISIBLE_DEVICES='',
@@ -43,7 +48,7 @@ def launch(config: Path, *args: str, expected: int = 0) -> None:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
     try:
         outputs = [p.communicate(timeout=LIMIT)[0] for p in processes]
@@ -51,8 +56,10 @@ def launch(config: Path, *args: str, expected: int = 0) -> None:
         for process in processes:
             process.kill()
             process.wait()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == expected, output[-4000:]
+    codes = [process.returncode for process in processes]
+    for code, output in zip(codes, outputs, strict=True):
+        assert expected is None or code == expected, output[-4000:]
+    return list(zip(codes, outputs, strict=True))
 
 
 def data(batch_size: int, **kwargs) -> dict:
@@ -78,16 +85,98 @@ def test_both_ranks_decide_the_same(half_batches):
     assert len(first) > 3
 
 
-def test_equal_to_one_process_with_whole_batches(half_batches, tmp_path):
-    config = write_config(tmp_path / 'config.py', tmp_path, **data(8))
-    result = run_tool('train.py', config, timeout=LIMIT)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert removals(tmp_path) == removals(half_batches)
-    ours, theirs = final(half_batches), final(tmp_path)
+def assert_same_run(one: Path, other: Path) -> None:
+    assert removals(one) == removals(other)
+    ours, theirs = final(one), final(other)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(
             ours[name], tensor, rtol=1e-3, atol=1e-5, msg=name
+        )
+
+
+def test_equal_to_one_process_with_whole_batches(half_batches, tmp_path):
+    config = write_config(tmp_path / 'config.py', tmp_path, **data(8))
+    result = run_tool('train.py', config, timeout=LIMIT)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert_same_run(half_batches, tmp_path)
+
+
+def test_three_processes_that_mask(tmp_path):
+    """Also where channels are cut out late, and the wrapper made anew then."""
+    one, three = tmp_path / 'one', tmp_path / 'three'
+    for work_dir in (one, three):
+        work_dir.mkdir()
+    config = write_config(tmp_path / 'one.py', one, **data(12))
+    result = run_tool('train.py', config, timeout=LIMIT)
+    assert result.returncode == 0, result.stderr[-4000:]
+    config = write_config(
+        tmp_path / 'three.py', three, hook=dict(cut_to=4), **data(4)
+    )
+    launch(config, ranks=3)
+    assert_same_run(three, one)
+    for rank in (1, 2):
+        assert removals(three, rank) == removals(three)
+
+
+@pytest.mark.parametrize('cut_to', [1, 0])
+def test_ranks_that_leave_layers_unused(tmp_path, cut_to):
+    """Each rank leaves a branch without gradients in other iterations."""
+    kwargs = dict(
+        data(4),
+        model=dict(type='Skipping'),
+        hook=dict(cut_to=cut_to),
+        find_unused_parameters=True,
+    )
+    launch(write_config(tmp_path / 'config.py', tmp_path, **kwargs))
+    assert removals(tmp_path, 0) == removals(tmp_path, 1)
+    assert len(removals(tmp_path)) > 3
+
+
+def test_unequal_batches(tmp_path):
+    """49 images are 25 and 24; the last batches are of 5 and 4."""
+    kwargs = dict(train_dataloader=loader(10, size=49))
+    kwargs['train_dataloader']['sampler'].update(round_up=False)
+    launch(write_config(tmp_path / 'config.py', tmp_path, **kwargs))
+    assert removals(tmp_path, 0) == removals(tmp_path, 1)
+    assert len(removals(tmp_path)) > 2
+
+
+def test_a_rank_that_dies_ends_the_run(tmp_path):
+    """With an error, not with a hang; then it goes on where it was saved."""
+    kwargs = dict(
+        data(4),
+        hook=dict(interval=4, after_target='train'),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+    )
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    for work_dir in (whole, broken):
+        work_dir.mkdir()
+    launch(write_config(tmp_path / 'whole.py', whole, **kwargs))
+    config = make_config(broken, **kwargs)
+    config.custom_hooks += [dict(type='Stop', iteration=9, kill=True, rank=1)]
+    config.dump(tmp_path / 'broken.py')
+    (first, output), (second, _) = launch(
+        tmp_path / 'broken.py', expected=None
+    )
+    assert second == -signal.SIGKILL
+    assert first not in (0, -signal.SIGKILL)
+    assert 'Error' in output
+    for log in broken.glob('removals_*.jsonl'):  # done again after epoch 1
+        log.write_text(log.read_text().splitlines(True)[0])
+    launch(write_config(tmp_path / 'again.py', broken, **kwargs), '--resume')
+    assert removals(broken) == removals(whole)
+
+
+def test_ranks_that_choose_otherwise(tmp_path):
+    """Checked, not assumed."""
+    config = make_config(tmp_path, **data(4))
+    config.custom_hooks += [dict(type='Disturb', rank=1)]
+    config.dump(tmp_path / 'config.py')
+    for code, output in launch(tmp_path / 'config.py', expected=None):
+        assert code == 1
+        assert (
+            'the processes [1] chose other channels than process 0' in output
         )
 
 

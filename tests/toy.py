@@ -96,6 +96,21 @@ class ToyClassifier(BaseModel):
 
 
 @MODELS.register_module(force=True)
+class Skipping(ToyClassifier):
+    """Leaves the branch out where most of the images are dark."""
+
+    def forward(self, inputs, labels=None, factor=None, mode='tensor'):
+        x = relu(self.norm0(self.stem(inputs)))
+        if mode != 'loss' or inputs.mean() > 1:
+            y = relu(self.norm1(self.conv1(x)))
+            x = relu(x + self.conv2(self.depthwise(y)))
+        scores = self.head(x.mean((2, 3)))
+        if mode == 'loss':
+            return dict(loss=cross_entropy(scores, labels))
+        return scores
+
+
+@MODELS.register_module(force=True)
 class Unprunable(BaseModel):
     """Nothing between the image and the output can go."""
 
@@ -223,14 +238,34 @@ class Stop(Hook):
     # before anything else sees the iteration
     priority = 'HIGHEST'
 
-    def __init__(self, iteration: int, kill: bool = False) -> None:
-        self.iteration, self.kill = iteration, kill
+    def __init__(
+        self, iteration: int, kill: bool = False, rank: int | None = None
+    ) -> None:
+        self.iteration, self.kill, self.rank = iteration, kill, rank
 
     def before_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
-        if runner.iter == self.iteration:
+        mine = self.rank in (None, runner.rank)
+        if mine and runner.iter == self.iteration:
             if self.kill:
                 os.kill(os.getpid(), 9)
             raise KeyboardInterrupt
+
+
+@HOOKS.register_module(force=True)
+class Disturb(Hook):
+    """Turns the scores of one rank around before they are compared."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def before_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
+        if runner.rank == self.rank:
+            pruner = pruning_hook(runner).pruner
+            pruner.fisher = lambda: [
+                np.arange(group.size, 0, -1.0) for group in pruner.groups
+            ]
 
 
 @HOOKS.register_module(force=True)
