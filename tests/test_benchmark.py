@@ -1,0 +1,126 @@
+"""The benchmark's own parts: what it compares does the same."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from stack import CLASSIFICATION
+from toy import ROOT
+
+sys.path.insert(0, str(ROOT / 'tools'))
+from benchmark import main
+from benchmark_report import write_report
+from benchmark_training import (
+    Network,
+    Training,
+    after_target,
+    phase,
+    pruning_steps,
+    ratios,
+)
+
+pytestmark = pytest.mark.skipif(
+    CLASSIFICATION != 'mmpretrain', reason="the configs are MMPretrain's"
+)
+
+SMALL = Network(
+    'small', str(ROOT / 'configs/quickstart/resnet18_digits.py'), (28, 28), 4
+)
+
+
+@pytest.fixture(scope='module')
+def training() -> Training:
+    return Training(SMALL, 'cpu')
+
+
+def test_all_methods_find_the_same_scores(training):
+    for group in training.optimizer.param_groups:
+        group.update(lr=0.0, weight_decay=0.0)
+    for method in training.methods.values():
+        method.start()
+        training.iteration(method)
+        method.stop()
+    ours = torch.cat([torch.from_numpy(f) for f in training.pruner.fisher()])
+    assert (ours > 0).float().mean() > 0.5
+    for name in ('reference', 'kept'):
+        found = torch.cat(training.methods[name].scores) * SMALL.images**2
+        torch.testing.assert_close(found.double(), ours, rtol=1e-3, atol=1e-9)
+
+
+def test_nothing_stays_behind(training):
+    for method in training.methods.values():
+        method.start()
+        method.stop()
+    for module in training.model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+
+
+def test_measurements(training):
+    taken = training.seconds(('plain', 'mmgfp'), rounds=2)
+    assert [len(values) for values in taken.values()] == [2, 2]
+    assert len(after_target(training, 1)) == 1
+    before = training.pruner.cost()
+    assert len(pruning_steps(training, 2)) == 2
+    assert training.pruner.cost()['flops'] < before['flops']
+    assert training.pruner.cuts == 2
+
+
+@pytest.mark.parametrize('cut_to', [0, 1])
+def test_phase(training, cut_to):
+    groups = Training(SMALL, 'cpu').groups
+    found = phase(SMALL, 'cpu', groups, cut_to, steps=2, interval=1)
+    assert found['cuts'] == (2 if cut_to else 0)
+    assert 0 < found['pruning'] < found['seconds']
+
+
+def test_ratios():
+    taken = dict(plain=[1.0, 2.0, 4.0], mmgfp=[1.1, 2.0, 4.8])
+    found = ratios(taken)['mmgfp']
+    assert found['seconds'] == 2.0
+    assert found['ratio'] == pytest.approx(1.1)
+    assert (found['least'], found['most']) == pytest.approx((1.0, 1.2))
+
+
+def test_report(tmp_path):
+    spread = dict(seconds=2.0, ratio=1.04, least=1.0, most=1.1)
+    times = dict.fromkeys(('plain', 'mmgfp', 'reference', 'kept'), spread)
+    point = [dict(spread, value=n) for n in (1, 2)]
+    result = dict(
+        machine=dict(
+            device='a machine', threads='2', python='3', mmgfp='0', date='now'
+        ),
+        retinanet=dict(
+            groups=[1.5, 1.6, 2.0],
+            memory=dict(plain=100.0, mmgfp=101.0, reference=150.0, kept=200.0),
+            time=times,
+            after=[1.0],
+            steps=[0.1, 0.2, 0.3],
+            phase={
+                '1': [dict(seconds=70.0), dict(seconds=80.0)],
+                '0': [dict(seconds=100.0)],
+            },
+            growth=dict(side=point, images=point, groups=point),
+        ),
+    )
+    out = tmp_path / 'benchmarks'
+    out.mkdir()
+    (out / 'training_cpu.json').write_text(json.dumps(result))
+    page = write_report(out).read_text()
+    assert '| finding groups on one core, seconds | 1.60 |' in page
+    assert '| pruning step / 10 plain iterations | 1.0% |' in page
+    assert 'cutting / masking only | 0.75 |' in page
+    assert "plain, MMRazor's method | 2.000 |" in page
+    assert (out / 'training_cpu.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_no_such_device(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(SystemExit) as end:
+        main(['training', '--device', 'cuda'])
+    assert end.value.code not in (None, 0)
+    assert 'finds no GPU' in capsys.readouterr().err

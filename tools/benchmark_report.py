@@ -1,0 +1,254 @@
+"""The results of the benchmarks as tables and a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmgfp.files import complete
+from mmgfp.version import __version__
+
+Result = Mapping[str, Any]
+
+TITLES = {
+    'retinanet': 'RetinaNet-R50',
+    'fcos': 'FCOS-R50 (GN head)',
+    'resnet50': 'ResNet-50',
+}
+METHODS = {
+    'mmgfp': 'mmgfp',
+    'reference': "reference's method",
+    'kept': "MMRazor's method",
+}
+COLOURS = {'mmgfp': '#0072b2', 'reference': '#e69f00', 'kept': '#999999'}
+PACKAGES = ('torch', 'mmcv', 'mmdet', 'mmpretrain')
+
+
+def machine(device: str) -> dict[str, str]:
+    """Where and with what something is measured."""
+    found = dict(
+        device=torch.cuda.get_device_name() if device == 'cuda' else _cpu(),
+        threads=str(torch.get_num_threads()),
+        python=platform.python_version(),
+        mmgfp=__version__,
+        date=date.today().isoformat(),
+    )
+    for package in PACKAGES:
+        for name in (package, f'onedl-{_LONG.get(package, package)}'):
+            try:
+                found[package] = version(name)
+            except PackageNotFoundError:
+                continue
+    return found
+
+
+_LONG = {'mmdet': 'mmdetection'}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        models = [x.partition(': ')[2] for x in lines if 'model name' in x]
+        return f'{models[0]}, {os.cpu_count()} cores'
+    except (OSError, IndexError):
+        return f'{platform.processor()}, {os.cpu_count()} cores'
+
+
+def write_report(out: Path) -> Path:
+    """Write the tables and pictures of all results in a folder.
+
+    Args:
+        out (Path): Has ``training_cpu.json`` and the like.
+
+    Returns:
+        Path: The page, beside the folder.
+    """
+    page = out.with_suffix('.md')
+    text = [_HEAD]
+    for file in sorted(out.glob('training_*.json')):
+        result = json.loads(file.read_text())
+        draw_training(result, file.with_suffix('.png'))
+        text.append(_training(result, f'{out.name}/{file.stem}.png'))
+    with complete(page) as partial:
+        Path(partial).write_text('\n'.join(text), encoding='utf-8')
+    return page
+
+
+_HEAD = """# Benchmarks
+
+Made by `python tools/benchmark.py training`. All numbers that are compared
+were measured in one process, in turn; given are medians and, in brackets, the
+least and the greatest of the rounds.
+
+- *reference's method*: the paper's code; inputs are stored by forward hooks,
+  products with the gradients made by backward hooks, a loop over the groups
+  ends each iteration.
+- *MMRazor's method*: all inputs and gradients are kept until the step ends.
+
+Both are small baselines in `tools/benchmark_baselines.py`, written from what
+the methods do.
+"""
+
+
+def _training(result: Result, picture: str) -> str:
+    where = result['machine']
+    names = [name for name in TITLES if name in result]
+    versions = ', '.join(
+        f'{package} {where[package]}'
+        for package in PACKAGES
+        if package in where
+    )
+    lines = [
+        f'## Training on {where["device"]}',
+        '',
+        f'{where["threads"]} threads, Python {where["python"]}, {versions}, '
+        f'mmgfp {where["mmgfp"]}, {where["date"]}.',
+        '',
+        _row('', *(TITLES[name] for name in names)),
+        _row('---', *['---:'] * len(names)),
+    ]
+    for kind, title in (('time', ''), ('mixed', ', mixed precision')):
+        if any(kind in result[name] for name in names):
+            lines.append(
+                _row(
+                    f'plain iteration, seconds{title}',
+                    *(
+                        f'{result[name][kind]["plain"]["seconds"]:.3f}'
+                        for name in names
+                    ),
+                )
+            )
+            lines += [
+                _row(
+                    f'iteration with scores / plain{title}, {METHODS[method]}',
+                    *(_spread(result[name][kind][method]) for name in names),
+                )
+                for method in METHODS
+            ]
+    lines += [
+        _row(
+            f'peak memory with scores / plain, {METHODS[method]}',
+            *(_memory(result[name]['memory'], method) for name in names),
+        )
+        for method in METHODS
+    ]
+    rows = {
+        'finding groups on one core, seconds': 'groups',
+        'pruning step, milliseconds': 'steps',
+        'pruning step / 10 plain iterations': 'share',
+        'pruning to half of the flops, cutting / masking only': 'phase',
+        'iteration after the target / before pruning': 'after',
+    }
+    values = {
+        'groups': lambda r: f'{statistics.median(r["groups"]):.2f}',
+        'steps': lambda r: f'{1000 * statistics.median(r["steps"]):.0f}',
+        'share': _step_share,
+        'phase': _phase,
+        'after': lambda r: f'{statistics.median(r["after"]):.3f}',
+    }
+    lines += [
+        _row(title, *(values[key](result[name]) for name in names))
+        for title, key in rows.items()
+    ]
+    lines += ['', f'![Ratios to plain training]({picture})', '']
+    return '\n'.join(lines)
+
+
+def _row(*cells: str) -> str:
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def _spread(found: Result) -> str:
+    return (
+        f'{found["ratio"]:.3f} ({found["least"]:.2f} to {found["most"]:.2f})'
+    )
+
+
+def _memory(memory: Mapping[str, float], method: str) -> str:
+    return f'{memory[method] / memory["plain"]:.3f}'
+
+
+def _step_share(result: Result) -> str:
+    plain = result['time']['plain']['seconds']
+    return f'{statistics.median(result["steps"]) / (10 * plain):.1%}'
+
+
+def _phase(result: Result) -> str:
+    medians = {
+        int(cut_to): statistics.median(run['seconds'] for run in runs)
+        for cut_to, runs in result['phase'].items()
+    }
+    cutting = next(s for cut_to, s in medians.items() if cut_to)
+    return f'{cutting / medians[0]:.2f}'
+
+
+def draw_training(result: Result, path: Path) -> None:
+    """Bars of time and memory by method, and how the cost grows."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in TITLES if name in result]
+    growing = next((n for n in names if 'growth' in result[n]), None)
+    figure = Figure(figsize=(9, 6.5), layout='constrained')
+    top, bottom = figure.subfigures(2, 1)
+    time, memory = top.subplots(1, 2)
+    for i, method in enumerate(METHODS):
+        places = [k + 0.27 * (i - 1) for k in range(len(names))]
+        style = dict(width=0.25, color=COLOURS[method], label=METHODS[method])
+        found = [result[n]['time'][method]['ratio'] for n in names]
+        _bars(time, places, found, style)
+        found = [
+            result[n]['memory'][method] / result[n]['memory']['plain']
+            for n in names
+        ]
+        _bars(memory, places, found, style)
+    for axes, title in ((time, 'Time'), (memory, 'Peak memory')):
+        axes.set_title(f'{title} of an iteration, plain training is 1')
+        axes.set_xticks(range(len(names)), [TITLES[name] for name in names])
+        axes.axhline(1, color='black', linewidth=0.8)
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.margins(y=0.15)
+        axes.set_ylim(bottom=0.8)
+    time.legend(frameon=False)
+    if growing is not None:
+        _draw_growth(bottom, TITLES[growing], result[growing]['growth'])
+    with complete(path) as partial:
+        figure.savefig(partial, format='png', dpi=150)
+
+
+def _bars(
+    axes: Any, places: Sequence[float], found: Sequence[float], style: Any
+) -> None:
+    bars = axes.bar(places, found, **style)
+    axes.bar_label(bars, fmt='%.2f', padding=2, fontsize=8)
+
+
+def _draw_growth(figure: Any, title: str, growth: Result) -> None:
+    labels = dict(
+        side='image side, pixels', images='images in a batch', groups='groups'
+    )
+    figure.suptitle(f'{title}: an iteration with scores / plain', fontsize=11)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (key, label) in zip(panels, labels.items()):
+        points = growth[key]
+        values = [point['value'] for point in points]
+        axes.plot(
+            values,
+            [point['ratio'] for point in points],
+            marker='o',
+            color=COLOURS['mmgfp'],
+        )
+        axes.axhline(1, color='black', linewidth=0.8)
+        axes.set_xlabel(label)
+        axes.set_xticks(values)
+        axes.spines[['top', 'right']].set_visible(False)
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(min(low, 0.95), max(high, 1.1))
