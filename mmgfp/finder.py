@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import nn
@@ -62,9 +61,8 @@ def find_groups(
                 _warn_of_unused(trace.unused)
             groups = [_freeze_single(group) for group in build_groups(trace)]
             groups = find_layouts(model, groups, run, images, train)
-            groups = check_groups(
-                model, groups, _both(run, train) if trace.trained else run
-            )
+            also = train if trace.trained else None
+            groups = check_groups(model, groups, run, also)
         finally:
             for module, training in modes.items():
                 module.training = training
@@ -100,22 +98,6 @@ def _warn_of_unused(parameters: Sequence[str]) -> None:
         'uses these layers, name the ones that make their input in `ignore`.',
         stacklevel=3,
     )
-
-
-def _both(run: Run, train: Run | None) -> Run:
-    """What is compared, and what has to run besides.
-
-    Losses are not compared: which boxes they compare with which may hang on
-    rounding errors.
-    """
-
-    def both(model: nn.Module) -> Any:
-        outputs = run(model)
-        if train is not None:
-            train(model)
-        return outputs
-
-    return both
 
 
 def _try(model: nn.Module, run: Run) -> None:

@@ -43,7 +43,11 @@ _NUDGE = 1e-12
 
 
 def check_groups(
-    model: nn.Module, groups: Sequence[ChannelGroup], run: Run, seed: int = 0
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    run: Run,
+    also: Run | None = None,
+    seed: int = 0,
 ) -> list[ChannelGroup]:
     """Freeze the groups whose removal is not the same as masking.
 
@@ -52,13 +56,16 @@ def check_groups(
         groups (Sequence[ChannelGroup]): As found; frozen ones pass through.
         run (Callable): ``run(model)`` runs a network on demo input and
             returns its outputs.
-        seed (int): For the random parameters and the removed third.
-            Defaults to 0.
+        also (Callable, optional): What a slim network has to run besides.
+            Not compared: which boxes losses compare with which may hang on
+            rounding errors.
+        seed (int): For the random parameters and what is removed. Defaults
+            to 0.
 
     Returns:
         list[ChannelGroup]: The same groups in the same order.
     """
-    check = _Check(model, run, seed)
+    check = _Check(model, run, also, seed)
     candidates = {g.name: g for g in groups if not g.frozen and g.size > 1}
     failed: dict[str, str] = {}
 
@@ -115,11 +122,14 @@ class _Check:
     Args:
         model (nn.Module): The network; not changed.
         run (Callable): Runs a network on demo input.
+        also (Callable, optional): See :func:`check_groups`.
         seed (int): For the random parameters.
     """
 
-    def __init__(self, model: nn.Module, run: Run, seed: int) -> None:
-        self.run = run
+    def __init__(
+        self, model: nn.Module, run: Run, also: Run | None, seed: int
+    ) -> None:
+        self.run, self.also = run, also
         self._model, self._seed = model, seed
         self._draws = iter(_DRAWS)
         self._steady = False  # whether the weights stood the test
@@ -132,7 +142,7 @@ class _Check:
         """Take the next weights with which the network gives numbers."""
         for draw in self._draws:
             self._take(draw)
-            if self._outputs(self._single, self.run) is not None:
+            if self._outputs(self._single, self.run, self.also) is not None:
                 return True
         return False
 
@@ -144,11 +154,15 @@ class _Check:
         draw(copied, self._seed)
         self._single, self._double = copied, None
 
-    def _outputs(self, model: nn.Module, run: Run) -> list[Tensor] | None:
+    def _outputs(
+        self, model: nn.Module, run: Run, also: Run | None = None
+    ) -> list[Tensor] | None:
         """What comes out; None for an error or numbers that are not finite."""
         try:
             with torch.no_grad():
                 outputs = _tensors(run(model))
+                if also is not None:
+                    also(model)
         except Exception:  # boxes, for one, cannot be any numbers
             return None
         finite = all(bool(t.isfinite().all()) for t in outputs)
@@ -158,7 +172,9 @@ class _Check:
         self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> str:
         """As :func:`removal_difference`."""
-        found = removal_difference(self._single, groups, removal, self.run)
+        found = removal_difference(
+            self._single, groups, removal, self.run, self.also
+        )
         if not found or _NOT_RUNNING in found:
             return found
         if self._double is None:
@@ -218,6 +234,7 @@ def removal_difference(
     groups: Sequence[ChannelGroup],
     removal: Sequence[np.ndarray],
     run: Run,
+    also: Run | None = None,
 ) -> str:
     """Compare masking and slicing; '' if they agree.
 
@@ -226,6 +243,7 @@ def removal_difference(
         groups (Sequence[ChannelGroup]): Groups that lose units.
         removal (Sequence[np.ndarray]): Their units to remove.
         run (Callable): See :func:`check_groups`.
+        also (Callable, optional): See :func:`check_groups`.
     """
     masked, slim = shared_copy(model), shared_copy(model)
     mask_consumers(masked, groups, removal)
@@ -236,6 +254,8 @@ def removal_difference(
         expected = _tensors(run(masked))
         try:
             outputs = _tensors(run(slim))
+            if also is not None:
+                also(slim)
         except Exception as error:  # the user's forward may raise anything
             return f'{_NOT_RUNNING} ({_first_line(error)})'
     return compare_outputs(expected, outputs)

@@ -44,7 +44,7 @@ def test_all_methods_find_the_same_scores(training):
         training.iteration(method)
         method.stop()
     ours = torch.cat([torch.from_numpy(f) for f in training.pruner.fisher()])
-    assert (ours > 0).float().mean() > 0.5
+    assert (ours > 0).sum() > 100
     for name in ('reference', 'kept'):
         found = torch.cat(training.methods[name].scores) * SMALL.images**2
         torch.testing.assert_close(found.double(), ours, rtol=1e-3, atol=1e-9)

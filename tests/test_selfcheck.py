@@ -365,6 +365,32 @@ def test_double_precision_around_what_is_single():
     assert torch.get_default_dtype() == before
 
 
+class Unused(SingleInside):
+    """Its losses insist on single precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = conv(4, 2)
+
+    def losses(self):
+        outputs, _ = run(self)
+        target = torch.zeros_like(outputs, dtype=torch.float32)
+        target[:1] = outputs[:1]  # fails unless both are single
+        return (outputs - target).sum() + self.auxiliary(outputs).sum()
+
+
+def test_losses_are_run_in_single_precision_alone():
+    ran = []
+
+    def losses(model):
+        ran.append(next(model.parameters()).dtype)
+        return model.losses()
+
+    groups = find_groups(Unused(), run, 2, losses)
+    assert Amplifying.prunable <= set(layout(groups))
+    assert set(ran) == {torch.float32}
+
+
 class Exponential(Amplifying):
     """Overflows with weights that are not as small as its own."""
 
