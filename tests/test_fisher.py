@@ -11,7 +11,7 @@ import torch
 from masked import Masked, assert_scores
 from nets import NETS as NETS_OF_ALL_KINDS
 from oracles import randomize
-from stack import loss_scaler
+from stack import loss_scaler, require
 from torch import Tensor, nn
 from torch.nn.functional import (
     adaptive_avg_pool2d,
@@ -22,10 +22,15 @@ from torch.nn.functional import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from toy import ROOT
 
+from mmgfp.adapt import build_model
+from mmgfp.config import load_config
 from mmgfp.cost import record_calls
+from mmgfp.demo import cost_runner, demo_data
 from mmgfp.finder import find_groups
 from mmgfp.fisher import FisherTaps, mask_gradients
+from mmgfp.preparation import demo_groups
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.trees import tree_leaves
 
@@ -450,3 +455,30 @@ def test_taps_write_nothing_as_large_as_an_activation():
         mask_gradients(source, grad, 1)
     assert max(sizes) <= 1 << 18
     assert source.numel() == 1 << 21
+
+
+def detector_scores(**backbone) -> Tensor:
+    """Of a detector of MMDetection on two made-up images."""
+    require('mmdet')
+    config = load_config(ROOT / 'configs/quickstart/retinanet_r18_digits.py')
+    config.model.backbone.update(backbone)
+    torch.manual_seed(0)
+    model = build_model(config)
+    groups = demo_groups(model, (64, 64))
+    calls = record_calls(model.eval(), lambda: cost_runner((64, 64))(model))
+    pruner = GroupFisherPruner(model, groups, calls)
+    pruner.attach()
+    losses = model.train()(**demo_data(model, (64, 64), 2, 'loss'))
+    model.parse_losses(losses)[0].backward()
+    assert pruner.accumulate()
+    return torch.cat([torch.from_numpy(f) for f in pruner.fisher()])
+
+
+def test_activation_checkpointing_of_a_backbone():
+    """``with_cp``: the layers run a second time in the backward."""
+    torch.testing.assert_close(
+        detector_scores(with_cp=True),
+        detector_scores(with_cp=False),
+        rtol=1e-4,
+        atol=1e-12,
+    )
