@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils import checkpoint
 
 
 @contextmanager
@@ -20,6 +21,28 @@ def training(model: nn.Module) -> Iterator[None]:
             if isinstance(module, _NormBase) or 'Drop' in kind:
                 module.eval()
         yield
+
+
+@contextmanager
+def nothing_recomputed() -> Iterator[None]:
+    """Run what is checkpointed (``with_cp``) as if it were not.
+
+    The first of its two forwards keeps no gradients, so that nothing inside
+    would seem to train.
+    """
+    module: Any = checkpoint
+    before = module.CheckpointFunction
+    module.CheckpointFunction = _Direct
+    try:
+        yield
+    finally:
+        module.CheckpointFunction = before
+
+
+class _Direct:
+    @staticmethod
+    def apply(run: Callable, preserve: bool, *args: Any) -> Any:
+        return run(*args)
 
 
 @contextmanager

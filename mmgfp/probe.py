@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .groups import ChannelGroup, Tap
 from .layouts import ImageChange, Layout, Order, images_of_rois
+from .modes import nothing_recomputed
 from .precision import Run
 
 # is told the name of a consumer, its input and whose the RoIs so far are
@@ -186,7 +187,7 @@ def _watch(
             ImageChange(changed_image), with_kwargs=True
         )
     torch.manual_seed(0)
-    with torch.enable_grad():
+    with torch.enable_grad(), nothing_recomputed():
         run(model)
 
 
