@@ -5,16 +5,21 @@ Knows nothing of pruning.
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import traceback
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+
+from .files import complete
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -34,7 +39,7 @@ def config_parser(purpose: str | None, example: str) -> ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Settings,
         metavar='KEY=VALUE',
         help='settings of the config to override, as in '
         'optim_wrapper.optimizer.lr=0.01; lists as key="[a,b]"',
@@ -51,12 +56,60 @@ def add_cost_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--shape',
         nargs=2,
-        type=int,
+        type=positive,
         metavar=('H', 'W'),
         help='input size that cost is counted at; by default that of the '
         "config's test images",
     )
-    parser.add_argument('--json', help='also write the result to this file')
+    add_json_option(parser)
+
+
+def add_json_option(parser: ArgumentParser) -> None:
+    """The option of tools whose result a program may want."""
+    parser.add_argument(
+        '--json',
+        metavar='FILE',
+        help='also write the result to this file; - for standard output, '
+        'instead of the table',
+    )
+
+
+def write_json(file: str, result: Any) -> None:
+    """Write a result as the option ``--json`` has it."""
+    text = json.dumps(result, indent=1) + '\n'
+    if file == '-':
+        sys.stdout.write(text)
+        return
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with complete(file) as partial:
+        Path(partial).write_text(text, encoding='utf-8')
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+    """
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ArgumentTypeError(f'{text!r}: expected a whole number from 1')
+
+
+class _Settings(DictAction):
+    """``KEY=VALUE ...``, with an error that says so."""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if not re.match(r'[^=]+=', value):
+                parser.error(f'{option_string} {value}: expected KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def add_launcher_options(parser: ArgumentParser) -> None:
@@ -74,20 +127,29 @@ def add_launcher_options(parser: ArgumentParser) -> None:
     )
 
 
+_MISTAKES = (ValueError, RuntimeError, FileNotFoundError)
+
+
 @contextmanager
 def errors_in_one_line(debug: bool = False) -> Iterator[None]:
     """Turn a user's mistake into one line and exit status 2.
 
-    A mistake of the user is a :exc:`ValueError` or :exc:`FileNotFoundError`
-    that mmgfp itself raised, possibly raised again by a registry on the way.
-    Whatever other code raised keeps its traceback, for it may be a bug.
+    A mistake of the user is a :exc:`ValueError`, :exc:`RuntimeError` or
+    :exc:`FileNotFoundError` that mmgfp itself raised, possibly raised again by
+    a registry on the way. Whatever other code raised keeps its traceback, for
+    it may be a bug. Ctrl-C ends with status 130, as in a shell.
 
     Args:
         debug (bool): Whether to keep every traceback. Defaults to False.
     """
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        sys.stderr.write('interrupted\n')
+        raise SystemExit(130) from None
+    except _MISTAKES as error:
         mistake = _raised_by_mmgfp(error)
         if debug or mistake is None:
             raise
@@ -100,7 +162,7 @@ def _raised_by_mmgfp(error: BaseException) -> BaseException | None:
     link: BaseException | None = error
     while link is not None:
         frames = traceback.extract_tb(link.__traceback__)
-        known = isinstance(link, (ValueError, FileNotFoundError))
+        known = isinstance(link, _MISTAKES)
         if known and frames and PACKAGE in Path(frames[-1].filename).parents:
             return link
         link = link.__cause__ or link.__context__

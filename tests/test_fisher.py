@@ -420,7 +420,7 @@ def test_mask_gradients_by_hand():
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'mixed'])
 @pytest.mark.parametrize('block', [1, 7, 64, 10**6])
 def test_mask_gradients_in_blocks(monkeypatch, axes, layout, block):
-    monkeypatch.setattr('mmgfp.fisher._BLOCK', block)
+    monkeypatch.setattr('mmgfp.fisher._BLOCK', {'cpu': block})
     source, grad = torch.randn(2, 3, 5, 4, 6).double()
     if layout != 'contiguous':
         source = source.contiguous(memory_format=torch.channels_last)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +11,7 @@ from mmgfp.cli import (
     add_cost_options,
     config_parser,
     errors_in_one_line,
+    write_json,
 )
 from mmgfp.config import load_config
 from mmgfp.cost import count_cost, record_calls
@@ -49,14 +48,12 @@ def report(args: argparse.Namespace) -> None:
     total = rows.pop('')
     title = f'{type(model).__name__} at {shape[0]}x{shape[1]}'
     shown = {**rows, title: total} if args.per_module else {title: total}
-    Console().print(cost_table(shown))
+    Console(stderr=args.json == '-').print(cost_table(shown))
     if args.json:
         result = {'config': args.config, 'shape': list(shape), **total}
         if args.per_module:
             result['modules'] = rows
-        Path(args.json).write_text(
-            json.dumps(result, indent=1), encoding='utf-8'
-        )
+        write_json(args.json, result)
 
 
 if __name__ == '__main__':

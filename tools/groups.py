@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from mmgfp.cli import (
     add_cost_options,
     config_parser,
     errors_in_one_line,
+    write_json,
 )
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
@@ -98,7 +97,9 @@ def report(args: argparse.Namespace) -> None:
         'groups': [to_plain(g, shares[g.name]) for g in groups],
     }
 
-    console = Console(width=max(Console().width, TABLE_WIDTH))
+    console = Console(
+        width=max(Console().width, TABLE_WIDTH), stderr=args.json == '-'
+    )
     console.print(groups_table(groups, shares))
     units = sum(group.size for group in prunable)
     console.print(
@@ -111,9 +112,7 @@ def report(args: argparse.Namespace) -> None:
         f'per group: {reach}.'
     )
     if args.json:
-        Path(args.json).write_text(
-            json.dumps(result, indent=1), encoding='utf-8'
-        )
+        write_json(args.json, result)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,88 @@
+"""What the command-line tools share."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+
+import pytest
+
+from mmgfp.arguments import one_of
+from mmgfp.cli import (
+    add_cost_options,
+    config_parser,
+    errors_in_one_line,
+    write_json,
+)
+
+
+def parser() -> ArgumentParser:
+    made = config_parser('Do something.', 'python tools/x.py config.py')
+    add_cost_options(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        (['--shape', '-5', '4'], "'-5': expected a whole number from 1"),
+        (['--shape', '0', '4'], "'0': expected a whole number from 1"),
+        (['--shape', 'a', '4'], "'a': expected a whole number from 1"),
+        (['--cfg-options', 'a=1', 'foo'], '--cfg-options foo: expected KEY='),
+        (['--cfg-options', '=1'], '--cfg-options =1: expected KEY='),
+    ],
+)
+def test_bad_options(capsys, given, message):
+    with pytest.raises(SystemExit) as end:
+        parser().parse_args(['config.py', *given])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options():
+    args = parser().parse_args(
+        [
+            'c.py',
+            '--shape',
+            '64',
+            '96',
+            '--cfg-options',
+            'a.b=[1,2]',
+            'c="d=e"',
+        ]
+    )
+    assert args.shape == [64, 96]
+    assert args.cfg_options == {'a.b': [1, 2], 'c': 'd=e'}
+
+
+def test_help_has_an_example():
+    assert 'example: python tools/x.py config.py' in parser().format_help()
+
+
+def test_json(tmp_path, capsys):
+    write_json(str(tmp_path / 'new' / 'x.json'), {'a': 1})
+    assert json.loads((tmp_path / 'new' / 'x.json').read_text()) == {'a': 1}
+    assert [p.name for p in (tmp_path / 'new').iterdir()] == ['x.json']
+    write_json('-', {'a': 2})
+    assert json.loads(capsys.readouterr().out) == {'a': 2}
+
+
+def test_mistakes_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end, errors_in_one_line():
+        one_of('scope', 'some', ('all',))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: scope='some'")
+    with pytest.raises(ValueError, match='scope'), errors_in_one_line(True):
+        one_of('scope', 'some', ('all',))
+
+
+def test_errors_of_others_keep_their_traceback():
+    with pytest.raises(ValueError, match='mine'), errors_in_one_line():
+        raise ValueError('mine')
+
+
+def test_interrupted(capsys):
+    with pytest.raises(SystemExit) as end, errors_in_one_line():
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == 'interrupted\n'
