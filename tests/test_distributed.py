@@ -174,7 +174,7 @@ def test_ranks_that_choose_otherwise(tmp_path):
     config.custom_hooks += [dict(type='Disturb', rank=1)]
     config.dump(tmp_path / 'config.py')
     for code, output in launch(tmp_path / 'config.py', expected=None):
-        assert code == 1
+        assert code == 2
         assert (
             'the processes [1] chose other channels than process 0' in output
         )
