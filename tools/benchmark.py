@@ -54,7 +54,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help='which ones (all)',
     )
     training.add_argument(
-        '--rounds', type=int, default=7, help='of iterations in turn (7)'
+        '--rounds', type=int, default=5, help='of iterations in turn (5)'
     )
     training.add_argument(
         '--out', type=Path, default=OUT, help='folder for the results'
@@ -131,7 +131,7 @@ class Benchmark:
             groups = Training(network, self.device).groups
             for cut_to in (1, 0, 0, 1) if self.device == 'cpu' else (8, 0) * 2:
                 self.tell(f'{of}: to half of the flops, cut_to={cut_to}')
-                taken = phase(network, self.device, groups, cut_to, 20, 2)
+                taken = phase(network, self.device, groups, cut_to, 15, 2)
                 known = self.result[name].get('phase', {}).get(str(cut_to), [])
                 value = [*known, taken]
                 self.keep(name, 'phase', str(cut_to), value=value)
