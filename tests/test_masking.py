@@ -143,6 +143,10 @@ def test_saving_in_between_is_refused(tmp_path):
 
 @pytest.mark.parametrize('how', ['module', 'function', 'runner'])
 def test_compiled_models_are_refused(tmp_path, how):
+    try:
+        torch.compile(lambda x: x, backend='eager')
+    except RuntimeError as error:
+        pytest.skip(str(error))  # torch 2.0 with Python 3.11
     config = make_config(tmp_path)
     if how == 'runner':
         config.compile = dict(backend='eager')
