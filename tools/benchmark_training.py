@@ -7,6 +7,7 @@ peak of the memory is that of a process of its own.
 from __future__ import annotations
 
 import copy
+import logging
 import multiprocessing
 import os
 import statistics
@@ -146,6 +147,7 @@ class Training:
         cut_to: int = 1,
     ) -> None:
         self.device, self.mixed = device, mixed
+        logging.disable(logging.WARNING)  # every initialised weight is logged
         config = untrained_config(load(network.config))
         model = initial_model(config, seed=0).to(device)
         self.groups = groups or demo_groups(model, network.shape)
@@ -251,6 +253,7 @@ def seconds_for_groups(network: Network, repeats: int) -> list[float]:
 
 
 def _seconds_for_groups(network: Network, repeats: int) -> list[float]:
+    logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     model = initial_model(untrained_config(load(network.config)), seed=0)
     found = []
