@@ -45,7 +45,7 @@ class Reference:
         for name, module in self.consumers.items():
             self._handles += [
                 module.register_forward_hook(self._forward_hook(name)),
-                module.register_full_backward_hook(self._backward_hook(name)),
+                module.register_backward_hook(self._backward_hook(name)),
             ]
 
     def stop(self) -> None:
@@ -68,8 +68,9 @@ class Reference:
     def _backward_hook(self, name: str) -> Any:
         def multiply(module: nn.Module, grads: tuple, outputs: Any) -> None:
             source = self.inputs[name].pop()  # calls come back in turn
-            if grads[0] is not None:
-                self._add(name, _by_image(source * grads[0]))
+            grad = grads[_place(module)]
+            if grad is not None:
+                self._add(name, _by_image(source * grad))
 
         return multiply
 
@@ -106,7 +107,8 @@ class KeepEverything(Reference):
 
     def _backward_hook(self, name: str) -> Any:
         def keep(module: nn.Module, grads: tuple, outputs: Any) -> None:
-            self.gradients.setdefault(name, []).insert(0, grads[0])
+            grad = grads[_place(module)]
+            self.gradients.setdefault(name, []).insert(0, grad)
 
         return keep
 
@@ -123,6 +125,15 @@ class KeepEverything(Reference):
         """Take the hooks off."""
         super().stop()
         self.gradients.clear()
+
+
+def _place(module: nn.Module) -> int:
+    """Where the gradient of the input is among those of the operation.
+
+    Both methods use torch's older kind of backward hook, which sees the
+    operation. The newer kind would not let the next one work in place.
+    """
+    return 1 if isinstance(module, nn.Linear) else 0  # after the bias
 
 
 def _by_image(products: Tensor) -> Tensor:

@@ -336,7 +336,7 @@ def growth(
 ) -> dict[str, list[Result]]:
     """How the cost of scores grows with image, batch and groups."""
     found: dict[str, list[Result]] = dict(side=[], images=[], groups=[])
-    sides = (128, 192, 256, 320) if device == 'cpu' else (256, 512, 768, 1024)
+    sides = (128, 192, 256) if device == 'cpu' else (256, 512, 768, 1024)
     for side in sides:
         tell(f'{network.title}: images of {side} pixels')
         smaller = Network(network.title, network.config, (side, side), 2)
