@@ -287,8 +287,6 @@ def write_onnx(
         traced = copy.deepcopy(network).half()
         example = example.half()
     names = list(network.names)
-    axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
-    axes |= {name: {0: 'batch'} for name in names}
     try:
         with torch.no_grad(), _quiet():
             outputs = traced(example)
@@ -298,7 +296,7 @@ def write_onnx(
                 os.fspath(path),
                 input_names=[INPUT],
                 output_names=names,
-                dynamic_axes=axes if dynamic else None,
+                dynamic_axes=_axes(names, outputs) if dynamic else None,
                 opset_version=OPSET,
                 **_classic_exporter(),
             )
@@ -329,6 +327,20 @@ def write_onnx(
         ),
         size=os.path.getsize(path),
     )
+
+
+def _axes(
+    names: Sequence[str], outputs: Sequence[Tensor]
+) -> dict[str, dict[int, str]]:
+    """Axes that vary, with names of their own wherever sizes may differ."""
+    axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
+    for name, output in zip(names, outputs):
+        axes[name] = {0: 'batch'}
+        if output.dim() == 4:
+            axes[name] |= {2: f'{name}_height', 3: f'{name}_width'}
+        elif len(names) > 1:  # fewer boxes where the images are small
+            axes[name][1] = 'boxes'
+    return axes
 
 
 def _classic_exporter() -> dict[str, Any]:

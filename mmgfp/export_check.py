@@ -173,8 +173,9 @@ class _Check:
                     f'alone costs PyTorch {lost:.1e})'
                 )
         most = int(self.tolerance.unmatched * self.found.boxes)
-        lost = self.found.boxes > 0 and self.found.matched == 0
-        if self.found.unmatched > most or lost:
+        # equal scores may leave many boxes at the brink, but not most
+        few = self.found.matched < self.found.boxes / 2
+        if self.found.unmatched > most or few:
             raise CheckError(
                 f'{self.found.matched} of the {self.found.boxes} boxes that '
                 f'PyTorch finds are in the file, {self.found.unmatched} of '
