@@ -281,9 +281,10 @@ class _Check:
             ('roi_cls_scores', 'cls_score'),
             ('roi_bbox_preds', 'bbox_pred'),
         ):
-            there = scores > 0
-            wanted = second[key].reshape(*there.shape, -1)
-            self._numbers(name, wanted[there], named[name][there])
+            there = (scores > 0).reshape(-1)
+            output = named[name].reshape(len(there), -1)
+            wanted = second[key][torch.from_numpy(there)]
+            self._numbers(name, wanted, output[there])
 
     def _boxes(
         self,
