@@ -19,9 +19,10 @@ FOLDER = Path(mmgfp.__file__).parent
 MODULES = sorted(p.stem for p in FOLDER.glob('*.py'))
 
 LIBRARIES = {'mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose', 'mmcv'}
+EXTRAS = ('onnx', 'onnxruntime')  # only exporting needs them
 EDGE = {  # may import mmengine
-    *('adapt', 'artifacts', 'builder', 'cli', 'config', 'demo'),
-    *('hook', 'randomness', 'registry', 'runner_state', 'samples'),
+    *('adapt', 'artifacts', 'builder', 'cli', 'config', 'demo', 'hook'),
+    *('preprocessing', 'randomness', 'registry', 'runner_state', 'samples'),
 }
 
 
@@ -90,6 +91,12 @@ def test_libraries_only_inside_functions_of_three_files(name):
             assert name in ('adapt', 'demo', 'samples') and inside, package
 
 
+@pytest.mark.parametrize('name', MODULES)
+def test_extras_only_inside_functions(name):
+    for package, _, inside in imports(FOLDER / f'{name}.py'):
+        assert package not in (*EXTRAS, 'cv2') or inside, package
+
+
 @pytest.mark.parametrize('name', sorted({*MODULES} - {'trees'}))
 def test_only_one_file_knows_how_torch_walks_trees(name):
     assert '_pytree' not in (FOLDER / f'{name}.py').read_text()
@@ -152,9 +159,9 @@ def test_import_needs_neither_library():
     """In a fresh process in which they cannot be found."""
     code = f"""
 import sys
-for name in {sorted(LIBRARIES)!r}:
+for name in {[*sorted(LIBRARIES), *EXTRAS]!r}:
     sys.modules[name] = None
-import mmgfp, mmgfp.adapt, mmgfp.cli
+import mmgfp, mmgfp.adapt, mmgfp.cli, mmgfp.export, mmgfp.export_check
 print(mmgfp.find_groups.__name__)
 """
     done = subprocess.run(

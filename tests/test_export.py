@@ -1,0 +1,597 @@
+"""ONNX files, against the models that they are made from."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from stack import CLASSIFICATION, require
+from toy import ROOT, run_tool
+
+from mmgfp.adapt import build_model, load_model
+from mmgfp.artifacts import finetune_config
+from mmgfp.config import load_config
+from mmgfp.cost import record_calls
+from mmgfp.decoding import suppress
+from mmgfp.demo import demo_runner
+from mmgfp.export import (
+    INPUT,
+    example_images,
+    make_network,
+    metadata,
+    write_onnx,
+)
+from mmgfp.export_check import CheckError, batches_of, check_file
+from mmgfp.preparation import demo_groups
+from mmgfp.preprocessing import (
+    Preprocessing,
+    class_names,
+    read_preprocessing,
+)
+from mmgfp.pruner import GroupFisherPruner
+from mmgfp.selection import Floor
+from mmgfp.structure import KEY
+from mmgfp.weights import vary_weights_
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+sys.path.insert(0, str(ROOT / 'tools'))
+import export as tool  # noqa: E402
+
+QUICKSTART = ROOT / 'configs/quickstart'
+SHAPE = (64, 96)
+
+BACKBONE = 'backbone=dict(base_channels=8, init_cfg=None)'
+NECK = 'neck=dict(in_channels=[8, 16, 32, 64], out_channels=16)'
+DENSE = 'bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=2'
+REGIONS = (
+    'rpn_head=dict(in_channels=16, feat_channels=16), roi_head=dict('
+    'bbox_roi_extractor=dict(out_channels=16), '
+    'bbox_head=dict(in_channels=16, fc_out_channels=16))'
+)
+LOW = 'test_cfg=dict(score_thr=0.05, max_per_img=30)'
+
+# Overrides of the quickstart's models: smaller ones.
+MODELS = {
+    'retinanet': f'{BACKBONE}, {NECK}, {DENSE}), {LOW}',
+    'fcos': f'{BACKBONE}, {NECK}, {DENSE}, '
+    f'norm_cfg=dict(type="GN", num_groups=4)), {LOW}',
+    'faster_rcnn': f'{BACKBONE}, {NECK}, {REGIONS}, '
+    'test_cfg=dict(rpn=dict(max_per_img=40), '
+    'rcnn=dict(score_thr=0.05, max_per_img=30))',
+    'resnet': 'backbone=dict(base_channels=8), head=dict(in_channels=64)',
+}
+DETECTORS = sorted({*MODELS} - {'resnet'})
+LAST = ('retina_cls', 'conv_cls', 'rpn_cls', 'fc_cls')
+
+
+class Case:
+    """A small model with random weights in each of its three forms."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        # the quickstart's classifier inherits from MMPretrain's
+        require('mmpretrain' if name == 'resnet' else 'mmdet')
+        self.shape = (32, 32) if name == 'resnet' else SHAPE
+        depth = '18' if name == 'resnet' else '_r18'
+        base = QUICKSTART / f'{name}{depth}_digits.py'
+        self.config = folder / 'config.py'
+        self.config.write_text(
+            f'_base_ = {str(base)!r}\n'
+            "custom_imports = dict(imports=['mmgfp'])\n"
+            "dataset = dict(data_root='nowhere/')\n"
+            'test_dataloader = dict(dataset=dataset)\n'
+            f'model = dict({MODELS[name]})\n'
+        )
+        config = load_config(self.config)
+        model = build_model(config)
+        run = demo_runner(self.shape, 2)
+        vary_weights_(model, run)
+        spread_scores(model, run)
+        self.full = folder / 'full.pth'
+        torch.save(dict(state_dict=model.state_dict()), self.full)
+
+        groups = [g for g in demo_groups(model, self.shape) if not g.frozen]
+        calls = record_calls(model, lambda: run(model), 2)
+        pruner = GroupFisherPruner(
+            model, groups, calls, floor=Floor(min_ratio=0.5)
+        )
+        pruner.prune(lambda choices: False)
+        structure = pruner.structure(str(self.config), self.shape)
+        structure.save(folder / 'slim.json')
+        self.slim = folder / 'slim.pth'
+        torch.save(
+            {'state_dict': model.state_dict(), KEY: structure.to_dict()},
+            self.slim,
+        )
+        self.generated = folder / 'slim_finetune.py'
+        self.generated.write_text(
+            finetune_config(load_config(self.config), 'slim', {})
+        )
+
+    def pair(self, form: str) -> tuple[Path, Path]:
+        return {
+            'full': (self.config, self.full),
+            'slim': (self.config, self.slim),
+            'generated': (self.generated, self.slim),
+        }[form]
+
+
+def spread_scores(
+    model: torch.nn.Module, run: Callable[[torch.nn.Module], object]
+) -> None:
+    """Random weights give scores that are almost equal, or all 1."""
+
+    spread = {}
+
+    def measure(module, args, output):
+        # some are shared by levels; the first one counts
+        spread.setdefault(module, output.std())
+
+    handles = [
+        module.register_forward_hook(measure)
+        for name, module in model.named_modules()
+        if name.rpartition('.')[2] in LAST
+    ]
+    with torch.no_grad():
+        run(model)
+        for module, std in spread.items():
+            module.weight *= 2 / std
+            module.bias.fill_(-2)
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.fixture(scope='module')
+def cases(tmp_path_factory):
+    made = {}
+
+    def get(name: str) -> Case:
+        if name not in made:
+            made[name] = Case(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory) -> Path:
+    """Three pictures of different sizes."""
+    folder = tmp_path_factory.mktemp('pictures')
+    rng = np.random.default_rng(0)
+    for i, (h, w) in enumerate([(60, 90), (96, 70), (120, 150)]):
+        blocks = rng.integers(0, 256, (h // 10, w // 10, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f'{i}.png'), cv2.resize(blocks, (w, h)))
+    return folder
+
+
+def export(case: Case, form: str, out: Path, *options: object) -> dict:
+    """Run the tool in this process; returns its result."""
+    config, checkpoint = case.pair(form)
+    result = out.with_suffix('.json')
+    given = [config, checkpoint, '--out', out, '--json', result, *options]
+    if '--shape' not in options:
+        given += ['--shape', *case.shape]
+    tool.main([str(x) for x in given])
+    return json.loads(result.read_text())
+
+
+# -- what is written ---------------------------------------------------------
+
+
+@pytest.mark.parametrize('form', ['full', 'slim', 'generated'])
+@pytest.mark.parametrize('name', sorted(MODELS))
+def test_raw_outputs(cases, pictures, tmp_path, name, form):
+    out = tmp_path / 'model.onnx'
+    result = export(cases(name), form, out, '--check', '--images', pictures)
+    assert result['check']['images'] == 3
+    assert max(result['check']['relative'].values()) < 1e-2
+    if name != 'fcos':  # whose norm of a 1x1 level magnifies rounding
+        assert max(result['check']['relative'].values()) < 1e-5
+    assert result['size'] == out.stat().st_size
+
+    # the standard's operators alone, and weights as slim as the model's
+    graph = onnx.load(str(out)).graph
+    assert {node.domain for node in graph.node} == {''}
+    config, checkpoint = cases(name).pair(form)
+    model = load_model(load_config(config), checkpoint)
+    shapes = {tuple(p.shape) for p in model.parameters()}
+    kernels = {tuple(i.dims) for i in graph.initializer if len(i.dims) == 4}
+    assert kernels and kernels <= shapes
+    assert [i.name for i in graph.input] == [INPUT]
+
+
+@pytest.mark.parametrize('form', ['full', 'slim'])
+@pytest.mark.parametrize('name', DETECTORS)
+def test_boxes(cases, pictures, tmp_path, name, form):
+    """As the model itself predicts them."""
+    out = tmp_path / 'model.onnx'
+    options = ['--decode', '--check', '--images', pictures]
+    result = export(cases(name), form, out, *options)
+    check = result['check']
+    assert check['boxes'] > 30
+    assert check['matched'] == check['boxes'] and not check['unmatched']
+    assert result['outputs'].keys() == {'boxes', 'scores', 'labels'}
+    assert result['metadata']['outputs'] == 'decoded'
+
+
+@pytest.mark.parametrize('decode', [False, True])
+@pytest.mark.parametrize('name', sorted(MODELS))
+def test_any_size(cases, pictures, tmp_path, name, decode):
+    out = tmp_path / 'model.onnx'
+    options = ['--dynamic', '--check', '--images', pictures]
+    if decode and name == 'resnet':
+        pytest.skip('has no boxes')
+    if decode:
+        options.append('--decode')
+    result = export(cases(name), 'slim', out, *options)
+    assert result['metadata']['dynamic'] == 'true'
+    # not the size that it was traced with, and three images
+    session = onnxruntime.InferenceSession(str(out))
+    images = np.random.default_rng(0).normal(size=(3, 3, 128, 160))
+    outputs = session.run(None, {INPUT: images.astype(np.float32)})
+    assert {len(x) for x in outputs} == {3}
+    if decode:
+        assert (outputs[0][..., 2] <= 160).all()
+        assert outputs[0][..., 2].max() > 96
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'faster_rcnn', 'resnet'])
+def test_half_precision(cases, pictures, tmp_path, name):
+    if torch.__version__ < '2.1':
+        pytest.skip('this torch has no convolutions in half precision on CPUs')
+    case = cases(name)
+    single = export(case, 'slim', tmp_path / 'single.onnx')
+    options = ['--half', '--check', '--images', pictures]
+    half = export(case, 'slim', tmp_path / 'half.onnx', *options)
+    saved = single['size'] - half['size']
+    assert saved == pytest.approx(2 * single['params'], rel=0.1)
+    assert half['metadata']['dtype'] == 'float16'
+    (given,) = onnx.load(str(tmp_path / 'half.onnx')).graph.input
+    kind = given.type.tensor_type.elem_type
+    assert kind == onnx.TensorProto.FLOAT16
+    if name == 'retinanet':
+        out = tmp_path / 'boxes.onnx'
+        check = export(case, 'slim', out, '--decode', *options)['check']
+        assert check['matched'] > 0.9 * check['boxes'] > 0
+
+
+@pytest.mark.parametrize('name', sorted(MODELS))
+def test_files_shrink_with_the_parameters(cases, tmp_path, name):
+    full = export(cases(name), 'full', tmp_path / 'full.onnx')
+    slim = export(cases(name), 'slim', tmp_path / 'slim.onnx')
+    assert slim['params'] < 0.6 * full['params']
+    saved = full['size'] - slim['size']
+    assert saved == pytest.approx(
+        4 * (full['params'] - slim['params']), rel=0.1
+    )
+
+
+# -- metadata ----------------------------------------------------------------
+
+
+def test_metadata(cases, tmp_path):
+    out = tmp_path / 'model.onnx'
+    export(cases('retinanet'), 'slim', out, '--shape', 60, 90)
+    facts = {p.key: p.value for p in onnx.load(str(out)).metadata_props}
+    assert json.loads(facts['classes']) == list('0123456789')
+    assert json.loads(facts['input_size']) == [64, 96]  # padded
+    assert json.loads(facts['mean']) == [127.5] * 3
+    assert json.loads(facts['std']) == [64.0] * 3
+    assert json.loads(facts['resize']) == dict(mode='fit')
+    assert json.loads(facts['pad_size_divisor']) == 32
+    assert facts['color_order'] == 'RGB'
+    assert facts['layout'] == 'NCHW'
+    assert facts['dtype'] == 'float32'
+    assert facts['task'] == 'detection'
+    assert facts['architecture'] == 'RetinaNet'
+    assert facts['outputs'] == 'raw'
+    assert facts['producer'].startswith('mmgfp ')
+
+
+def test_names_of_classes():
+    config = Config(dict(test_dataloader=dict(dataset=dict())))
+    meta = dict(dataset_meta=dict(classes=('a', 'b')))
+    assert class_names(config, meta, 2) == ['a', 'b']
+    assert class_names(config, meta, 3) == []  # of another head
+    config.metainfo = dict(classes=('c', 'd', 'e'))
+    assert class_names(config, meta, 3) == ['c', 'd', 'e']
+
+
+def test_names_of_coco():
+    require('mmdet')
+    config = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert class_names(config, {}, 80)[:2] == ['person', 'bicycle']
+
+
+def through_pipeline(config: Config, path: str) -> np.ndarray:
+    """The input as the config's own pipeline and model make it."""
+    steps = config.test_dataloader.dataset.pipeline
+    steps = [s for s in steps if s['type'] != 'LoadAnnotations']
+    packed = Compose(steps)(dict(img_path=path, img_id=0))
+    model = build_model(config)
+    data = dict(inputs=[packed['inputs']])
+    if config.default_scope == 'mmdet':
+        data['data_samples'] = [packed['data_samples']]
+    return model.data_preprocessor(data)['inputs'].numpy()
+
+
+@pytest.mark.parametrize('number', range(3))
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+        'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+        'mmdet::ssd/ssd300_coco.py',
+        f'{CLASSIFICATION}::resnet/resnet18_8xb32_in1k.py',
+    ],
+)
+def test_preprocessing_is_that_of_the_pipeline(pictures, name, number):
+    require(name.partition('::')[0])
+    config = load_config(name)
+    model = build_model(config)
+    path = str(pictures / f'{number}.png')
+    wanted = through_pipeline(config, path)
+    # the shape that fits into a fixed input depends on the picture
+    dynamic = 'retinanet' in name
+    facts = read_preprocessing(config, model, dynamic=dynamic)
+    found, _ = facts(cv2.imread(path))
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_preprocessing_of_one_size():
+    facts = Preprocessing(
+        input_size=(64, 96),
+        dynamic=False,
+        resize=dict(mode='fit'),
+        interpolation='bilinear',
+        color_order='BGR',
+        mean=[100.0] * 3,
+        std=[2.0] * 3,
+        pad_size_divisor=32,
+        pad_value=0.0,
+        pad_first=False,
+    )
+    picture = np.full((128, 64, 3), 110, np.uint8)
+    found, factor = facts(picture)
+    assert found.shape == (1, 3, 64, 96)
+    assert factor == 0.5
+    assert (found[..., :32] == 5).all() and (found[..., 32:] == 0).all()
+    filled, _ = replace(facts, pad_value=114.0, pad_first=True)(picture)
+    assert (filled[..., 32:] == 7).all()
+    gray = replace(facts, color_order='GRAY', mean=[100.0], std=[2.0])
+    assert gray(picture)[0].shape == (1, 1, 64, 96)
+
+
+def test_the_documented_use(cases, pictures, tmp_path, monkeypatch, capsys):
+    """The Python of docs/deploy.md, word for word."""
+    out = tmp_path / 'model.onnx'
+    export(cases('fcos'), 'slim', out, '--decode')
+    picture = cv2.imread(str(pictures / '0.png'))
+    cv2.imwrite(str(tmp_path / 'demo.jpg'), picture)
+    text = (ROOT / 'docs/deploy.md').read_text()
+    (program,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(program, scope)
+    assert len(capsys.readouterr().out.splitlines()) > 0
+    config = load_config(cases('fcos').config)
+    facts = read_preprocessing(config, build_model(config), SHAPE)
+    wanted, _ = facts(cv2.imread('demo.jpg'))
+    np.testing.assert_allclose(scope['images'], wanted, atol=0.05)
+
+
+# -- checking ----------------------------------------------------------------
+
+
+@pytest.fixture
+def written(cases, tmp_path):
+    """A file, the network in it and inputs for both."""
+    config = load_config(cases('retinanet').config)
+    model = load_model(config, cases('retinanet').full)
+    facts = read_preprocessing(config, model, SHAPE)
+
+    def write(decode: bool) -> tuple:
+        example = example_images(facts)
+        network = make_network(model, example, False, decode)
+        path = tmp_path / 'model.onnx'
+        write_onnx(
+            network,
+            example,
+            path,
+            metadata(network, model, facts, [], False),
+        )
+        return path, network, [example.numpy()]
+
+    return write
+
+
+def tamper(path: Path, name: str, factor: float) -> None:
+    file = onnx.load(str(path))
+    (tensor,) = (i for i in file.graph.initializer if i.name.endswith(name))
+    values = onnx.numpy_helper.to_array(tensor) * np.float32(factor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(file, str(path))
+
+
+@pytest.mark.parametrize('decode', [False, True])
+def test_other_weights_are_noticed(written, decode):
+    path, network, inputs = written(decode)
+    found = check_file(path, network, inputs)
+    assert found.images == 1
+    assert found.boxes > 0 or not decode
+    tamper(path, 'retina_cls.weight', 1.02)
+    words = 'no partner' if decode else 'cls_scores_0 differs from PyTorch'
+    with pytest.raises(CheckError, match=words):
+        check_file(path, network, inputs)
+
+
+def test_not_a_number_is_noticed(written):
+    path, network, inputs = written(False)
+    tamper(path, 'retina_reg.bias', np.nan)
+    with pytest.raises(CheckError, match=r'bbox_preds_0 differs.* nan'):
+        check_file(path, network, inputs)
+
+
+def test_files_that_do_not_run(written):
+    path, network, inputs = written(False)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckError, match='does not run the file'):
+        check_file(path, network, inputs)
+
+
+def test_a_failed_check_leaves_no_file(
+    cases, pictures, tmp_path, monkeypatch, capsys
+):
+    def wrong(*args: object) -> object:
+        exported = write_onnx(*args)
+        tamper(args[2], 'fc.weight', 1.1)
+        return exported
+
+    monkeypatch.setattr(tool, 'write_onnx', wrong)
+    out = tmp_path / 'model.onnx'
+    with pytest.raises(SystemExit) as info:
+        export(cases('resnet'), 'slim', out, '--check', '--images', pictures)
+    assert str(info.value).startswith('error: ')
+    assert 'scores differs from PyTorch' in str(info.value)
+    assert '\n' not in str(info.value)  # python prints it, with status 1
+    assert not list(tmp_path.glob('model*'))
+
+
+def test_noise_is_called_so(cases, tmp_path, capsys):
+    out = tmp_path / 'model.onnx'
+    export(cases('resnet'), 'slim', out, '--check')
+    assert 'random noise (8 inputs)' in capsys.readouterr().out
+
+
+def test_batches_of_two_sizes():
+    inputs = [np.ones((1, 3, h, w), np.float32) for h, w in ((4, 8), (8, 4))]
+    assert [b.shape for b in batches_of(inputs, True)] == [(2, 3, 8, 8)]
+    assert batches_of(inputs, False) == inputs
+
+
+def test_suppression_without_onnx():
+    boxes = torch.tensor(
+        [[0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 10, 10], [50, 50, 60, 60]]
+    )[None].float()
+    scores = torch.tensor([[0.5, 0.9, 0.7, -1.0]])
+    groups = torch.tensor([[0, 0, 1, 0]])
+    settings = dict(type='nms', iou_threshold=0.5)
+    kept, best, labels = suppress(boxes, scores, groups, settings, 3)
+    torch.testing.assert_close(best, torch.tensor([[0.9, 0.7, 0.0]]))
+    assert labels.tolist() == [[0, 1, -1]]
+    assert kept[0, :, 0].tolist() == [1, 0, 0]
+    agnostic = dict(settings, class_agnostic=True)
+    _, best, _ = suppress(boxes, scores, groups, agnostic, 3)
+    torch.testing.assert_close(best, torch.tensor([[0.9, 0.0, 0.0]]))
+
+
+# -- bad input ---------------------------------------------------------------
+
+
+def refused(capsys, *options: object) -> str:
+    with pytest.raises(SystemExit) as info:
+        tool.main([str(x) for x in options])
+    assert info.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_bad_input(cases, tmp_path, capsys):
+    case = cases('resnet')
+    good = [case.config, case.full, '--out', tmp_path / 'model.onnx']
+    text = refused(capsys, *good[:3], 'model.pth')
+    assert "--out must be an .onnx file, but is 'model.pth'" in text
+    text = refused(capsys, *good[:3], tmp_path / 'gone' / 'model.onnx')
+    assert 'the folder of --out' in text
+    text = refused(capsys, *good, '--images', tmp_path)
+    assert '--images is of use with --check only' in text
+    text = refused(capsys, *good, '--check', '--images', tmp_path)
+    assert 'error: there is no picture in' in text
+    text = refused(capsys, *good, '--check', '--images', tmp_path / 'gone')
+    assert 'error: there is no folder' in text
+    text = refused(capsys, *good, '--shape', 0, 32)
+    assert 'error: the input has no size (0, 32)' in text
+    text = refused(capsys, case.config, 'gone.pth', *good[2:])
+    assert 'gone.pth does not exist' in text
+    text = refused(capsys, *good, '--decode')
+    assert '--decode is for detectors, but ImageClassifier is' in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'name, decode, words',
+    [
+        ('paa/paa_r50_fpn_1x_coco', True, 'PAAHead has a predict_by_feat'),
+        (
+            'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco',
+            False,
+            'CascadeRoIHead has a',
+        ),
+        ('detr/detr_r50_8xb2-150e_coco', False, 'does not run on plain'),
+    ],
+)
+def test_models_that_are_refused(name, decode, words):
+    require('mmdet')
+    config = load_config(f'mmdet::{name}.py')
+    config.model.backbone.depth = 18
+    config.model.backbone.init_cfg = None
+    model = build_model(config) if 'detr' not in name else None
+    if model is None:
+        config.model.neck.in_channels = [512]
+        model = build_model(config)
+    with pytest.raises(ValueError, match=words):
+        make_network(model, torch.randn(1, 3, 64, 64), False, decode)
+
+
+def test_soft_suppression_is_refused(cases):
+    config = load_config(cases('retinanet').config)
+    config.model.test_cfg.nms = dict(type='soft_nms', iou_threshold=0.5)
+    with pytest.raises(ValueError, match=r'soft_nms.*ONNX has plain nms'):
+        make_network(build_model(config), torch.randn(1, 3, 64, 64), 0, True)
+
+
+def test_operations_outside_of_the_standard(tmp_path):
+    require('mmdet')
+    config = load_config(
+        'mmdet::dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py'
+    )
+    config.model.backbone.init_cfg = None
+    model = build_model(config)
+    example = torch.randn(1, 3, 160, 160)
+    network = make_network(model, example, False, False)
+    with pytest.raises(ValueError, match='cannot be exported'):
+        write_onnx(
+            network,
+            example,
+            tmp_path / 'model.onnx',
+            dict(architecture='FasterRCNN'),
+        )
+
+
+def test_onnx_is_missing(monkeypatch, written):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    with pytest.raises(ValueError, match=r'onnx is not .*mmgfp\[export\]'):
+        written(False)
+
+
+def test_help_and_exit_status(cases, tmp_path):
+    done = run_tool('export.py', '--help')
+    assert done.returncode == 0
+    assert 'as an ONNX file' in done.stdout
+    assert 'example: python tools/export.py' in done.stdout
+    case = cases('resnet')
+    out = tmp_path / 'model.onnx'
+    done = run_tool('export.py', case.generated, case.slim, '--out', out)
+    assert done.returncode == 0, done.stderr
+    assert 'params, input (1, 3, 32, 32)' in done.stdout
