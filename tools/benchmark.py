@@ -131,7 +131,7 @@ class Benchmark:
             groups = Training(network, self.device).groups
             for cut_to in (1, 0, 0, 1) if self.device == 'cpu' else (8, 0) * 2:
                 self.tell(f'{of}: to half of the flops, cut_to={cut_to}')
-                taken = phase(network, self.device, groups, cut_to, 15, 2)
+                taken = phase(network, self.device, groups, cut_to, 10, 2)
                 known = self.result[name].get('phase', {}).get(str(cut_to), [])
                 value = [*known, taken]
                 self.keep(name, 'phase', str(cut_to), value=value)
