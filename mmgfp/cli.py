@@ -53,15 +53,19 @@ def config_parser(purpose: str | None, example: str) -> ArgumentParser:
 def add_cost_options(parser: ArgumentParser) -> None:
     """Options of the tools that count cost."""
     parser.add_argument('--checkpoint', help='weights, slim ones too')
+    add_shape_option(parser, 'input size that cost is counted at')
+    add_json_option(parser)
+
+
+def add_shape_option(parser: ArgumentParser, what: str) -> None:
+    """The option of tools that run a model on images of one size."""
     parser.add_argument(
         '--shape',
         nargs=2,
         type=positive,
         metavar=('H', 'W'),
-        help='input size that cost is counted at; by default that of the '
-        "config's test images",
+        help=f"{what}; by default that of the config's test images",
     )
-    add_json_option(parser)
 
 
 def add_json_option(parser: ArgumentParser) -> None:
@@ -70,7 +74,7 @@ def add_json_option(parser: ArgumentParser) -> None:
         '--json',
         metavar='FILE',
         help='also write the result to this file; - for standard output, '
-        'instead of the table',
+        'instead of the words',
     )
 
 

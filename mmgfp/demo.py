@@ -83,8 +83,8 @@ def demo_runner(
 
 def runnable(
     model: nn.Module, shape: Sequence[int], images: int = 1
-) -> tuple[tuple[int, int], Mode]:
-    """The cheapest forward that tells the channel groups of a model.
+) -> Iterator[tuple[tuple[int, int], Mode]]:
+    """The forwards that tell the channel groups of a model, cheapest first.
 
     A small image gives the same groups as a large one, but networks with many
     levels or large kernels may need a larger one, and classifiers may fix the
@@ -96,7 +96,7 @@ def runnable(
         shape (Sequence[int]): (H, W) that the model is for.
         images (int): Images in the batch. Defaults to 1.
 
-    Returns:
+    Yields:
         tuple: (H, W) and the mode, for :func:`demo_runner`; the whole shape
         and 'tensor' if nothing works.
     """
@@ -108,16 +108,21 @@ def runnable(
     modes: tuple[Mode, ...] = ('tensor', 'predict', 'loss')
     for mode in modes:
         trouble = _trouble(model, demo_runner(shapes[0], images, mode))
-        if not trouble:
-            return shapes[0], mode
-        # large images take long; what is no matter of size fails with both
-        large = shapes[min(len(shapes), len(_TRACE_SIDES)) - 1]
-        if trouble == _trouble(model, demo_runner(large, images, mode)):
-            continue
+        if trouble:
+            # large images take long; what is no matter of size fails twice
+            large = shapes[min(len(shapes), len(_TRACE_SIDES)) - 1]
+            if trouble == _trouble(model, demo_runner(large, images, mode)):
+                continue
+        works = not trouble
+        if works:
+            yield shapes[0], mode
         for some in shapes[1:]:
             if not _trouble(model, demo_runner(some, images, mode)):
-                return some, mode
-    return whole, 'tensor'  # whoever runs it sees the error
+                works = True
+                yield some, mode
+        if works:
+            return
+    yield whole, 'tensor'  # whoever runs it sees the error
 
 
 def _trouble(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:

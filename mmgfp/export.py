@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .adapt import CLASSIFICATION, library
 from .decoding import OneStage, TwoStage, is_two_stage, why_not
+from .errors import first_line
 from .preprocessing import Preprocessing
 from .trees import tree_leaves
 from .version import __version__
@@ -355,12 +356,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def import_extra(name: str) -> Any:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from .decoding import OneStage, TwoStage, is_two_stage
+from .errors import first_line
 from .export import (
     INPUT,
     Scores,
-    first_line,
     import_extra,
     predicted_scores,
 )

@@ -44,6 +44,7 @@ def find_groups(
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
+        UnsteadyError: If rounding errors decide what it puts out there.
 
     Returns:
         list[ChannelGroup]: In execution order, frozen ones included.

@@ -172,8 +172,8 @@ class LabelTracer(TorchDispatchMode):
         super().__init__()
         self.table = SlotTable(model)
         self._find_rule = find_rule
-        self.module_names = {id(m): n for n, m in model.named_modules()}
         self._modules = dict(model.named_modules())
+        self.module_names = {id(m): n for n, m in self._modules.items()}
         self.stack: list[_Frame] = []
         self.entered: set[nn.Module] = set()
         self.suspended = False

@@ -16,6 +16,7 @@ from .groups import ChannelGroup
 from .pruner import GroupFisherPruner, Normalizer
 from .schedule import Schedule
 from .selection import Floor
+from .selfcheck import UnsteadyError
 from .structure import Structure
 from .table import groups_table, render
 
@@ -27,15 +28,21 @@ def demo_groups(model: nn.Module, shape: Sequence[int]) -> list[ChannelGroup]:
         model (nn.Module): Of any library.
         shape (Sequence[int]): (H, W) that the model is for; what is run may
             be smaller.
+
+    Raises:
+        UnsteadyError: If rounding errors decide the outputs at all sizes.
     """
+    trouble = None
     # one image could not show which rows of an input belong to which
-    shape, mode = runnable(model, shape, images=2)
-    return find_groups(
-        model,
-        demo_runner(shape, images=2, mode=mode),
-        images=2,
-        train=demo_runner(shape, images=2, mode='loss'),
-    )
+    for size, mode in runnable(model, shape, images=2):
+        run = demo_runner(size, images=2, mode=mode)
+        train = demo_runner(size, images=2, mode='loss')
+        try:
+            return find_groups(model, run, images=2, train=train)
+        except UnsteadyError as error:  # maps of one pixel are full of ties
+            trouble = error
+    assert trouble is not None  # for there is one size at least
+    raise trouble
 
 
 def prepare_groups(

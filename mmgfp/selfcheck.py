@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .errors import type_and_line
 from .groups import ChannelGroup
 from .precision import Run, in_double
 from .removal import axis_sizes, consumed_positions, kept_positions
@@ -40,6 +41,10 @@ _NOT_RUNNING = 'the slim network does not run'
 
 # relative change of weights that has to change next to nothing
 _NUDGE = 1e-12
+
+
+class UnsteadyError(RuntimeError):
+    """Rounding errors decide what a network puts out on the demo input."""
 
 
 def check_groups(
@@ -61,6 +66,10 @@ def check_groups(
             rounding errors.
         seed (int): For the random parameters and what is removed. Defaults
             to 0.
+
+    Raises:
+        UnsteadyError: If nothing can be told from this input, with any
+            weights.
 
     Returns:
         list[ChannelGroup]: The same groups in the same order.
@@ -187,10 +196,15 @@ class _Check:
         if not found or self._steady:
             return found
         self._steady = self._is_steady(self._double, run)
-        if not self._steady and self._draw():
-            return self.difference(groups, removal)
-        self._steady = True  # for want of others
-        return found
+        if self._steady:
+            return found
+        if not self._draw():
+            raise UnsteadyError(
+                f'rounding errors decide what {type(self._model).__name__} '
+                'puts out on the demo input, so that no channel group can be '
+                'proven: try larger images, with `input_shape=(H, W)`'
+            )
+        return self.difference(groups, removal)
 
     def _is_steady(self, double: nn.Module, run: Run) -> bool:
         """Whether hardly different weights give hardly different outputs."""
@@ -257,7 +271,7 @@ def removal_difference(
             if also is not None:
                 also(slim)
         except Exception as error:  # the user's forward may raise anything
-            return f'{_NOT_RUNNING} ({_first_line(error)})'
+            return f'{_NOT_RUNNING} ({type_and_line(error)})'
     return compare_outputs(expected, outputs)
 
 
@@ -366,8 +380,3 @@ _DRAWS = (randomize_, partial(randomize_, gain=0.5), jitter_)
 
 def _tensors(outputs: Any) -> list[Tensor]:
     return [t for t in tree_leaves(outputs) if isinstance(t, Tensor)]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f'{type(error).__name__}: {lines[0] if lines else ""}'[:200]

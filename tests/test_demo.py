@@ -70,22 +70,46 @@ SHAPE = (800, 1344)
     [(0, (64, 64)), (65, (128, 128)), (500, (512, 512)), (600, SHAPE)],
 )
 def test_larger_images_where_need_be(least, shape):
-    assert runnable(Detector(least), SHAPE, 2) == (shape, 'tensor')
+    assert next(runnable(Detector(least), SHAPE, 2)) == (shape, 'tensor')
 
 
 def test_no_larger_than_what_the_model_is_for():
-    assert runnable(Detector(100), (96, 320), 2)[0] == (96, 320)
-    assert runnable(Detector(90), (96, 320), 2)[0] == (96, 128)
+    assert next(runnable(Detector(100), (96, 320), 2))[0] == (96, 320)
+    assert next(runnable(Detector(90), (96, 320), 2))[0] == (96, 128)
+
+
+def test_larger_ones_follow():
+    sides = [(64, 64), (128, 128), (256, 256), (384, 384), (512, 512), SHAPE]
+    assert [*runnable(Detector(65), SHAPE, 2)] == [
+        (side, 'tensor') for side in sides[1:]
+    ]
+    assert [*runnable(Detector(modes=('loss',)), (96, 320), 2)] == [
+        (side, 'loss') for side in [(64, 64), (96, 128), (96, 256), (96, 320)]
+    ]
+
+
+def test_larger_ones_where_rounding_decides():
+    """With images of 64 pixels, the coarsest maps are constant."""
+    name = 'mmdet::solo/decoupled-solo-light_r50_fpn_3x_coco.py'
+    config = load_config(name)
+    config.model.backbone.update(depth=18, init_cfg=None, frozen_stages=-1)
+    config.model.neck.in_channels = [64, 128, 256, 512]
+    config.model.mask_head.feat_channels = 64
+    model = build_model(config)
+    assert next(runnable(model, SHAPE, 2)) == ((64, 64), 'tensor')
+    groups = demo_groups(model, SHAPE)
+    assert sum(not group.frozen for group in groups) == 22
+    assert not any('self-check' in group.frozen for group in groups)
 
 
 def test_results_where_there_are_no_raw_outputs():
     model = Detector(100, modes=('predict',))
-    assert runnable(model, SHAPE, 2) == ((128, 128), 'predict')
+    assert next(runnable(model, SHAPE, 2)) == ((128, 128), 'predict')
 
 
 def test_losses_where_there_is_nothing_else():
     model = Detector(100, modes=('loss',))
-    assert runnable(model, SHAPE, 2) == ((128, 128), 'loss')
+    assert next(runnable(model, SHAPE, 2)) == ((128, 128), 'loss')
 
 
 @pytest.mark.parametrize(('takes', 'given'), [(1, 1), (3, 3), (4, 4), (8, 3)])
@@ -100,7 +124,7 @@ def test_colours(takes, given):
 def test_nothing_runs():
     """Whoever runs it next shows the error."""
     model = Detector(modes=())
-    assert runnable(model, SHAPE) == (SHAPE, 'tensor')
+    assert [*runnable(model, SHAPE)] == [(SHAPE, 'tensor')]
     with pytest.raises(NotImplementedError):
         demo_runner(SHAPE)(model)
 
@@ -110,7 +134,7 @@ def test_modes_are_restored(least):
     model = Detector(least).train()
     model.stem.eval()
     before = modes_of(model)
-    runnable(model, SHAPE)
+    next(runnable(model, SHAPE))
     assert not any(any(t) for mode, _, t in model.seen if mode != 'loss')
     assert modes_of(model) == before
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,39 @@ def data(batch_size: int, **kwargs) -> dict:
 
 def final(work_dir: Path, name: str = 'flops_0.50.pth') -> dict:
     return load(work_dir / name)['state_dict']
+
+
+def run_and_resume(
+    tmp_path: Path, *, rank: int | None = None, **kwargs: Any
+) -> tuple[Path, Path, list[tuple[int, str]]]:
+    """Train as a whole, and killed in iteration 9 and resumed.
+
+    Args:
+        tmp_path: Where both runs go.
+        rank: The process that is killed; None: all of them.
+        **kwargs: Of the config; a pruning step every 4 iterations.
+
+    Returns:
+        Work dirs of both, and how the killed processes ended.
+    """
+    kwargs.update(
+        hook=dict(interval=4, after_target='train'),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+    )
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    for work_dir in (whole, killed):
+        work_dir.mkdir()
+    launch(write_config(tmp_path / 'whole.py', whole, **kwargs))
+    config = make_config(killed, **kwargs)
+    which = {} if rank is None else dict(rank=rank)
+    stop = dict(type='Stop', iteration=9, kill=True, **which)
+    config.custom_hooks += [stop]
+    config.dump(tmp_path / 'killed.py')
+    ends = launch(tmp_path / 'killed.py', expected=None)
+    for log in killed.glob('removals_*.jsonl'):  # done again after epoch 1
+        log.write_text(log.read_text().splitlines(True)[0])
+    launch(write_config(tmp_path / 'again.py', killed, **kwargs), '--resume')
+    return whole, killed, ends
 
 
 @pytest.fixture(scope='module')
@@ -144,27 +178,11 @@ def test_unequal_batches(tmp_path):
 
 def test_a_rank_that_dies_ends_the_run(tmp_path):
     """With an error, not with a hang; then it goes on where it was saved."""
-    kwargs = dict(
-        data(4),
-        hook=dict(interval=4, after_target='train'),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
-    )
-    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-    for work_dir in (whole, broken):
-        work_dir.mkdir()
-    launch(write_config(tmp_path / 'whole.py', whole, **kwargs))
-    config = make_config(broken, **kwargs)
-    config.custom_hooks += [dict(type='Stop', iteration=9, kill=True, rank=1)]
-    config.dump(tmp_path / 'broken.py')
-    (first, output), (second, _) = launch(
-        tmp_path / 'broken.py', expected=None
-    )
+    whole, broken, ends = run_and_resume(tmp_path, rank=1, **data(4))
+    (first, output), (second, _) = ends
     assert second == -signal.SIGKILL
     assert first not in (0, -signal.SIGKILL)
     assert 'Error' in output
-    for log in broken.glob('removals_*.jsonl'):  # done again after epoch 1
-        log.write_text(log.read_text().splitlines(True)[0])
-    launch(write_config(tmp_path / 'again.py', broken, **kwargs), '--resume')
     assert removals(broken) == removals(whole)
 
 
@@ -191,26 +209,17 @@ def test_checkpoints_are_those_of_the_bare_model(half_batches):
 
 
 def test_killed_and_resumed(tmp_path):
-    """Scores and random states of every rank outlive the processes."""
-    kwargs = dict(
-        data(4, augment=True),
-        # checkpoints lie within pruning intervals of 4
-        hook=dict(interval=4, after_target='train'),
+    """Scores and random states of every rank outlive the processes.
+
+    Checkpoints lie within pruning intervals.
+    """
+    whole, killed, ends = run_and_resume(
+        tmp_path,
+        **data(4, augment=True),
         model=dict(type='ToyClassifier', dropout=0.2),
         randomness=dict(seed=0, diff_rank_seed=True),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
     )
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    for work_dir in (whole, killed):
-        work_dir.mkdir()
-    launch(write_config(tmp_path / 'whole.py', whole, **kwargs))
-    config = make_config(killed, **kwargs)
-    config.custom_hooks += [dict(type='Stop', iteration=9, kill=True)]
-    config.dump(tmp_path / 'killed.py')
-    launch(tmp_path / 'killed.py', expected=-signal.SIGKILL)
-    for log in killed.glob('removals_*.jsonl'):  # done again after epoch 1
-        log.write_text(log.read_text().splitlines(True)[0])
-    launch(write_config(tmp_path / 'again.py', killed, **kwargs), '--resume')
+    assert [code for code, _ in ends] == [-signal.SIGKILL] * 2
     for rank in (0, 1):
         assert removals(killed, rank) == removals(whole, rank)
     ours, theirs = (final(d, 'epoch_6.pth') for d in (killed, whole))

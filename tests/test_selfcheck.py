@@ -18,6 +18,7 @@ from mmgfp.labels import trace_labels
 from mmgfp.rules import find_rule
 from mmgfp.selfcheck import (
     TOLERANCE,
+    UnsteadyError,
     check_groups,
     compare_outputs,
     mask_consumers,
@@ -407,6 +408,25 @@ class Exponential(Amplifying):
 def test_other_weights_where_numbers_overflow():
     groups = find_groups(Exponential(), run, 2)
     assert layout(groups) == Exponential.prunable
+
+
+class ChaoticWhenSmall(Amplifying):
+    """Rounding decides, in any precision and with any weights."""
+
+    def forward(self, x):
+        scale = 1e18 if x.shape[2] == 8 else 1.0
+        x = self.stem(x)
+        return torch.sin(self.a(x) * scale) + self.b(x)
+
+
+def test_nothing_is_told_where_rounding_decides():
+    def small(model):
+        return model(model.batch()[..., :8, :8])
+
+    with pytest.raises(UnsteadyError, match='rounding errors decide what'):
+        find_groups(ChaoticWhenSmall(), small, 2)
+    groups = find_groups(ChaoticWhenSmall(), run, 2)
+    assert layout(groups) == ChaoticWhenSmall.prunable
 
 
 # -- its parts ---------------------------------------------------------------

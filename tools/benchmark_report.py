@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from environment import PACKAGES, processor, versions
 
 from mmgfp.files import complete
 from mmgfp.version import __version__
@@ -30,37 +29,20 @@ METHODS = {
     'kept': "MMRazor's method",
 }
 COLOURS = {'mmgfp': '#0072b2', 'reference': '#e69f00', 'kept': '#999999'}
-PACKAGES = ('torch', 'mmcv', 'mmdet', 'mmpretrain')
 
 
 def machine(device: str) -> dict[str, str]:
     """Where and with what something is measured."""
-    found = dict(
-        device=torch.cuda.get_device_name() if device == 'cuda' else _cpu(),
+    return dict(
+        device=torch.cuda.get_device_name()
+        if device == 'cuda'
+        else processor(),
         threads=str(torch.get_num_threads()),
         python=platform.python_version(),
         mmgfp=__version__,
         date=date.today().isoformat(),
+        **versions(),
     )
-    for package in PACKAGES:
-        for name in (package, f'onedl-{_LONG.get(package, package)}'):
-            try:
-                found[package] = version(name)
-            except PackageNotFoundError:
-                continue
-    return found
-
-
-_LONG = {'mmdet': 'mmdetection'}
-
-
-def _cpu() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        models = [x.partition(': ')[2] for x in lines if 'model name' in x]
-        return f'{models[0]}, {os.cpu_count()} cores'
-    except (OSError, IndexError):
-        return f'{platform.processor()}, {os.cpu_count()} cores'
 
 
 def write_report(out: Path) -> Path:

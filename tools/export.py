@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,13 @@ import numpy as np
 
 from mmgfp.adapt import load_model
 from mmgfp.checkpoint import load_plain_checkpoint
-from mmgfp.cli import config_parser, errors_in_one_line
+from mmgfp.cli import (
+    add_json_option,
+    add_shape_option,
+    config_parser,
+    errors_in_one_line,
+    write_json,
+)
 from mmgfp.config import load_config
 from mmgfp.export import (
     Exported,
@@ -59,13 +64,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out', required=True, metavar='FILE.onnx', help='file to write'
     )
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
-        help="input size; by default that of the config's test images. "
-        'Rounded up to multiples of what the model pads images to',
+    add_shape_option(
+        parser,
+        'input size, rounded up to multiples of what the model pads images to',
     )
     parser.add_argument(
         '--dynamic',
@@ -95,7 +96,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="pictures for --check; by default those of the config's test "
         'dataset, or noise where there is none',
     )
-    parser.add_argument('--json', help='also write the result to this file')
+    add_json_option(parser)
     args = parser.parse_args(argv)
     if not args.out.endswith('.onnx'):
         parser.error(f'--out must be an .onnx file, but is {args.out!r}')
@@ -144,15 +145,17 @@ def export(args: argparse.Namespace) -> None:
             batches = batches_of(prepared, args.dynamic)
             agreement = check_file(partial, network, batches, args.half)
 
-    if left_out(model):
-        print(f'note: {left_out(model)} is left out, only boxes are exported')
-    if not classes:
-        print('note: the names of the classes are not known')
-    describe(args, exported, preprocessing)
-    if agreement is not None:
-        describe_check(agreement, source, args.half)
+    if args.json != '-':
+        if left_out(model):
+            print(f'note: {left_out(model)} is left out, only boxes are kept')
+        if not classes:
+            print('note: the names of the classes are not known')
+        describe(args, exported, preprocessing)
+        if agreement is not None:
+            describe_check(agreement, source, args.half)
     if args.json:
-        write_json(args, exported, facts, agreement, source)
+        result = to_plain(args, exported, facts, agreement, source)
+        write_json(args.json, result)
 
 
 def find_pictures(
@@ -220,13 +223,14 @@ def describe_check(found: Agreement, source: str, half: bool) -> None:
         print('  neither found a box: this says little')
 
 
-def write_json(
+def to_plain(
     args: argparse.Namespace,
     exported: Exported,
     facts: dict[str, str],
     agreement: Agreement | None,
     source: str,
-) -> None:
+) -> dict[str, Any]:
+    """Everything as plain types, for JSON."""
     result: dict[str, Any] = dict(
         config=args.config,
         checkpoint=args.checkpoint,
@@ -236,10 +240,7 @@ def write_json(
     )
     if agreement is not None:
         result['check'] = dict(pictures=source, **asdict(agreement))
-    with complete(args.json) as partial:
-        Path(partial).write_text(
-            json.dumps(result, indent=1), encoding='utf-8'
-        )
+    return result
 
 
 if __name__ == '__main__':

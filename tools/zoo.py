@@ -22,12 +22,11 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
-from importlib.metadata import PackageNotFoundError, packages_distributions
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import environment
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -40,7 +39,6 @@ from mmgfp.files import complete
 
 TOOLS = Path(__file__).resolve().parent
 REGISTERED = ('models', 'datasets')  # parts of a library that hold classes
-PACKAGES = ('torch', 'mmcv', *LIBRARIES)
 
 NO_MEMORY = re.compile(
     r"MemoryError|bad_alloc|(can't|cannot|unable to) allocate", re.IGNORECASE
@@ -129,16 +127,8 @@ def versions() -> dict[str, str]:
     sources = sorted(Path(mmgfp.__file__).parent.glob('*.py'))
     for file in [*sources, TOOLS / 'zoo_trial.py']:
         digest.update(file.name.encode() + b'\0' + file.read_bytes())
-    found = {'mmgfp': f'{mmgfp.__version__}+{digest.hexdigest()[:12]}'}
-    owners = packages_distributions()
-    for package in PACKAGES:
-        try:
-            found[package] = installed_version(
-                owners.get(package, [package])[0]
-            )
-        except PackageNotFoundError:
-            found[package] = 'not installed'
-    return found
+    own = {'mmgfp': f'{mmgfp.__version__}+{digest.hexdigest()[:12]}'}
+    return {**own, **environment.versions()}
 
 
 def up_to_date(

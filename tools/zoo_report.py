@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from environment import processor
 from zoo_families import left_out
 from zoo_trial import FINE, NEITHER
 
@@ -115,14 +115,8 @@ def write_report(out: Path, versions: Mapping[str, str]) -> None:
 
 def machine() -> str:
     """Processor and memory, in words."""
-    try:
-        text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
-        names = [line for line in text.splitlines() if 'model name' in line]
-        processor = names[0].partition(': ')[2]
-    except (OSError, IndexError):
-        processor = platform.processor() or platform.machine()
-    pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return f'{os.cpu_count()} cores of {processor}, {pages / 1e9:.0f} GB'
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return f'{processor()}, {memory / 1e9:.0f} GB'
 
 
 def report(
@@ -135,6 +129,7 @@ def report(
     """The text of ``README.md``."""
     stale = sum(result.get('versions') != versions for result in results)
     words = [verdict(result) for result in results]
+    reach = [r['reach'] for r, word in zip(results, words) if word == 'ok']
     lines = [
         '# Every family of models',
         '',
@@ -144,8 +139,10 @@ def report(
         + '.',
         '',
         f'{words.count("ok")} of {len(results)} architectures pass all '
-        f'checks; in {words.count("nothing can be pruned")} nothing can be '
-        'pruned.',
+        f'checks; {sum(share >= 0.5 for share in reach)} of these can lose at '
+        f'least half of the flops, {sum(share >= 0.9 for share in reach)} at '
+        f'least nine tenths. In {words.count("nothing can be pruned")} '
+        'nothing can be pruned.',
     ]
     if stale:
         lines.append(f'{stale} rows are of other versions than these.')

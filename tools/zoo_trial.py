@@ -36,6 +36,7 @@ from mmgfp.artifacts import finetune_config
 from mmgfp.config import config_folder, load_config
 from mmgfp.cost import CostModel, count_cost, record_calls
 from mmgfp.demo import demo_runner, runnable
+from mmgfp.errors import type_and_line
 from mmgfp.files import complete
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
@@ -43,6 +44,7 @@ from mmgfp.precision import Run, in_double
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import (
     TOLERANCE,
+    UnsteadyError,
     mask_consumers,
     random_removal,
     relative_error,
@@ -125,9 +127,9 @@ class Trial:
         except Exception as error:
             self.keep_traceback(step)
             if fatal:
-                self.note(error=one_line(error))
+                self.note(error=type_and_line(error))
                 raise TrialError from error
-            self.note(**{step: one_line(error)})
+            self.note(**{step: type_and_line(error)})
 
     def keep_traceback(self, step: str) -> None:
         """Keep that of the error being handled."""
@@ -169,16 +171,25 @@ def _prune(
         parameters = sum(p.numel() for p in model.parameters())
         trial.note(architecture=type(model).__name__, parameters=parameters)
     with trial.doing('forward'):
-        shape, mode = forward(model, config, input_size)
+        sizes = forwards(model, config, input_size)
+        shape, mode = next(sizes)
         run = demo_runner(shape, IMAGES, mode)
         vary_weights_(model, run, seed)
-        trial.note(shape=list(shape), mode=mode)
     with trial.doing('groups'):
         reset_peak_memory()
         began = time.process_time()
-        groups = find_groups(
-            model, run, IMAGES, demo_runner(shape, IMAGES, 'loss')
-        )
+        while True:
+            trial.note(shape=list(shape), mode=mode)
+            train = demo_runner(shape, IMAGES, 'loss')
+            try:
+                groups = find_groups(model, run, IMAGES, train)
+                break
+            except UnsteadyError:  # as users' models go on to the next size
+                larger = next(sizes, None)
+                if larger is None:
+                    raise
+                shape, mode = larger
+                run = demo_runner(shape, IMAGES, mode)
         trial.note(
             seconds=round(time.process_time() - began, 2),
             memory_mb=peak_memory_mb(),
@@ -338,10 +349,10 @@ def installed_path(path: str) -> str:
     return str(installed) if installed.exists() else path
 
 
-def forward(
+def forwards(
     model: nn.Module, config: Config, size: tuple[int, int] | None = None
-) -> tuple[tuple[int, int], str]:
-    """The input size and mode with which the model runs.
+) -> Iterator[tuple[tuple[int, int], str]]:
+    """Input sizes and modes with which the model runs, cheapest first.
 
     The losses, where raw outputs and results hold no numbers.
 
@@ -349,12 +360,13 @@ def forward(
         Exception: What the forward raised, if none works.
     """
     size = size or input_shape(config)
-    shape, mode = runnable(model, size, IMAGES)
-    if not outputs(model, demo_runner(shape, IMAGES, mode)):
-        mode = 'loss'
-        if not outputs(model, demo_runner(shape, IMAGES, mode)):
+    for shape, mode in runnable(model, size, IMAGES):
+        if outputs(model, demo_runner(shape, IMAGES, mode)):
+            yield shape, mode
+        elif outputs(model, demo_runner(shape, IMAGES, 'loss')):
+            yield shape, 'loss'
+        else:
             raise RuntimeError('no outputs are numbers')
-    return shape, mode
 
 
 def counting(
@@ -552,7 +564,7 @@ def attempt(
         return train_step(model, shape)
     except Exception as error:  # the library's own code
         trial.keep_traceback(step)
-        return one_line(error)
+        return type_and_line(error)
 
 
 def largest_error(
@@ -583,12 +595,6 @@ def train_step(model: nn.Module, shape: Sequence[int]) -> str:
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f'the gradient of {name} is not finite'
     return FINE
-
-
-def one_line(error: BaseException) -> str:
-    """Type and first line of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {lines[0] if lines else ""}'[:300]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
