@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 from toy import (
     command,
     environment,
@@ -31,9 +31,9 @@ def launch(
 
     Returns exit code and output of each.
     """
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = str(probe.getsockname()[1])
+    # they meet at a store that listens already: a port that is only free now
+    # may be taken by the time that they use it
+    store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     processes = [
         subprocess.Popen(
             command('train.py', config, '--launcher', 'pytorch', *args),
@@ -42,7 +42,9 @@ def launch(
                 LOCAL_RANK=str(rank),
                 WORLD_SIZE=str(ranks),
                 MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=port,
+                MASTER_PORT=str(store.port),
+                TORCHELASTIC_USE_AGENT_STORE='True',
+                TORCHELASTIC_RESTART_COUNT='0',
                 CUDA_VISIBLE_DEVICES='',
             ),
             stdout=subprocess.PIPE,
