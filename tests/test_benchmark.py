@@ -17,6 +17,8 @@ from benchmark_training import (
     Network,
     Training,
     after_target,
+    bandwidth,
+    bytes_of_scores,
     phase,
     pruning_steps,
     ratios,
@@ -76,6 +78,23 @@ def test_phase(training, cut_to):
     found = phase(SMALL, 'cpu', groups, cut_to, steps=2, interval=1)
     assert found['cuts'] == (2 if cut_to else 0)
     assert 0 < found['pruning'] < found['seconds']
+    assert 0.75 <= found['flops'] < 1  # before each of two steps to a half
+
+
+def test_bytes_of_scores():
+    """Inputs of ResNet-18's layers on images of 28 pixels, by hand."""
+    elements = (
+        (64 + 64 + 5 * 16) * 28**2
+        + 5 * 32 * 14**2
+        + 5 * 64 * 7**2
+        + 3 * 128 * 4**2
+        + 128
+    )
+    assert bytes_of_scores(Training(SMALL, 'cpu')) == 4 * elements * 2 * 4
+
+
+def test_bandwidth():
+    assert 1e8 < bandwidth('cpu') < 1e13
 
 
 def test_ratios():
@@ -99,10 +118,11 @@ def test_report(tmp_path):
             memory=dict(plain=100.0, mmgfp=101.0, reference=150.0, kept=200.0),
             time=times,
             after=[1.0],
+            reading=0.03,
             steps=[0.1, 0.2, 0.3],
             phase={
                 '1': [dict(seconds=70.0), dict(seconds=80.0)],
-                '0': [dict(seconds=100.0)],
+                '0': [dict(seconds=100.0, flops=0.77)],
             },
             growth=dict(side=point, images=point, groups=point),
         ),
@@ -114,6 +134,8 @@ def test_report(tmp_path):
     assert '| finding groups on one core, seconds | 1.60 |' in page
     assert '| pruning step / 10 plain iterations | 1.0% |' in page
     assert 'cutting / masking only | 0.75 |' in page
+    assert 'share of the flops meanwhile | 0.77 |' in page
+    assert 'gradients once / plain iteration | 0.015 |' in page
     assert "plain, MMRazor's method | 2.000 |" in page
     assert (out / 'training_cpu.png').read_bytes()[:4] == b'\x89PNG'
 

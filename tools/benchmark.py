@@ -14,6 +14,8 @@ from benchmark_report import machine, write_report
 from benchmark_training import (
     Training,
     after_target,
+    bandwidth,
+    bytes_of_scores,
     growth,
     networks,
     peak_memory,
@@ -122,6 +124,8 @@ class Benchmark:
                     *(name, 'mixed' if mixed else 'time'),
                     value=ratios(training.seconds(METHODS, self.args.rounds)),
                 )
+            value = bytes_of_scores(training) / bandwidth(self.device)
+            self.keep(name, 'reading', value=value)
             self.tell(f'{of}: after the target')
             value = after_target(training, self.args.rounds)
             self.keep(name, 'after', value=value)
@@ -131,7 +135,7 @@ class Benchmark:
             groups = Training(network, self.device).groups
             for cut_to in (1, 0, 0, 1) if self.device == 'cpu' else (8, 0) * 2:
                 self.tell(f'{of}: to half of the flops, cut_to={cut_to}')
-                taken = phase(network, self.device, groups, cut_to, 10, 2)
+                taken = phase(network, self.device, groups, cut_to, 10, 10)
                 known = self.result[name].get('phase', {}).get(str(cut_to), [])
                 value = [*known, taken]
                 self.keep(name, 'phase', str(cut_to), value=value)

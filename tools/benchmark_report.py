@@ -75,6 +75,11 @@ least and the greatest of the rounds.
   products with the gradients made by backward hooks, a loop over the groups
   ends each iteration.
 - *MMRazor's method*: all inputs and gradients are kept until the step ends.
+- *reading inputs and gradients once*: what scores cannot do without, as fast
+  as the machine reads its memory.
+- *pruning to half of the flops*: ten pruning steps, ten iterations each. If
+  time went with flops, the ratio would be the *mean share of the flops
+  meanwhile*.
 
 Both are small baselines in `tools/benchmark_baselines.py`, written from what
 the methods do.
@@ -124,16 +129,22 @@ def _training(result: Result, picture: str) -> str:
         for method in METHODS
     ]
     rows = {
+        'reading inputs and gradients once / plain iteration': 'reading',
         'finding groups on one core, seconds': 'groups',
         'pruning step, milliseconds': 'steps',
         'pruning step / 10 plain iterations': 'share',
         'pruning to half of the flops, cutting / masking only': 'phase',
+        'mean share of the flops meanwhile': 'flops',
         'iteration after the target / before pruning': 'after',
     }
     values = {
         'groups': lambda r: f'{statistics.median(r["groups"]):.2f}',
         'steps': lambda r: f'{1000 * statistics.median(r["steps"]):.0f}',
+        'reading': lambda r: (
+            f'{r["reading"] / r["time"]["plain"]["seconds"]:.3f}'
+        ),
         'share': _step_share,
+        'flops': lambda r: f'{r["phase"]["0"][0]["flops"]:.2f}',
         'phase': _phase,
         'after': lambda r: f'{statistics.median(r["after"]):.3f}',
     }

@@ -204,6 +204,43 @@ class Training:
         return found
 
 
+def bytes_of_scores(training: Training) -> int:
+    """What scores have to read: the consumers' inputs and their gradients.
+
+    Args:
+        training (Training): Is run for an iteration.
+    """
+    found: list[int] = []
+
+    def count(module: torch.nn.Module, args: tuple) -> None:
+        if args[0].requires_grad:
+            found.append(2 * args[0].numel() * args[0].element_size())
+
+    groups = [group for group in training.groups if not group.frozen]
+    modules = dict(training.model.named_modules())
+    handles = [
+        modules[name].register_forward_pre_hook(count)
+        for name in {tap.module for group in groups for tap in group.taps}
+    ]
+    training.iteration(training.methods['plain'])
+    for handle in handles:
+        handle.remove()
+    return sum(found)
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second that the machine reads from its memory."""
+    numbers = torch.ones(1 << 27, device=device)
+    found = []
+    for _ in range(6):
+        if device != 'cpu':
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        numbers.sum().item()
+        found.append(time.perf_counter() - began)
+    return numbers.numel() * numbers.element_size() / statistics.median(found)
+
+
 def ratios(found: Mapping[str, Sequence[float]]) -> Result:
     """Median, least and greatest ratio to plain training, by method."""
     summary = {}
@@ -289,13 +326,19 @@ def phase(
     steps: int,
     interval: int,
 ) -> Result:
-    """Seconds to prune to half of the flops in equal amounts."""
+    """Seconds to prune to half of the flops in equal amounts.
+
+    ``flops`` is the mean share of the flops in its iterations: what the time
+    would go down to if it were all in them.
+    """
     training = Training(network, device, groups, cut_to=cut_to)
     method, pruner = training.methods['mmgfp'], training.pruner
     method.start()
     training.iteration(method)
     began, choosing = time.perf_counter(), 0.0
+    left = []
     for step in range(1, steps + 1):
+        left.append(pruner.ratio('flops'))
         for _ in range(interval):
             training.iteration(method)
         goal = 1 - 0.5 * step / steps
@@ -308,7 +351,12 @@ def phase(
         choosing += time.perf_counter() - chose
     taken = time.perf_counter() - began
     method.stop()
-    return dict(seconds=taken, pruning=choosing, cuts=pruner.cuts)
+    return dict(
+        seconds=taken,
+        pruning=choosing,
+        cuts=pruner.cuts,
+        flops=statistics.mean(left),
+    )
 
 
 def after_target(training: Training, rounds: int) -> list[float]:
