@@ -120,6 +120,21 @@ def test_every_checkpoint_is_slim(tmp_path):
     assert sizes[-1] < 20
 
 
+def test_pruning_goes_on_from_a_slim_checkpoint(tmp_path):
+    """With the config of the full network; shares are those of the full."""
+    train(tmp_path / 'first', hook=dict(target=dict(flops=0.75)))
+    saved = str(tmp_path / 'first' / 'flops_0.75.pth')
+    train(tmp_path / 'second', load_from=saved)
+    first, second = (
+        Structure.load(tmp_path / name)
+        for name in ('first/flops_0.75.json', 'second/flops_0.50.json')
+    )
+    assert second.cost_before == first.cost_before
+    assert second.ratio('flops') <= 0.5 < first.ratio('flops') <= 0.75
+    for key, axis in first.axes.items():
+        assert set(second.axes[key].keep) <= set(axis.keep), key
+
+
 def test_the_users_model_stays_the_users_model(tmp_path):
     before = ToyClassifier()
     runner = train(tmp_path)
