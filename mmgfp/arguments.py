@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .cost import METRICS, Metric
+from .latency import LatencyTable
 from .schedule import Schedule
 from .selection import Floor
 
@@ -67,7 +68,7 @@ def _read_target(target: Any) -> tuple[Metric, float]:
             'remaining share, such as dict(flops=0.5)'
         )
     ((metric, share),) = target.items()
-    one_of('the metric of target', metric, METRICS)
+    one_of('the metric of target', metric, (*METRICS, 'latency'))
     _share(f'target[{metric!r}]', share)
     return metric, float(share)
 
@@ -126,6 +127,31 @@ def read_cut_to(cut_to: Any) -> int | None:
         f'cut_to={cut_to!r}; expected a whole number of channels, 0 for as '
         'late as possible, or None'
     )
+
+
+def read_latency(
+    latency_table: Any, normalize_by: str, metric: Metric
+) -> LatencyTable | None:
+    """Load the table that pruning for latency needs.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is missing, of no use or damaged.
+    """
+    needed = 'latency' in (normalize_by, metric)
+    if latency_table is None and needed:
+        raise ValueError(
+            f'normalize_by={normalize_by!r} and a target of {metric!r} need '
+            'latency_table: expected the file that `python '
+            'tools/latency_table.py CONFIG --out FILE` wrote on the device '
+            'that the network is for'
+        )
+    if latency_table is not None and not needed:
+        raise ValueError(
+            f'latency_table={latency_table!r} is of no use: expected '
+            "normalize_by='latency' or target=dict(latency=...) with it"
+        )
+    return None if latency_table is None else LatencyTable.load(latency_table)
 
 
 def read_ignore(ignore: Any) -> tuple[str, ...]:

@@ -28,8 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .compiled import around_compiled, by_name
 from .groups import ChannelGroup
+from .latency import LatencyModel, LatencyTable
 
-Metric = Literal['flops', 'params', 'acts']
+Metric = Literal['flops', 'params', 'acts', 'latency']
+# those that are counted; latency is only known from a table
 METRICS: tuple[Metric, ...] = ('flops', 'params', 'acts')
 
 
@@ -194,13 +196,22 @@ class CostModel:
         model (nn.Module): The network the groups belong to.
         groups (Sequence[ChannelGroup]): Groups that may shrink.
         calls (Calls): See :func:`record_calls`.
+        latency (LatencyTable, optional): Of the full network; then latency
+            is a metric, too.
+        acts (float, optional): Activations of the full network, if this one
+            is slim; for the latency.
 
     Raises:
         ValueError: If some parameter shrinks along more than two axes.
     """
 
     def __init__(
-        self, model: nn.Module, groups: Sequence[ChannelGroup], calls: Calls
+        self,
+        model: nn.Module,
+        groups: Sequence[ChannelGroup],
+        calls: Calls,
+        latency: LatencyTable | None = None,
+        acts: float | None = None,
     ) -> None:
         names = [n for n, _ in model.named_parameters()]
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -222,6 +233,33 @@ class CostModel:
         self._weight = {'params': rest, 'flops': rest * positions}
         self._set_outputs(calls, shapes, outputs)
         self._widths = [self._width_matrix(groups, k) for k in (0, 1)]
+        self._latency: LatencyModel | None = None
+        if latency is not None:
+            acts = acts or self.total()['acts']
+            self._set_latency(latency, shapes, acts)
+
+    def _set_latency(
+        self, table: LatencyTable, shapes: Mapping[str, tuple], acts: float
+    ) -> None:
+        """Which shrinking axis the first two axes of each parameter are."""
+        self._latency = LatencyModel(table, list(self._row), acts)
+        self._fixed = np.ones((2, len(self._row)))
+        # 0 or 1: that shrinking axis; 2: none, the size is fixed
+        self._shrinking = np.full((2, len(self._row)), 2)
+        for name, i in self._row.items():
+            for axis, n in enumerate(shapes[name][:2]):
+                self._fixed[axis, i] = n
+                if axis in self._axes[name]:
+                    self._shrinking[axis, i] = self._axes[name].index(axis)
+
+    def _first_axes(self) -> np.ndarray:
+        """(2, T) current sizes of the first two axes."""
+        return np.stack(
+            [
+                np.choose(which, [*self.sizes, fixed])
+                for which, fixed in zip(self._shrinking, self._fixed)
+            ]
+        )
 
     def _set_outputs(
         self, calls: Calls, shapes: Mapping[str, tuple], outputs: np.ndarray
@@ -265,14 +303,20 @@ class CostModel:
         return cost
 
     def total(self) -> dict[str, float]:
-        """``{'flops', 'params', 'acts'}`` at the current sizes."""
+        """``{'flops', 'params', 'acts'}`` at the current sizes.
+
+        And ``'latency'`` in milliseconds, if there is a table.
+        """
         volume = self.sizes.prod(0)
         acts = (self._outputs * self.sizes).sum() + self._fixed_acts
-        return {
+        cost = {
             'flops': float(self._weight['flops'] @ volume),
             'params': float(self._weight['params'] @ volume),
             'acts': float(acts),
         }
+        if self._latency is not None:
+            cost['latency'] = self._latency.total(self._first_axes(), acts)
+        return cost
 
     def marginal(self, metric: Metric) -> np.ndarray:
         """What removing one unit of each group saves now, shape (G,).
@@ -285,6 +329,15 @@ class CostModel:
         w0, w1 = self._widths
         if metric == 'acts':
             return w0 @ self._outputs[0] + w1 @ self._outputs[1]
+        if metric == 'latency':
+            assert self._latency is not None
+            units = [
+                sum(w.multiply(which == k) for k, w in enumerate((w0, w1)))
+                for which in self._shrinking
+            ]
+            return self._latency.marginal(
+                self._first_axes(), units, self.marginal('acts')
+            )
         weight, (a0, a1) = self._weight[metric], self.sizes
         both = w0.multiply(w1)
         return w0 @ (weight * a1) + w1 @ (weight * a0) - both @ weight

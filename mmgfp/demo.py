@@ -30,16 +30,19 @@ _TRACE_SIDES = (64, 128, 256, 384, 512)
 _COUNTED_PROPOSALS = 512
 
 
-def cost_runner(shape: Sequence[int]) -> Callable[[nn.Module], Any]:
+def cost_runner(
+    shape: Sequence[int], images: int = 1
+) -> Callable[[nn.Module], Any]:
     """``run(model)``: the forward that cost is counted from.
 
-    One image; a two-stage detector gets 512 proposals, as in the paper
+    A two-stage detector gets 512 proposals per image, as in the paper
     (Section 4.1), however many its weights would propose.
 
     Args:
         shape (Sequence[int]): (H, W).
+        images (int): Images in the batch. Defaults to 1.
     """
-    return demo_runner(shape, proposals=_COUNTED_PROPOSALS)
+    return demo_runner(shape, images, proposals=_COUNTED_PROPOSALS)
 
 
 def demo_runner(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from mmengine import dist
 from mmengine.hooks import Hook
@@ -18,6 +18,7 @@ from .arguments import (
     read_cut_to,
     read_floor,
     read_ignore,
+    read_latency,
     read_overrides,
     read_save_at,
     read_schedule,
@@ -65,11 +66,12 @@ class FisherPruningHook(Hook):
 
     Args:
         target (dict): Remaining share to stop at, of one metric: ``flops``
-            (multiply-accumulates), ``acts`` (activations) or ``params``, such
-            as ``dict(flops=0.5)``.
+            (multiply-accumulates), ``acts`` (activations), ``params`` or
+            ``latency``, such as ``dict(flops=0.5)``.
         interval (int): Optimiser steps per pruning step. Defaults to 10.
-        normalize_by (str): What scores are divided by: the 'acts' or 'flops'
-            that removing a channel saves now, or 'none'. Defaults to 'acts'.
+        normalize_by (str): What scores are divided by: the 'acts', 'flops'
+            or 'latency' that removing a channel saves now, or 'none'.
+            Defaults to 'acts'.
         channels_per_step (int | str): Choices per pruning step: a number, or
             'auto' for equal amounts of the target's metric over the first
             ``prune_share`` of the training. Defaults to 1, as in the paper.
@@ -96,10 +98,13 @@ class FisherPruningHook(Hook):
             as 'backbone.layer1.*'. Defaults to ().
         input_shape (Sequence[int], optional): (H, W) that cost is counted at.
             Defaults to that of the test pipeline.
+        latency_table (str, optional): File that ``tools/latency_table.py``
+            wrote, where latency is the target or what scores are divided by.
         finetune (dict, optional): Overrides for the fine-tuning config
             written with every saved ratio.
 
     Raises:
+        FileNotFoundError: If there is no such latency table.
         ValueError: If an argument has an impossible value.
     """
 
@@ -122,12 +127,13 @@ class FisherPruningHook(Hook):
         cut_to: int | None = None,
         ignore: Sequence[str] = (),
         input_shape: Sequence[int] | None = None,
+        latency_table: str | None = None,
         finetune: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
         known = list(inspect.signature(type(self)).parameters)[:-1]
         refuse_unknown(type(self).__name__, unknown, known)
-        one_of('normalize_by', normalize_by, ('acts', 'flops', 'none'))
+        one_of('normalize_by', normalize_by, get_args(Normalizer))
         one_of('scope', scope, ('all', 'internal'))
         one_of('after_target', after_target, ('stop', 'train'))
         self.schedule = read_schedule(
@@ -141,6 +147,9 @@ class FisherPruningHook(Hook):
         self.cut_to = read_cut_to(cut_to)
         self.ignore = read_ignore(ignore)
         self.input_shape = read_shape(input_shape)
+        self.latency = read_latency(
+            latency_table, normalize_by, self.schedule.metric
+        )
         self.finetune = read_overrides(finetune)
 
         self.pruner: GroupFisherPruner | None = None
@@ -166,6 +175,7 @@ class FisherPruningHook(Hook):
             self.floor,
             self._structure,
             self.cut_to,
+            self.latency,
             runner.logger,
         )
         separate_loader(runner.train_dataloader, runner.seed)

@@ -13,11 +13,12 @@ from .cost import METRICS, record_calls
 from .demo import cost_runner, demo_runner, runnable
 from .finder import find_groups, restrict_groups
 from .groups import ChannelGroup
+from .latency import LatencyTable
 from .pruner import GroupFisherPruner, Normalizer
 from .schedule import Schedule
 from .selection import Floor
 from .selfcheck import UnsteadyError
-from .structure import Structure
+from .structure import Structure, full_shapes
 from .table import groups_table, render
 
 
@@ -70,12 +71,18 @@ def prepare_pruner(
     floor: Floor,
     structure: Structure | None,
     cut_to: int | None,
+    latency: LatencyTable | None,
     logger: Logger,
 ) -> GroupFisherPruner:
     """Count what the model costs at (H, W) and make its pruner; log it.
 
     Without ``cut_to`` it is 1 on a CPU and 8 elsewhere.
+
+    Raises:
+        ValueError: If the latency table is of another network.
     """
+    if latency is not None:
+        latency.check(full_shapes(model, structure))
     if cut_to is None:
         on_cpu = next(model.parameters()).device.type == 'cpu'
         cut_to = 1 if on_cpu else 8
@@ -83,13 +90,15 @@ def prepare_pruner(
     calls = record_calls(model.eval(), lambda: cost_runner(shape)(model))
     model.train(was_training)
     pruner = GroupFisherPruner(
-        model, groups, calls, normalize_by, floor, structure, cut_to
+        *(model, groups, calls, normalize_by, floor, structure, cut_to),
+        latency=latency,
     )
     cost = pruner.cost()
     logger.info(
         f'{len(pruner.groups)} of {len(groups)} channel groups can be pruned; '
         f'cost at {tuple(shape)}: '
         + ', '.join(f'{m} {cost[m]:,.0f}' for m in METRICS)
+        + (f', latency {cost["latency"]:.1f} ms' if latency else '')
     )
     return pruner
 

@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cost import METRICS, Calls, CostModel, Metric
+from .cost import Calls, CostModel, Metric
 from .fisher import FisherTaps
 from .groups import ChannelGroup
+from .latency import LatencyTable
 from .masking import GradientMask
 from .removal import axis_sizes, kept_positions, lost_units, shrink_groups
 from .selection import Floor, Selector
 from .structure import Structure
 from .surgery import slice_model, slice_optimizer
 
-Normalizer = Literal['acts', 'flops', 'none']
+Normalizer = Literal['acts', 'flops', 'latency', 'none']
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,15 @@ class GroupFisherPruner:
             :func:`mmgfp.finder.find_groups` on the original network, also if
             this one is slim; frozen ones are left alone.
         calls (Calls): From :func:`mmgfp.cost.record_calls`.
-        normalize_by (str): What scores are divided by: 'acts', 'flops' or
-            'none'. Defaults to 'acts'.
+        normalize_by (str): What scores are divided by: 'acts', 'flops',
+            'latency' or 'none'. Defaults to 'acts'.
         floor (Floor, optional): What must stay of each group.
         structure (Structure, optional): What the network has lost before.
         cut_to (int): Removed channels are masked until the rest of a group
             is a multiple of this; then they are cut out. 0 for never, until
             :meth:`cut` is called. Defaults to 1: cut at once.
+        latency (LatencyTable, optional): Of the original network; makes
+            latency a metric.
 
     Raises:
         ValueError: If there is no prunable group, or the structure does not
@@ -75,6 +78,7 @@ class GroupFisherPruner:
         floor: Floor | None = None,
         structure: Structure | None = None,
         cut_to: int = 1,
+        latency: LatencyTable | None = None,
     ) -> None:
         self.model = model
         self.cut_to = cut_to
@@ -89,10 +93,13 @@ class GroupFisherPruner:
         self._originals = [group.size for group in self.groups]
         if structure is not None:
             self.groups = self._left_by(structure)
-        self._cost = CostModel(model, self.groups, calls)
-        self.cost_before = (
-            dict(structure.cost_before) if structure else self._cost.total()
+        known = dict(structure.cost_before) if structure else {}
+        self._cost = CostModel(
+            model, self.groups, calls, latency, known.get('acts')
         )
+        self.cost_before = known or self._cost.total()
+        if latency is not None:
+            self.cost_before['latency'] = latency.full
         self._structure = structure or Structure({})
         # (U,), units of all groups: of this process, and of all together
         self._fisher = self._no_scores()
@@ -132,7 +139,7 @@ class GroupFisherPruner:
         return self._shares(self._cost.total())
 
     def _shares(self, cost: Mapping[str, float]) -> dict[str, float]:
-        return {m: cost[m] / self.cost_before[m] for m in METRICS}
+        return {m: cost[m] / self.cost_before[m] for m in cost}
 
     def reachable(self) -> dict[str, float]:
         """Least remaining share of every metric, at the floors."""

@@ -266,6 +266,22 @@ class Structure:
         return axes
 
 
+def full_shapes(
+    model: nn.Module, structure: Structure | None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters before a structure was applied.
+
+    Args:
+        model (nn.Module): As it is, slim if there is a structure.
+        structure (Structure, optional): What it has lost.
+    """
+    shapes = {n: list(p.shape) for n, p in model.named_parameters()}
+    for (name, axis), entry in structure.axes.items() if structure else ():
+        if name in shapes and axis != ATTRIBUTE:
+            shapes[name][axis] = entry.size
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
 def _format_of(data: Any) -> Any:
     return data.get('format') if isinstance(data, Mapping) else data
 

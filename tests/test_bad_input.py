@@ -55,7 +55,10 @@ def message(config=None, **hook) -> str:
         (dict(interval=0), ['interval=0', 'whole number from 1']),
         (dict(interval=2.5), ['interval=2.5 (float)', 'whole number']),
         (dict(interval=True), ['interval=True (bool)']),
-        (dict(normalize_by='flop'), ["'flop'", "'acts', 'flops', 'none'"]),
+        (
+            dict(normalize_by='flop'),
+            ["'flop'", "'acts', 'flops', 'latency', 'none'"],
+        ),
         (dict(channels_per_step=0), ['channels_per_step=0', "or 'auto'"]),
         (dict(channels_per_step='all'), ["'all'", "or 'auto'"]),
         (

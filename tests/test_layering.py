@@ -127,6 +127,7 @@ def test_direction_of_the_core():
             'selfcheck',
             'probe',
             'finder',
+            'latency',
             'cost',
             'fisher',
             'masking',

@@ -1,0 +1,262 @@
+"""Latency of a network as a function of its widths, from a measured table.
+
+Ours: the paper counts activations instead, for one channel less is not
+measurable. A table holds the time of every convolution and linear layer at a
+few widths, measured on the device that the network is for; in between it is
+interpolated, so that one channel less has a value. The rest of the network's
+time (norms, activation functions, additions) is taken to go with the
+activations.
+
+Notation: T parameters, R calls of them, G groups, P measured widths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from .files import complete
+
+FORMAT = 'mmgfp-latency'
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of an operation at a few widths.
+
+    Attributes:
+        first (list[int]): P0 sizes of the weight's first axis, ascending.
+        second (list[int]): P1 sizes of its second axis, ascending.
+        ms (list[list[float]]): (P0, P1).
+    """
+
+    first: list[int]
+    second: list[int]
+    ms: list[list[float]]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Where the time of a network goes, on one device.
+
+    Attributes:
+        shapes (dict): Full shape of every weight, by its name.
+        calls (dict): By name of the weight, which of the operations it takes
+            part in; a head run on five levels has five.
+        operations (list[Measured]): Each different one once.
+        whole (float): Milliseconds of the full network.
+        images (int): In the batch that was measured.
+        about (dict): Device, versions, date, and how well the table predicts
+            whole networks, for people.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    calls: Mapping[str, Sequence[int]]
+    operations: Sequence[Measured]
+    whole: float
+    images: int = 1
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> float:
+        """Milliseconds of the full network that are in its operations."""
+        return sum(
+            np.max(self.operations[operation].ms)
+            for operations in self.calls.values()
+            for operation in operations
+        )
+
+    @property
+    def full(self) -> float:
+        """Milliseconds of the full network.
+
+        Operations that follow each other may be faster than each alone.
+        """
+        return max(self.whole, self.layers)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write JSON; the final name appears only when it is complete."""
+        data = {'format': FORMAT, 'version': VERSION, **asdict(self)}
+        with complete(path) as partial:
+            Path(partial).write_text(json.dumps(data, indent=1) + '\n')
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> LatencyTable:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no table, of another version or damaged.
+        """
+        name = os.fspath(path)
+        if not os.path.isfile(name):
+            raise FileNotFoundError(
+                f'latency_table={name!r} does not exist; expected what '
+                'tools/latency_table.py wrote'
+            )
+        try:
+            data = json.loads(Path(name).read_text(encoding='utf-8'))
+            if (data['format'], data['version']) != (FORMAT, VERSION):
+                raise ValueError(
+                    f'format {data["format"]!r}, version {data["version"]}'
+                )
+            return cls(
+                {n: tuple(shape) for n, shape in data['shapes'].items()},
+                data['calls'],
+                [Measured(**entry) for entry in data['operations']],
+                float(data['whole']),
+                int(data['images']),
+                data['about'],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f'latency_table={name!r} is no table of this mmgfp '
+                f'({type(error).__name__}: {error}); expected what '
+                'tools/latency_table.py wrote'
+            ) from error
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise if the table is of another network.
+
+        Args:
+            shapes (Mapping): Full shapes of the network's parameters.
+
+        Raises:
+            ValueError: Naming the first layer that differs.
+        """
+        for name, shape in self.shapes.items():
+            if shapes.get(name) != shape:
+                there = shapes.get(name, 'no such layer')
+                raise ValueError(
+                    f'the latency table is of another network: it has {name} '
+                    f'of shape {shape}, the network {there}. Make it with '
+                    'tools/latency_table.py and the config to prune.'
+                )
+
+
+class LatencyModel:
+    """Milliseconds of a network with channel groups that shrink.
+
+    Args:
+        table (LatencyTable): As measured.
+        names (Sequence[str]): T names of the network's parameters.
+        acts (float): Activations of the full network.
+    """
+
+    def __init__(
+        self, table: LatencyTable, names: Sequence[str], acts: float
+    ) -> None:
+        place = {name: i for i, name in enumerate(names)}
+        calls = [
+            (place[name], operation)
+            for name, operations in table.calls.items()
+            for operation in operations
+        ]
+        # (R,): whose call it is, and where it was measured
+        self._parameter = np.array([p for p, _ in calls], dtype=int)
+        used = [table.operations[operation] for _, operation in calls]
+        self._set_grids(used)
+        self._rest = (table.full - table.layers) / acts
+
+    def _set_grids(self, used: Sequence[Measured]) -> None:
+        """All grids in one array, (R, P, P), with widths (R, 2, P).
+
+        Smaller grids are continued beyond their full width, where nobody
+        looks. More channels never take less time: what noise says against
+        that is smoothed.
+        """
+        most = 1 + max(
+            (max(len(m.first), len(m.second)) for m in used), default=1
+        )
+        self._nodes = np.zeros((len(used), 2, most))
+        self._ms = np.zeros((len(used), most, most))
+        for r, entry in enumerate(used):
+            for axis, widths in enumerate((entry.first, entry.second)):
+                extra = most - len(widths)
+                self._nodes[r, axis] = [
+                    *widths,
+                    *(widths[-1] + 1 + np.arange(extra)),
+                ]
+            ms = np.asarray(entry.ms, float)
+            for axis in (0, 1):
+                ms = np.maximum.accumulate(ms, axis)
+            pad = [(0, most - n) for n in ms.shape]
+            self._ms[r] = np.pad(ms, pad, mode='edge')
+
+    def _milliseconds(
+        self, calls: np.ndarray, first: np.ndarray, second: np.ndarray
+    ) -> np.ndarray:
+        """Interpolated between the four measured widths around.
+
+        Args:
+            calls (np.ndarray): (K,) which calls.
+            first (np.ndarray): (K,) sizes of the weights' first axes.
+            second (np.ndarray): (K,) of their second axes.
+        """
+        corners, shares = [], []
+        for axis, sizes in enumerate((first, second)):
+            nodes = self._nodes[calls, axis]
+            below = (nodes <= sizes[:, None]).sum(1) - 1
+            below = below.clip(0, nodes.shape[1] - 2)
+            rows = np.arange(len(calls))
+            low, high = nodes[rows, below], nodes[rows, below + 1]
+            corners.append(below)
+            # narrower than any that was measured: no less time
+            shares.append(((sizes - low) / (high - low)).clip(0, 1))
+        (i, j), (u, v) = corners, shares
+        ms = self._ms
+        return (
+            ms[calls, i, j] * (1 - u) * (1 - v)
+            + ms[calls, i + 1, j] * u * (1 - v)
+            + ms[calls, i, j + 1] * (1 - u) * v
+            + ms[calls, i + 1, j + 1] * u * v
+        )
+
+    def _of_calls(self, widths: np.ndarray) -> np.ndarray:
+        calls = np.arange(len(self._parameter))
+        return self._milliseconds(calls, *widths[:, self._parameter])
+
+    def total(self, widths: np.ndarray, acts: float) -> float:
+        """Milliseconds of the network.
+
+        Args:
+            widths (np.ndarray): (2, T) sizes of the first two axes of every
+                parameter.
+            acts (float): Its activations.
+        """
+        return float(self._of_calls(widths).sum() + self._rest * acts)
+
+    def marginal(
+        self,
+        widths: np.ndarray,
+        units: Sequence[csr_matrix],
+        acts: np.ndarray,
+    ) -> np.ndarray:
+        """Milliseconds that removing one unit of each group saves, (G,).
+
+        Args:
+            widths (np.ndarray): See :meth:`total`.
+            units (Sequence[csr_matrix]): For both axes, (G, T) slices that a
+                unit takes of each parameter.
+            acts (np.ndarray): (G,) activations that a unit saves.
+        """
+        either = (units[0] + units[1]).tocsc()[:, self._parameter].tocoo()
+        group, call = either.row, either.col
+        parameter = self._parameter[call]
+        less = [np.asarray(u[group, parameter]).ravel() for u in units]
+        before = self._of_calls(widths)[call]
+        after = self._milliseconds(
+            call,
+            widths[0, parameter] - less[0],
+            widths[1, parameter] - less[1],
+        )
+        saved = np.bincount(group, before - after, minlength=len(acts))
+        return saved + self._rest * acts

@@ -1,0 +1,175 @@
+"""The convolutions and products of a network, as a device sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A convolution or a product with a weight, as a device sees it.
+
+    Attributes:
+        weight (tuple[int, ...]): Shape of the weight, as it is stored.
+        source (tuple[int, ...]): Shape of the input; (rows, channels) for a
+            linear layer.
+        settings (tuple): Stride, padding, dilation, whether transposed,
+            output padding and groups; () for a linear layer.
+        bias (bool): Whether there is one.
+    """
+
+    weight: tuple[int, ...]
+    source: tuple[int, ...]
+    settings: tuple[Any, ...] = ()
+    bias: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution at full width."""
+        return self.settings[5] if self.settings else 1
+
+    def widths(self, shares: Sequence[float]) -> tuple[list[int], list[int]]:
+        """Sizes of the weight's first two axes to measure, ascending.
+
+        Grouped convolutions lose whole groups, along the first axis.
+
+        Args:
+            shares (Sequence[float]): Of the full width.
+        """
+        per_group = self.weight[0] // self.groups
+        first = {max(1, round(self.groups * s)) for s in shares}
+        if self.groups > 1:
+            return sorted(n * per_group for n in first), [self.weight[1]]
+        sizes = [{max(1, round(n * s)) for s in shares} for n in self.weight]
+        return sorted(sizes[0]), sorted(sizes[1])
+
+    def inputs(
+        self, first: int, second: int, device: torch.device | str = 'cpu'
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Any, ...]]:
+        """Input, weight, bias and settings at some width.
+
+        Args:
+            first (int): Size of the weight's first axis.
+            second (int): Of its second axis.
+            device (torch.device | str): Where. Defaults to 'cpu'.
+        """
+        shape = (first, second, *self.weight[2:])
+        settings = self.settings
+        transposed = bool(settings and settings[3])
+        channels = first if transposed else second
+        outputs = second if transposed else first
+        if self.groups > 1:
+            groups = first * self.groups // self.weight[0]
+            settings = (*settings[:5], groups)
+            channels = first if transposed else second * groups
+            outputs = second * groups if transposed else first
+        if settings:
+            source = (self.source[0], channels, *self.source[2:])
+        else:
+            source = (self.source[0], channels)
+        return (
+            torch.rand(source, device=device),
+            torch.rand(shape, device=device),
+            torch.rand(outputs, device=device) if self.bias else None,
+            settings,
+        )
+
+
+def run_operation(
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    settings: tuple[Any, ...],
+) -> Tensor:
+    """What is measured."""
+    if not settings:
+        return nn.functional.linear(source, weight, bias)
+    stride, padding, dilation, transposed, more, groups = settings
+    return torch.convolution(
+        source,
+        weight,
+        bias,
+        list(stride),
+        list(padding),
+        list(dilation),
+        transposed,
+        list(more),
+        groups,
+    )
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operations that weights take part in.
+
+    Weights are recognised by their storage, as for the count of the cost.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: dict[str, list[Operation]] = {}
+        self._weights = {
+            StorageWeakRef(p.untyped_storage()): (n, p)
+            for n, p in model.named_parameters()
+            if p.dim() > 1
+        }
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        operation = func._schema.name
+        if operation == 'aten::convolution':
+            source, weight, bias = args[:3]
+            settings = tuple(
+                tuple(a) if isinstance(a, (list, tuple)) else a
+                for a in args[3:9]
+            )
+            self._note(weight, tuple(source.shape), settings, bias is not None)
+        elif operation in ('aten::addmm', 'aten::mm'):
+            source, weight = args[-2:]
+            self._note(weight, tuple(source.shape), (), len(args) == 3)
+        return func(*args, **(kwargs or {}))
+
+    def _note(
+        self,
+        weight: Tensor,
+        source: tuple[int, ...],
+        settings: tuple[Any, ...],
+        bias: bool,
+    ) -> None:
+        known = self._weights.get(StorageWeakRef(weight.untyped_storage()))
+        if known is None:
+            return
+        name, stored = known
+        expected = tuple(stored.shape)
+        if not settings:  # a matrix is transposed for the product
+            expected = expected[::-1]
+        if tuple(weight.shape) != expected:
+            return
+        calls = self.found.setdefault(name, [])
+        calls.append(Operation(tuple(stored.shape), source, settings, bias))
+
+
+def record_operations(
+    model: nn.Module, run: Callable[[], Any]
+) -> dict[str, list[Operation]]:
+    """What one forward does with the weights, by name of the weight.
+
+    Args:
+        model (nn.Module): In eval mode.
+        run (Callable): Runs it on demo input, without arguments.
+    """
+    recorder = _Recorder(model)
+    with torch.no_grad(), recorder:
+        run()
+    return recorder.found

@@ -1,0 +1,338 @@
+"""Measure where a network's time goes, for pruning towards less of it."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, astuple
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import processor, versions
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mmgfp.adapt import input_shape, load_model
+from mmgfp.cli import (
+    add_shape_option,
+    config_parser,
+    errors_in_one_line,
+    positive,
+)
+from mmgfp.config import load_config
+from mmgfp.cost import CostModel, record_calls
+from mmgfp.demo import cost_runner
+from mmgfp.files import complete
+from mmgfp.groups import ChannelGroup
+from mmgfp.latency import LatencyTable, Measured
+from mmgfp.operations import Operation, record_operations, run_operation
+from mmgfp.preparation import demo_groups
+from mmgfp.removal import axis_sizes, kept_positions
+from mmgfp.selfcheck import random_removal
+from mmgfp.surgery import slice_model
+
+# Shares of the full widths that are measured; one channel besides.
+SHARES = (0, 0.125, 0.25, 0.5, 0.75, 1)
+
+# Operations are repeated until they have taken so many milliseconds.
+LEAST = 2.0
+
+# Shares of random units whose removal is predicted and measured.
+CHECKED = (0.25, 0.5, 0.75)
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = config_parser(
+        __doc__,
+        'python tools/latency_table.py configs/quickstart/'
+        'retinanet_r18_digits.py --out retinanet_cpu.json',
+    )
+    parser.add_argument(
+        '--out',
+        required=True,
+        metavar='FILE.json',
+        help='table to write; what an interrupted run has measured is kept '
+        'beside it and not measured again',
+    )
+    add_shape_option(parser, 'input size')
+    parser.add_argument(
+        '--batch', type=positive, default=1, help='images in a batch (1)'
+    )
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], help='by default the GPU if any'
+    )
+    parser.add_argument(
+        '--rounds',
+        type=positive,
+        default=7,
+        help='measurements of each width, of which the median counts (7)',
+    )
+    args = parser.parse_args(arguments)
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: PyTorch finds no GPU here')
+    if not Path(args.out).absolute().parent.is_dir():
+        parser.error(f'the folder of --out {args.out!r} does not exist')
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    with errors_in_one_line(args.debug):
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    config = load_config(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    model = load_model(config, None).to(device)
+    shape = tuple(args.shape or input_shape(config))
+    run = cost_runner(shape, args.batch)
+    calls = record_operations(model, lambda: run(model))
+    operations = list(
+        dict.fromkeys(op for ops in calls.values() for op in ops)
+    )
+    about = describe(args, device, shape)
+    console = Console(stderr=True)
+    found = Measurements(Path(f'{args.out}.measured'), about)
+    for i, (operation, left) in enumerate(
+        with_time_left(operations, found.known), 1
+    ):
+        console.print(
+            f'{i} of {len(operations)} operations{left}', highlight=False
+        )
+        found.measure(operation, device, args.rounds)
+    place = {operation: i for i, operation in enumerate(operations)}
+    table = LatencyTable(
+        {n: tuple(model.get_parameter(n).shape) for n in calls},
+        {n: [place[op] for op in ops] for n, ops in calls.items()},
+        [found.known[key_of(operation)] for operation in operations],
+        whole_network(model, run, device, args.rounds),
+        args.batch,
+        about,
+    )
+    console.print('whole networks, to compare', highlight=False)
+    checks = compare(model, table, shape, args.batch, device, args.rounds)
+    table.about['checks'] = checks
+    table.save(args.out)
+    found.file.unlink()
+    report(args.out, table, checks)
+
+
+def describe(
+    args: argparse.Namespace, device: str, shape: Sequence[int]
+) -> dict[str, Any]:
+    """Where and with what is measured."""
+    on_gpu = device == 'cuda'
+    return dict(
+        config=args.config,
+        shape=list(shape),
+        device=torch.cuda.get_device_name() if on_gpu else processor(),
+        threads=torch.get_num_threads(),
+        date=date.today().isoformat(),
+        **versions(),
+    )
+
+
+def key_of(operation: Operation) -> str:
+    """An operation in words that files can hold."""
+    return json.dumps(astuple(operation))
+
+
+class Measurements:
+    """What is measured so far, in a file that an interrupted run leaves.
+
+    Args:
+        file (Path): Where it is kept.
+        about (dict): What must be the same to go on with a file.
+    """
+
+    def __init__(self, file: Path, about: dict[str, Any]) -> None:
+        self.file = file
+        self._about = {k: v for k, v in about.items() if k != 'date'}
+        self.known: dict[str, Measured] = {}
+        if file.exists():
+            kept = json.loads(file.read_text(encoding='utf-8'))
+            if kept['about'] == self._about:
+                self.known = {
+                    key: Measured(**entry)
+                    for key, entry in kept['known'].items()
+                }
+
+    def measure(self, operation: Operation, device: str, rounds: int) -> None:
+        """Measure one at all widths, unless it is known, and keep it."""
+        key = key_of(operation)
+        if key in self.known:
+            return
+        first, second = operation.widths(SHARES)
+        ms = [
+            [operation_ms(operation, a, b, device, rounds) for b in second]
+            for a in first
+        ]
+        self.known[key] = Measured(first, second, ms)
+        plain = {key: asdict(entry) for key, entry in self.known.items()}
+        with complete(self.file) as partial:
+            Path(partial).write_text(
+                json.dumps(dict(about=self._about, known=plain))
+            )
+
+
+def with_time_left(
+    operations: Sequence[Operation], known: dict[str, Measured]
+) -> Iterator[tuple[Operation, str]]:
+    """Operations, each with words for the time that is left."""
+    began, done = time.monotonic(), 0
+    todo = sum(key_of(operation) not in known for operation in operations)
+    for operation in operations:
+        new = key_of(operation) not in known
+        pace = (time.monotonic() - began) / done if done else 0
+        seconds = round(pace * (todo - done))
+        yield operation, f', about {seconds} s left' if done else ''
+        done += new
+
+
+# -- time ------------------------------------------------------------------
+
+
+def milliseconds(run: Callable[[], Any], device: str, times: int = 1) -> float:
+    """Of one run, of several in a row."""
+    if device == 'cpu':
+        began = time.perf_counter()
+        for _ in range(times):
+            run()
+        return 1000 * (time.perf_counter() - began) / times
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / times
+
+
+@torch.no_grad()
+def operation_ms(
+    operation: Operation, first: int, second: int, device: str, rounds: int
+) -> float:
+    """Median of an operation at some width."""
+    inputs = operation.inputs(first, second, device)
+
+    def run() -> None:
+        run_operation(*inputs)
+
+    run()  # choosing a kernel takes long
+    once = milliseconds(run, device)
+    times = max(1, min(100, round(LEAST / max(once, 1e-3))))
+    return statistics.median(
+        milliseconds(run, device, times) for _ in range(rounds)
+    )
+
+
+@torch.no_grad()
+def whole_network(
+    model: nn.Module,
+    run: Callable[[nn.Module], Any],
+    device: str,
+    rounds: int,
+) -> float:
+    """Median of a network's own forward, without making its input."""
+    found = []
+    model.eval()
+    forward = model.forward
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        outputs = []
+        found.append(
+            milliseconds(
+                lambda: outputs.append(forward(*args, **kwargs)), device
+            )
+        )
+        return outputs[0]
+
+    vars(model)['forward'] = timed
+    try:
+        for _ in range(rounds + 1):
+            run(model)
+    finally:
+        del vars(model)['forward']
+    return statistics.median(found[1:])
+
+
+# -- is the table right? -----------------------------------------------------
+
+
+def compare(
+    model: nn.Module,
+    table: LatencyTable,
+    shape: Sequence[int],
+    images: int,
+    device: str,
+    rounds: int,
+) -> list[dict[str, float]]:
+    """Networks without random units: what the table says, and their time."""
+    run = cost_runner(shape, images)
+    model.eval()
+    groups: list[ChannelGroup] = [
+        group for group in demo_groups(model, shape) if not group.frozen
+    ]
+    model.eval()
+    calls = record_calls(model, lambda: run(model), images)
+    cost = CostModel(model, groups, calls, table)
+    found = []
+    for share in CHECKED:
+        removal = list(random_removal(groups, share, seed=0).values())
+        slim = copy.deepcopy(model)
+        slice_model(
+            slim, kept_positions(groups, removal, axis_sizes(slim, groups))
+        )
+        units = [len(units) for units in removal]
+        predicted = cost.without(units)['latency'] / table.full
+        # in turn, for machines do not run at one speed
+        pairs = [
+            (
+                whole_network(slim, run, device, 1),
+                whole_network(model, run, device, 1),
+            )
+            for _ in range(rounds)
+        ]
+        measured = statistics.median(a / b for a, b in pairs)
+        found.append(
+            dict(removed=share, predicted=predicted, measured=measured)
+        )
+    return found
+
+
+def report(
+    file: str, table: LatencyTable, checks: Sequence[dict[str, float]]
+) -> None:
+    """Show the result to people."""
+    console = Console()
+    console.print(
+        f'{file}: {len(table.operations)} operations of {len(table.shapes)} '
+        f'layers; the network takes {table.whole:.2f} ms, its layers '
+        f'{table.layers:.2f}',
+        highlight=False,
+    )
+    rows = Table(title='share of the latency left', title_justify='left')
+    for title in ('units removed', 'table', 'measured', 'error'):
+        rows.add_column(title, justify='right')
+    for check in checks:
+        error = check['predicted'] - check['measured']
+        rows.add_row(
+            f'{check["removed"]:.0%}',
+            f'{check["predicted"]:.3f}',
+            f'{check["measured"]:.3f}',
+            f'{error:+.3f}',
+        )
+    console.print(rows)
+
+
+if __name__ == '__main__':
+    main()
