@@ -13,6 +13,9 @@ from .groups import ChannelGroup
 # Names of layers are long; a narrower table would cut them off.
 TABLE_WIDTH = 150
 
+# Least width of the column that says why a group stays.
+_VERDICT = 24
+
 
 def groups_table(
     groups: Sequence[ChannelGroup], shares: Mapping[str, float] | None = None
@@ -25,13 +28,14 @@ def groups_table(
             the network's flops that is in layers losing its channels.
     """
     table = Table(title=None, show_lines=False)
-    table.add_column('channel group', no_wrap=True)
-    table.add_column('channels', justify='right')
-    table.add_column('lose outputs', no_wrap=True)
-    table.add_column('lose inputs', no_wrap=True)
+    # where names are long, they are broken and nothing is left out
+    table.add_column('channel group', overflow='fold')
+    table.add_column('channels', justify='right', no_wrap=True)
+    table.add_column('lose outputs', overflow='fold')
+    table.add_column('lose inputs', overflow='fold')
     if shares is not None:
-        table.add_column('flops', justify='right')
-    table.add_column('prunable', overflow='fold')
+        table.add_column('flops', justify='right', no_wrap=True)
+    table.add_column('prunable', overflow='fold', min_width=_VERDICT)
     for group in groups:
         row = [
             group.name,
