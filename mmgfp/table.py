@@ -13,8 +13,8 @@ from .groups import ChannelGroup
 # Names of layers are long; a narrower table would cut them off.
 TABLE_WIDTH = 150
 
-# Least width of the column that says why a group stays.
-_VERDICT = 24
+# Longer names are broken, so that there is room to say why a group stays.
+_NAME = 30
 
 
 def groups_table(
@@ -28,14 +28,13 @@ def groups_table(
             the network's flops that is in layers losing its channels.
     """
     table = Table(title=None, show_lines=False)
-    # where names are long, they are broken and nothing is left out
-    table.add_column('channel group', overflow='fold')
+    _add_names(table, 'channel group')
     table.add_column('channels', justify='right', no_wrap=True)
-    table.add_column('lose outputs', overflow='fold')
-    table.add_column('lose inputs', overflow='fold')
+    _add_names(table, 'lose outputs')
+    _add_names(table, 'lose inputs')
     if shares is not None:
         table.add_column('flops', justify='right', no_wrap=True)
-    table.add_column('prunable', overflow='fold', min_width=_VERDICT)
+    table.add_column('prunable', overflow='fold')
     for group in groups:
         row = [
             group.name,
@@ -49,6 +48,10 @@ def groups_table(
             *row, 'yes' if not group.frozen else f'no: {group.frozen}'
         )
     return table
+
+
+def _add_names(table: Table, title: str) -> None:
+    table.add_column(title, overflow='fold', max_width=_NAME)
 
 
 def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
