@@ -170,8 +170,7 @@ def _training(result: Result, picture: str) -> str:
 
 def _growth_table(title: str, growth: Result) -> list[str]:
     lines = [
-        f'How the cost of scores grows ({title}, 2 images of the smallest '
-        'sizes unless the row says otherwise):',
+        f'How the cost of scores grows ({title}, small images):',
         '',
         _row('', '', 'iteration with scores / plain'),
         _row('---', '---:', '---:'),
