@@ -25,9 +25,9 @@ def refuse_unknown(
     """
     for name, value in unknown.items():
         near = get_close_matches(name, known, n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
+        hint = f'; did you mean {near[0]!r}?' if near else '.'
         raise ValueError(
-            f'{owner} has no argument {name}={value!r}{hint}. '
+            f'{owner} has no argument {name}={value!r}{hint} '
             f'Expected some of {", ".join(known)}.'
         )
 

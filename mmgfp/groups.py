@@ -271,7 +271,9 @@ def _taps(
         if (unit < 0).all():
             continue
         if use.module is None:
-            return (), f'{use.weight} is used outside a layer of its own'
+            return (), (
+                f'{use.weight} is used by code outside the layer that owns it'
+            )
         if use.module not in seen:
             seen.add(use.module)
             start = trace.table.slots(use.weight, use.axis)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, get_args
 
 from mmengine import dist
@@ -32,6 +33,7 @@ from .preparation import (
     check_not_compiled,
     check_not_met,
     check_possible,
+    check_work_dir,
     prepare_groups,
     prepare_pruner,
 )
@@ -187,17 +189,25 @@ class FisherPruningHook(Hook):
             self._tally = Tally(**self._resumed['tally'])
             if ratio <= self.schedule.target:
                 runner.logger.info('the target was reached before')
+                self._tell_what_is_next(runner)
                 self._finish(runner)
                 return
         else:
             check_not_met(self.schedule, ratio)
+            check_work_dir(runner.work_dir, map(self._stem, self.save_at))
+            if not runner.cfg.get('load_from'):
+                runner.logger.warning(
+                    'load_from is not set: the scores of a network that is '
+                    'not trained mean little'
+                )
             passed = [share for share in self.save_at if ratio <= share]
             self._tally = Tally(start=ratio, saved=passed)
         check_possible(
             pruner,
             self.schedule,
             runner.max_iters,
-            f'{self.floor}, scope={self.scope!r} and ignore={self.ignore}',
+            f'{self.floor}, scope={self.scope!r} and '
+            f'ignore={list(self.ignore)}',
         )
         self._progress = Progress(self.schedule, ratio)
         self._ratios = pruner.ratios()
@@ -321,7 +331,13 @@ class FisherPruningHook(Hook):
             runner.logger.info(
                 f'target reached: {metric} at {ratio:.4f} of the original'
             )
+            self._tell_what_is_next(runner)
             self._finish(runner)
+
+    def _tell_what_is_next(self, runner: Runner) -> None:
+        stem = self._stem(self.schedule.target)
+        config = Path(runner.work_dir, f'{stem}_finetune.py')
+        runner.logger.info(f'to recover accuracy, train with {config}')
 
     def _settle(self, runner: Runner) -> None:
         """Get ready for whoever saves the network or runs it."""
@@ -371,14 +387,19 @@ class FisherPruningHook(Hook):
         if not dist.is_main_process():
             return
         assert self.pruner is not None
-        stem = f'{self.schedule.metric}_{share:.2f}'
         path = save_ratio(
-            runner, self._current_structure(runner), stem, self.finetune
+            runner,
+            self._current_structure(runner),
+            self._stem(share),
+            self.finetune,
         )
         runner.logger.info(
             f'saved {path}, at {self.pruner.ratio(self.schedule.metric):.3f}, '
             'with its structure, fine-tuning config and picture'
         )
+
+    def _stem(self, share: float) -> str:
+        return f'{self.schedule.metric}_{share:.2f}'
 
     def _current_structure(self, runner: Runner) -> Structure:
         assert self.pruner is not None

@@ -79,7 +79,10 @@ def draw_kept_channels(
     axes.set_xlabel('output channels')
     axes.spines[['top', 'right']].set_visible(False)
     axes.set_title(_title(structure), fontsize=10, loc='left')
-    axes.legend(loc='lower right', frameon=False, fontsize=8)
+    # not in the axes: any place there may be that of a bar
+    figure.legend(
+        loc='outside upper right', frameon=False, fontsize=8, ncols=2
+    )
     with complete(path) as partial:
         figure.savefig(partial, dpi=150, format='png')
 

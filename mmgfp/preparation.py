@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from logging import Logger
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -161,6 +163,26 @@ def check_possible(
             f'{max_iterations} iterations, so nothing would be pruned. '
             'Lower the interval or train longer.'
         )
+
+
+def check_work_dir(folder: str | os.PathLike, stems: Iterable[str]) -> None:
+    """Raise if an earlier run's results are in use.
+
+    Args:
+        folder (str | os.PathLike): Work dir of the runner.
+        stems (Iterable[str]): Names of what is going to be saved.
+
+    Raises:
+        ValueError: If one of them was fine-tuned: that needs its structure.
+    """
+    for stem in stems:
+        finetuned = Path(folder, f'{stem}_finetune')
+        if Path(folder, f'{stem}.json').exists() and finetuned.is_dir():
+            raise ValueError(
+                f'{folder} holds {stem}.json of an earlier run, which '
+                f'{finetuned} was trained with: pruning again would replace '
+                'it. Take another --work-dir, or remove that folder.'
+            )
 
 
 def check_not_met(schedule: Schedule, ratio: float) -> None:

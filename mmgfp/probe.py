@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from .groups import ChannelGroup, Tap
 from .layouts import ImageChange, Layout, Order, images_of_rois
 from .modes import nothing_recomputed
 from .precision import Run
+from .selfcheck import randomize_
 
 # is told the name of a consumer, its input and whose the RoIs so far are
 See = Callable[[str, Tensor, dict[str, Tensor]], None]
@@ -68,6 +70,25 @@ def find_layouts(
         train (Callable, optional): Runs it for its losses on as many.
     """
     taps = {t.module: t for g in groups if not g.frozen for t in g.taps}
+    found = _layouts(model, taps, run, images, train)
+    silent = [name for name in taps if found[name] == _silent(name)]
+    if silent:  # what untrained weights make may die out on the way
+        lively = copy.deepcopy(model)
+        randomize_(lively, seed=0)
+        with suppress(Exception):  # boxes, for one, cannot be any numbers
+            again = _layouts(lively, taps, run, images, train)
+            found |= {name: again[name] for name in silent}
+    return [_with_layouts(group, found) for group in groups]
+
+
+def _layouts(
+    model: nn.Module,
+    taps: Mapping[str, Tap],
+    run: Run,
+    images: int,
+    train: Run | None,
+) -> dict[str, Layout | str]:
+    """Layout of each consumer's input, or why there is none, by name."""
     calls: Calls | None = None
     if train is not None:
         try:
@@ -82,11 +103,14 @@ def find_layouts(
         for call in some
         for changed in call.changed
     )
-    found = {
+    return {
         name: _layout(tap, calls.get(name, ()), images, moved)
         for name, tap in taps.items()
     }
-    return [_with_layouts(group, found) for group in groups]
+
+
+def _silent(name: str) -> str:
+    return f'the input of {name} does not depend on the images'
 
 
 def _with_layouts(
@@ -203,9 +227,9 @@ def _layout(
         return f'{name} does not run in training'
     if not all(call.trained for call in calls):
         return (
-            f'no gradient reaches the input of {name}, because what is before '
-            'it does not train; frozen_stages=-1 trains all stages of a '
-            'backbone'
+            f'no gradient reaches the input of {name}: what is before it does '
+            'not train (frozen_stages=-1 unfreezes the stages of backbones), '
+            'or has a backward of its own'
         )
     if not moved:  # one image, or none that could be changed
         if all(Layout().fits(len(call.source), images) for call in calls):
@@ -225,7 +249,7 @@ def _layout(
                 )
             depends[image] |= any(map(torch.any, changed))
     if not all(depends):
-        return f'the input of {name} does not depend on the images'
+        return _silent(name)
     return _agreed(tap, calls, images)
 
 

@@ -127,7 +127,7 @@ def spatial(
         tr,
         source,
         range(channel + 1, source.dim()),
-        f'{name_of(func)} over them',
+        f'{name_of(func)} over these channels',
     )
     for result in results:
         tr.set(result, [resized(layer, result.shape) for layer in layers])
@@ -141,7 +141,7 @@ def unfold(
     channel = source.dim() - 3
     count = out.shape[-2] // source.shape[channel]
     layers = without(
-        tr, source, [channel + 1, channel + 2], 'unfolded over them'
+        tr, source, [channel + 1, channel + 2], 'unfolded over these channels'
     )
     moved = []
     for layer in layers:
@@ -158,7 +158,9 @@ def fold(
     channel = out.dim() - 3
     channels = out.shape[channel]
     moved = []
-    for layer in without(tr, source, [source.dim() - 1], 'folded over them'):
+    for layer in without(
+        tr, source, [source.dim() - 1], 'folded over these channels'
+    ):
         places = layer[..., 0].unflatten(-1, (channels, -1))
         last = places.dim() - 1
         if last in tr.varying(canonical(places)):
@@ -181,7 +183,7 @@ def reduction(
         elif has_rows(tr, layer, mixed):
             layers.append(whole(tr, layer, mixed))
         else:  # multiplied by zero, the result will not have been used
-            what = f'{name_of(func)} over them in {tr.where()}'
+            what = f'{name_of(func)} over these channels in {tr.where()}'
             if tr.tag(source).weight is not None:
                 what += ', which computes its kernel from all its inputs'
             lost.append((layer, what))
@@ -209,7 +211,9 @@ def softmax(
 ) -> None:
     """Softmax mixes along one axis."""
     dim = argument('dim', func, args, kwargs) % out.dim()
-    layers = without(tr, args[0], [dim], f'{name_of(func)} over them')
+    layers = without(
+        tr, args[0], [dim], f'{name_of(func)} over these channels'
+    )
     tr.set(out, layers)
 
 
@@ -273,7 +277,9 @@ def layer_norm(
             for own in affine:
                 merge(tr, [layer], own)
             if mixed:
-                tr.freeze(layer, f'LayerNorm over them in {tr.where()}')
+                tr.freeze(
+                    layer, f'LayerNorm over these channels in {tr.where()}'
+                )
         layers.append(layer)
     tr.set(tree_leaves(out)[0], layers)
 

@@ -109,7 +109,9 @@ def _channels_pass(
 def _keep(tr: LabelTracer, positions: Any) -> None:
     """The channels of positions and masks have a fixed meaning."""
     for layer in tr.layers(positions) if isinstance(positions, Tensor) else ():
-        tr.freeze(layer, f'positions or masks of {tr.where()}')
+        tr.freeze(
+            layer, f'offsets, positions or masks that {tr.where()} reads'
+        )
 
 
 def _parts_in_step(tr: LabelTracer, source: Tensor, parts: int) -> None:

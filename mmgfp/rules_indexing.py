@@ -95,7 +95,7 @@ def order(
     dim = argument('dim', func, args, kwargs)
     dim = -1 if dim is None else dim
     dims = [dim % source.dim()] if source.dim() else []
-    layers = without(tr, source, dims, f'{name_of(func)} over them')
+    layers = without(tr, source, dims, f'{name_of(func)} over these channels')
     for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         tr.set(result, [resized(layer, result.shape) for layer in layers])
 

@@ -212,7 +212,7 @@ def attention(
             weights = merge(tr, weights, layer.expand(shape))
     merged: list[Tensor] = []
     for layer in (
-        *unmixed(tr, weights, [len(shape) - 1], 'softmax over them'),
+        *unmixed(tr, weights, [len(shape) - 1], 'softmax over these channels'),
         *without(tr, value, [tokens], reason),
     ):
         merged = merge(tr, merged, resized(layer, result.shape))

@@ -24,6 +24,9 @@ class Floor:
     min_ratio: float = 0.0
     round_to: int = 1
 
+    def __str__(self) -> str:
+        return ', '.join(f'{k}={v}' for k, v in vars(self).items())
+
     def units(self, original: int, width: int) -> int:
         """Units that must stay of a group.
 

@@ -70,6 +70,7 @@ def check_groups(
     Raises:
         UnsteadyError: If nothing can be told from this input, with any
             weights.
+        ValueError: If the run does not repeat itself.
 
     Returns:
         list[ChannelGroup]: The same groups in the same order.
@@ -199,12 +200,25 @@ class _Check:
         if self._steady:
             return found
         if not self._draw():
-            raise UnsteadyError(
-                f'rounding errors decide what {type(self._model).__name__} '
-                'puts out on the demo input, so that no channel group can be '
-                'proven: try larger images, with `input_shape=(H, W)`'
-            )
+            raise self._unsteady()
         return self.difference(groups, removal)
+
+    def _unsteady(self) -> Exception:
+        name = type(self._model).__name__
+        once, again = (
+            self._outputs(self._single, self.run) or [] for _ in range(2)
+        )
+        if compare_outputs(once, again):
+            return ValueError(
+                f'{name} puts out something else each time that it is run on '
+                'the demo input; expected a run(model) that repeats itself: '
+                'make the input once, and draw nothing without a seed'
+            )
+        return UnsteadyError(
+            f'rounding errors decide what {name} puts out on the demo input, '
+            'so that no channel group can be proven; expected an input '
+            'without ties: larger images, as a rule'
+        )
 
     def _is_steady(self, double: nn.Module, run: Run) -> bool:
         """Whether hardly different weights give hardly different outputs."""

@@ -280,9 +280,9 @@ class _SizeWatch(TorchFunctionMode):
                 labels = self.labels(tracer.layers(weight), axis)
                 tracer.freeze(
                     labels[:, 0],
-                    f'nn.MultiheadAttention ({tracer.where()}) divides the '
-                    f'width of its input by {int(heads)} heads, so they '
-                    'cannot become fewer',
+                    f'{tracer.where()}, an nn.MultiheadAttention, divides '
+                    f'the width of its input by {int(heads)} heads: it has '
+                    'to stay',
                 )
 
     def nothing_after(

@@ -13,6 +13,9 @@ from .groups import ChannelGroup
 # Names of layers are long; a narrower table would cut them off.
 TABLE_WIDTH = 150
 
+# Longer names are broken, so that there is room to say why a group stays.
+_NAME = 30
+
 
 def groups_table(
     groups: Sequence[ChannelGroup], shares: Mapping[str, float] | None = None
@@ -25,12 +28,12 @@ def groups_table(
             the network's flops that is in layers losing its channels.
     """
     table = Table(title=None, show_lines=False)
-    table.add_column('channel group', no_wrap=True)
-    table.add_column('channels', justify='right')
-    table.add_column('lose outputs', no_wrap=True)
-    table.add_column('lose inputs', no_wrap=True)
+    _add_names(table, 'channel group')
+    table.add_column('channels', justify='right', no_wrap=True)
+    _add_names(table, 'lose outputs')
+    _add_names(table, 'lose inputs')
     if shares is not None:
-        table.add_column('flops', justify='right')
+        table.add_column('flops', justify='right', no_wrap=True)
     table.add_column('prunable', overflow='fold')
     for group in groups:
         row = [
@@ -45,6 +48,10 @@ def groups_table(
             *row, 'yes' if not group.frozen else f'no: {group.frozen}'
         )
     return table
+
+
+def _add_names(table: Table, title: str) -> None:
+    table.add_column(title, overflow='fold', max_width=_NAME)
 
 
 def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:

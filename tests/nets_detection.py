@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import DeformConv2d as TorchDeformConv2d
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-POSITIONS = 'positions or masks'
+POSITIONS = 'offsets, positions or masks that'
 
 # (image, left, top, right, bottom) in pixels; an image has several
 ROIS = torch.tensor(
@@ -554,7 +554,7 @@ class PickedChannels(Net):
     frozen: ClassVar = {
         'scored': 'picked by computed positions',
         'picked': 'picked by computed positions',
-        'best': 'topk over them',
+        'best': 'topk over these channels',
         'head': OUTPUT,
     }
 

@@ -119,6 +119,18 @@ def refused(tmp_path, error=ValueError, **kwargs) -> str:
     return str(info.value)
 
 
+def test_results_in_use_are_not_replaced(tmp_path):
+    train(tmp_path)
+    train(tmp_path)  # nothing was fine-tuned: they may go
+    before = (tmp_path / 'flops_0.50.json').read_text()
+    (tmp_path / 'flops_0.50_finetune').mkdir()
+    text = refused(tmp_path)
+    assert 'flops_0.50.json of an earlier run' in text
+    assert 'flops_0.50_finetune' in text
+    assert '--work-dir' in text
+    assert (tmp_path / 'flops_0.50.json').read_text() == before
+
+
 def test_target_already_met(tmp_path):
     train(tmp_path / 'first')
     saved = str(tmp_path / 'first' / 'flops_0.50.pth')

@@ -114,6 +114,7 @@ def test_report(tmp_path):
             device='a machine', threads='2', python='3', mmgfp='0', date='now'
         ),
         retinanet=dict(
+            input=[2, 320, 256],
             groups=[1.5, 1.6, 2.0],
             memory=dict(plain=100.0, mmgfp=101.0, reference=150.0, kept=200.0),
             time=times,
@@ -132,6 +133,8 @@ def test_report(tmp_path):
     (out / 'training_cpu.json').write_text(json.dumps(result))
     page = write_report(out).read_text()
     assert '| finding groups on one core, seconds | 1.60 |' in page
+    assert '| batch, images of pixels | 2 of 320x256 |' in page
+    assert '| image side, pixels | 2 | 1.040 (1.00 to 1.10) |' in page
     assert '| pruning step / 10 plain iterations | 1.0% |' in page
     assert 'cutting / masking only | 0.75 |' in page
     assert 'share of the flops meanwhile | 0.77 |' in page

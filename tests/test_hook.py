@@ -435,6 +435,24 @@ def test_scores_come_from_the_runs_own_batches(tmp_path):
     assert removal['left'][f'{name}.weight']['0']['keep'] == expected
 
 
+def test_log_of_start_and_end(tmp_path):
+    """What is odd about the start, and what to do after the end."""
+
+    def log(work_dir: Path) -> str:
+        return ''.join(f.read_text() for f in work_dir.rglob('*.log'))
+
+    train(tmp_path / 'first', log_level='INFO')
+    text = log(tmp_path / 'first')
+    assert 'load_from is not set' in text
+    config = tmp_path / 'first' / 'flops_0.50_finetune.py'
+    assert f'to recover accuracy, train with {config}' in text
+    assert config.exists()
+    saved = str(tmp_path / 'first' / 'flops_0.50.pth')
+    hook = dict(target=dict(flops=0.3))
+    train(tmp_path / 'second', load_from=saved, hook=hook)
+    assert 'load_from is not set' not in log(tmp_path / 'second')
+
+
 def test_config_is_dumped_for_finetuning(tmp_path):
     runner = train(tmp_path, hook=dict(finetune=dict(resume=True, answer=42)))
     config = Config.fromfile(tmp_path / 'flops_0.50_finetune.py')

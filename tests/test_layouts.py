@@ -433,6 +433,17 @@ def test_input_without_images():
     assert found['conv'] == 'the input of fc1 does not depend on the images'
 
 
+def test_untrained_weights_that_make_nothing():
+    """The layers see the images with other weights."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Conv2d(4, 2, 1)
+    ).to(DATA.dtype)
+    nn.init.constant_(model[0].bias, -100.0)  # all is cut off at zero
+    found = reasons(find_groups(model, lambda m: m(DATA[:2]), 2))
+    assert found['0'] == found['2'] == ''
+    assert model[0].bias[0] == -100
+
+
 def test_mixed_images():
     class Mixing(nn.Module):
         def __init__(self):

@@ -76,9 +76,9 @@ ALONG_CHANNELS = {
         COMPUTED,
     ),
     'gather': (lambda x, s: x.gather(0, (s > 0).long()), COMPUTED),
-    'sort': (lambda x, s: x.sort(0)[0], 'sort over them'),
-    'topk': (lambda x, s: x.topk(2, 0)[0], 'topk over them'),
-    'cummax': (lambda x, s: x.cummax(0)[0], 'cummax over them'),
+    'sort': (lambda x, s: x.sort(0)[0], 'sort over these channels'),
+    'topk': (lambda x, s: x.topk(2, 0)[0], 'topk over these channels'),
+    'cummax': (lambda x, s: x.cummax(0)[0], 'cummax over these channels'),
 }
 
 
@@ -237,7 +237,7 @@ def test_training_only_modules_go_along():
     assert groups['stem'].consumers == ['body', 'hidden']
     assert groups['hidden'].frozen == ''
     assert groups['hidden'].consumers == ['auxiliary']
-    assert 'mean over them' in groups['auxiliary'].frozen
+    assert 'mean over these channels' in groups['auxiliary'].frozen
     assert 'unused' not in groups
 
 

@@ -429,6 +429,14 @@ def test_nothing_is_told_where_rounding_decides():
     assert layout(groups) == ChaoticWhenSmall.prunable
 
 
+def test_an_input_that_differs_each_time():
+    def run(model):
+        return model(torch.rand(2, 3, 16, 16))
+
+    with pytest.raises(ValueError, match='something else each time'):
+        find_groups(Chain(), run, 2)
+
+
 # -- its parts ---------------------------------------------------------------
 
 

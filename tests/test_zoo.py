@@ -93,6 +93,12 @@ def test_filter_that_matches_nothing(monkeypatch):
         zoo.chosen_families(zoo.parse_args())
 
 
+def test_filter_without_the_library(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['zoo.py', '--filter', 'atss'])
+    with pytest.raises(SystemExit, match="such as 'mmdet/atss'"):
+        zoo.chosen_families(zoo.parse_args())
+
+
 def test_filter_and_library(monkeypatch):
     def names(*arguments: str) -> list[str]:
         monkeypatch.setattr(sys, 'argv', ['zoo.py', *arguments])
@@ -217,6 +223,23 @@ def test_interrupted_sweep_goes_on(tmp_path, monkeypatch):
     assert families[1] in missing and families[0] not in missing
     again.run(missing, out)
     assert again.missing(families) == []
+
+
+def test_other_rows_of_a_table_stay(tmp_path):
+    """Of a folder that holds the table alone, as it is in the repository."""
+    out = tmp_path / 'out'
+    out.mkdir()
+    kept = dict(GOOD, family='mmdet/atss', config='mmdet::atss/a.py')
+    (out / 'results.json').write_text(json.dumps([kept]))
+    work = sweep(tmp_path, 'note(prunable=0)')
+    work.family(FAMILY)
+    zoo_report.write_report(out, work.versions)
+    results = json.loads((out / 'results.json').read_text())
+    assert [r['family'] for r in results] == ['mmdet/atss', FAMILY.name]
+    assert results[0] == kept
+    current = sweep(tmp_path, 'note(prunable=0)')
+    current.versions = GOOD['versions']
+    assert not current.missing([Family('mmdet/atss', 'mmdet::atss/a.py')])
 
 
 def test_ending_the_sweep_ends_its_processes(tmp_path):
@@ -382,3 +405,6 @@ def test_reasons_are_the_same_for_all_layers():
     }
     assert reasons == {'goes through sort in a layer'}
     assert 'N' in zoo_trial.without_names('output 3 differs by 1.2e-01', known)
+    assert zoo_trial.without_names(
+        'head.fc.width = 7 counts, frozen_stages=-1 unfreezes', known
+    ) == ('width of a layer = N counts, frozen_stages=-1 unfreezes')

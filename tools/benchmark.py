@@ -106,6 +106,8 @@ class Benchmark:
         for i, name in enumerate(self.args.networks, 1):
             network = chosen[name]
             of = f'{network.title} ({i} of {len(self.args.networks)})'
+            size = [network.images, *network.shape]
+            self.keep(name, 'input', value=size)
             self.tell(f'{of}: groups')
             self.keep(
                 *(name, 'groups'),

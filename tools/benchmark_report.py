@@ -28,6 +28,11 @@ METHODS = {
     'reference': "reference's method",
     'kept': "MMRazor's method",
 }
+GROWTH = {
+    'side': 'image side, pixels',
+    'images': 'images in a batch',
+    'groups': 'groups',
+}
 COLOURS = {'mmgfp': '#0072b2', 'reference': '#e69f00', 'kept': '#999999'}
 
 
@@ -102,6 +107,10 @@ def _training(result: Result, picture: str) -> str:
         '',
         _row('', *(TITLES[name] for name in names)),
         _row('---', *['---:'] * len(names)),
+        _row(
+            'batch, images of pixels',
+            *('{} of {}x{}'.format(*result[name]['input']) for name in names),
+        ),
     ]
     for kind, title in (('time', ''), ('mixed', ', mixed precision')):
         if any(kind in result[name] for name in names):
@@ -153,7 +162,25 @@ def _training(result: Result, picture: str) -> str:
         for title, key in rows.items()
     ]
     lines += ['', f'![Ratios to plain training]({picture})', '']
+    for name in names:
+        if 'growth' in result[name]:
+            lines += _growth_table(TITLES[name], result[name]['growth'])
     return '\n'.join(lines)
+
+
+def _growth_table(title: str, growth: Result) -> list[str]:
+    lines = [
+        f'How the cost of scores grows ({title}, small images):',
+        '',
+        _row('', '', 'iteration with scores / plain'),
+        _row('---', '---:', '---:'),
+    ]
+    for key, label in GROWTH.items():
+        lines += [
+            _row(label, str(point['value']), _spread(point))
+            for point in growth[key]
+        ]
+    return [*lines, '']
 
 
 def _row(*cells: str) -> str:
@@ -225,12 +252,9 @@ def _bars(
 
 
 def _draw_growth(figure: Any, title: str, growth: Result) -> None:
-    labels = dict(
-        side='image side, pixels', images='images in a batch', groups='groups'
-    )
     figure.suptitle(f'{title}: an iteration with scores / plain', fontsize=11)
     panels = figure.subplots(1, 3, sharey=True)
-    for axes, (key, label) in zip(panels, labels.items()):
+    for axes, (key, label) in zip(panels, GROWTH.items()):
         points = growth[key]
         values = [point['value'] for point in points]
         axes.plot(

@@ -34,7 +34,7 @@ from zoo_families import LIBRARIES, Family, all_families
 from zoo_report import verdict, write_report
 
 import mmgfp
-from mmgfp.cli import errors_in_one_line
+from mmgfp.cli import errors_in_one_line, positive
 from mmgfp.files import complete
 
 TOOLS = Path(__file__).resolve().parent
@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
         help="names of families, such as 'mmdet/faster_rcnn*' (all)",
     )
     parser.add_argument(
-        '--jobs', type=int, default=1, metavar='N', help='at a time (1)'
+        '--jobs', type=positive, default=1, metavar='N', help='at a time (1)'
     )
     parser.add_argument(
         '--out',
@@ -114,9 +114,12 @@ def chosen_families(args: argparse.Namespace) -> list[Family]:
         if fnmatchcase(family.name, args.filter)
     ]
     if not families:
+        names = [family.name for family in all_families(libraries)]
+        inside = [name for name in names if args.filter.strip('*') in name]
+        hint = f', such as {inside[0]!r}' if inside else ''
         raise SystemExit(
-            f'error: --filter {args.filter!r} matches no family; --list '
-            'prints their names'
+            f'error: --filter {args.filter!r} matches no family; expected a '
+            f'pattern for whole names{hint}. --list prints them'
         )
     return families
 
@@ -159,6 +162,22 @@ def read_result(path: Path) -> dict[str, Any]:
         return {}
 
 
+def unpack_results(out: Path) -> None:
+    """Put what ``results.json`` tells of families into files of their own.
+
+    So that the table keeps its other rows when some families run again.
+    """
+    if not (out / 'results.json').exists():
+        return
+    for result in json.loads((out / 'results.json').read_text('utf-8')):
+        family = Family(result['family'], result['config'])
+        file = out / 'families' / f'{family.file_name}.json'
+        if not file.exists():
+            with complete(file) as partial:
+                text = json.dumps(result, indent=1) + '\n'
+                Path(partial).write_text(text, encoding='utf-8')
+
+
 # -- running it ------------------------------------------------------------
 
 
@@ -198,6 +217,7 @@ class Sweep:
         )
         for name in ('families', 'errors'):
             (out / name).mkdir(parents=True, exist_ok=True)
+        unpack_results(out)
         self._warm = script == TOOLS / 'zoo_trial.py'
         if self._warm:
             self._start_server()

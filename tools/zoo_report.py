@@ -12,7 +12,7 @@ from typing import Any
 
 from environment import processor
 from zoo_families import left_out
-from zoo_trial import FINE, NEITHER
+from zoo_trial import COUNTED, FINE, NEITHER
 
 from mmgfp.files import complete
 from mmgfp.selfcheck import TOLERANCE
@@ -155,12 +155,16 @@ def report(
         '',
         '- groups: prunable / found',
         '- reach: share of the flops that pruning can remove, one unit left '
-        'per group',
+        f'per group; counted on images of {COUNTED} pixels, where heads on '
+        'regions weigh more than on larger ones (of Grid R-CNN, 64 % can go '
+        'at 800x1280, as `tools/groups.py` shows)',
         '- left: share of the flops of the slim network',
         '- error: slim against masked, largest difference over largest '
         'magnitude, the worst output; in double: the same in double '
-        f'precision, where single precision was not below {TOLERANCE:g} '
-        '(what is small there is rounding)',
+        f'precision, where single precision was not below {TOLERANCE:g}. '
+        'Some networks amplify rounding errors so much with random weights '
+        'that single precision tells nothing; what is small in double '
+        'precision is no error of the pruning',
         '- loss: of the slim network, with gradients; predict: it gives '
         'results; nor unpruned: the full network of the library fails '
         'likewise (its words are in `results.json`)',
@@ -178,7 +182,8 @@ def report(
         '## What is frozen, and why',
         '',
         'The flops are those of all layers that would lose channels of these '
-        'groups, so a layer can count under several reasons.',
+        'groups, so a layer can count under several reasons. What the '
+        'reasons mean is in [method](../method.md#coupled-channels).',
         '',
     ]
     for result in results:
@@ -224,7 +229,8 @@ def _frozen(result: Result) -> list[str]:
         '',
     ]
     lines += [
-        f'- {row["groups"]} groups, {row["flops"]:.0%} of the flops: '
+        f'- {row["groups"]} group{"s" * (row["groups"] > 1)}, '
+        f'{row["flops"]:.0%} of the flops: '
         f'{row["reason"]} (such as `{row["example"]}`)'
         for row in result['frozen']
     ]

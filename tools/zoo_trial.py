@@ -471,14 +471,19 @@ def frozen_reasons(
 
 def without_names(reason: str, known: set[str]) -> str:
     """A reason without what differs from layer to layer."""
-    words = [
-        'a layer' if word.strip(',;:.()') in known else word
-        for word in reason.split(' ')
-    ]
-    text = ' '.join(words)
+    text = ' '.join(_without_name(word, known) for word in reason.split(' '))
     text = re.sub(r'\([\d, ]+\)|\[[\d, ]+\]', '(...)', text)
     text = re.sub(r'\d+(\.\d+)?e[-+]\d+', '...', text)
-    return re.sub(r'\b\d+(\.\d+)?\b', 'N', text)
+    return re.sub(r'(?<!=-)\b\d+(\.\d+)?\b', 'N', text)
+
+
+def _without_name(word: str, known: set[str]) -> str:
+    name = word.strip(',;:.()')
+    if name in known:
+        return word.replace(name, 'a layer')
+    if name.rpartition('.')[0] in known:
+        return word.replace(name, f'{name.rpartition(".")[2]} of a layer')
+    return word
 
 
 def reset_peak_memory() -> None:
