@@ -32,6 +32,13 @@ def config_parser(purpose: str | None, example: str) -> ArgumentParser:
         example (str): A command that works.
     """
     parser = ArgumentParser(description=purpose, epilog=f'example: {example}')
+    add_config_options(parser)
+    add_debug_option(parser)
+    return parser
+
+
+def add_config_options(parser: ArgumentParser) -> None:
+    """The config, and what changes it."""
     parser.add_argument(
         'config',
         help='path, or short form: mmdet::..., mmpretrain::..., mmcls::...',
@@ -44,10 +51,13 @@ def config_parser(purpose: str | None, example: str) -> ArgumentParser:
         help='settings of the config to override, as in '
         'optim_wrapper.optimizer.lr=0.01; lists as key="[a,b]"',
     )
+
+
+def add_debug_option(parser: ArgumentParser) -> None:
+    """The option that :func:`errors_in_one_line` wants to know of."""
     parser.add_argument(
         '--debug', action='store_true', help='show the traceback of errors'
     )
-    return parser
 
 
 def add_cost_options(parser: ArgumentParser) -> None:

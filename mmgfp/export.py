@@ -373,6 +373,51 @@ def import_extra(name: str) -> Any:
         ) from error
 
 
+def check_provider(provider: str) -> None:
+    """Complain, before anything takes long, if files cannot be run here.
+
+    Args:
+        provider (str): Of ONNX Runtime, ``CUDAExecutionProvider`` for one.
+
+    Raises:
+        ValueError: If a package or the provider is missing.
+    """
+    import_extra('onnx')
+    found = import_extra('onnxruntime').get_available_providers()
+    if provider not in found:
+        raise ValueError(
+            f'ONNX Runtime has no {provider} here, only {", ".join(found)}; '
+            'for a GPU, pip install onnxruntime-gpu instead of onnxruntime'
+        )
+
+
+def open_session(
+    path: str | os.PathLike, provider: str = 'CPUExecutionProvider'
+) -> Any:
+    """A session of ONNX Runtime with as many threads as PyTorch has.
+
+    Args:
+        path (str | os.PathLike): ONNX file.
+        provider (str): What runs it. Defaults to the CPU's.
+
+    Raises:
+        ValueError: If the provider does not start.
+    """
+    onnxruntime = import_extra('onnxruntime')
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    # threads that wait for the next run would take a core from what is
+    # measured in between
+    options.add_session_config_entry('session.force_spinning_stop', '1')
+    session = onnxruntime.InferenceSession(
+        os.fspath(path), options, providers=[provider]
+    )
+    if provider not in session.get_providers():  # it went on with another
+        raise ValueError(f'the {provider} of ONNX Runtime does not start here')
+    return session
+
+
 def number_of_classes(model: Any) -> int | None:
     """How many classes a model tells apart; None where it does not say."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'head', None)

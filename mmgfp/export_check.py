@@ -27,7 +27,7 @@ from .errors import first_line
 from .export import (
     INPUT,
     Scores,
-    import_extra,
+    open_session,
     predicted_scores,
 )
 from .samples import demo_samples
@@ -125,16 +125,10 @@ def check_file(
     Raises:
         CheckError: If they do not agree, or the file does not run.
     """
-    onnxruntime = import_extra('onnxruntime')
     tolerance = HALF if half else SINGLE
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
     check = _Check(network, tolerance, half)
     try:
-        session = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=['CPUExecutionProvider']
-        )
+        session = open_session(path)
         for batch in batches:
             given = batch.astype(np.float16) if half else batch
             found = session.run(None, {INPUT: given})

@@ -67,11 +67,12 @@ class Progress:
         last = ', '.join(map(str, removals[-3:]))
         return (
             f'pruning: {shares}; {tally.removed} channels pruned, last '
-            f'{last}; target {metric} {target} in about {_duration(left)}'
+            f'{last}; target {metric} {target} in about {duration(left)}'
         )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as a clock has them."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}'

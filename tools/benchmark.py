@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_report import machine, write_report
+from benchmark_report import write_report
 from benchmark_training import (
     Training,
     after_target,
@@ -24,6 +24,7 @@ from benchmark_training import (
     ratios,
     seconds_for_groups,
 )
+from environment import machine
 from rich.console import Console
 
 from mmgfp.cli import errors_in_one_line

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-from environment import PACKAGES, processor, versions
+from environment import with_what
 
 from mmgfp.files import complete
-from mmgfp.version import __version__
 
 Result = Mapping[str, Any]
 
@@ -34,20 +30,6 @@ GROWTH = {
     'groups': 'groups',
 }
 COLOURS = {'mmgfp': '#0072b2', 'reference': '#e69f00', 'kept': '#999999'}
-
-
-def machine(device: str) -> dict[str, str]:
-    """Where and with what something is measured."""
-    return dict(
-        device=torch.cuda.get_device_name()
-        if device == 'cuda'
-        else processor(),
-        threads=str(torch.get_num_threads()),
-        python=platform.python_version(),
-        mmgfp=__version__,
-        date=date.today().isoformat(),
-        **versions(),
-    )
 
 
 def write_report(out: Path) -> Path:
@@ -94,16 +76,10 @@ the methods do.
 def _training(result: Result, picture: str) -> str:
     where = result['machine']
     names = [name for name in TITLES if name in result]
-    versions = ', '.join(
-        f'{package} {where[package]}'
-        for package in PACKAGES
-        if package in where
-    )
     lines = [
         f'## Training on {where["device"]}',
         '',
-        f'{where["threads"]} threads, Python {where["python"]}, {versions}, '
-        f'mmgfp {where["mmgfp"]}, {where["date"]}.',
+        with_what(where),
         '',
         _row('', *(TITLES[name] for name in names)),
         _row('---', *['---:'] * len(names)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +18,9 @@ from typing import Any
 
 import torch
 from benchmark_baselines import KeepEverything, Reference
-from zoo_trial import (
-    initial_model,
-    load,
-    peak_memory_mb,
-    reset_peak_memory,
-    untrained_config,
-)
+from benchmark_memory import in_own_process, peak_of
+from benchmark_turns import in_turn, shares, spread
+from zoo_trial import initial_model, load, untrained_config
 
 from mmgfp.cost import record_calls
 from mmgfp.demo import cost_runner, demo_data
@@ -191,17 +186,15 @@ class Training:
 
     def seconds(self, names: Sequence[str], rounds: int) -> Result:
         """Seconds per iteration by method, a list of rounds, in turn."""
-        found: dict[str, list[float]] = {name: [] for name in names}
-        for i in range(rounds + 1):
-            shift = i % len(names)
-            for name in (*names[shift:], *names[:shift]):
-                method = self.methods[name]
-                method.start()
-                taken = self.iteration(method)
-                method.stop()
-                if i:  # the first is for warming up
-                    found[name].append(taken)
-        return found
+
+        def measure(name: str) -> float:
+            method = self.methods[name]
+            method.start()
+            taken = self.iteration(method)
+            method.stop()
+            return taken
+
+        return in_turn(measure, names, rounds)
 
 
 def bytes_of_scores(training: Training) -> int:
@@ -244,13 +237,12 @@ def bandwidth(device: str) -> float:
 def ratios(found: Mapping[str, Sequence[float]]) -> Result:
     """Median, least and greatest ratio to plain training, by method."""
     summary = {}
-    for name, values in found.items():
-        shares = [a / b for a, b in zip(values, found['plain'])]
+    for name, values in shares(found, 'plain').items():
+        ratio = spread(values)
         summary[name] = dict(
-            seconds=statistics.median(values),
-            ratio=statistics.median(shares),
-            least=min(shares),
-            most=max(shares),
+            seconds=statistics.median(found[name]),
+            ratio=ratio.pop('median'),
+            **ratio,
         )
     return summary
 
@@ -260,10 +252,7 @@ def ratios(found: Mapping[str, Sequence[float]]) -> Result:
 
 def peak_memory(network: Network, device: str, name: str) -> float:
     """Peak of an iteration by one method, in MB, in a process of its own."""
-    # every large tensor in pages of its own, given back when it is freed
-    os.environ['MALLOC_MMAP_THRESHOLD_'] = str(1 << 16)
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
-        return pool.apply(_peak_memory, (network, device, name))
+    return in_own_process(_peak_memory, network, device, name)
 
 
 def _peak_memory(network: Network, device: str, name: str) -> float:
@@ -271,13 +260,7 @@ def _peak_memory(network: Network, device: str, name: str) -> float:
     method = training.methods[name]
     method.start()
     training.iteration(method)  # the optimiser's state is there from now on
-    if device == 'cpu':
-        reset_peak_memory()
-        training.iteration(method)
-        return peak_memory_mb()
-    torch.cuda.reset_peak_memory_stats()
-    training.iteration(method)
-    return torch.cuda.max_memory_allocated() / 2**20
+    return peak_of(lambda: training.iteration(method), device)
 
 
 # -- groups, pruning steps, a whole phase ------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
+from datetime import date
 from importlib.metadata import (
     PackageNotFoundError,
     packages_distributions,
@@ -11,7 +13,10 @@ from importlib.metadata import (
 )
 from pathlib import Path
 
+import torch
 from zoo_families import LIBRARIES
+
+from mmgfp.version import __version__
 
 PACKAGES = ('torch', 'mmcv', *LIBRARIES)
 
@@ -37,3 +42,34 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = 'not installed'
     return found
+
+
+def machine(device: str) -> dict[str, str]:
+    """Where and with what something is measured."""
+    return dict(
+        device=torch.cuda.get_device_name()
+        if device == 'cuda'
+        else processor(),
+        threads=str(torch.get_num_threads()),
+        python=platform.python_version(),
+        mmgfp=__version__,
+        date=date.today().isoformat(),
+        **versions(),
+    )
+
+
+def with_what(where: Mapping[str, str]) -> str:
+    """A sentence on a machine, but for its name.
+
+    Args:
+        where (Mapping): From :func:`machine`.
+    """
+    packages = ', '.join(
+        f'{package} {where[package]}'
+        for package in PACKAGES
+        if package in where
+    )
+    return (
+        f'{where["threads"]} threads, Python {where["python"]}, {packages}, '
+        f'mmgfp {where["mmgfp"]}, {where["date"]}.'
+    )
