@@ -12,7 +12,7 @@ from toy import ROOT
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from benchmark import main
-from benchmark_report import write_report
+from benchmark_page import write_report
 from benchmark_training import (
     Network,
     Training,

@@ -1,16 +1,17 @@
-"""Measure what pruning costs, as ratios in one run."""
+"""Measure what pruning costs and what it gains, as ratios in one run."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_report import write_report
+from benchmark_inference import BACKENDS, BackendError, Setting, compare
+from benchmark_inference_report import inference_tables
+from benchmark_page import write_report
 from benchmark_training import (
     Training,
     after_target,
@@ -27,8 +28,16 @@ from benchmark_training import (
 from environment import machine
 from rich.console import Console
 
-from mmgfp.cli import errors_in_one_line
-from mmgfp.files import complete
+from mmgfp.cli import (
+    add_config_options,
+    add_debug_option,
+    add_json_option,
+    add_shape_option,
+    errors_in_one_line,
+    positive,
+    write_json,
+)
+from mmgfp.table import render
 
 METHODS = ('plain', 'mmgfp', 'reference', 'kept')
 OUT = Path(__file__).resolve().parents[1] / 'docs' / 'benchmarks'
@@ -41,13 +50,21 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         '--networks retinanet',
     )
     commands = parser.add_subparsers(dest='command', required=True)
+    add_training(commands)
+    add_inference(commands)
+    args = parser.parse_args(arguments)
+    gpu = torch.cuda.is_available()
+    if args.device == 'cuda' and not gpu:
+        parser.error('--device cuda: PyTorch finds no GPU here')
+    args.device = args.device or ('cuda' if gpu else 'cpu')
+    return args
+
+
+def add_training(commands: Any) -> None:
     training = commands.add_parser(
         'training',
         help='scores, pruning steps and a pruning phase while training',
         epilog='example: python tools/benchmark.py training --rounds 5',
-    )
-    training.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='by default the GPU if any'
     )
     training.add_argument(
         '--networks',
@@ -56,19 +73,72 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(networks(False)),
         help='which ones (all)',
     )
-    training.add_argument(
-        '--rounds', type=int, default=5, help='of iterations in turn (5)'
+    add_measuring_options(training, rounds=5)
+
+
+def add_inference(commands: Any) -> None:
+    inference = commands.add_parser(
+        'inference',
+        help='speed and memory of networks, pruned or not, of one config',
+        epilog='example: python tools/benchmark.py inference '
+        'prune_retinanet.py retinanet.pth '
+        'work_dirs/prune_retinanet/flops_0.50.pth '
+        '--backend eager onnxruntime --batch 1 16',
     )
-    training.add_argument(
+    add_config_options(inference)
+    inference.add_argument(
+        'checkpoint',
+        nargs='+',
+        help='weights, slim ones too; ratios are to the first',
+    )
+    inference.add_argument(
+        '--backend',
+        nargs='+',
+        choices=BACKENDS,
+        default=['eager'],
+        help='what runs the networks (eager)',
+    )
+    inference.add_argument(
+        '--batch',
+        nargs='+',
+        type=positive,
+        default=[1],
+        help='images in a batch (1)',
+    )
+    inference.add_argument(
+        '--half',
+        action='store_true',
+        help='weights and images in half precision',
+    )
+    inference.add_argument(
+        '--modules',
+        action='store_true',
+        help='also the shares of backbone, neck and heads of the time',
+    )
+    add_shape_option(
+        inference,
+        'input size, rounded up to multiples of what the model pads images to',
+    )
+    add_json_option(inference)
+    add_measuring_options(inference, rounds=20)
+
+
+def add_measuring_options(
+    parser: argparse.ArgumentParser, rounds: int
+) -> None:
+    parser.add_argument(
+        '--device', choices=['cpu', 'cuda'], help='by default the GPU if any'
+    )
+    parser.add_argument(
+        '--rounds',
+        type=positive,
+        default=rounds,
+        help=f'of measurements in turn ({rounds})',
+    )
+    parser.add_argument(
         '--out', type=Path, default=OUT, help='folder for the results'
     )
-    training.add_argument(
-        '--debug', action='store_true', help='show the traceback of errors'
-    )
-    args = parser.parse_args(arguments)
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: PyTorch finds no GPU here')
-    return args
+    add_debug_option(parser)
 
 
 class Benchmark:
@@ -80,9 +150,7 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.device = args.device or (
-            'cuda' if torch.cuda.is_available() else 'cpu'
-        )
+        self.device = args.device
         self.file = args.out / f'training_{self.device}.json'
         self.console = Console(stderr=True)
         self.result: dict[str, Any] = dict(machine=machine(self.device))
@@ -97,9 +165,7 @@ class Benchmark:
         for key in keys[:-1]:
             place = place.setdefault(key, {})
         place[keys[-1]] = value
-        self.args.out.mkdir(parents=True, exist_ok=True)
-        with complete(self.file) as partial:
-            Path(partial).write_text(json.dumps(self.result, indent=1) + '\n')
+        write_json(str(self.file), self.result)
 
     def run(self) -> None:
         """Everything."""
@@ -147,13 +213,51 @@ class Benchmark:
         self.keep(name, 'growth', value=value)
 
 
+def run_training(args: argparse.Namespace) -> None:
+    Benchmark(args).run()
+    print(f'see {write_report(args.out)}')
+
+
+def run_inference(args: argparse.Namespace) -> None:
+    setting = Setting(
+        config=args.config,
+        overrides=args.cfg_options or {},
+        shape=args.shape,
+        device=args.device,
+        half=args.half,
+    )
+    result = compare(
+        setting,
+        args.checkpoint,
+        # given twice is given once
+        list(dict.fromkeys(args.backend)),
+        list(dict.fromkeys(args.batch)),
+        args.rounds,
+        args.modules,
+        Console(stderr=True, log_path=False).log,
+    )
+    write_json(str(args.out / f'{setting.name}.json'), result)
+    page = write_report(args.out)
+    words = sys.stderr if args.json == '-' else sys.stdout
+    for table in inference_tables(result):
+        print(render(table), file=words)
+    print(f'see {page}', file=words)
+    if args.json:
+        write_json(args.json, result)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
+    run = dict(training=run_training, inference=run_inference)[args.command]
     with errors_in_one_line(args.debug):
-        benchmark = Benchmark(args)
-        benchmark.run()
-        print(f'see {write_report(args.out)}')
+        try:
+            run(args)
+        except BackendError as error:
+            if args.debug:
+                raise
+            sys.stderr.write(f'error: {error}\n')
+            raise SystemExit(2) from None
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

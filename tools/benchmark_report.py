@@ -1,8 +1,7 @@
-"""The results of the benchmarks as tables and a picture."""
+"""The results of the training benchmark as a table and a picture."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,48 +31,13 @@ GROWTH = {
 COLOURS = {'mmgfp': '#0072b2', 'reference': '#e69f00', 'kept': '#999999'}
 
 
-def write_report(out: Path) -> Path:
-    """Write the tables and pictures of all results in a folder.
+def training_section(result: Result, picture: str) -> str:
+    """Of the page.
 
     Args:
-        out (Path): Has ``training_cpu.json`` and the like.
-
-    Returns:
-        Path: The page, beside the folder.
+        result (Mapping): Of the training benchmark.
+        picture (str): Where it is, seen from the page.
     """
-    page = out.with_suffix('.md')
-    text = [_HEAD]
-    for file in sorted(out.glob('training_*.json')):
-        result = json.loads(file.read_text())
-        draw_training(result, file.with_suffix('.png'))
-        text.append(_training(result, f'{out.name}/{file.stem}.png'))
-    with complete(page) as partial:
-        Path(partial).write_text('\n'.join(text), encoding='utf-8')
-    return page
-
-
-_HEAD = """# Benchmarks
-
-Made by `python tools/benchmark.py training`. All numbers that are compared
-were measured in one process, in turn; given are medians and, in brackets, the
-least and the greatest of the rounds.
-
-- *reference's method*: the paper's code; inputs are stored by forward hooks,
-  products with the gradients made by backward hooks, a loop over the groups
-  ends each iteration.
-- *MMRazor's method*: all inputs and gradients are kept until the step ends.
-- *reading inputs and gradients once*: what scores cannot do without, as fast
-  as the machine reads its memory.
-- *pruning to half of the flops*: ten pruning steps, ten iterations each. If
-  time went with flops, the ratio would be the *mean share of the flops
-  meanwhile*.
-
-Both are small baselines in `tools/benchmark_baselines.py`, written from what
-the methods do.
-"""
-
-
-def _training(result: Result, picture: str) -> str:
     where = result['machine']
     names = [name for name in TITLES if name in result]
     lines = [
@@ -81,9 +45,9 @@ def _training(result: Result, picture: str) -> str:
         '',
         with_what(where),
         '',
-        _row('', *(TITLES[name] for name in names)),
-        _row('---', *['---:'] * len(names)),
-        _row(
+        row('', *(TITLES[name] for name in names)),
+        row('---', *['---:'] * len(names)),
+        row(
             'batch, images of pixels',
             *('{} of {}x{}'.format(*result[name]['input']) for name in names),
         ),
@@ -91,7 +55,7 @@ def _training(result: Result, picture: str) -> str:
     for kind, title in (('time', ''), ('mixed', ', mixed precision')):
         if any(kind in result[name] for name in names):
             lines.append(
-                _row(
+                row(
                     f'plain iteration, seconds{title}',
                     *(
                         f'{result[name][kind]["plain"]["seconds"]:.3f}'
@@ -100,14 +64,14 @@ def _training(result: Result, picture: str) -> str:
                 )
             )
             lines += [
-                _row(
+                row(
                     f'iteration with scores / plain{title}, {METHODS[method]}',
                     *(_spread(result[name][kind][method]) for name in names),
                 )
                 for method in METHODS
             ]
     lines += [
-        _row(
+        row(
             f'peak memory with scores / plain, {METHODS[method]}',
             *(_memory(result[name]['memory'], method) for name in names),
         )
@@ -134,7 +98,7 @@ def _training(result: Result, picture: str) -> str:
         'after': lambda r: f'{statistics.median(r["after"]):.3f}',
     }
     lines += [
-        _row(title, *(values[key](result[name]) for name in names))
+        row(title, *(values[key](result[name]) for name in names))
         for title, key in rows.items()
     ]
     lines += ['', f'![Ratios to plain training]({picture})', '']
@@ -148,18 +112,19 @@ def _growth_table(title: str, growth: Result) -> list[str]:
     lines = [
         f'How the cost of scores grows ({title}, small images):',
         '',
-        _row('', '', 'iteration with scores / plain'),
-        _row('---', '---:', '---:'),
+        row('', '', 'iteration with scores / plain'),
+        row('---', '---:', '---:'),
     ]
     for key, label in GROWTH.items():
         lines += [
-            _row(label, str(point['value']), _spread(point))
+            row(label, str(point['value']), _spread(point))
             for point in growth[key]
         ]
     return [*lines, '']
 
 
-def _row(*cells: str) -> str:
+def row(*cells: str) -> str:
+    """Of a table in Markdown."""
     return '| ' + ' | '.join(cells) + ' |'
 
 
