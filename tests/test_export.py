@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +12,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from digit_models import MODELS, SHAPE, Case, maker
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from stack import CLASSIFICATION, require
 from toy import ROOT, run_tool
 
 from mmgfp.adapt import build_model, load_model
-from mmgfp.artifacts import finetune_config
 from mmgfp.config import load_config
-from mmgfp.cost import record_calls
 from mmgfp.decoding import suppress
-from mmgfp.demo import demo_runner
 from mmgfp.export import (
     INPUT,
     example_images,
@@ -32,16 +29,11 @@ from mmgfp.export import (
     write_onnx,
 )
 from mmgfp.export_check import CheckError, batches_of, check_file
-from mmgfp.preparation import demo_groups
 from mmgfp.preprocessing import (
     Preprocessing,
     class_names,
     read_preprocessing,
 )
-from mmgfp.pruner import GroupFisherPruner
-from mmgfp.selection import Floor
-from mmgfp.structure import KEY
-from mmgfp.weights import vary_weights_
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -49,119 +41,12 @@ onnxruntime = pytest.importorskip('onnxruntime')
 sys.path.insert(0, str(ROOT / 'tools'))
 import export as tool  # noqa: E402
 
-QUICKSTART = ROOT / 'configs/quickstart'
-SHAPE = (64, 96)
-
-BACKBONE = 'backbone=dict(base_channels=8, init_cfg=None)'
-NECK = 'neck=dict(in_channels=[8, 16, 32, 64], out_channels=16)'
-DENSE = 'bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=2'
-REGIONS = (
-    'rpn_head=dict(in_channels=16, feat_channels=16), roi_head=dict('
-    'bbox_roi_extractor=dict(out_channels=16), '
-    'bbox_head=dict(in_channels=16, fc_out_channels=16))'
-)
-LOW = 'test_cfg=dict(score_thr=0.05, max_per_img=30)'
-
-# Overrides of the quickstart's models: smaller ones.
-MODELS = {
-    'retinanet': f'{BACKBONE}, {NECK}, {DENSE}), {LOW}',
-    'fcos': f'{BACKBONE}, {NECK}, {DENSE}, '
-    f'norm_cfg=dict(type="GN", num_groups=4)), {LOW}',
-    'faster_rcnn': f'{BACKBONE}, {NECK}, {REGIONS}, '
-    'test_cfg=dict(rpn=dict(max_per_img=40), '
-    'rcnn=dict(score_thr=0.05, max_per_img=30))',
-    'resnet': 'backbone=dict(base_channels=8), head=dict(in_channels=64)',
-}
 DETECTORS = sorted({*MODELS} - {'resnet'})
-LAST = ('retina_cls', 'conv_cls', 'rpn_cls', 'fc_cls')
-
-
-class Case:
-    """A small model with random weights in each of its three forms."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        # the quickstart's classifier inherits from MMPretrain's
-        require('mmpretrain' if name == 'resnet' else 'mmdet')
-        self.shape = (32, 32) if name == 'resnet' else SHAPE
-        depth = '18' if name == 'resnet' else '_r18'
-        base = QUICKSTART / f'{name}{depth}_digits.py'
-        self.config = folder / 'config.py'
-        self.config.write_text(
-            f'_base_ = {str(base)!r}\n'
-            "custom_imports = dict(imports=['mmgfp'])\n"
-            "dataset = dict(data_root='nowhere/')\n"
-            'test_dataloader = dict(dataset=dataset)\n'
-            f'model = dict({MODELS[name]})\n'
-        )
-        config = load_config(self.config)
-        model = build_model(config)
-        run = demo_runner(self.shape, 2)
-        vary_weights_(model, run)
-        spread_scores(model, run)
-        self.full = folder / 'full.pth'
-        torch.save(dict(state_dict=model.state_dict()), self.full)
-
-        groups = [g for g in demo_groups(model, self.shape) if not g.frozen]
-        calls = record_calls(model, lambda: run(model), 2)
-        pruner = GroupFisherPruner(
-            model, groups, calls, floor=Floor(min_ratio=0.5)
-        )
-        pruner.prune(lambda choices: False)
-        structure = pruner.structure(str(self.config), self.shape)
-        structure.save(folder / 'slim.json')
-        self.slim = folder / 'slim.pth'
-        torch.save(
-            {'state_dict': model.state_dict(), KEY: structure.to_dict()},
-            self.slim,
-        )
-        self.generated = folder / 'slim_finetune.py'
-        self.generated.write_text(
-            finetune_config(load_config(self.config), 'slim', {})
-        )
-
-    def pair(self, form: str) -> tuple[Path, Path]:
-        return {
-            'full': (self.config, self.full),
-            'slim': (self.config, self.slim),
-            'generated': (self.generated, self.slim),
-        }[form]
-
-
-def spread_scores(
-    model: torch.nn.Module, run: Callable[[torch.nn.Module], object]
-) -> None:
-    """Random weights give scores that are almost equal, or all 1."""
-
-    spread = {}
-
-    def measure(module, args, output):
-        # some are shared by levels; the first one counts
-        spread.setdefault(module, output.std())
-
-    handles = [
-        module.register_forward_hook(measure)
-        for name, module in model.named_modules()
-        if name.rpartition('.')[2] in LAST
-    ]
-    with torch.no_grad():
-        run(model)
-        for module, std in spread.items():
-            module.weight *= 2 / std
-            module.bias.fill_(-2)
-    for handle in handles:
-        handle.remove()
 
 
 @pytest.fixture(scope='module')
 def cases(tmp_path_factory):
-    made = {}
-
-    def get(name: str) -> Case:
-        if name not in made:
-            made[name] = Case(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return get
+    return maker(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope='module')

@@ -237,13 +237,12 @@ def run_inference(args: argparse.Namespace) -> None:
         Console(stderr=True, log_path=False).log,
     )
     write_json(str(args.out / f'{setting.name}.json'), result)
-    page = write_report(args.out)
     words = sys.stderr if args.json == '-' else sys.stdout
     for table in inference_tables(result):
         print(render(table), file=words)
-    print(f'see {page}', file=words)
     if args.json:
         write_json(args.json, result)
+    print(f'see {write_report(args.out)}', file=words)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -71,8 +71,8 @@ _INFERENCE = """`python tools/benchmark.py inference CONFIG CHECKPOINT ...`:
 - *eager* is PyTorch as it is, *compile* `torch.compile`, *onnxruntime* the
   exported file in ONNX Runtime, with as many threads as PyTorch.
 - *ratio*: to the first network in the same round.
-- *eager MB*: peak of an eager forward in a process of its own; on a CPU all that
-  is resident, Python and its libraries too, on a GPU the tensors.
+- *eager MB*: peak of an eager forward in a process of its own; on a CPU all
+  that is resident, Python and its libraries too, on a GPU the tensors.
 - Cost is that of one image of the size that is timed; two-stage detectors
   are counted with 512 proposals, but timed with those of their config.
 """
