@@ -415,9 +415,13 @@ class Progress:
         self._say()
 
     def ran(self, images: int) -> None:
-        """A network has run; said every ten seconds."""
+        """A network has run."""
         self._done += images
         self._images -= images
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Say it again if ten seconds have passed."""
         if time.monotonic() > self._told + 10:
             self._say()
 
@@ -466,10 +470,10 @@ class Comparison:
         self.progress.begin(f'{backend}, batches of {batch}')
         if backend == 'compile':
             _forget_compiled(len(self.subjects))
-        runs = {
-            name: prepare(backend, subject, batch, self.setting)
-            for name, subject in self.subjects.items()
-        }
+        runs = {}
+        for name, subject in self.subjects.items():
+            runs[name] = prepare(backend, subject, batch, self.setting)
+            self.progress.go_on()  # compiling takes long
 
         def measure(name: str) -> float:
             taken = seconds_of(runs[name], self.clock)
