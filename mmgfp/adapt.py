@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import load_plain_checkpoint
 from .structure import KEY, Structure
@@ -121,6 +122,24 @@ def library(model: nn.Module) -> str:
         if package in LIBRARIES:
             return package
     return ''
+
+
+def best_apart(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
+    """Boxes without those that overlap a better one, as MMDetection does it.
+
+    Args:
+        boxes (Tensor): (B, 4).
+        scores (Tensor): (B,).
+        limit (float): Intersection over union from which boxes overlap.
+
+    Returns:
+        Tensor: (K,), their indices, best first.
+    """
+    from mmcv.ops import nms
+
+    if not len(boxes):
+        return scores.new_zeros(0, dtype=torch.long)
+    return nms(boxes.contiguous(), scores.contiguous(), limit)[1]
 
 
 def input_shape(config: Config) -> tuple[int, int]:

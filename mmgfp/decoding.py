@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapt import best_apart
+
 # Methods that :class:`OneStage` and :class:`TwoStage` stand in for, and the
 # class that they must come from.
 _ONE_STAGE = {
@@ -494,14 +496,14 @@ class _Suppression(torch.autograd.Function):
             # What is done here would be traced as well; nothing after it
             # depends on the values.
             return torch.zeros(1, 3, dtype=torch.long)
-        chosen = [
-            (image, 0, index)
-            for image in range(len(boxes))
-            for index in _greedy(
-                boxes[image], scores[image, 0].clone(), count, limit
-            )
-        ]
-        return torch.tensor(chosen, dtype=torch.long).reshape(-1, 3)
+        chosen = []
+        for image, (places, (found,)) in enumerate(zip(boxes, scores)):
+            there = (found > 0).nonzero().squeeze(1)
+            index = there[best_apart(places[there], found[there], limit)]
+            index = index[:count]
+            zero = torch.zeros_like(index)
+            chosen.append(torch.stack([zero + image, zero, index], 1))
+        return torch.cat(chosen)
 
     @staticmethod
     def symbolic(
@@ -518,23 +520,6 @@ class _Suppression(torch.autograd.Function):
             constant(limit, torch.float32),
             constant(0, torch.float32),
         )
-
-
-def _greedy(
-    boxes: Tensor, scores: Tensor, count: int, limit: float
-) -> list[int]:
-    """Best box first, without those that overlap one chosen before."""
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    chosen: list[int] = []
-    while len(chosen) < count and scores.max() > 0:
-        best = int(scores.argmax())
-        chosen.append(best)
-        low = torch.maximum(boxes[:, :2], boxes[best, :2])
-        high = torch.minimum(boxes[:, 2:], boxes[best, 2:])
-        common = (high - low).clamp(min=0).prod(1)
-        scores[common > limit * (areas + areas[best] - common)] = -1
-        scores[best] = -1
-    return chosen
 
 
 def _extract(

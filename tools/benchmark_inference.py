@@ -114,9 +114,10 @@ def load(setting: Setting, checkpoint: str, name: str) -> Subject:
     config.merge_from_dict(dict(setting.overrides))
     model = load_model(config, checkpoint)
     facts = read_preprocessing(config, model, setting.shape)
+    model.to(setting.device)  # some run on a GPU only
     run = cost_runner(facts.input_size)
     cost = count_cost(model, record_calls(model, lambda: run(model)))['']
-    return Subject(name, checkpoint, model.to(setting.device), facts, cost)
+    return Subject(name, checkpoint, model, facts, cost)
 
 
 def names_of(checkpoints: Sequence[str]) -> list[str]:

@@ -161,7 +161,10 @@ def draw_inference(result: Result, path: Path) -> None:
     """Time per image against flops and acts, a line per backend and batch."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5.5), layout='constrained')
+    # names stand aslant above and beside the panels
+    room = 0.045 * max(map(len, result['networks']))
+    size = (9 + 2 * room, 5 + room)
+    figure = Figure(figsize=size, layout='constrained')
     panels = figure.subplots(1, 2, sharey=True)
     for axes, metric in zip(panels, ('flops', 'acts')):
         _draw_panel(axes, result, metric)
@@ -172,11 +175,10 @@ def draw_inference(result: Result, path: Path) -> None:
         f'{result["machine"]["device"]}',
         fontsize=11,
     )
-    handles = panels[0].get_lines()[: len(result['times'])]
     figure.legend(
-        handles=handles,
+        handles=panels[0].get_lines()[: len(result['times'])],
         loc='outside lower center',
-        ncols=min(4, len(handles)),
+        ncols=len({timing['backend'] for timing in result['times']}),
         frameon=False,
     )
     with complete(path) as partial:

@@ -22,6 +22,7 @@ def in_own_process(function: Callable, *args: Any) -> Any:
     # that takes time, so processes that are timed must not inherit it
     key = 'MALLOC_MMAP_THRESHOLD_'
     before = os.environ.get(key)
+    torch.cuda.empty_cache()  # what is only kept in reserve is of use there
     os.environ[key] = str(1 << 16)
     try:
         with multiprocessing.get_context('spawn').Pool(1) as pool:
