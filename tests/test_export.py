@@ -406,7 +406,7 @@ def test_bad_input(cases, tmp_path, capsys):
     text = refused(capsys, *good, '--check', '--images', tmp_path / 'gone')
     assert 'error: there is no folder' in text
     text = refused(capsys, *good, '--shape', 0, 32)
-    assert 'error: the input has no size (0, 32)' in text
+    assert "--shape: '0': expected a whole number from 1" in text
     text = refused(capsys, case.config, 'gone.pth', *good[2:])
     assert 'gone.pth does not exist' in text
     text = refused(capsys, *good, '--decode')
