@@ -528,6 +528,7 @@ def test_command(cases, tmp_path, capsys, quick):
         for found in part['networks'].values():
             assert list(found) == ['backbone', 'neck', 'head', 'rest']
             assert all(0 <= share < 1 for share in found.values())
+            assert sum(found.values()) == pytest.approx(1)
 
 
 def refused(capsys, *options: object) -> str:

@@ -507,13 +507,7 @@ class Comparison:
             )
 
         found = in_turn(measure, list(runs), self.rounds, WARMUP)
-        networks = {
-            name: {
-                top: spread([one[top] for one in taken])['median']
-                for top in taken[0]
-            }
-            for name, taken in found.items()
-        }
+        networks = {name: _typical(taken) for name, taken in found.items()}
         return dict(batch=batch, networks=networks)
 
     def memory(self, name: str) -> dict[str, float]:
@@ -523,6 +517,15 @@ class Comparison:
         found = in_own_process(_peaks, self.setting, checkpoint, self.batches)
         self.progress.ended()
         return found
+
+
+def _typical(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Median shares, with a sum of 1."""
+    medians = {
+        key: spread([one[key] for one in rounds])['median']
+        for key in rounds[0]
+    }
+    return {key: n / sum(medians.values()) for key, n in medians.items()}
 
 
 def _peaks(
