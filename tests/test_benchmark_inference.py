@@ -26,6 +26,8 @@ pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
 sys.path.insert(0, str(ROOT / 'tools'))
+import benchmark_backends as backends
+import benchmark_clocks as clocks
 import benchmark_inference as tool
 from benchmark import main
 from benchmark_inference_report import (
@@ -65,8 +67,12 @@ class Clock:
         return ended - began
 
 
-def setting_of(case, form: str = 'full', half: bool = False) -> tool.Setting:
-    return tool.Setting(str(case.pair(form)[0]), {}, case.shape, 'cpu', half)
+def setting_of(
+    case, form: str = 'full', half: bool = False
+) -> backends.Setting:
+    return backends.Setting(
+        str(case.pair(form)[0]), {}, case.shape, 'cpu', half
+    )
 
 
 # -- turns -------------------------------------------------------------------
@@ -107,7 +113,9 @@ def comparison(monkeypatch):
         return run
 
     monkeypatch.setattr(tool, 'prepare', prepare)
-    subjects = [tool.Subject(n, '', nn.Identity(), None, {}) for n in taken]
+    subjects = [
+        backends.Subject(n, '', nn.Identity(), None, {}) for n in taken
+    ]
     said = []
     progress = tool.Progress(said.append, 4 * 2 * (3 + tool.WARMUP), 2)
     return tool.Comparison(None, subjects, [4], 3, progress, clock), said
@@ -173,7 +181,7 @@ def test_events_of_a_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, 'Event', Event)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda: log.append('idle'))
-    taken = tool.seconds_of(lambda: log.append('run'), tool.GpuClock())
+    taken = clocks.seconds_of(lambda: log.append('run'), clocks.GpuClock())
     assert taken == 1.5
     assert log == (
         'idle made record%0 run made record%1 wait%1'.replace(' ', ';')
@@ -183,15 +191,15 @@ def test_events_of_a_gpu(monkeypatch):
 
 
 def test_names():
-    assert tool.names_of(['a/x.pth', 'a/flops_0.50.pth']) == [
+    assert backends.names_of(['a/x.pth', 'a/flops_0.50.pth']) == [
         'x',
         'flops_0.50',
     ]
-    assert tool.names_of(['a/x.pth', 'b/x.pth']) == ['a/x', 'b/x']
-    assert tool.names_of(['c/a/x.pth', 'c/b/x.pth', 'y.pth']) == [
+    assert backends.names_of(['a/x.pth', 'b/x.pth']) == ['a/x', 'b/x']
+    assert backends.names_of(['c/a/x.pth', 'c/b/x.pth', 'y.pth']) == [
         *('a/x', 'b/x', 'y')
     ]
-    assert tool.names_of(['a/x.pth'] * 2) == ['x', 'x (2)']
+    assert backends.names_of(['a/x.pth'] * 2) == ['x', 'x (2)']
 
 
 # -- modules -----------------------------------------------------------------
@@ -236,10 +244,10 @@ class Model(nn.Module):
 def test_shares_of_modules():
     clock = Clock()
     model = Model(clock)
-    names = tool.entrances(model, model)
+    names = clocks.entrances(model, model)
     # the shared layer has the name that it was given first
     assert names == ['backbone', 'neck', 'head.first', 'neck.inner.0']
-    found = tool.module_shares(model, names, model, clock)
+    found = clocks.module_shares(model, names, model, clock)
     expected = dict(backbone=8, neck=2 + 1, head=6, rest=2)
     assert found == pytest.approx({k: n / 19 for k, n in expected.items()})
     assert list(found) == ['backbone', 'neck', 'head', 'rest']
@@ -250,10 +258,10 @@ def test_shares_of_modules():
 def test_a_detector_is_entered_where_it_is_run(cases):
     case = cases('retinanet')
     setting = setting_of(case)
-    subject = tool.load(setting, str(case.full), 'full')
+    subject = backends.load(setting, str(case.full), 'full')
     with torch.no_grad():
-        network, images = tool.raw_network(subject, 1, setting)
-        names = tool.entrances(network.model, lambda: network(images))
+        network, images = backends.raw_network(subject, 1, setting)
+        names = clocks.entrances(network.model, lambda: network(images))
     tops = list(dict.fromkeys(name.partition('.')[0] for name in names))
     assert tops == ['backbone', 'neck', 'bbox_head']
 
@@ -279,16 +287,16 @@ def test_backends_agree(cases, monkeypatch, name, backend):
     )
     case = cases(name)
     setting = setting_of(case, 'slim')
-    subject = tool.load(setting, str(case.slim), 'slim')
+    subject = backends.load(setting, str(case.slim), 'slim')
     with torch.no_grad():
-        wanted = tool.prepare('eager', subject, 2, setting)()
-        found = tool.prepare(backend, subject, 2, setting)()
+        wanted = backends.prepare('eager', subject, 2, setting)()
+        found = backends.prepare(backend, subject, 2, setting)()
     assert len(found) == len(wanted) > 0
     for a, b in zip(found, wanted):
         a = torch.from_numpy(a) if isinstance(a, np.ndarray) else a
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     size = (2, 3, *case.shape)
-    assert tool.raw_network(subject, 2, setting)[1].shape == size
+    assert backends.raw_network(subject, 2, setting)[1].shape == size
 
 
 def test_many_networks_are_all_compiled(cases, monkeypatch):
@@ -308,7 +316,7 @@ def test_many_networks_are_all_compiled(cases, monkeypatch):
     monkeypatch.setattr(_dynamo.config, 'cache_size_limit', 1)
     case = cases('resnet')
     subjects = [
-        tool.load(setting_of(case, form), str(case.pair(form)[1]), form)
+        backends.load(setting_of(case, form), str(case.pair(form)[1]), form)
         for form in ('full', 'slim')
     ]
     progress = tool.Progress(lambda text: None, 100, 0)
@@ -327,16 +335,16 @@ def test_many_networks_are_all_compiled(cases, monkeypatch):
 def test_half_precision(cases, backend):
     case = cases('resnet')
     setting = setting_of(case, half=True)
-    subject = tool.load(setting, str(case.full), 'full')
+    subject = backends.load(setting, str(case.full), 'full')
     with torch.no_grad():
-        wanted = tool.prepare('eager', subject, 2, setting_of(case))()
-        found = tool.prepare(backend, subject, 2, setting)()
+        wanted = backends.prepare('eager', subject, 2, setting_of(case))()
+        found = backends.prepare(backend, subject, 2, setting)()
     torch.testing.assert_close(
         torch.as_tensor(found[0]).float(), wanted[0], atol=0.02, rtol=0
     )
     assert next(subject.model.parameters()).dtype == torch.float32
-    network, images = tool.raw_network(subject, 2, setting)
-    network, images = tool.in_precision(network, images, True)
+    network, images = backends.raw_network(subject, 2, setting)
+    network, images = backends.in_precision(network, images, True)
     assert images.dtype == next(network.parameters()).dtype == torch.float16
 
 
@@ -349,7 +357,7 @@ def test_memory_is_that_of_another_process(cases):
     case = cases('resnet')
     progress = tool.Progress(lambda text: None, 1, 1)
     setting = setting_of(case, 'slim')
-    subject = tool.load(setting, str(case.slim), 'slim')
+    subject = backends.load(setting, str(case.slim), 'slim')
     comparison = tool.Comparison(setting, [subject], [1], 1, progress, Clock())
     found = comparison.memory('slim')
     assert list(found) == ['1']
@@ -560,7 +568,7 @@ def test_no_compiler(cases, capsys, monkeypatch):
     assert text == (
         'error: torch.compile does not work here: RuntimeError: no compiler'
     )
-    with pytest.raises(tool.BackendError):
+    with pytest.raises(backends.BackendError):
         main(
             [
                 *('inference', str(case.config), str(case.full)),
@@ -573,7 +581,7 @@ def test_a_network_that_a_backend_does_not_run(cases, capsys, monkeypatch):
     def broken(*args, **kwargs):
         raise ValueError('such an operation')
 
-    monkeypatch.setattr(tool, 'write_onnx', broken)
+    monkeypatch.setattr(backends, 'write_onnx', broken)
     case = cases('resnet')
     options = ('--backend', 'onnxruntime', '--shape', 32, 32)
     text = refused(capsys, case.config, case.full, *options)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_inference import BACKENDS, BackendError, Setting, compare
+from benchmark_backends import BACKENDS, BackendError, Setting
+from benchmark_inference import compare
 from benchmark_inference_report import inference_tables
 from benchmark_page import write_report
 from benchmark_training import (

@@ -1,0 +1,246 @@
+"""Networks that share a config, and what runs them.
+
+What is run is the raw forward, from normalised images to what the heads put
+out (:func:`mmgfp.export.make_network`): no reading of pictures, no boxes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmgfp.adapt import load_model
+from mmgfp.config import load_config
+from mmgfp.cost import count_cost, record_calls
+from mmgfp.demo import cost_runner
+from mmgfp.errors import type_and_line
+from mmgfp.export import (
+    INPUT,
+    check_provider,
+    example_images,
+    make_network,
+    metadata,
+    open_session,
+    write_onnx,
+)
+from mmgfp.preprocessing import Preprocessing, read_preprocessing
+
+Run = Callable[[], Any]
+
+BACKENDS = ('eager', 'compile', 'onnxruntime')
+PROVIDERS = dict(cpu='CPUExecutionProvider', cuda='CUDAExecutionProvider')
+
+
+class BackendError(Exception):
+    """A backend cannot run a network here."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all networks have in common.
+
+    Attributes:
+        config (str): Path or short form.
+        overrides (Mapping): Settings of the config that are replaced.
+        shape (Sequence[int], optional): (H, W) instead of the config's.
+        device (str): ``'cpu'`` or ``'cuda'``.
+        half (bool): Whether weights and images are in half precision.
+    """
+
+    config: str
+    overrides: Mapping[str, Any]
+    shape: Sequence[int] | None
+    device: str
+    half: bool
+
+    @property
+    def name(self) -> str:
+        """Of the files that results are written to."""
+        precision = '_half' if self.half else ''
+        return f'inference_{Path(self.config).stem}{precision}_{self.device}'
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that is measured.
+
+    Attributes:
+        name (str): For people.
+        checkpoint (str): Its weights.
+        model (nn.Module): In single precision, in eval mode, on the device.
+        preprocessing (Preprocessing): Tells the size of its images.
+        cost (Mapping): ``{'flops', 'params', 'acts'}`` per image.
+    """
+
+    name: str
+    checkpoint: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    cost: Mapping[str, float]
+
+
+def load(setting: Setting, checkpoint: str, name: str) -> Subject:
+    """Build a network of the config and load its weights, slim ones too.
+
+    Raises:
+        ValueError: If they do not fit the config.
+    """
+    # MMDetection's places of predictions call it in the old way
+    warnings.filterwarnings('ignore', 'torch.meshgrid')
+    config = load_config(setting.config)
+    config.merge_from_dict(dict(setting.overrides))
+    model = load_model(config, checkpoint)
+    facts = read_preprocessing(config, model, setting.shape)
+    model.to(setting.device)  # some run on a GPU only
+    run = cost_runner(facts.input_size)
+    cost = count_cost(model, record_calls(model, lambda: run(model)))['']
+    return Subject(name, checkpoint, model, facts, cost)
+
+
+def names_of(checkpoints: Sequence[str]) -> list[str]:
+    """Names for people: of the files, and of folders where those are alike.
+
+    A checkpoint may be given twice, which tells how much chance there is.
+    """
+    parts = [Path(c).with_suffix('').parts for c in checkpoints]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [
+        f'{name} ({count})' if count > 1 else name
+        for name, count in zip(names, counts)
+    ]
+
+
+def check_backends(backends: Sequence[str], device: str) -> None:
+    """Complain, before anything takes long, about what cannot run here.
+
+    Raises:
+        BackendError: If PyTorch cannot compile.
+        ValueError: If ONNX Runtime is missing, or its part for GPUs.
+    """
+    if 'onnxruntime' in backends:
+        check_provider(PROVIDERS[device])
+    if 'compile' in backends:
+        try:
+            torch.compile(nn.ReLU())(torch.ones(2, device=device))
+        except Exception as error:  # of a compiler, if there is one
+            raise BackendError(
+                f'torch.compile does not work here: {_words(error)}'
+            ) from error
+
+
+def prepare(
+    backend: str, subject: Subject, batch: int, setting: Setting
+) -> Run:
+    """What runs a forward once; it has run already.
+
+    Args:
+        backend (str): One of :data:`BACKENDS`.
+        subject (Subject): The network.
+        batch (int): Images in a batch.
+        setting (Setting): Device and precision.
+
+    Raises:
+        BackendError: If the backend does not run the network.
+        ValueError: If the model has no raw forward.
+    """
+    network, images = raw_network(subject, batch, setting)
+    try:
+        if backend == 'onnxruntime':
+            run = _onnx_run(network, images, subject, setting)
+        else:
+            network, images = in_precision(network, images, setting.half)
+            if backend == 'compile':
+                # sizes that vary would make slower code for all but the first
+                network = torch.compile(network, dynamic=False)
+            run = forward(network, images)
+        run()
+    except Exception as error:  # any code of any model and backend
+        raise BackendError(
+            f'{backend} does not run {subject.name} on a batch of {batch}: '
+            f'{_words(error)}'
+        ) from error
+    return run
+
+
+def raw_network(
+    subject: Subject, batch: int, setting: Setting
+) -> tuple[Any, Tensor]:
+    """The network that is timed, and images (N, C, H, W) for it."""
+    images = example_images(subject.preprocessing, batch).to(setting.device)
+    network = make_network(subject.model, images, dynamic=False, decode=False)
+    return network, images
+
+
+def in_precision(
+    network: Any, images: Tensor, half: bool
+) -> tuple[Any, Tensor]:
+    """Both in half precision, or as they are."""
+    if not half:
+        return network, images
+    return copy.deepcopy(network).half(), images.half()
+
+
+def forward(network: Callable, images: Tensor) -> Run:
+    """What runs a network once."""
+    return lambda: network(images)
+
+
+def _onnx_run(
+    network: Any, images: Tensor, subject: Subject, setting: Setting
+) -> Run:
+    model, half = subject.model, setting.half
+    facts = metadata(network, model, subject.preprocessing, [], half)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, 'model.onnx')
+        write_onnx(network, images, path, facts, half=half)
+        session = open_session(path, PROVIDERS[setting.device])
+    given = images.half() if half else images
+    if setting.device == 'cpu':
+        arrays = {INPUT: given.numpy()}
+        return lambda: session.run(None, arrays)
+
+    # images and outputs stay on the GPU, as PyTorch's do
+    binding = session.io_binding()
+    kind = given.cpu().numpy().dtype
+    binding.bind_input(
+        *(INPUT, 'cuda', 0, kind, tuple(given.shape), given.data_ptr())
+    )
+    for output in session.get_outputs():
+        binding.bind_output(output.name, 'cuda')
+
+    def run(images: Tensor = given) -> Any:  # which must live on
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return binding.get_outputs()
+
+    return run
+
+
+def forget_compiled(networks: int) -> None:
+    """Before several networks of the same code are compiled.
+
+    Compiled code is kept by the code that it was made from. Where there is
+    more of it than allowed, PyTorch goes on without compiling.
+    """
+    from torch import _dynamo
+
+    _dynamo.reset()
+    config = _dynamo.config
+    config.cache_size_limit = max(config.cache_size_limit, networks + 1)
+
+
+def _words(error: Exception) -> str:
+    """What went wrong inside of the compiler, if it was there."""
+    return type_and_line(getattr(error, 'inner_exception', error))
