@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mmengine import dist
@@ -361,13 +361,18 @@ class FisherPruningHook(Hook):
         if not dist.is_main_process():
             return
         assert self.pruner is not None
+        assert self.pruner.last_step is not None  # saving follows a step
         stem = f'{self.schedule.metric}_{share:.2f}'
         path = save_ratio(
-            runner, self._current_structure(runner), stem, self.finetune
+            runner,
+            self._current_structure(runner),
+            replace(self.pruner.last_step, iteration=runner.iter + 1),
+            stem,
+            self.finetune,
         )
         runner.logger.info(
             f'saved {path}, at {self.pruner.ratio(self.schedule.metric):.3f}, '
-            'with its structure, fine-tuning config and picture'
+            'with its structure, scores, fine-tuning config and picture'
         )
 
     def _current_structure(self, runner: Runner) -> Structure:

@@ -177,7 +177,7 @@ def read_preprocessing(
     Raises:
         ValueError: If a side is not positive.
     """
-    steps = _test_pipeline(config)
+    steps = test_pipeline(config)
     last = {
         str(step.get('type', '')).rpartition('.')[2]: step for step in steps
     }
@@ -257,7 +257,8 @@ def _test_dataset(config: Config) -> Mapping[str, Any]:
     return {}
 
 
-def _test_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
+def test_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
+    """Steps that prepare the config's test images; empty if it has none."""
     return _test_dataset(config).get('pipeline') or ()
 
 

@@ -1,0 +1,148 @@
+"""The networks of a pruning run - baseline, saved, fine-tuned - and how well
+each did, as far as MMEngine's files around its work dir tell.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .run_files import (
+    Evaluation,
+    Run,
+    SavedRatio,
+    baseline_of,
+    begins_with,
+    join_scalars,
+    last_checkpoint,
+    read_runs,
+    runs_around,
+    saved_ratios,
+    validations,
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network that the run began with, saved, or led to.
+
+    Attributes:
+        name (str): 'baseline', 'flops_0.50' or 'flops_0.50 fine-tuned'.
+        ratio (SavedRatio | None): Has its cost; None for the baseline.
+        checkpoint (str): Path or address of its weights; '' if not known.
+        evaluations (Sequence[Evaluation]): In order; tests come last.
+    """
+
+    name: str
+    ratio: SavedRatio | None
+    checkpoint: str
+    evaluations: Sequence[Evaluation]
+
+    def accuracy(self, metric: str) -> Evaluation | None:
+        """The last evaluation that has a metric: a test if there is one."""
+        known = [e for e in self.evaluations if metric in e.metrics]
+        return known[-1] if known else None
+
+
+@dataclass(frozen=True)
+class PruningRun:
+    """What is known of a pruning run.
+
+    Attributes:
+        work_dir (Path): Its folder.
+        config (Path | None): The config as MMEngine wrote it down.
+        ratios (Sequence[SavedRatio]): From large to small.
+        records (Sequence[Mapping]): Scalars of the training, in order.
+        evaluations (Sequence[Evaluation]): Validations while it pruned.
+        networks (Sequence[Network]): The baseline first.
+    """
+
+    work_dir: Path
+    config: Path | None
+    ratios: Sequence[SavedRatio]
+    records: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Evaluation]
+    networks: Sequence[Network]
+
+    @property
+    def metric(self) -> str:
+        """The accuracy to show: the first that was told; '' for none."""
+        for evaluation in self.all_evaluations():
+            return next(iter(evaluation.metrics))
+        return ''
+
+    def all_evaluations(self) -> Iterator[Evaluation]:
+        """Those of every network, and those while it pruned."""
+        for network in self.networks:
+            yield from network.evaluations
+        yield from self.evaluations
+
+
+def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
+    """Collect what a pruning run left.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no structure in it.
+        ValueError: If one of its files is damaged.
+    """
+    ratios = saved_ratios(work_dir)
+    folder = Path(work_dir)
+    own = read_runs(folder)
+    records = join_scalars(own)
+    around = list(runs_around(folder))
+    baseline = baseline_of(own)
+    networks = [
+        Network('baseline', None, baseline, _tests(around, [baseline]))
+    ]
+    for ratio in ratios:
+        path = str(ratio.checkpoint)
+        networks.append(
+            Network(ratio.stem, ratio, path, _tests(around, [path]))
+        )
+        networks += _finetuned(ratio, around, folder)
+    trainings = [run.folder / 'vis_data' / 'config.py' for run in own if run.trained]
+    return PruningRun(
+        folder,
+        next((path for path in trainings[::-1] if path.is_file()), None),
+        ratios,
+        records,
+        validations(records, folder),
+        networks,
+    )
+
+
+def _tests(runs: Sequence[Run], checkpoints: Sequence[str]) -> list[Evaluation]:
+    """Tests of some checkpoints, by time."""
+    return [
+        Evaluation('test', Path(checkpoint).name, run.tested, run.folder, {})
+        for run in sorted(runs, key=lambda run: run.folder.name)
+        for checkpoint in checkpoints
+        if checkpoint and run.tested and begins_with(run, checkpoint)
+    ]
+
+
+def _finetuned(
+    ratio: SavedRatio, around: Sequence[Run], work_dir: Path
+) -> Iterator[Network]:
+    """Trainings that began with a saved ratio and pruned no further."""
+    folders = {
+        run.folder.parent: None
+        for run in around
+        if run.trained
+        and begins_with(run, ratio.checkpoint)
+        and not any('channels_pruned' in record for record in run.records)
+    }
+    for number, folder in enumerate(folders):
+        found = validations(join_scalars(read_runs(folder)), folder)
+        weights = sorted(str(path) for path in folder.glob('*.pth'))
+        found += _tests(around, weights)
+        name = f'{ratio.stem} fine-tuned'
+        yield Network(
+            f'{name} ({folder.name})' if number else name,
+            ratio,
+            str(last_checkpoint(folder) or ''),
+            [replace(e, shares={}) for e in found],
+        )
