@@ -2,7 +2,8 @@
 
 ``flops_0.50.pth`` (slim checkpoint), ``flops_0.50.json`` (structure),
 ``flops_0.50_finetune.py`` (ready config), ``flops_0.50_scores.json`` (scores
-of the step that reached it) and ``flops_0.50.png`` (picture). Each appears under its name only when it is complete.
+of the step that reached it) and ``flops_0.50.png`` (picture). Each appears
+under its name only when it is complete.
 """
 
 from __future__ import annotations

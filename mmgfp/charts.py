@@ -20,7 +20,7 @@ from .figures import (
     new_figure,
     save_figure,
 )
-from .scores import GroupScores, StepScores
+from .scores import StepScores
 
 _DASHES = ('-', '--', '-.')
 

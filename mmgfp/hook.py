@@ -14,6 +14,7 @@ from mmengine.runner import BaseLoop, Runner
 from .adapt import input_shape as config_shape
 from .adapt import unwrap
 from .arguments import (
+    flag,
     one_of,
     read_cut_to,
     read_floor,
@@ -25,6 +26,7 @@ from .arguments import (
     refuse_unknown,
 )
 from .artifacts import save_ratio
+from .errors import type_and_line
 from .groups import ChannelGroup
 from .guard import StepGuard
 from .preparation import (
@@ -38,6 +40,7 @@ from .progress import Progress, Tally
 from .pruner import GroupFisherPruner, Normalizer
 from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
+from .report import write_report
 from .runner_state import (
     accumulation,
     averaged_models,
@@ -98,6 +101,8 @@ class FisherPruningHook(Hook):
             Defaults to that of the test pipeline.
         finetune (dict, optional): Overrides for the fine-tuning config
             written with every saved ratio.
+        report (bool): Whether to write a page about the run, 'report.html',
+            when training ends. Defaults to False.
 
     Raises:
         ValueError: If an argument has an impossible value.
@@ -123,6 +128,7 @@ class FisherPruningHook(Hook):
         ignore: Sequence[str] = (),
         input_shape: Sequence[int] | None = None,
         finetune: Mapping[str, Any] | None = None,
+        report: bool = False,
         **unknown: Any,
     ) -> None:
         known = list(inspect.signature(type(self)).parameters)[:-1]
@@ -130,6 +136,7 @@ class FisherPruningHook(Hook):
         one_of('normalize_by', normalize_by, ('acts', 'flops', 'none'))
         one_of('scope', scope, ('all', 'internal'))
         one_of('after_target', after_target, ('stop', 'train'))
+        flag('report', report)
         self.schedule = read_schedule(
             target, interval, channels_per_step, prune_share
         )
@@ -142,6 +149,7 @@ class FisherPruningHook(Hook):
         self.ignore = read_ignore(ignore)
         self.input_shape = read_shape(input_shape)
         self.finetune = read_overrides(finetune)
+        self.report = report
 
         self.pruner: GroupFisherPruner | None = None
         self._guard: StepGuard | None = None  # while pruning
@@ -342,11 +350,16 @@ class FisherPruningHook(Hook):
             self._guard = None
 
     def after_train(self, runner: Runner) -> None:
-        """Say so if training was too short."""
-        if self._guard is None or self.pruner is None:
-            return
-        self._settle(runner)
-        self._stop_observing()
+        """Say so if training was too short; write the report."""
+        if self._guard is not None and self.pruner is not None:
+            self._settle(runner)
+            self._stop_observing()
+            self._tell_of_missed_target(runner)
+        if self.report and dist.is_main_process():
+            self._report(runner)
+
+    def _tell_of_missed_target(self, runner: Runner) -> None:
+        assert self.pruner is not None
         metric, target = self.schedule.metric, self.schedule.target
         runner.logger.warning(
             f'training has ended with {metric} at '
@@ -354,6 +367,17 @@ class FisherPruningHook(Hook):
             "reached: use channels_per_step='auto' or a larger number, a "
             'smaller interval or more epochs'
         )
+
+    def _report(self, runner: Runner) -> None:
+        # it runs models and pipelines of others; the training has succeeded
+        try:
+            path = write_report(runner.work_dir)
+        except Exception as error:
+            runner.logger.warning(
+                f'the report was not written: {type_and_line(error)}'
+            )
+        else:
+            runner.logger.info(f'saved {path}')
 
     # -- checkpoints ------------------------------------------------------
 

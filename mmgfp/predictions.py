@@ -20,7 +20,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from torch import nn
 
 from .figures import CYCLE, new_figure, save_figure
-from .preprocessing import read_picture, test_pipeline
+from .preprocessing import image_pipeline, read_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +55,19 @@ def predict(
     """
     steps = [
         step
-        for step in test_pipeline(config)
+        for step in image_pipeline(config)
         if 'Annotations' not in str(step.get('type'))
     ]
     if not steps:
         raise ValueError('the config has no test pipeline for pictures')
     pipeline = Compose(steps)
     model.eval()
+    test_step: Any = model.test_step
     found = []
     for path in paths:
         data = pipeline(dict(img_path=path, img_id=0))
         with torch.no_grad():
-            (sample,) = model.test_step(pseudo_collate([data]))
+            (sample,) = test_step(pseudo_collate([data]))
         found.append(_prediction(sample))
     return found
 
@@ -111,9 +112,9 @@ def draw_predictions(
     """
     pixels = read_picture(picture)[..., ::-1]
     height, width = pixels.shape[:2]
-    side = 3.6  # inches
+    side = 2.8  # inches
     figure = new_figure(
-        side * len(predictions), 0.5 + side * min(2.0, height / width)
+        side * len(predictions), 0.35 + side * min(2.0, height / width)
     )
     for axes, (name, prediction) in zip(
         figure.subplots(1, len(predictions), squeeze=False)[0],
@@ -121,12 +122,12 @@ def draw_predictions(
     ):
         axes.imshow(pixels)
         axes.axis('off')
-        axes.set_title(name, fontsize=11, loc='left')
+        axes.set_title(name, fontsize=9, loc='left')
         if prediction.boxes is None:
             label, score = prediction.labels[0], prediction.scores[0]
             axes.set_title(
                 f'{name}: {class_name(classes, label)} {score:.2f}',
-                fontsize=11,
+                fontsize=9,
                 loc='left',
             )
         else:

@@ -245,14 +245,18 @@ def validations(
         records (Sequence[Mapping]): See :func:`join_scalars`.
         place (Path): The work dir.
     """
-    found, shares, step = [], {}, 0
+    found: list[Evaluation] = []
+    shares: dict[str, float] = {}
+    step = 0
     for record in records:
         if 'iter' in record:
             shares = {m: record[m] for m in METRICS if m in record}
             step = record['step']
         elif metrics := _metrics(record):
             when = f'after iteration {step}'
-            found.append(Evaluation('validation', when, metrics, place, shares))
+            found.append(
+                Evaluation('validation', when, metrics, place, shares)
+            )
     return found
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,9 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
             Network(ratio.stem, ratio, path, _tests(around, [path]))
         )
         networks += _finetuned(ratio, around, folder)
-    trainings = [run.folder / 'vis_data' / 'config.py' for run in own if run.trained]
+    trainings = [
+        run.folder / 'vis_data' / 'config.py' for run in own if run.trained
+    ]
     return PruningRun(
         folder,
         next((path for path in trainings[::-1] if path.is_file()), None),
@@ -114,7 +116,9 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
     )
 
 
-def _tests(runs: Sequence[Run], checkpoints: Sequence[str]) -> list[Evaluation]:
+def _tests(
+    runs: Sequence[Run], checkpoints: Sequence[str]
+) -> list[Evaluation]:
     """Tests of some checkpoints, by time."""
     return [
         Evaluation('test', Path(checkpoint).name, run.tested, run.folder, {})
@@ -144,5 +148,5 @@ def _finetuned(
             f'{name} ({folder.name})' if number else name,
             ratio,
             str(last_checkpoint(folder) or ''),
-            [replace(e, shares={}) for e in found],
+            found,
         )
