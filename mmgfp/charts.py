@@ -59,13 +59,11 @@ def draw_progress(
             axes.axvline(iteration, color=GREY, linewidth=1, zorder=0)
         cost.annotate(
             stem,
-            (iteration, 0.02),
-            (-2, 0),
+            (iteration, 1.03),
+            (0, 3),
             textcoords='offset points',
             fontsize=8,
-            rotation=90,
-            ha='right',
-            va='bottom',
+            ha='center',
         )
     for axes in (cost, loss):
         _tidy(axes)

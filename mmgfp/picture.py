@@ -66,8 +66,8 @@ def draw_kept_channels(
     lanes = shared_lanes(names, groups or {})
     figure = new_figure(9, 1.6 + 0.19 * max(4, len(rows)))
     if lanes:
-        # as wide as its lanes need
-        width = 0.03 * (1 + max(lane for lane, _ in lanes))
+        # as wide as its title and its lanes need
+        width = max(0.08, 0.03 * (1 + max(lane for lane, _ in lanes)))
         axes, margin = figure.subplots(
             1, 2, sharey=True, width_ratios=[1 - width, width]
         )

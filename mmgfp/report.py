@@ -249,7 +249,7 @@ def _accuracy(run: PruningRun, folder: Path) -> str:
     )
     html = picture(path, f'{run.metric} against remaining {cost}')
     if missing:
-        html += text(f'Not found for {", ".join(missing)}.')
+        html += text(f'No accuracy was found for {", ".join(missing)}.')
     if not points['finetuned']:
         html += text('No result of fine-tuning was found.')
     return html
@@ -263,7 +263,7 @@ def _kind(network: Network) -> str:
 
 def _while_pruning(run: PruningRun, cost: str) -> list[Point]:
     return [
-        (found.network, found.shares[cost], found.metrics[run.metric])
+        ('', found.shares[cost], found.metrics[run.metric])
         for found in run.evaluations
         if cost in found.shares and run.metric in found.metrics
     ]
@@ -376,6 +376,7 @@ def _numbers(run: PruningRun) -> str:
         _result_row(run, found, network.name)
         for network in run.networks
         for found in network.evaluations
+        if found not in run.evaluations
     ] + [_result_row(run, found, 'while pruning') for found in run.evaluations]
     if results:
         html += folded(
@@ -410,4 +411,5 @@ def _numbers(run: PruningRun) -> str:
 def _result_row(run: PruningRun, found: Evaluation, name: str) -> list[str]:
     place = os.path.relpath(found.place, run.work_dir.resolve().parent)
     metrics = ', '.join(f'{k} {v:.4g}' for k, v in found.metrics.items())
-    return [name, found.what, found.network, place, metrics]
+    of = found.checkpoint or f'iteration {found.iteration}'
+    return [name, found.what, of, place, metrics]

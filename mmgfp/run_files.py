@@ -85,14 +85,17 @@ class Evaluation:
 
     Attributes:
         what (str): 'validation' or 'test'.
-        network (str): Name of the checkpoint, or when it was validated.
+        checkpoint (str): Name of the file that was tested; '' for the network
+            that was training.
+        iteration (int): Of the training that a validation interrupted.
         metrics (Mapping): Name -> value, as the library has it.
         place (Path): Folder of the run.
         shares (Mapping): Remaining share of each cost, where it was logged.
     """
 
     what: str
-    network: str
+    checkpoint: str
+    iteration: int
     metrics: Mapping[str, float]
     place: Path
     shares: Mapping[str, float]
@@ -253,9 +256,8 @@ def validations(
             shares = {m: record[m] for m in METRICS if m in record}
             step = record['step']
         elif metrics := _metrics(record):
-            when = f'after iteration {step}'
             found.append(
-                Evaluation('validation', when, metrics, place, shares)
+                Evaluation('validation', '', step, metrics, place, shares)
             )
     return found
 

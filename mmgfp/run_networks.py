@@ -94,13 +94,20 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
     records = join_scalars(own)
     around = list(runs_around(folder))
     baseline = baseline_of(own)
+    found = validations(records, folder)
     networks = [
         Network('baseline', None, baseline, _tests(around, [baseline]))
     ]
     for ratio in ratios:
         path = str(ratio.checkpoint)
+        # validated before anything changed the network that was saved
+        same = [
+            e
+            for e in found
+            if ratio.scores and e.iteration == ratio.scores.iteration
+        ]
         networks.append(
-            Network(ratio.stem, ratio, path, _tests(around, [path]))
+            Network(ratio.stem, ratio, path, same + _tests(around, [path]))
         )
         networks += _finetuned(ratio, around, folder)
     trainings = [
@@ -111,7 +118,7 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
         next((path for path in trainings[::-1] if path.is_file()), None),
         ratios,
         records,
-        validations(records, folder),
+        found,
         networks,
     )
 
@@ -121,7 +128,9 @@ def _tests(
 ) -> list[Evaluation]:
     """Tests of some checkpoints, by time."""
     return [
-        Evaluation('test', Path(checkpoint).name, run.tested, run.folder, {})
+        Evaluation(
+            'test', Path(checkpoint).name, 0, run.tested, run.folder, {}
+        )
         for run in sorted(runs, key=lambda run: run.folder.name)
         for checkpoint in checkpoints
         if checkpoint and run.tested and begins_with(run, checkpoint)
