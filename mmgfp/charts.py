@@ -134,7 +134,8 @@ def _marks(
         marker='^' if gone else '|',
         markersize=5 if gone else 8,
         color=colour,
-        alpha=1 if gone else 0.55,
+        markeredgewidth=0.8,
+        alpha=1 if gone else 0.5,
         linestyle='',
         label=label if first else None,
     )

@@ -78,6 +78,9 @@ def draw_kept_channels(
     axes.set_yticks(np.arange(len(rows)), names, fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_title(_title(structure), fontsize=10, loc='left')
+    figure.legend(
+        loc='outside lower right', ncols=2, frameon=False, fontsize=8
+    )
     save_figure(figure, path)
 
 
@@ -91,7 +94,6 @@ def _draw_bars(axes: Axes, rows: Sequence[tuple[str, int, int]]) -> None:
     axes.margins(x=0.08)
     axes.set_xlabel('output channels')
     axes.spines[['top', 'right']].set_visible(False)
-    axes.legend(loc='lower right', frameon=False, fontsize=8)
 
 
 def shared_lanes(

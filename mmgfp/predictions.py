@@ -114,7 +114,7 @@ def draw_predictions(
     height, width = pixels.shape[:2]
     side = 2.8  # inches
     figure = new_figure(
-        side * len(predictions), 0.35 + side * min(2.0, height / width)
+        side * len(predictions), 0.15 + side * min(2.0, height / width)
     )
     for axes, (name, prediction) in zip(
         figure.subplots(1, len(predictions), squeeze=False)[0],

@@ -247,7 +247,12 @@ def _accuracy(run: PruningRun, folder: Path) -> str:
         path=path,
         **points,
     )
-    html = picture(path, f'{run.metric} against remaining {cost}')
+    html = picture(
+        path,
+        f'{run.metric} against remaining {cost}',
+        'Tests where there are some, else validations. While it pruned, the '
+        f'{cost} are those logged last before the validation.',
+    )
     if missing:
         html += text(f'No accuracy was found for {", ".join(missing)}.')
     if not points['finetuned']:
