@@ -29,6 +29,7 @@ th,td{padding:.35rem .8rem;text-align:right;border-bottom:1px solid #e6e9ed}
 th{color:#56606d;font-weight:600;border-bottom:2px solid #c9ced6}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 th.words,td.words{text-align:left}
+td.words:last-child{white-space:normal;min-width:16rem}
 img{display:block;max-width:100%;height:auto}
 figure{margin:1rem 0}
 figcaption{color:#56606d;font-size:.9rem;max-width:46rem}
@@ -71,12 +72,28 @@ def text(words: str, quiet: bool = False) -> str:
     return f'<p{kind}>{escape(words)}</p>\n'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain text, in a box that scrolls where it is too wide."""
-    top = ''.join(f'<th>{escape(cell)}</th>' for cell in head)
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: Sequence[str] = (),
+) -> str:
+    """A table of plain text, in a box that scrolls where it is too wide.
+
+    Args:
+        head (Sequence[str]): Names of the columns.
+        rows (Sequence[Sequence[str]]): A cell per column.
+        words (Sequence[str]): Columns that are read from the left, besides
+            the first. Defaults to none.
+    """
+    kinds = [' class="words"' if name in words else '' for name in head]
+    top = ''.join(
+        f'<th{kind}>{escape(name)}</th>' for kind, name in zip(kinds, head)
+    )
     body = ''.join(
         '<tr>'
-        + ''.join(f'<td>{escape(cell)}</td>' for cell in row)
+        + ''.join(
+            f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(kinds, row)
+        )
         + '</tr>\n'
         for row in rows
     )

@@ -118,7 +118,8 @@ def _head(run: PruningRun) -> str:
 
 def _networks_table(run: PruningRun) -> str:
     head = ['network', *METRICS, 'file', run.metric or 'accuracy', 'from']
-    return table(head, [_network_row(run, n) for n in run.networks])
+    rows = [_network_row(run, network) for network in run.networks]
+    return table(head, rows)
 
 
 def _network_row(run: PruningRun, network: Network) -> list[str]:
@@ -384,9 +385,10 @@ def _numbers(run: PruningRun) -> str:
         if found not in run.evaluations
     ] + [_result_row(run, found, 'while pruning') for found in run.evaluations]
     if results:
+        head = ['network', 'what', 'of', 'folder', 'result']
         html += folded(
             f'Validations and tests ({len(results)})',
-            table(['network', 'what', 'of', 'folder', 'result'], results),
+            table(head, results, head),
         )
     scores = run.ratios[-1].scores
     if scores is not None:
@@ -400,15 +402,11 @@ def _numbers(run: PruningRun) -> str:
             ]
             for name, group in scores.groups.items()
         ]
+        shared = 'layers that lose outputs'
+        head = ['group', 'units', 'removed', 'median score', shared]
         html += folded(
             f'Channel groups before the last step ({len(rows)})',
-            table(
-                [
-                    *('group', 'units', 'removed', 'median score'),
-                    'layers that lose outputs',
-                ],
-                rows,
-            ),
+            table(head, rows, [shared]),
         )
     return html
 
