@@ -414,5 +414,4 @@ def _numbers(run: PruningRun) -> str:
 def _result_row(run: PruningRun, found: Evaluation, name: str) -> list[str]:
     place = os.path.relpath(found.place, run.work_dir.resolve().parent)
     metrics = ', '.join(f'{k} {v:.4g}' for k, v in found.metrics.items())
-    of = found.checkpoint or f'iteration {found.iteration}'
-    return [name, found.what, of, place, metrics]
+    return [name, found.what, found.of, place, metrics]

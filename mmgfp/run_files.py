@@ -85,16 +85,17 @@ class Evaluation:
 
     Attributes:
         what (str): 'validation' or 'test'.
-        checkpoint (str): Name of the file that was tested; '' for the network
-            that was training.
-        iteration (int): Of the training that a validation interrupted.
+        of (str): Name of the file that was tested, or when in the training
+            it was validated: 'epoch 2', 'iteration 500'.
+        iteration (int): Of the training that a validation interrupted; 0 if
+            not known.
         metrics (Mapping): Name -> value, as the library has it.
         place (Path): Folder of the run.
         shares (Mapping): Remaining share of each cost, where it was logged.
     """
 
     what: str
-    checkpoint: str
+    of: str
     iteration: int
     metrics: Mapping[str, float]
     place: Path
@@ -249,15 +250,23 @@ def validations(
         place (Path): The work dir.
     """
     found: list[Evaluation] = []
-    shares: dict[str, float] = {}
-    step = 0
+    last: Mapping[str, Any] = {}  # of the training
     for record in records:
         if 'iter' in record:
-            shares = {m: record[m] for m in METRICS if m in record}
-            step = record['step']
+            last = record
         elif metrics := _metrics(record):
+            shares: dict[str, float] = {
+                m: float(last[m]) for m in METRICS if m in last
+            }
+            step = int(record.get('step', 0))
+            # MMEngine numbers validations by epoch, if not told otherwise
+            by_epoch = 'epoch' in last or step < last.get('step', 0)
+            when = f'{"epoch" if by_epoch else "iteration"} {step}'
+            iteration = 0 if by_epoch else step
             found.append(
-                Evaluation('validation', '', step, metrics, place, shares)
+                Evaluation(
+                    'validation', when, iteration, metrics, place, shares
+                )
             )
     return found
 

@@ -20,6 +20,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from toy import (
     load,
+    loader,
     make_config,
     pruning_hook,
     removals,
@@ -358,21 +359,43 @@ def test_of_folders_that_were_moved_together(tmp_path, pruned):
 
 
 def test_validation_of_the_network_that_was_saved(tmp_path):
-    """At the end of the epoch whose last iteration reached the ratio."""
+    """Of the very iteration that reached the ratio, where that is told."""
     train(
         tmp_path,
-        hook=dict(interval=4, prune_share=0.5),
+        hook=dict(interval=4, prune_share=0.5, after_target='train'),
         **validated(),
+        train_dataloader=dict(
+            loader(), sampler=dict(type='InfiniteSampler', shuffle=True)
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=16, val_interval=4),
+        default_hooks=dict(
+            logger=dict(
+                type='LoggerHook', interval=1, log_metric_by_epoch=False
+            )
+        ),
+        log_processor=dict(by_epoch=False),
     )
     run = read_pruning_run(tmp_path)
-    scores = run.ratios[-1].scores
-    assert scores.iteration % 4 == 0
+    assert [found.of for found in run.evaluations] == [
+        f'iteration {i}' for i in (4, 8, 12, 16)
+    ]
+    iteration = run.ratios[-1].scores.iteration
     (found,) = run.networks[-1].evaluations
-    assert found.what == 'validation'
-    assert found.iteration == scores.iteration
-    assert 'toy/accuracy' in found.metrics
+    assert found is run.evaluations[iteration // 4 - 1]
+    accuracy = found.metrics['toy/accuracy']
     html = write_report(tmp_path).read_text('utf-8')
-    assert f'<td>{found.metrics["toy/accuracy"]:.4g}</td>' in html
+    assert f'<td>{accuracy:.4g}</td>' in html
+
+
+def test_validation_at_an_unknown_iteration(tmp_path):
+    """By epochs it may be that of a network that has trained on."""
+    train(tmp_path, **validated())
+    run = read_pruning_run(tmp_path)
+    assert [found.of for found in run.evaluations] == [
+        f'epoch {i}' for i in (1, 2, 3)
+    ]
+    assert not any(network.evaluations for network in run.networks)
+    assert run.metric == 'toy/accuracy'
 
 
 # -- predictions ------------------------------------------------------------
