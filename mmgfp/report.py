@@ -141,10 +141,10 @@ def _costs(
     run: PruningRun, network: Network
 ) -> dict[str, tuple[float, float]]:
     """Metric -> (of the network, of the original)."""
-    ratio = network.ratio or run.ratios[-1]
-    before = ratio.structure.cost_before
-    after = ratio.structure.cost_after if network.ratio else before
-    return {metric: (after[metric], before[metric]) for metric in METRICS}
+    before = run.ratios[-1].structure.cost_before
+    return {
+        metric: (network.cost[metric], before[metric]) for metric in METRICS
+    }
 
 
 def _short(count: float) -> str:

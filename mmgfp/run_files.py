@@ -146,7 +146,7 @@ def read_runs(folder: Path) -> list[Run]:
     """The runs in a work dir, by time."""
     return [
         _read_run(path)
-        for path in sorted(folder.iterdir())
+        for path in sorted(folder.glob('*'))  # passes over what is private
         if re.fullmatch(r'\d{8}_\d{6}', path.name) and path.is_dir()
     ]
 
@@ -156,7 +156,7 @@ def runs_around(work_dir: Path) -> Iterator[Run]:
     folder = work_dir.resolve()
     yield from read_runs(folder)
     for place in (folder, folder.parent):
-        for path in sorted(place.iterdir()):
+        for path in sorted(place.glob('*')):
             if path.is_dir() and path != folder:
                 yield from read_runs(path)
 
@@ -193,8 +193,12 @@ def plain_settings(path: Path) -> dict[str, Any]:
     """Plain values that a config sets at its top level, without running it."""
     if not path.is_file():
         return {}
+    try:
+        body = ast.parse(path.read_text('utf-8')).body
+    except (SyntaxError, ValueError):  # cut short
+        return {}
     found = {}
-    for node in ast.parse(path.read_text('utf-8')).body:
+    for node in body:
         if (
             isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Name)

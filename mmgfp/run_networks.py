@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import load_plain_checkpoint
 from .run_files import (
     Evaluation,
     Run,
@@ -23,6 +24,7 @@ from .run_files import (
     saved_ratios,
     validations,
 )
+from .structure import KEY, Structure
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ class Network:
 
     Attributes:
         name (str): 'baseline', 'flops_0.50' or 'flops_0.50 fine-tuned'.
-        ratio (SavedRatio | None): Has its cost; None for the baseline.
+        ratio (SavedRatio | None): Where it is from; None for the baseline.
+        cost (Mapping): Its flops, params and acts.
         checkpoint (str): Path or address of its weights; '' if not known.
         evaluations (Sequence[Evaluation]): In order; tests come last.
     """
 
     name: str
     ratio: SavedRatio | None
+    cost: Mapping[str, float]
     checkpoint: str
     evaluations: Sequence[Evaluation]
 
@@ -95,9 +99,9 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
     around = list(runs_around(folder))
     baseline = baseline_of(own)
     found = validations(records, folder)
-    networks = [
-        Network('baseline', None, baseline, _tests(around, [baseline]))
-    ]
+    cost = _baseline_cost(baseline, ratios[-1].structure)
+    tests = _tests(around, [baseline])
+    networks = [Network('baseline', None, cost, baseline, tests)]
     for ratio in ratios:
         path = str(ratio.checkpoint)
         # validated before anything changed the network that was saved
@@ -106,9 +110,9 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
             for e in found
             if ratio.scores and e.iteration == ratio.scores.iteration
         ]
-        networks.append(
-            Network(ratio.stem, ratio, path, same + _tests(around, [path]))
-        )
+        cost = ratio.structure.cost_after
+        tests = _tests(around, [path])
+        networks.append(Network(ratio.stem, ratio, cost, path, same + tests))
         networks += _finetuned(ratio, around, folder)
     trainings = [
         run.folder / 'vis_data' / 'config.py' for run in own if run.trained
@@ -121,6 +125,19 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
         found,
         networks,
     )
+
+
+def _baseline_cost(path: str, slim: Structure) -> Mapping[str, float]:
+    """That of the original, or of a slim network that was pruned further."""
+    if not Path(path).is_file():
+        return slim.cost_before
+    try:
+        checkpoint = load_plain_checkpoint(path)
+    except ValueError:  # holds more than tensors: none of ours
+        return slim.cost_before
+    if KEY not in checkpoint:
+        return slim.cost_before
+    return Structure.from_dict(checkpoint[KEY], path).cost_after
 
 
 def _tests(
@@ -156,6 +173,7 @@ def _finetuned(
         yield Network(
             f'{name} ({folder.name})' if number else name,
             ratio,
+            ratio.structure.cost_after,
             str(last_checkpoint(folder) or ''),
             found,
         )

@@ -215,6 +215,21 @@ def test_text_of_files_is_escaped(tmp_path, pruned):
     assert '<b>' not in html and '&lt;b&gt;&amp;' in html
 
 
+def test_of_a_network_that_was_slim_before(tmp_path):
+    """What the run began with is not the original."""
+    train(tmp_path / 'a')
+    slim = tmp_path / 'a' / 'flops_0.75.pth'
+    train(
+        tmp_path / 'b', load_from=str(slim), hook=dict(target=dict(flops=0.4))
+    )
+    run = read_pruning_run(tmp_path / 'b')
+    before = Structure.load(slim)
+    assert run.networks[0].checkpoint == str(slim)
+    assert run.networks[0].cost == before.cost_after
+    html = write_report(tmp_path / 'b').read_text('utf-8')
+    assert f'({before.ratio("flops"):.1%})' in html and '100.0%' not in html
+
+
 # -- scalars ----------------------------------------------------------------
 
 
@@ -235,6 +250,9 @@ def test_scalars_of_a_resumed_run(tmp_path):
     path.write_text(path.read_text() + '{"loss": 1, "it')
     leave_run(tmp_path / '20260103_000000', tested=dict(acc=0.7))
     (tmp_path / '20260104_000000').mkdir()  # ended before it began
+    leave_run(tmp_path / '20260105_000000')
+    cut = tmp_path / '20260105_000000' / 'vis_data' / 'config.py'
+    cut.write_text('model = dict(')
     joined = join_scalars(read_runs(tmp_path))
     assert [r.get('iter', r.get('acc')) for r in joined] == (
         [10, 20, 0.5, 30, 0.6]
