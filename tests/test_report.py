@@ -554,11 +554,12 @@ def test_tool(tmp_path, pruned):
     work_dir = copy_structures(pruned[0], tmp_path / 'prune')
     done = run_tool('report.py', work_dir)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(work_dir / 'report.html')
+    assert done.stdout.splitlines()[-1] == str(work_dir / 'report.html')
     done = run_tool('report.py', tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith('error: there is no structure in')
-    assert done.stderr.count('\n') == 1
+    line = done.stderr.splitlines()[-1]  # libraries may warn before
+    assert line.startswith('error: there is no structure in')
+    assert 'Traceback' not in done.stderr
 
 
 def test_argument_of_the_hook():
