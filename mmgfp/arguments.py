@@ -209,6 +209,15 @@ def read_overrides(overrides: Any) -> dict[str, Any]:
     return dict(overrides)
 
 
+def flag(name: str, value: Any) -> None:
+    """Raise ValueError if a value is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(
+            f'{name}={value!r} ({type(value).__name__}): '
+            'expected True or False'
+        )
+
+
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise ValueError if a value is not among the choices."""
     if value not in choices:

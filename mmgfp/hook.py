@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 from .adapt import input_shape as config_shape
 from .adapt import unwrap
 from .arguments import (
+    flag,
     one_of,
     read_cut_to,
     read_floor,
@@ -27,6 +28,7 @@ from .arguments import (
     refuse_unknown,
 )
 from .artifacts import save_ratio
+from .errors import type_and_line
 from .groups import ChannelGroup
 from .guard import StepGuard
 from .preparation import (
@@ -41,6 +43,7 @@ from .progress import Progress, Tally
 from .pruner import GroupFisherPruner, Normalizer
 from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
+from .report import write_report
 from .runner_state import (
     accumulation,
     averaged_models,
@@ -104,6 +107,8 @@ class FisherPruningHook(Hook):
             wrote, where latency is the target or what scores are divided by.
         finetune (dict, optional): Overrides for the fine-tuning config
             written with every saved ratio.
+        report (bool): Whether to write a page about the run, 'report.html',
+            when training ends. Defaults to False.
 
     Raises:
         FileNotFoundError: If there is no such latency table.
@@ -131,6 +136,7 @@ class FisherPruningHook(Hook):
         input_shape: Sequence[int] | None = None,
         latency_table: str | None = None,
         finetune: Mapping[str, Any] | None = None,
+        report: bool = False,
         **unknown: Any,
     ) -> None:
         known = list(inspect.signature(type(self)).parameters)[:-1]
@@ -138,6 +144,7 @@ class FisherPruningHook(Hook):
         one_of('normalize_by', normalize_by, get_args(Normalizer))
         one_of('scope', scope, ('all', 'internal'))
         one_of('after_target', after_target, ('stop', 'train'))
+        flag('report', report)
         self.schedule = read_schedule(
             target, interval, channels_per_step, prune_share
         )
@@ -153,6 +160,7 @@ class FisherPruningHook(Hook):
             latency_table, normalize_by, self.schedule.metric
         )
         self.finetune = read_overrides(finetune)
+        self.report = report
 
         self.pruner: GroupFisherPruner | None = None
         self._guard: StepGuard | None = None  # while pruning
@@ -368,11 +376,16 @@ class FisherPruningHook(Hook):
             self._guard = None
 
     def after_train(self, runner: Runner) -> None:
-        """Say so if training was too short."""
-        if self._guard is None or self.pruner is None:
-            return
-        self._settle(runner)
-        self._stop_observing()
+        """Say so if training was too short; write the report."""
+        if self._guard is not None and self.pruner is not None:
+            self._settle(runner)
+            self._stop_observing()
+            self._tell_of_missed_target(runner)
+        if self.report and dist.is_main_process():
+            self._report(runner)
+
+    def _tell_of_missed_target(self, runner: Runner) -> None:
+        assert self.pruner is not None
         metric, target = self.schedule.metric, self.schedule.target
         runner.logger.warning(
             f'training has ended with {metric} at '
@@ -381,21 +394,34 @@ class FisherPruningHook(Hook):
             'smaller interval or more epochs'
         )
 
+    def _report(self, runner: Runner) -> None:
+        # it runs models and pipelines of others; the training has succeeded
+        try:
+            path = write_report(runner.work_dir)
+        except Exception as error:
+            runner.logger.warning(
+                f'the report was not written: {type_and_line(error)}'
+            )
+        else:
+            runner.logger.info(f'saved {path}')
+
     # -- checkpoints ------------------------------------------------------
 
     def _save(self, runner: Runner, share: float) -> None:
         if not dist.is_main_process():
             return
         assert self.pruner is not None
+        assert self.pruner.last_step is not None  # saving follows a step
         path = save_ratio(
             runner,
             self._current_structure(runner),
+            replace(self.pruner.last_step, iteration=runner.iter + 1),
             self._stem(share),
             self.finetune,
         )
         runner.logger.info(
             f'saved {path}, at {self.pruner.ratio(self.schedule.metric):.3f}, '
-            'with its structure, fine-tuning config and picture'
+            'with its structure, scores, fine-tuning config and picture'
         )
 
     def _stem(self, share: float) -> str:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .files import complete
+from .figures import BLUE, CYCLE, GREY, new_figure, save_figure
 from .structure import Structure
-
-# Readable for colour-blind people and in grey (Okabe-Ito).
-_REMOVED, _KEPT = '#C9CED6', '#0072B2'
 
 
 def kept_channels(
@@ -50,7 +47,10 @@ def kept_channels(
 
 
 def draw_kept_channels(
-    structure: Structure, model: nn.Module, path: str | os.PathLike
+    structure: Structure,
+    model: nn.Module,
+    path: str | os.PathLike,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Bars of kept and removed channels, one row per layer, as PNG.
 
@@ -58,33 +58,88 @@ def draw_kept_channels(
         structure (Structure): Of the slim network.
         model (nn.Module): The network, slim or not.
         path (str | os.PathLike): Where to write; complete or not at all.
+        groups (Mapping, optional): Channel groups by name, with the layers
+            that lose outputs together: lines at the right join those.
     """
     rows = kept_channels(structure, model)
     names = [row[0] for row in rows]
-    before = np.array([row[1] for row in rows] or [0])
-    kept = np.array([row[2] for row in rows] or [0])
-    height = 1.6 + 0.19 * max(4, len(rows))
-    figure = Figure(figsize=(9, height), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    y = np.arange(len(rows))
-    axes.barh(y, before[: len(rows)], color=_REMOVED, label='original')
-    axes.barh(y, kept[: len(rows)], color=_KEPT, label='kept')
-    for position, (n, k) in enumerate(zip(before, kept)):
-        if rows:
-            axes.text(n, position, f' {k / n:.0%}', va='center', fontsize=7)
-    axes.set_yticks(y, names, fontsize=7)
+    lanes = shared_lanes(names, groups or {})
+    figure = new_figure(9, 1.6 + 0.19 * max(4, len(rows)))
+    if lanes:
+        # as wide as its title and its lanes need
+        width = max(0.08, 0.03 * (1 + max(lane for lane, _ in lanes)))
+        axes, margin = figure.subplots(
+            1, 2, sharey=True, width_ratios=[1 - width, width]
+        )
+        _draw_lanes(margin, lanes)
+    else:
+        axes = figure.add_subplot()
+    _draw_bars(axes, rows)
+    axes.set_yticks(np.arange(len(rows)), names, fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_title(_title(structure), fontsize=10, loc='left')
+    figure.legend(
+        loc='outside lower right', ncols=2, frameon=False, fontsize=8
+    )
+    save_figure(figure, path)
+
+
+def _draw_bars(axes: Axes, rows: Sequence[tuple[str, int, int]]) -> None:
+    y = np.arange(len(rows))
+    before, kept = [row[1] for row in rows], [row[2] for row in rows]
+    axes.barh(y, before, color=GREY, label='original')
+    axes.barh(y, kept, color=BLUE, label='kept')
+    for position, (n, k) in enumerate(zip(before, kept)):
+        axes.text(n, position, f' {k / n:.0%}', va='center', fontsize=7)
     axes.margins(x=0.08)
     axes.set_xlabel('output channels')
     axes.spines[['top', 'right']].set_visible(False)
-    axes.set_title(_title(structure), fontsize=10, loc='left')
-    # not in the axes: any place there may be that of a bar
-    figure.legend(
-        loc='outside upper right', frameon=False, fontsize=8, ncols=2
+
+
+def shared_lanes(
+    layers: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> list[tuple[int, list[int]]]:
+    """Where to mark the groups that several layers share.
+
+    Args:
+        layers (Sequence[str]): One per row.
+        groups (Mapping): Channel groups by name, with their layers.
+
+    Returns:
+        list: Per group its lane, from 0, and its rows, ascending. Groups
+        whose rows overlap are in different lanes.
+    """
+    row = {layer: i for i, layer in enumerate(layers)}
+    spans = sorted(
+        sorted(row[layer] for layer in group if layer in row)
+        for group in groups.values()
     )
-    with complete(path) as partial:
-        figure.savefig(partial, dpi=150, format='png')
+    ends: list[int] = []  # last row of each lane so far
+    lanes = []
+    for rows in spans:
+        if len(rows) < 2:
+            continue
+        free = (i for i, end in enumerate(ends) if end < rows[0])
+        lane = next(free, len(ends))
+        ends[lane : lane + 1] = [rows[-1]]
+        lanes.append((lane, rows))
+    return lanes
+
+
+def _draw_lanes(axes: Axes, lanes: Sequence[tuple[int, list[int]]]) -> None:
+    """A line per group with a dot at each of its layers."""
+    for i, (lane, rows) in enumerate(lanes):
+        axes.plot(
+            [lane] * len(rows),
+            rows,
+            color=CYCLE[i % len(CYCLE)],
+            marker='o',
+            markersize=4,
+            linewidth=1.2,
+        )
+    axes.set_xlim(-0.7, max(lane for lane, _ in lanes) + 0.7)
+    axes.set_title('share\nchannels', fontsize=7)
+    axes.axis('off')
 
 
 def _title(structure: Structure) -> str:

@@ -177,7 +177,7 @@ def read_preprocessing(
     Raises:
         ValueError: If a side is not positive.
     """
-    steps = _test_pipeline(config)
+    steps = image_pipeline(config)
     last = {
         str(step.get('type', '')).rpartition('.')[2]: step for step in steps
     }
@@ -257,7 +257,8 @@ def _test_dataset(config: Config) -> Mapping[str, Any]:
     return {}
 
 
-def _test_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
+def image_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
+    """Steps that prepare the config's test images; empty if it has none."""
     return _test_dataset(config).get('pipeline') or ()
 
 
@@ -306,7 +307,8 @@ def dataset_pictures(config: Config, most: int) -> list[str]:
         most (int): How many at most; spread over the dataset.
 
     Returns:
-        list: Empty where the dataset is not on this machine.
+        list: Empty where the dataset is not on this machine, or tells no
+        paths.
     """
     loader = config.get('test_dataloader') or {}
     if not loader.get('dataset'):
@@ -314,6 +316,8 @@ def dataset_pictures(config: Config, most: int) -> list[str]:
     try:
         dataset = DATASETS.build(loader['dataset'])
     except (FileNotFoundError, NotADirectoryError):
+        return []
+    if not hasattr(dataset, 'get_data_info'):  # not one of mmengine's
         return []
     step = max(1, len(dataset) // most)
     indices = range(0, len(dataset), step)[:most]

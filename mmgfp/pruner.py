@@ -22,6 +22,7 @@ from .groups import ChannelGroup
 from .latency import LatencyTable
 from .masking import GradientMask
 from .removal import axis_sizes, kept_positions, lost_units, shrink_groups
+from .scores import StepScores, step_scores
 from .selection import Floor, Selector
 from .structure import Structure
 from .surgery import slice_model, slice_optimizer
@@ -110,6 +111,7 @@ class GroupFisherPruner:
         ]
         self._mask = GradientMask(model)
         self._taps: FisherTaps | None = None
+        self.last_step: StepScores | None = None  # of the latest prune()
 
     def _left_by(self, structure: Structure) -> list[ChannelGroup]:
         """The groups as they are in the slim network.
@@ -257,25 +259,35 @@ class GroupFisherPruner:
         if reduce is not None:
             self.share(reduce)
         there = [np.flatnonzero(~masked) for masked in self._masked]
+        fisher = [f[units] for f, units in zip(self.fisher(), there)]
+        saving = self._unit_cost()
         selector = Selector(
-            [f[units] for f, units in zip(self.fisher(), there)],
+            fisher,
             [g.width for g in self.groups],
             self._originals,
             self.floor,
         )
-        gone: list[list[np.ndarray]] = [[] for _ in self.groups]
+        taken: list[list[np.ndarray]] = [[] for _ in self.groups]
         removals: list[Removal] = []
         while not done(len(removals)):
             choice = selector.next(self._unit_cost())
             if choice is None:
                 break
             g, units = choice
-            gone[g].append(there[g][units])
+            taken[g].append(units)
             removals.append(
                 Removal(self.groups[g].name, len(units) * self.groups[g].width)
             )
             self._cost.remove(_one_hot(g, len(self.groups)) * len(units))
-        chosen = [np.concatenate(u) if u else np.zeros(0, int) for u in gone]
+        among = [np.concatenate(u) if u else np.zeros(0, int) for u in taken]
+        chosen = [units[u] for units, u in zip(there, among)]
+        self.last_step = step_scores(
+            self.normalize_by,
+            {group.name: tuple(group.producers) for group in self.groups},
+            fisher,
+            saving,
+            among,
+        )
         if agree is not None:
             agree(b'|'.join(units.tobytes() for units in chosen))
         if removals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import image
@@ -12,7 +13,7 @@ from oracles import kept
 from torch import nn
 
 from mmgfp.finder import find_groups
-from mmgfp.picture import draw_kept_channels, kept_channels
+from mmgfp.picture import draw_kept_channels, kept_channels, shared_lanes
 from mmgfp.structure import Axis, Structure
 from mmgfp.surgery import named_tensors
 
@@ -72,6 +73,30 @@ def test_picture(tmp_path):
     colours = set(map(tuple, pixels.reshape(-1, 3).tolist()))
     assert (0x00, 0x72, 0xB2) in colours  # kept
     assert (0xC9, 0xCE, 0xD6) in colours  # removed
+
+
+def test_shared_channels(tmp_path):
+    """Groups whose rows overlap have lanes of their own."""
+    layers = ['a', 'b', 'c', 'd', 'e', 'f']
+    groups = dict(x=['c', 'a'], y=['b', 'd'], z=['e', 'f'], w=['f'], v=['g'])
+    assert shared_lanes(layers, groups) == [
+        (0, [0, 2]),
+        (1, [1, 3]),
+        (0, [4, 5]),
+    ]
+    assert shared_lanes(layers, {}) == []
+
+    structure, model = structure_of(InvertedResidual)
+    plain, marked = tmp_path / 'plain.png', tmp_path / 'marked.png'
+    draw_kept_channels(structure, model, plain)
+    group = dict(stem=['stem', 'project'])
+    draw_kept_channels(structure, model, marked, group)
+    images = [image.imread(path) for path in (plain, marked)]
+    assert images[0].shape == images[1].shape
+    # nothing but the marks is blue so far to the right
+    edge = images[1][:, -60:, :3]
+    blue = np.array([0x00, 0x72, 0xB2]) / 255
+    assert (abs(edge - blue) < 0.01).all(-1).any()
 
 
 def test_nothing_removed(tmp_path):

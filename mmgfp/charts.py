@@ -1,0 +1,223 @@
+"""Charts of a pruning run: progress, scores, accuracy against cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from .cost import METRICS
+from .figures import (
+    AMBER,
+    BLUE,
+    CYCLE,
+    GREEN,
+    GREY,
+    ORANGE,
+    new_figure,
+    save_figure,
+)
+from .scores import StepScores
+
+_DASHES = ('-', '--', '-.')
+
+
+def draw_progress(
+    records: Sequence[Mapping[str, Any]],
+    saved: Mapping[str, int],
+    path: str | os.PathLike,
+) -> None:
+    """Remaining cost and the loss over the iterations, as PNG.
+
+    Args:
+        records (Sequence[Mapping]): Scalars of the training, in order.
+        saved (Mapping): Saved ratio -> iteration that reached it.
+        path (str | os.PathLike): Where to write; complete or not at all.
+    """
+    figure = new_figure(7, 5)
+    cost, loss = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    for metric, colour, dashes in zip(METRICS, CYCLE, _DASHES):
+        cost.plot(
+            *_series(records, metric),
+            dashes,
+            color=colour,
+            linewidth=2,
+            label=metric,
+        )
+    cost.set_ylim(0, 1.03)
+    cost.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
+    cost.set_ylabel('remaining share')
+    figure.legend(loc='outside upper right', frameon=False, ncols=3)
+    loss.plot(*_series(records, 'loss'), color=BLUE, linewidth=1.5)
+    loss.set_ylabel('loss')
+    loss.set_xlabel('iteration')
+    for stem, iteration in saved.items():
+        for axes in (cost, loss):
+            axes.axvline(iteration, color=GREY, linewidth=1, zorder=0)
+        cost.annotate(
+            stem,
+            (iteration, 1.03),
+            (0, 3),
+            textcoords='offset points',
+            fontsize=8,
+            ha='center',
+        )
+    for axes in (cost, loss):
+        _tidy(axes)
+    save_figure(figure, path)
+
+
+def _series(
+    records: Sequence[Mapping[str, Any]], key: str
+) -> tuple[list[int], list[float]]:
+    rows = [r for r in records if 'iter' in r and key in r]
+    return [r['step'] for r in rows], [r[key] for r in rows]
+
+
+def draw_scores(scores: StepScores, path: str | os.PathLike) -> None:
+    """A row per channel group with a mark per unit, as PNG.
+
+    Args:
+        scores (StepScores): Of one step.
+        path (str | os.PathLike): Where to write; complete or not at all.
+    """
+    groups = scores.groups
+    least = _least(groups.values())
+    figure = new_figure(9, 1.6 + 0.24 * max(4, len(groups)))
+    axes = figure.add_subplot()
+    for y, group in enumerate(groups.values()):
+        finite = np.isfinite(group.scores)
+        values = np.maximum(group.scores, least)
+        gone = np.isin(np.arange(len(values)), group.chosen)
+        first = y == 0
+        _marks(axes, values[finite & ~gone], y, BLUE, first, 'stays')
+        _marks(axes, values[finite & gone], y, ORANGE, first, 'removed')
+        if finite.any():
+            axes.plot(
+                *(np.median(values[finite]), y),
+                marker='D',
+                markersize=4,
+                color='black',
+                linestyle='',
+                label='median' if first else None,
+            )
+    axes.set_xscale('log')
+    axes.set_yticks(range(len(groups)), list(groups), fontsize=7)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    divided = (
+        'not normalised'
+        if scores.normalize_by == 'none'
+        else f'divided by the {scores.normalize_by} that one unit saved'
+    )
+    axes.set_xlabel(f'Fisher information, {divided}')
+    figure.legend(loc='outside upper right', ncols=3, frameon=False)
+    _tidy(axes)
+    save_figure(figure, path)
+
+
+def _marks(
+    axes: Axes,
+    values: np.ndarray,
+    y: int,
+    colour: str,
+    first: bool,
+    label: str,
+) -> None:
+    """Upright ticks, above the line for what stays, below for what went."""
+    gone = label == 'removed'
+    axes.plot(
+        values,
+        np.full(len(values), y + (0.2 if gone else -0.08)),
+        marker='^' if gone else '|',
+        markersize=5 if gone else 8,
+        color=colour,
+        markeredgewidth=0.8,
+        alpha=1 if gone else 0.5,
+        linestyle='',
+        label=label if first else None,
+    )
+
+
+def _least(groups: Any) -> float:
+    """Where zeros are drawn on the log scale: left of everything else."""
+    positive = [
+        group.scores[(group.scores > 0) & np.isfinite(group.scores)]
+        for group in groups
+    ]
+    values = np.concatenate([*positive, np.zeros(0)])
+    return float(values.min()) / 3 if len(values) else 1e-12
+
+
+Point = tuple[str, float, float]  # name, remaining share, accuracy
+
+
+def draw_accuracy(
+    metric: str,
+    cost: str,
+    baseline: Sequence[Point],
+    pruning: Sequence[Point],
+    saved: Sequence[Point],
+    finetuned: Sequence[Point],
+    path: str | os.PathLike,
+) -> None:
+    """Accuracy against remaining cost, as PNG.
+
+    Args:
+        metric (str): Name of the accuracy.
+        cost (str): 'flops', 'acts' or 'params'.
+        baseline (Sequence): Where the run began.
+        pruning (Sequence): Validations while it pruned.
+        saved (Sequence): Tests of saved ratios.
+        finetuned (Sequence): What fine-tuning made of them.
+        path (str | os.PathLike): Where to write; complete or not at all.
+    """
+    figure = new_figure(7, 4)
+    axes = figure.add_subplot()
+    kinds = (
+        ('while pruning', pruning, 'o', AMBER),
+        ('baseline', baseline, 's', 'black'),
+        ('saved', saved, 'o', BLUE),
+        ('fine-tuned', finetuned, '^', GREEN),
+    )
+    for label, points, marker, colour in kinds:
+        if not points:
+            continue
+        _, x, y = zip(*points)
+        axes.plot(
+            *(x, y),
+            marker=marker,
+            # rings, for a saved ratio may be at the same place
+            markersize=16 if label == 'while pruning' else 9,
+            fillstyle='none' if label == 'while pruning' else 'full',
+            color=colour,
+            linestyle=':' if label == 'while pruning' else '',
+            label=label,
+        )
+        if label == 'while pruning':
+            continue
+        for name, share, accuracy in points:
+            axes.annotate(
+                f'{name} {accuracy:.3g}',
+                (share, accuracy),
+                (-7, 5),
+                textcoords='offset points',
+                fontsize=8,
+                ha='right',
+            )
+    axes.set_xlim(0, 1.05)
+    axes.margins(y=0.2)
+    axes.xaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
+    axes.set_xlabel(f'remaining {cost}')
+    axes.set_ylabel(metric)
+    figure.legend(loc='outside upper right', ncols=4, frameon=False)
+    _tidy(axes)
+    save_figure(figure, path)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(axis='x', color='#EEF0F3', zorder=0)
+    axes.set_axisbelow(True)

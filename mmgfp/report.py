@@ -1,0 +1,417 @@
+"""The page about a pruning run: what it says, in which order.
+
+Only what is found is shown; what is missing is said in a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from torch import nn
+
+from .adapt import load_model
+from .charts import Point, draw_accuracy, draw_progress, draw_scores
+from .checkpoint import load_plain_checkpoint
+from .config import load_config
+from .cost import METRICS
+from .errors import type_and_line
+from .files import complete
+from .page import folded, page, picture, table, text, tiles
+from .predictions import draw_predictions, predict
+from .preprocessing import class_names, dataset_pictures, folder_pictures
+from .run_files import Evaluation, SavedRatio
+from .run_networks import Network, PruningRun, read_pruning_run
+
+# Pictures that predictions are drawn on.
+PICTURES = 4
+SCORE_THR = 0.3
+
+_NO_ACCURACY = (
+    'No accuracy was found: no run in this folder, in a folder inside it or '
+    'beside it has validated or tested one of these networks. '
+    'tools/test.py CONFIG CHECKPOINT leaves a result that is found.'
+)
+
+
+def write_report(
+    work_dir: str | os.PathLike,
+    out: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    score_thr: float = SCORE_THR,
+) -> Path:
+    """Write the page about a pruning run, and its figures beside it.
+
+    Args:
+        work_dir (str | os.PathLike): Folder of the run.
+        out (str | os.PathLike, optional): The page. The figures are in a
+            folder of the same name without the suffix. Defaults to
+            'report.html' in the work dir.
+        images (str | os.PathLike, optional): Folder of pictures to draw
+            predictions on. Defaults to those of the config's test dataset.
+        score_thr (float): Boxes of smaller scores are not drawn. Defaults to
+            0.3.
+
+    Returns:
+        Path: The page.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no structure in it.
+        ValueError: If a file of a saved ratio is damaged.
+    """
+    run = read_pruning_run(work_dir)
+    paths = folder_pictures(images, PICTURES) if images else None
+    path = Path(out or Path(work_dir, 'report.html'))
+    figures = path.with_suffix('')
+    figures.mkdir(parents=True, exist_ok=True)
+    html = page(
+        _title(run),
+        _head(run),
+        [
+            ('Channels kept', _channels(run, figures)),
+            ('While it pruned', _progress(run, figures)),
+            ('Scores of the last step', _scores(run, figures)),
+            ('Accuracy and cost', _accuracy(run, figures)),
+            ('Predictions', _predictions(run, figures, paths, score_thr)),
+            ('All numbers', _numbers(run)),
+        ],
+    )
+    with complete(path) as partial:
+        Path(partial).write_text(html, 'utf-8')
+    return path
+
+
+# -- head ------------------------------------------------------------------
+
+
+def _title(run: PruningRun) -> str:
+    last = run.ratios[-1]
+    metric = _metric(last)
+    share = f'{last.structure.ratio(metric):.0%}'.replace('%', ' %')
+    return f'{last.structure.architecture}: {share} of the {metric} left'
+
+
+def _metric(ratio: SavedRatio) -> str:
+    """What the ratio is a share of: 'flops', 'acts' or 'params'."""
+    return ratio.stem.split('_')[0]
+
+
+def _head(run: PruningRun) -> str:
+    structure = run.ratios[-1].structure
+    shape = ' x '.join(map(str, structure.input_shape))
+    words = f'Pruned with {structure.source}'
+    if run.networks[0].checkpoint:
+        words += f', from {run.networks[0].checkpoint}'
+    words += f'. Saved in {run.work_dir}.'
+    if shape:
+        words += f' Cost is that of an image of {shape} pixels.'
+    files = (
+        'Checkpoints of trainings may hold the state of the optimiser, too.'
+    )
+    return text(words) + _networks_table(run) + text(files, quiet=True)
+
+
+def _networks_table(run: PruningRun) -> str:
+    head = ['network', *METRICS, 'file', run.metric or 'accuracy', 'from']
+    rows = [_network_row(run, network) for network in run.networks]
+    return table(head, rows)
+
+
+def _network_row(run: PruningRun, network: Network) -> list[str]:
+    found = network.accuracy(run.metric)
+    costs = [
+        f'{_short(cost)} ({cost / before:.1%})'
+        for cost, before in _costs(run, network).values()
+    ]
+    return [
+        network.name,
+        *costs,
+        _file_size(network.checkpoint),
+        f'{found.metrics[run.metric]:.4g}' if found else 'not found',
+        found.what if found else '',
+    ]
+
+
+def _costs(
+    run: PruningRun, network: Network
+) -> dict[str, tuple[float, float]]:
+    """Metric -> (of the network, of the original)."""
+    before = run.ratios[-1].structure.cost_before
+    return {
+        metric: (network.cost[metric], before[metric]) for metric in METRICS
+    }
+
+
+def _short(count: float) -> str:
+    """12.3 G, 45.6 M, 7.89 k."""
+    for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
+        if count >= size:
+            return f'{count / size:.4g} {unit}'
+    return f'{count:.0f}'
+
+
+def _file_size(path: str) -> str:
+    if not path or not Path(path).is_file():
+        return 'not found'
+    return f'{Path(path).stat().st_size / 1e6:.2f} MB'
+
+
+# -- figures ---------------------------------------------------------------
+
+
+def _channels(run: PruningRun, folder: Path) -> str:
+    """The pictures that pruning drew, the most pruned network first."""
+    html = ''
+    for ratio in run.ratios[::-1]:
+        if not ratio.picture.is_file():
+            html += text(f'There is no picture {ratio.picture.name}.')
+            continue
+        path = folder / f'channels_{ratio.stem}.png'
+        shutil.copyfile(ratio.picture, path)
+        caption = (
+            f'{ratio.stem}: layers that lost output channels, in the order of '
+            'the network.'
+        )
+        if ratio.scores is not None:  # which tell the groups
+            caption += (
+                ' A line at the right joins layers that share a channel '
+                'group: they lose the same channels.'
+            )
+        words = f'channels kept per layer at {ratio.stem}'
+        figure = picture(path, words, caption)
+        last = ratio is run.ratios[-1]
+        html += figure if last else folded(ratio.stem, figure)
+    return html
+
+
+def _progress(run: PruningRun, folder: Path) -> str:
+    if not any('flops' in record for record in run.records):
+        return text(
+            'Nothing was logged while it pruned: there is no scalars.json of '
+            'the training in this folder.'
+        )
+    path = folder / 'progress.png'
+    saved = {r.stem: r.scores.iteration for r in run.ratios if r.scores}
+    draw_progress(run.records, saved, path)
+    return picture(
+        path,
+        'remaining cost and loss over the iterations',
+        'Remaining cost and the loss over the iterations of the training, as '
+        'MMEngine logged them. Upright lines: ratios that were saved.',
+    )
+
+
+def _scores(run: PruningRun, folder: Path) -> str:
+    last = run.ratios[-1]
+    if last.scores is None:
+        return text(
+            f'The scores were not kept: there is no {last.stem}_scores.json '
+            'in this folder.'
+        )
+    path = folder / f'scores_{last.stem}.png'
+    draw_scores(last.scores, path)
+    return picture(
+        path,
+        f'scores per channel group at {last.stem}',
+        f'Scores of the step that reached {last.stem} (iteration '
+        f'{last.scores.iteration}), one mark per unit of each channel group. '
+        'Choices of one step change what further ones save; these scores are '
+        'divided by what was saved when the step began. Scores of zero are at '
+        'the left edge.',
+    )
+
+
+def _accuracy(run: PruningRun, folder: Path) -> str:
+    if not run.metric:
+        return text(_NO_ACCURACY)
+    cost = _metric(run.ratios[-1])
+    points: dict[str, list[Point]] = dict(baseline=[], saved=[], finetuned=[])
+    missing = []
+    for network in run.networks:
+        found = network.accuracy(run.metric)
+        if found is None:
+            missing.append(network.name)
+            continue
+        now, before = _costs(run, network)[cost]
+        point = network.name, now / before, found.metrics[run.metric]
+        points[_kind(network)].append(point)
+    path = folder / 'accuracy.png'
+    draw_accuracy(
+        run.metric,
+        cost,
+        pruning=_while_pruning(run, cost),
+        path=path,
+        **points,
+    )
+    html = picture(
+        path,
+        f'{run.metric} against remaining {cost}',
+        'Tests where there are some, else validations. While it pruned, the '
+        f'{cost} are those logged last before the validation.',
+    )
+    if missing:
+        html += text(f'No accuracy was found for {", ".join(missing)}.')
+    if not points['finetuned']:
+        html += text('No result of fine-tuning was found.')
+    return html
+
+
+def _kind(network: Network) -> str:
+    if network.ratio is None:
+        return 'baseline'
+    return 'saved' if network.name == network.ratio.stem else 'finetuned'
+
+
+def _while_pruning(run: PruningRun, cost: str) -> list[Point]:
+    return [
+        ('', found.shares[cost], found.metrics[run.metric])
+        for found in run.evaluations
+        if cost in found.shares and run.metric in found.metrics
+    ]
+
+
+# -- predictions -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network to run: its name, config and weights."""
+
+    name: str
+    config: Config
+    checkpoint: str
+
+
+def _predictions(
+    run: PruningRun,
+    folder: Path,
+    paths: Sequence[str] | None,
+    score_thr: float,
+) -> str:
+    # models, datasets and pipelines of others may raise anything, and the
+    # rest of the page is of use without them
+    try:
+        return _draw_all_predictions(run, folder, paths, score_thr)
+    except Exception as error:
+        return text(f'Predictions were not drawn: {type_and_line(error)}')
+
+
+def _draw_all_predictions(
+    run: PruningRun,
+    folder: Path,
+    paths: Sequence[str] | None,
+    score_thr: float,
+) -> str:
+    baseline = run.networks[0].checkpoint
+    if run.config is None or not baseline:
+        return text(
+            'Predictions were not drawn: the run does not tell what it began '
+            'with (load_from).'
+        )
+    if not Path(baseline).is_file():
+        return text(
+            f'Predictions were not drawn: the baseline {baseline} is not on '
+            'this machine.'
+        )
+    config = load_config(run.config)
+    if paths is None:
+        paths = dataset_pictures(config, PICTURES)
+    if not paths:
+        return text(
+            'Predictions were not drawn: there are no pictures of the '
+            "config's test dataset on this machine; --images gives others."
+        )
+    candidates = [
+        _Candidate('baseline', config, baseline),
+        _slim_candidate(run, config),
+    ]
+    found = {c.name: predict(_load(c), config, paths) for c in candidates}
+    meta = load_plain_checkpoint(baseline).get('meta') or {}
+    classes = class_names(config, meta, None)
+    figures = []
+    for i, path in enumerate(paths):
+        png = folder / f'predictions_{i}.png'
+        each = {name: predictions[i] for name, predictions in found.items()}
+        draw_predictions(path, each, classes, score_thr, png)
+        names = ' and '.join(found)
+        figures.append(
+            picture(png, f'predictions of {names}', Path(path).name)
+        )
+    boxes = next(iter(found.values()))[0].boxes is not None
+    shown = f'Boxes of score {score_thr:g} and more. ' if boxes else ''
+    return text(
+        f'{shown}Left the baseline, right {candidates[1].name} '
+        f'({candidates[1].checkpoint}).'
+    ) + tiles(figures)
+
+
+def _slim_candidate(run: PruningRun, config: Config) -> _Candidate:
+    """The fine-tuned one of the most pruned, or itself."""
+    ratio = run.ratios[-1]
+    for network in run.networks[::-1]:
+        if network.ratio is ratio and network.checkpoint:
+            if _kind(network) == 'saved':
+                break
+            finetune = load_config(ratio.finetune_config)
+            return _Candidate(network.name, finetune, network.checkpoint)
+    return _Candidate(ratio.stem, config, str(ratio.checkpoint))
+
+
+def _load(candidate: _Candidate) -> nn.Module:
+    return load_model(candidate.config, candidate.checkpoint)
+
+
+# -- tables ----------------------------------------------------------------
+
+
+def _numbers(run: PruningRun) -> str:
+    costs = [
+        [
+            network.name,
+            *(f'{now:,.0f}' for now, _ in _costs(run, network).values()),
+        ]
+        for network in run.networks
+    ]
+    html = table(['network', *METRICS], costs)
+    results = [
+        _result_row(run, found, network.name)
+        for network in run.networks
+        for found in network.evaluations
+        if found not in run.evaluations
+    ] + [_result_row(run, found, 'while pruning') for found in run.evaluations]
+    if results:
+        head = ['network', 'what', 'of', 'folder', 'result']
+        html += folded(
+            f'Validations and tests ({len(results)})',
+            table(head, results, head),
+        )
+    scores = run.ratios[-1].scores
+    if scores is not None:
+        rows = [
+            [
+                name,
+                str(len(group.scores)),
+                str(len(group.chosen)),
+                f'{np.median(group.scores):.2e}',
+                ', '.join(group.layers),
+            ]
+            for name, group in scores.groups.items()
+        ]
+        shared = 'layers that lose outputs'
+        head = ['group', 'units', 'removed', 'median score', shared]
+        html += folded(
+            f'Channel groups before the last step ({len(rows)})',
+            table(head, rows, [shared]),
+        )
+    return html
+
+
+def _result_row(run: PruningRun, found: Evaluation, name: str) -> list[str]:
+    place = os.path.relpath(found.place, run.work_dir.resolve().parent)
+    metrics = ', '.join(f'{k} {v:.4g}' for k, v in found.metrics.items())
+    return [name, found.what, found.of, place, metrics]

@@ -1,0 +1,311 @@
+"""What a pruning run and MMEngine left on disk, read back.
+
+Knows names and formats of files. Nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .cost import METRICS
+from .scores import StepScores
+from .structure import Structure
+
+_STRUCTURE = re.compile(r'((?:flops|acts|params)_\d\.\d\d)\.json')
+# Numbers of a validation that tell nothing of the network.
+_NO_METRICS = ('data_time', 'time', 'step')
+
+
+@dataclass(frozen=True)
+class SavedRatio:
+    """Files of one saved ratio.
+
+    Attributes:
+        stem (str): Common part of their names, such as 'flops_0.50'.
+        folder (Path): Where they are.
+        structure (Structure): What is left.
+        scores (StepScores | None): Of the step that reached it; None where
+            there is no such file.
+    """
+
+    stem: str
+    folder: Path
+    structure: Structure
+    scores: StepScores | None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The slim checkpoint, there or not."""
+        return self.folder / f'{self.stem}.pth'
+
+    @property
+    def picture(self) -> Path:
+        """The picture of kept channels, there or not."""
+        return self.folder / f'{self.stem}.png'
+
+    @property
+    def finetune_config(self) -> Path:
+        """The generated config, there or not."""
+        return self.folder / f'{self.stem}_finetune.py'
+
+
+@dataclass(frozen=True)
+class Run:
+    """One start of a tool: a folder that MMEngine named by its time.
+
+    Attributes:
+        folder (Path): That folder.
+        config (Mapping): ``load_from``, ``resume`` and what else the config
+            sets to plain values at its top level.
+        records (Sequence[Mapping]): Lines of its scalars, in order.
+        tested (Mapping): Metrics of a test; empty if it was a training.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+    tested: Mapping[str, float]
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has logged iterations of a training."""
+        return any('iter' in record for record in self.records)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics that a validation or a test found.
+
+    Attributes:
+        what (str): 'validation' or 'test'.
+        of (str): Name of the file that was tested, or when in the training
+            it was validated: 'epoch 2', 'iteration 500'.
+        iteration (int): Of the training that a validation interrupted; 0 if
+            not known.
+        metrics (Mapping): Name -> value, as the library has it.
+        place (Path): Folder of the run.
+        shares (Mapping): Remaining share of each cost, where it was logged.
+    """
+
+    what: str
+    of: str
+    iteration: int
+    metrics: Mapping[str, float]
+    place: Path
+    shares: Mapping[str, float]
+
+
+def saved_ratios(work_dir: str | os.PathLike) -> list[SavedRatio]:
+    """The saved ratios in a work dir, from large to small.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or none in it.
+        ValueError: If one of their files is damaged.
+    """
+    folder = Path(work_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f'there is no folder {str(folder)!r}; expected the work dir of a '
+            'pruning run'
+        )
+    stems = [
+        match[1]
+        for path in folder.iterdir()
+        if (match := _STRUCTURE.fullmatch(path.name))
+    ]
+    if not stems:
+        raise FileNotFoundError(
+            f'there is no structure in {str(folder)!r}; expected a file such '
+            'as flops_0.50.json, which pruning leaves in its work dir when it '
+            'has reached a share of save_at'
+        )
+    ratios = []
+    for stem in stems:
+        scores = folder / f'{stem}_scores.json'
+        ratios.append(
+            SavedRatio(
+                stem,
+                folder,
+                Structure.load(folder / f'{stem}.json'),
+                StepScores.load(scores) if scores.is_file() else None,
+            )
+        )
+    return sorted(
+        ratios, key=lambda r: (r.stem.split('_')[0], r.stem), reverse=True
+    )
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The runs in a work dir, by time."""
+    return [
+        _read_run(path)
+        for path in sorted(folder.glob('*'))  # passes over what is private
+        if re.fullmatch(r'\d{8}_\d{6}', path.name) and path.is_dir()
+    ]
+
+
+def runs_around(work_dir: Path) -> Iterator[Run]:
+    """Runs in a work dir, in the folders inside it, and beside it."""
+    folder = work_dir.resolve()
+    yield from read_runs(folder)
+    for place in (folder, folder.parent):
+        for path in sorted(place.glob('*')):
+            if path.is_dir() and path != folder:
+                yield from read_runs(path)
+
+
+def _read_run(folder: Path) -> Run:
+    records = _json_lines(folder / 'vis_data' / 'scalars.json')
+    tested: dict[str, float] = {}
+    for record in _json_lines(folder / f'{folder.name}.json'):
+        tested.update(_metrics(record))
+    return Run(
+        folder,
+        plain_settings(folder / 'vis_data' / 'config.py'),
+        records,
+        tested,
+    )
+
+
+def _json_lines(path: Path) -> list[Mapping[str, Any]]:
+    """Objects, one a line; a line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text('utf-8', errors='replace').splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, Mapping):
+            found.append(record)
+    return found
+
+
+def plain_settings(path: Path) -> dict[str, Any]:
+    """Plain values that a config sets at its top level, without running it."""
+    if not path.is_file():
+        return {}
+    try:
+        body = ast.parse(path.read_text('utf-8')).body
+    except (SyntaxError, ValueError):  # cut short
+        return {}
+    found = {}
+    for node in body:
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Constant)
+        ):
+            found[node.targets[0].id] = node.value.value
+    return found
+
+
+def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        key: float(value)
+        for key, value in record.items()
+        if key not in _NO_METRICS and isinstance(value, (int, float))
+    }
+
+
+# -- a training that was resumed -------------------------------------------
+
+
+def join_scalars(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
+    """Scalars of a training in order, whatever interrupted it.
+
+    What a run logged after the iteration that a later one went on from is
+    left out: the later one did it again.
+
+    Args:
+        runs (Sequence[Run]): Of one work dir, by time.
+    """
+    joined: list[Mapping[str, Any]] = []
+    for run in runs:
+        if run.trained:
+            first = next(r['step'] for r in run.records if 'iter' in r)
+            end = next(
+                (
+                    i
+                    for i, record in enumerate(joined)
+                    if 'iter' in record and record['step'] >= first
+                ),
+                len(joined),
+            )
+            joined = [*joined[:end], *run.records]
+    return joined
+
+
+def validations(
+    records: Sequence[Mapping[str, Any]], place: Path
+) -> list[Evaluation]:
+    """Validations of a training, with the cost that was left by then.
+
+    Args:
+        records (Sequence[Mapping]): See :func:`join_scalars`.
+        place (Path): The work dir.
+    """
+    found: list[Evaluation] = []
+    last: Mapping[str, Any] = {}  # of the training
+    for record in records:
+        if 'iter' in record:
+            last = record
+        elif metrics := _metrics(record):
+            shares: dict[str, float] = {
+                m: float(last[m]) for m in METRICS if m in last
+            }
+            step = int(record.get('step', 0))
+            # MMEngine numbers validations by epoch, if not told otherwise
+            by_epoch = 'epoch' in last or step < last.get('step', 0)
+            when = f'{"epoch" if by_epoch else "iteration"} {step}'
+            iteration = 0 if by_epoch else step
+            found.append(
+                Evaluation(
+                    'validation', when, iteration, metrics, place, shares
+                )
+            )
+    return found
+
+
+# -- which checkpoint a run began with -------------------------------------
+
+
+def begins_with(run: Run, checkpoint: str | os.PathLike) -> bool:
+    """Whether a run loaded a checkpoint, wherever the folder was then."""
+    loaded = run.config.get('load_from')
+    if not isinstance(loaded, str):
+        return False
+    if '://' in loaded or '://' in os.fspath(checkpoint):
+        return loaded == os.fspath(checkpoint)
+    theirs, ours = Path(loaded), Path(checkpoint)
+    if theirs.exists():
+        return theirs.resolve() == ours.resolve()
+    # the folders were moved together
+    return theirs.parts[-2:] == ours.resolve().parts[-2:]
+
+
+def baseline_of(runs: Sequence[Run]) -> str:
+    """The checkpoint that a pruning run began with; '' if none is told."""
+    for run in runs:
+        loaded = run.config.get('load_from')
+        if run.trained and loaded and not run.config.get('resume'):
+            return str(loaded)
+    return ''
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a training ended with, if it is still there."""
+    note = folder / 'last_checkpoint'
+    if not note.is_file():
+        return None
+    # by name only, for the work dir may have been moved
+    path = folder / Path(note.read_text('utf-8').strip()).name
+    return path if path.is_file() else None

@@ -1,0 +1,179 @@
+"""The networks of a pruning run - baseline, saved, fine-tuned - and how well
+each did, as far as MMEngine's files around its work dir tell.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import load_plain_checkpoint
+from .run_files import (
+    Evaluation,
+    Run,
+    SavedRatio,
+    baseline_of,
+    begins_with,
+    join_scalars,
+    last_checkpoint,
+    read_runs,
+    runs_around,
+    saved_ratios,
+    validations,
+)
+from .structure import KEY, Structure
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network that the run began with, saved, or led to.
+
+    Attributes:
+        name (str): 'baseline', 'flops_0.50' or 'flops_0.50 fine-tuned'.
+        ratio (SavedRatio | None): Where it is from; None for the baseline.
+        cost (Mapping): Its flops, params and acts.
+        checkpoint (str): Path or address of its weights; '' if not known.
+        evaluations (Sequence[Evaluation]): In order; tests come last.
+    """
+
+    name: str
+    ratio: SavedRatio | None
+    cost: Mapping[str, float]
+    checkpoint: str
+    evaluations: Sequence[Evaluation]
+
+    def accuracy(self, metric: str) -> Evaluation | None:
+        """The last evaluation that has a metric: a test if there is one."""
+        known = [e for e in self.evaluations if metric in e.metrics]
+        return known[-1] if known else None
+
+
+@dataclass(frozen=True)
+class PruningRun:
+    """What is known of a pruning run.
+
+    Attributes:
+        work_dir (Path): Its folder.
+        config (Path | None): The config as MMEngine wrote it down.
+        ratios (Sequence[SavedRatio]): From large to small.
+        records (Sequence[Mapping]): Scalars of the training, in order.
+        evaluations (Sequence[Evaluation]): Validations while it pruned.
+        networks (Sequence[Network]): The baseline first.
+    """
+
+    work_dir: Path
+    config: Path | None
+    ratios: Sequence[SavedRatio]
+    records: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Evaluation]
+    networks: Sequence[Network]
+
+    @property
+    def metric(self) -> str:
+        """The accuracy to show: the first that was told; '' for none."""
+        for evaluation in self.all_evaluations():
+            return next(iter(evaluation.metrics))
+        return ''
+
+    def all_evaluations(self) -> Iterator[Evaluation]:
+        """Those of every network, and those while it pruned."""
+        for network in self.networks:
+            yield from network.evaluations
+        yield from self.evaluations
+
+
+def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
+    """Collect what a pruning run left.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no structure in it.
+        ValueError: If one of its files is damaged.
+    """
+    ratios = saved_ratios(work_dir)
+    folder = Path(work_dir)
+    own = read_runs(folder)
+    records = join_scalars(own)
+    around = list(runs_around(folder))
+    baseline = baseline_of(own)
+    found = validations(records, folder)
+    cost = _baseline_cost(baseline, ratios[-1].structure)
+    tests = _tests(around, [baseline])
+    networks = [Network('baseline', None, cost, baseline, tests)]
+    for ratio in ratios:
+        path = str(ratio.checkpoint)
+        # validated before anything changed the network that was saved
+        same = [
+            e
+            for e in found
+            if ratio.scores and e.iteration == ratio.scores.iteration
+        ]
+        cost = ratio.structure.cost_after
+        tests = _tests(around, [path])
+        networks.append(Network(ratio.stem, ratio, cost, path, same + tests))
+        networks += _finetuned(ratio, around, folder)
+    trainings = [
+        run.folder / 'vis_data' / 'config.py' for run in own if run.trained
+    ]
+    return PruningRun(
+        folder,
+        next((path for path in trainings[::-1] if path.is_file()), None),
+        ratios,
+        records,
+        found,
+        networks,
+    )
+
+
+def _baseline_cost(path: str, slim: Structure) -> Mapping[str, float]:
+    """That of the original, or of a slim network that was pruned further."""
+    if not Path(path).is_file():
+        return slim.cost_before
+    try:
+        checkpoint = load_plain_checkpoint(path)
+    except ValueError:  # holds more than tensors: none of ours
+        return slim.cost_before
+    if KEY not in checkpoint:
+        return slim.cost_before
+    return Structure.from_dict(checkpoint[KEY], path).cost_after
+
+
+def _tests(
+    runs: Sequence[Run], checkpoints: Sequence[str]
+) -> list[Evaluation]:
+    """Tests of some checkpoints, by time."""
+    return [
+        Evaluation(
+            'test', Path(checkpoint).name, 0, run.tested, run.folder, {}
+        )
+        for run in sorted(runs, key=lambda run: run.folder.name)
+        for checkpoint in checkpoints
+        if checkpoint and run.tested and begins_with(run, checkpoint)
+    ]
+
+
+def _finetuned(
+    ratio: SavedRatio, around: Sequence[Run], work_dir: Path
+) -> Iterator[Network]:
+    """Trainings that began with a saved ratio and pruned no further."""
+    folders = {
+        run.folder.parent: None
+        for run in around
+        if run.trained
+        and begins_with(run, ratio.checkpoint)
+        and not any('channels_pruned' in record for record in run.records)
+    }
+    for number, folder in enumerate(folders):
+        found = validations(join_scalars(read_runs(folder)), folder)
+        weights = sorted(str(path) for path in folder.glob('*.pth'))
+        found += _tests(around, weights)
+        name = f'{ratio.stem} fine-tuned'
+        yield Network(
+            f'{name} ({folder.name})' if number else name,
+            ratio,
+            ratio.structure.cost_after,
+            str(last_checkpoint(folder) or ''),
+            found,
+        )
