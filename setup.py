@@ -103,6 +103,7 @@ setup(
             'pytest-xdist',
             'ruff',
             'scikit-learn',
+            'tensorboard',
         ],
     },
     zip_safe=False,

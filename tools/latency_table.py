@@ -9,12 +9,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from environment import processor, versions
+from environment import machine
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -130,15 +129,7 @@ def describe(
     args: argparse.Namespace, device: str, shape: Sequence[int]
 ) -> dict[str, Any]:
     """Where and with what is measured."""
-    on_gpu = device == 'cuda'
-    return dict(
-        config=args.config,
-        shape=list(shape),
-        device=torch.cuda.get_device_name() if on_gpu else processor(),
-        threads=torch.get_num_threads(),
-        date=date.today().isoformat(),
-        **versions(),
-    )
+    return dict(config=args.config, shape=list(shape), **machine(device))
 
 
 def key_of(operation: Operation) -> str:
