@@ -105,14 +105,18 @@ def finetune_config(
     """
     here = '{{ fileDirname }}'
     child = copy.deepcopy(config)
-    child.custom_hooks = without_pruning(config.get('custom_hooks') or ())
+    structure = f'{here}/{stem}.json'
+    child.custom_hooks = [
+        *without_pruning(config.get('custom_hooks') or ()),
+        dict(type='mmgfp.StructureHook', structure=structure),
+    ]
     child.merge_from_dict(
         dict(
             custom_imports=_with_mmgfp(config.get('custom_imports')),
             model=dict(
                 type='mmgfp.PrunedModel',
                 architecture=config.model.type,
-                structure=f'{here}/{stem}.json',
+                structure=structure,
             ),
             load_from=f'{here}/{stem}.pth',
             resume=False,

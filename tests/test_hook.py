@@ -461,7 +461,9 @@ def test_config_is_dumped_for_finetuning(tmp_path):
     assert config.model.architecture == 'ToyClassifier'
     assert config.load_from == str(tmp_path / 'flops_0.50.pth')
     assert config.answer == 42
-    assert [h.type for h in config.custom_hooks] == ['StructureLog']
+    assert [h.type for h in config.custom_hooks] == [
+        *('StructureLog', 'mmgfp.StructureHook')
+    ]
     assert config.train_cfg == runner.cfg.train_cfg
 
 

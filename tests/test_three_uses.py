@@ -267,6 +267,12 @@ def test_detector_is_finetuned(detector, tmp_path):
         assert before[name].shape == after[name].shape, name
     metrics, _ = test_tool(config, folder / 'epoch_1.pth', tmp_path)
     assert metrics['coco/bbox_mAP_50'] > 0
+    # it is no less at home in the config that was pruned
+    (tmp_path / 'unchanged').mkdir()
+    again, _ = test_tool(
+        detector, folder / 'epoch_1.pth', tmp_path / 'unchanged'
+    )
+    assert again == metrics
 
 
 def test_detector_without_our_tools(detector, detected, data, tmp_path):
@@ -391,5 +397,7 @@ def test_generated_configs_need_nothing_else(detector):
     config = Config.fromfile(finetune_config(detector))
     assert config.model.type == 'mmgfp.PrunedModel'
     assert Path(config.model.structure).parent == saved(detector).parent
-    assert [h.type for h in config.custom_hooks] == ['SaveOutputs']
+    assert [h.type for h in config.custom_hooks] == [
+        *('SaveOutputs', 'mmgfp.StructureHook')
+    ]
     assert config.train_cfg.max_epochs == 1

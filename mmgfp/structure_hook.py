@@ -1,0 +1,36 @@
+"""The hook that keeps a slim network and its structure together."""
+
+from __future__ import annotations
+
+import os
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from .registry import HOOKS
+from .structure import KEY, Structure
+
+
+@HOOKS.register_module()
+class StructureHook(Hook):
+    """Puts the structure of a slim network into its checkpoints.
+
+    The configs that pruning generates have it, so that what they train can be
+    used with the config of the full network, too, and outlives the structure
+    file.
+
+    Args:
+        structure (str | os.PathLike): Structure file (.json), or a checkpoint
+            that holds the structure.
+
+    Raises:
+        FileNotFoundError: If there is no such structure.
+        ValueError: If it is damaged or of another version.
+    """
+
+    def __init__(self, structure: str | os.PathLike) -> None:
+        self._structure = Structure.load(structure).to_dict()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add it."""
+        checkpoint[KEY] = self._structure
