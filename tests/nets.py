@@ -557,7 +557,7 @@ class FunctionalWeight(Net):
     """The weight of ``conv2`` is used behind its module's back."""
 
     prunable: ClassVar = {group('conv2', 'conv3', 6)}
-    frozen: ClassVar = {'conv1': 'outside a layer', 'conv3': OUTPUT}
+    frozen: ClassVar = {'conv1': 'outside the layer', 'conv3': OUTPUT}
 
     def __init__(self):
         super().__init__()
@@ -605,7 +605,7 @@ class TiedProducers(Net):
     """Two layers with one weight but a bias each: one producer, ``a``."""
 
     prunable: ClassVar = {group('a', 'head', 8)}
-    frozen: ClassVar = {'stem': 'outside a layer', 'head': OUTPUT}
+    frozen: ClassVar = {'stem': 'outside the layer', 'head': OUTPUT}
 
     def __init__(self):
         super().__init__()
@@ -816,7 +816,7 @@ class KeywordCall(Net):
     """A consumer that is not handed its input as first argument."""
 
     prunable: ClassVar = {group('conv2', 'conv3', 6)}
-    frozen: ClassVar = {'conv1': 'outside a layer', 'conv3': OUTPUT}
+    frozen: ClassVar = {'conv1': 'outside the layer', 'conv3': OUTPUT}
 
     def __init__(self):
         super().__init__()
