@@ -240,7 +240,9 @@ def run_inference(args: argparse.Namespace) -> None:
     write_json(str(args.out / f'{setting.name}.json'), result)
     words = sys.stderr if args.json == '-' else sys.stdout
     for table in inference_tables(result):
-        print(render(table), file=words)
+        # names of networks are long; numbers must not be cut
+        width = Console(width=1000).measure(table).maximum
+        print(render(table, width), file=words)
     if args.json:
         write_json(args.json, result)
     print(f'see {write_report(args.out)}', file=words)
