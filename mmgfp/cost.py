@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .compiled import around_compiled, by_name
 from .groups import ChannelGroup
 from .latency import LatencyModel, LatencyTable
+from .operations import Weights
 
 Metric = Literal['flops', 'params', 'acts', 'latency']
 # those that are counted; latency is only known from a table
@@ -55,24 +55,13 @@ class Calls:
 
 
 class _CallRecorder(TorchDispatchMode):
-    """Notes which weight convolutions and matrix products use, and how often.
-
-    A weight is recognised by its storage, so that transposed views count; not
-    by its address, which all weights on the meta device share.
-    """
+    """Notes which weight convolutions and matrix products use, how often."""
 
     def __init__(self, model: nn.Module, images: int) -> None:
         super().__init__()
         self.calls = Calls()
         self._images = images
-        self._weights = {
-            StorageWeakRef(p.untyped_storage()): (n, p)
-            for n, p in model.named_parameters()
-            if p.dim() > 1
-        }
-
-    def _find(self, tensor: Tensor) -> tuple[str, Tensor] | None:
-        return self._weights.get(StorageWeakRef(tensor.untyped_storage()))
+        self._find = Weights(model).find
 
     def _add(
         self, name: str, weight: Tensor, axis: int, positions: int, out: Tensor
@@ -242,7 +231,6 @@ class CostModel:
         self, table: LatencyTable, shapes: Mapping[str, tuple], acts: float
     ) -> None:
         """Which shrinking axis the first two axes of each parameter are."""
-        self._latency = LatencyModel(table, list(self._row), acts)
         self._fixed = np.ones((2, len(self._row)))
         # 0 or 1: that shrinking axis; 2: none, the size is fixed
         self._shrinking = np.full((2, len(self._row)), 2)
@@ -251,6 +239,11 @@ class CostModel:
                 self._fixed[axis, i] = n
                 if axis in self._axes[name]:
                     self._shrinking[axis, i] = self._axes[name].index(axis)
+        units = [
+            sum(w.multiply(which == k) for k, w in enumerate(self._widths))
+            for which in self._shrinking
+        ]
+        self._latency = LatencyModel(table, list(self._row), units, acts)
 
     def _first_axes(self) -> np.ndarray:
         """(2, T) current sizes of the first two axes."""
@@ -331,12 +324,8 @@ class CostModel:
             return w0 @ self._outputs[0] + w1 @ self._outputs[1]
         if metric == 'latency':
             assert self._latency is not None
-            units = [
-                sum(w.multiply(which == k) for k, w in enumerate((w0, w1)))
-                for which in self._shrinking
-            ]
             return self._latency.marginal(
-                self._first_axes(), units, self.marginal('acts')
+                self._first_axes(), self.marginal('acts')
             )
         weight, (a0, a1) = self._weight[metric], self.sizes
         both = w0.multiply(w1)

@@ -53,16 +53,14 @@ class LatencyTable:
             part in; a head run on five levels has five.
         operations (list[Measured]): Each different one once.
         whole (float): Milliseconds of the full network.
-        images (int): In the batch that was measured.
-        about (dict): Device, versions, date, and how well the table predicts
-            whole networks, for people.
+        about (dict): Size of the batch, device, versions, date, and how well
+            the table predicts whole networks, for people.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     calls: Mapping[str, Sequence[int]]
     operations: Sequence[Measured]
     whole: float
-    images: int = 1
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,7 +111,6 @@ class LatencyTable:
                 data['calls'],
                 [Measured(**entry) for entry in data['operations']],
                 float(data['whole']),
-                int(data['images']),
                 data['about'],
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -148,11 +145,17 @@ class LatencyModel:
     Args:
         table (LatencyTable): As measured.
         names (Sequence[str]): T names of the network's parameters.
+        units (Sequence[csr_matrix]): For the first two axes, (G, T) slices
+            that a unit of each group takes of each parameter.
         acts (float): Activations of the full network.
     """
 
     def __init__(
-        self, table: LatencyTable, names: Sequence[str], acts: float
+        self,
+        table: LatencyTable,
+        names: Sequence[str],
+        units: Sequence[csr_matrix],
+        acts: float,
     ) -> None:
         place = {name: i for i, name in enumerate(names)}
         calls = [
@@ -165,6 +168,13 @@ class LatencyModel:
         used = [table.operations[operation] for _, operation in calls]
         self._set_grids(used)
         self._rest = (table.full - table.layers) / acts
+        # the calls that a unit of each group makes narrower, and by how much
+        either = (units[0] + units[1]).tocsc()[:, self._parameter].tocoo()
+        self._group, self._call = either.row, either.col
+        parameter = self._parameter[self._call]
+        self._less = np.stack(
+            [np.asarray(u[self._group, parameter]).ravel() for u in units]
+        )
 
     def _set_grids(self, used: Sequence[Measured]) -> None:
         """All grids in one array, (R, P, P), with widths (R, 2, P).
@@ -234,29 +244,15 @@ class LatencyModel:
         """
         return float(self._of_calls(widths).sum() + self._rest * acts)
 
-    def marginal(
-        self,
-        widths: np.ndarray,
-        units: Sequence[csr_matrix],
-        acts: np.ndarray,
-    ) -> np.ndarray:
+    def marginal(self, widths: np.ndarray, acts: np.ndarray) -> np.ndarray:
         """Milliseconds that removing one unit of each group saves, (G,).
 
         Args:
             widths (np.ndarray): See :meth:`total`.
-            units (Sequence[csr_matrix]): For both axes, (G, T) slices that a
-                unit takes of each parameter.
             acts (np.ndarray): (G,) activations that a unit saves.
         """
-        either = (units[0] + units[1]).tocsc()[:, self._parameter].tocoo()
-        group, call = either.row, either.col
-        parameter = self._parameter[call]
-        less = [np.asarray(u[group, parameter]).ravel() for u in units]
-        before = self._of_calls(widths)[call]
-        after = self._milliseconds(
-            call,
-            widths[0, parameter] - less[0],
-            widths[1, parameter] - less[1],
-        )
-        saved = np.bincount(group, before - after, minlength=len(acts))
+        before = self._of_calls(widths)[self._call]
+        narrower = widths[:, self._parameter[self._call]] - self._less
+        after = self._milliseconds(self._call, *narrower)
+        saved = np.bincount(self._group, before - after, minlength=len(acts))
         return saved + self._rest * acts

@@ -105,20 +105,35 @@ def run_operation(
     )
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes the operations that weights take part in.
+class Weights:
+    """The weights of a network, as operations get them.
 
-    Weights are recognised by their storage, as for the count of the cost.
+    They are recognised by their storage, so that transposed views count; not
+    by its address, which all weights on the meta device share.
+
+    Args:
+        model (nn.Module): The network.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.found: dict[str, list[Operation]] = {}
-        self._weights = {
+        self._known = {
             StorageWeakRef(p.untyped_storage()): (n, p)
             for n, p in model.named_parameters()
             if p.dim() > 1
         }
+
+    def find(self, tensor: Tensor) -> tuple[str, Tensor] | None:
+        """Name and parameter that a tensor is a view of, if any."""
+        return self._known.get(StorageWeakRef(tensor.untyped_storage()))
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes the operations that weights take part in."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: dict[str, list[Operation]] = {}
+        self._weights = Weights(model)
 
     def __torch_dispatch__(
         self,
@@ -147,7 +162,7 @@ class _Recorder(TorchDispatchMode):
         settings: tuple[Any, ...],
         bias: bool,
     ) -> None:
-        known = self._weights.get(StorageWeakRef(weight.untyped_storage()))
+        known = self._weights.find(weight)
         if known is None:
             return
         name, stored = known

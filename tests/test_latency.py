@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from nets import Chain, GroupedConv, InvertedResidual, Residual, run
 from scipy.interpolate import RegularGridInterpolator
+from scipy.sparse import csr_matrix
 from torch import nn
 from toy import ROOT, make_config, train
 
@@ -145,6 +146,10 @@ def test_shared_layers_have_several_calls():
     assert [op.source[2] for op in operations] == [16, 8]
 
 
+def no_units(parameters):
+    return [csr_matrix((0, parameters))] * 2
+
+
 # -- what the table says -----------------------------------------------------
 
 
@@ -160,7 +165,7 @@ def test_interpolation():
         )
     names = [str(i) for i in range(len(grids))]
     table = LatencyTable({}, {n: [i] for i, n in enumerate(names)}, grids, 0.0)
-    model = LatencyModel(table, names, acts=1.0)
+    model = LatencyModel(table, names, no_units(len(names)), acts=1.0)
     for _ in range(20):
         widths = np.array(
             [
@@ -185,7 +190,7 @@ def test_interpolation():
 def test_noise_is_smoothed():
     grid = Measured([1, 4, 8], [1, 8], [[1, 5], [3, 4], [2, 6]])
     table = LatencyTable({}, {'a': [0]}, [grid], 0.0)
-    model = LatencyModel(table, ['a'], 1.0)
+    model = LatencyModel(table, ['a'], no_units(1), 1.0)
 
     def at(a, b):
         return model.total(np.array([[a], [b]], float), 0.0)

@@ -129,6 +129,7 @@ def test_direction_of_the_core():
             'probe',
             'finder',
             'latency',
+            'operations',
             'cost',
             'fisher',
             'masking',

@@ -51,6 +51,11 @@ class GpuClock:
         return began.elapsed_time(ended) / 1000
 
 
+def clock_of(device: str) -> ProcessorClock | GpuClock:
+    """The clock of a device, ``'cpu'`` or ``'cuda'``."""
+    return ProcessorClock() if device == 'cpu' else GpuClock()
+
+
 def seconds_of(run: Run, clock: Any) -> float:
     """That a forward takes, with nothing else under way."""
     clock.wait()

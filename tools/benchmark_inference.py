@@ -20,8 +20,7 @@ from benchmark_backends import (
     raw_network,
 )
 from benchmark_clocks import (
-    GpuClock,
-    ProcessorClock,
+    clock_of,
     entrances,
     module_shares,
     seconds_of,
@@ -225,7 +224,7 @@ def compare(
     turns = (len(backends) + with_modules) * (rounds + WARMUP)
     images = turns * len(subjects) * sum(batches)
     progress = Progress(tell, images, len(subjects))
-    clock = GpuClock() if setting.device == 'cuda' else ProcessorClock()
+    clock = clock_of(setting.device)
     comparison = Comparison(
         setting, subjects, batches, rounds, progress, clock
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark_clocks import clock_of, seconds_of
+from benchmark_turns import in_turn, shares, spread
 from environment import machine
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +35,7 @@ from mmgfp.groups import ChannelGroup
 from mmgfp.latency import LatencyTable, Measured
 from mmgfp.operations import Operation, record_operations, run_operation
 from mmgfp.preparation import demo_groups
+from mmgfp.progress import duration
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import random_removal
 from mmgfp.surgery import slice_model
@@ -114,7 +117,6 @@ def measure(args: argparse.Namespace) -> None:
         {n: [place[op] for op in ops] for n, ops in calls.items()},
         [found.known[key_of(operation)] for operation in operations],
         whole_network(model, run, device, args.rounds),
-        args.batch,
         about,
     )
     console.print('whole networks, to compare', highlight=False)
@@ -129,7 +131,8 @@ def describe(
     args: argparse.Namespace, device: str, shape: Sequence[int]
 ) -> dict[str, Any]:
     """Where and with what is measured."""
-    return dict(config=args.config, shape=list(shape), **machine(device))
+    size = dict(batch=args.batch, shape=list(shape))
+    return dict(config=args.config, **size, **machine(device))
 
 
 def key_of(operation: Operation) -> str:
@@ -184,28 +187,17 @@ def with_time_left(
     for operation in operations:
         new = key_of(operation) not in known
         pace = (time.monotonic() - began) / done if done else 0
-        seconds = round(pace * (todo - done))
-        yield operation, f', about {seconds} s left' if done else ''
+        left = duration(pace * (todo - done))
+        yield operation, f', about {left} left' if done else ''
         done += new
 
 
 # -- time ------------------------------------------------------------------
 
 
-def milliseconds(run: Callable[[], Any], device: str, times: int = 1) -> float:
-    """Of one run, of several in a row."""
-    if device == 'cpu':
-        began = time.perf_counter()
-        for _ in range(times):
-            run()
-        return 1000 * (time.perf_counter() - began) / times
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / times
+def milliseconds(run: Callable[[], Any], device: str) -> float:
+    """Of one run."""
+    return 1000 * seconds_of(run, clock_of(device))
 
 
 @torch.no_grad()
@@ -215,15 +207,17 @@ def operation_ms(
     """Median of an operation at some width."""
     inputs = operation.inputs(first, second, device)
 
-    def run() -> None:
-        run_operation(*inputs)
+    def run(times: int = 1) -> None:
+        for _ in range(times):
+            run_operation(*inputs)
 
     run()  # choosing a kernel takes long
     once = milliseconds(run, device)
     times = max(1, min(100, round(LEAST / max(once, 1e-3))))
-    return statistics.median(
-        milliseconds(run, device, times) for _ in range(rounds)
-    )
+    found = [
+        milliseconds(lambda: run(times), device) / times for _ in range(rounds)
+    ]
+    return statistics.median(found)
 
 
 @torch.no_grad()
@@ -285,15 +279,13 @@ def compare(
         )
         units = [len(units) for units in removal]
         predicted = cost.without(units)['latency'] / table.full
-        # in turn, for machines do not run at one speed
-        pairs = [
-            (
-                whole_network(slim, run, device, 1),
-                whole_network(model, run, device, 1),
-            )
-            for _ in range(rounds)
-        ]
-        measured = statistics.median(a / b for a, b in pairs)
+        models = {'full': model, 'slim': slim}
+
+        def measure(name: str, models: dict = models) -> float:
+            return whole_network(models[name], run, device, 1)
+
+        times = in_turn(measure, list(models), rounds)
+        measured = spread(shares(times, 'full')['slim'])['median']
         found.append(
             dict(removed=share, predicted=predicted, measured=measured)
         )

@@ -156,8 +156,8 @@ def report(
         '- groups: prunable / found',
         '- reach: share of the flops that pruning can remove, one unit left '
         f'per group; counted on images of {COUNTED} pixels, where heads on '
-        'regions weigh more than on larger ones (of Grid R-CNN, 64 % can go '
-        'at 800x1280, as `tools/groups.py` shows)',
+        'regions weigh more than on larger ones: `tools/groups.py` tells it '
+        'for the size of a config',
         '- left: share of the flops of the slim network',
         '- error: slim against masked, largest difference over largest '
         'magnitude, the worst output; in double: the same in double '
