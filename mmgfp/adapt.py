@@ -69,14 +69,31 @@ def load_model(
     if checkpoint is None:
         return model
     loaded = load_plain_checkpoint(checkpoint)
-    builds_slim = str(config.model.type).endswith('PrunedModel')
-    if KEY in loaded and not builds_slim:
+    if KEY in loaded and not _builds_slim(config):
         where = os.fspath(checkpoint)
         Structure.from_dict(loaded[KEY], where).apply(model)
     weights = loaded.get('state_dict', loaded)
     check_weights(model, weights, os.fspath(checkpoint))
     model.load_state_dict(weights, strict=False)
     return model
+
+
+def build_full_model(config: Config) -> nn.Module:
+    """Build the network that a config's slim one was made of.
+
+    Args:
+        config (Config): A generated config, or one of a full network.
+    """
+    if not _builds_slim(config):
+        return build_model(config)
+    full = copy.deepcopy(config)
+    full.model.type = full.model.pop('architecture')
+    full.model.pop('structure')
+    return build_model(full)
+
+
+def _builds_slim(config: Config) -> bool:
+    return str(config.model.type).endswith('PrunedModel')
 
 
 def check_weights(

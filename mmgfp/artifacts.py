@@ -1,9 +1,8 @@
 """What a saved ratio leaves in the work dir.
 
 ``flops_0.50.pth`` (slim checkpoint), ``flops_0.50.json`` (structure),
-``flops_0.50_finetune.py`` (ready config), ``flops_0.50_scores.json`` (scores
-of the step that reached it) and ``flops_0.50.png`` (picture). Each appears
-under its name only when it is complete.
+``flops_0.50_finetune.py`` (ready config) and ``flops_0.50.png`` (picture).
+Each appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from .adapt import unwrap
 from .files import complete
 from .picture import draw_kept_channels
-from .scores import StepScores
 from .structure import KEY, Structure
 
 PRUNING_HOOK = 'FisherPruningHook'
@@ -33,7 +31,6 @@ PRUNING_HOOK = 'FisherPruningHook'
 def save_ratio(
     runner: Runner,
     structure: Structure,
-    scores: StepScores,
     stem: str,
     finetune: Mapping[str, Any],
 ) -> str:
@@ -42,7 +39,6 @@ def save_ratio(
     Args:
         runner (Runner): Whose model is slim.
         structure (Structure): Of that model.
-        scores (StepScores): Of the step that reached the ratio.
         stem (str): Common part of the names, such as 'flops_0.50'.
         finetune (Mapping): Overrides for the fine-tuning config.
 
@@ -51,9 +47,7 @@ def save_ratio(
     """
     path = os.path.join(runner.work_dir, stem)
     structure.save(f'{path}.json')
-    scores.save(f'{path}_scores.json')
-    shared = {name: group.layers for name, group in scores.groups.items()}
-    draw_kept_channels(structure, unwrap(runner.model), f'{path}.png', shared)
+    draw_kept_channels(structure, unwrap(runner.model), f'{path}.png')
     if runner.cfg.get('model'):
         config = finetune_config(runner.cfg, stem, finetune)
         with complete(f'{path}_finetune.py') as partial:

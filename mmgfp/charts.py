@@ -20,7 +20,7 @@ from .figures import (
     new_figure,
     save_figure,
 )
-from .scores import StepScores
+from .scores import Scores
 
 _DASHES = ('-', '--', '-.')
 
@@ -77,21 +77,20 @@ def _series(
     return [r['step'] for r in rows], [r[key] for r in rows]
 
 
-def draw_scores(scores: StepScores, path: str | os.PathLike) -> None:
+def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
     """A row per channel group with a mark per unit, as PNG.
 
     Args:
-        scores (StepScores): Of one step.
+        scores (Scores): Those of the last step are drawn.
         path (str | os.PathLike): Where to write; complete or not at all.
     """
-    groups = scores.groups
-    least = _least(groups.values())
+    groups = {name: scores.last_step(name) for name in scores.groups}
+    least = _least([values for values, _ in groups.values()])
     figure = new_figure(9, 1.6 + 0.24 * max(4, len(groups)))
     axes = figure.add_subplot()
-    for y, group in enumerate(groups.values()):
-        finite = np.isfinite(group.scores)
-        values = np.maximum(group.scores, least)
-        gone = np.isin(np.arange(len(values)), group.chosen)
+    for y, (values, gone) in enumerate(groups.values()):
+        finite = np.isfinite(values)
+        values = np.maximum(values, least)
         first = y == 0
         _marks(axes, values[finite & ~gone], y, BLUE, first, 'stays')
         _marks(axes, values[finite & gone], y, ORANGE, first, 'removed')
@@ -141,13 +140,10 @@ def _marks(
     )
 
 
-def _least(groups: Any) -> float:
+def _least(groups: Sequence[np.ndarray]) -> float:
     """Where zeros are drawn on the log scale: left of everything else."""
-    positive = [
-        group.scores[(group.scores > 0) & np.isfinite(group.scores)]
-        for group in groups
-    ]
-    values = np.concatenate([*positive, np.zeros(0)])
+    values = np.concatenate([*groups, np.zeros(0)])
+    values = values[(values > 0) & np.isfinite(values)]
     return float(values.min()) / 3 if len(values) else 1e-12
 
 

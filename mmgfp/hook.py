@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -313,6 +313,7 @@ class FisherPruningHook(Hook):
             [average.module for average in averaged_models(runner)],
             sum_over_ranks,
             same_on_all_ranks,
+            runner.iter + 1,
         )
         if pruner.cuts > cuts:
             network_has_changed(runner)
@@ -411,17 +412,15 @@ class FisherPruningHook(Hook):
         if not dist.is_main_process():
             return
         assert self.pruner is not None
-        assert self.pruner.last_step is not None  # saving follows a step
         path = save_ratio(
             runner,
             self._current_structure(runner),
-            replace(self.pruner.last_step, iteration=runner.iter + 1),
             self._stem(share),
             self.finetune,
         )
         runner.logger.info(
             f'saved {path}, at {self.pruner.ratio(self.schedule.metric):.3f}, '
-            'with its structure, scores, fine-tuning config and picture'
+            'with its structure, fine-tuning config and picture'
         )
 
     def _stem(self, share: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -50,20 +50,21 @@ def draw_kept_channels(
     structure: Structure,
     model: nn.Module,
     path: str | os.PathLike,
-    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Bars of kept and removed channels, one row per layer, as PNG.
+
+    Lines at the right join layers that share a channel group, if the
+    structure tells.
 
     Args:
         structure (Structure): Of the slim network.
         model (nn.Module): The network, slim or not.
         path (str | os.PathLike): Where to write; complete or not at all.
-        groups (Mapping, optional): Channel groups by name, with the layers
-            that lose outputs together: lines at the right join those.
     """
     rows = kept_channels(structure, model)
     names = [row[0] for row in rows]
-    lanes = shared_lanes(names, groups or {})
+    groups = structure.scores.groups if structure.scores else {}
+    lanes = shared_lanes(names, [g.layers for g in groups.values()])
     figure = new_figure(9, 1.6 + 0.19 * max(4, len(rows)))
     if lanes:
         # as wide as its title and its lanes need
@@ -97,13 +98,13 @@ def _draw_bars(axes: Axes, rows: Sequence[tuple[str, int, int]]) -> None:
 
 
 def shared_lanes(
-    layers: Sequence[str], groups: Mapping[str, Sequence[str]]
+    layers: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> list[tuple[int, list[int]]]:
     """Where to mark the groups that several layers share.
 
     Args:
         layers (Sequence[str]): One per row.
-        groups (Mapping): Channel groups by name, with their layers.
+        groups (Sequence): Of each channel group its layers.
 
     Returns:
         list: Per group its lane, from 0, and its rows, ascending. Groups
@@ -112,7 +113,7 @@ def shared_lanes(
     row = {layer: i for i, layer in enumerate(layers)}
     spans = sorted(
         sorted(row[layer] for layer in group if layer in row)
-        for group in groups.values()
+        for group in groups
     )
     ends: list[int] = []  # last row of each lane so far
     lanes = []

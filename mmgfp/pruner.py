@@ -22,7 +22,7 @@ from .groups import ChannelGroup
 from .latency import LatencyTable
 from .masking import GradientMask
 from .removal import axis_sizes, kept_positions, lost_units, shrink_groups
-from .scores import StepScores, step_scores
+from .scores import STAYS, Scores, no_scores
 from .selection import Floor, Selector
 from .structure import Structure
 from .surgery import slice_model, slice_optimizer
@@ -92,6 +92,8 @@ class GroupFisherPruner:
         self.normalize_by = normalize_by
         self.floor = floor or Floor()
         self._originals = [group.size for group in self.groups]
+        # numbers that the units have in the original network
+        self._units = [np.arange(size) for size in self._originals]
         if structure is not None:
             self.groups = self._left_by(structure)
         known = dict(structure.cost_before) if structure else {}
@@ -102,6 +104,7 @@ class GroupFisherPruner:
         if latency is not None:
             self.cost_before['latency'] = latency.full
         self._structure = structure or Structure({})
+        self._scores = self._known_scores()
         # (U,), units of all groups: of this process, and of all together
         self._fisher = self._no_scores()
         self._shared = self._no_scores()
@@ -111,7 +114,6 @@ class GroupFisherPruner:
         ]
         self._mask = GradientMask(model)
         self._taps: FisherTaps | None = None
-        self.last_step: StepScores | None = None  # of the latest prune()
 
     def _left_by(self, structure: Structure) -> list[ChannelGroup]:
         """The groups as they are in the slim network.
@@ -124,7 +126,22 @@ class GroupFisherPruner:
             **{key: axis.size for key, axis in structure.axes.items()},
         }
         lost = lost_units(self.groups, structure)
+        self._units = _without(self._units, lost)
         return shrink_groups(self.groups, lost, structure.keep, sizes)
+
+    def _known_scores(self) -> Scores:
+        """The record so far; of groups that are not in it nothing is known."""
+        scores = self._structure.scores or Scores(self.normalize_by, {})
+        groups = {}
+        for group, units, size in zip(
+            self.groups, self._units, self._originals
+        ):
+            there = np.isin(np.arange(size), units)
+            known = scores.groups.get(group.name)
+            if known is None or not ((known.removed == STAYS) == there).all():
+                known = no_scores(group.producers, there)
+            groups[group.name] = known
+        return replace(scores, normalize_by=self.normalize_by, groups=groups)
 
     # -- cost -------------------------------------------------------------
 
@@ -238,6 +255,7 @@ class GroupFisherPruner:
         copies: Sequence[nn.Module] = (),
         reduce: Callable[[Tensor], None] | None = None,
         agree: Callable[[bytes], None] | None = None,
+        iteration: int = 0,
     ) -> list[Removal]:
         """Remove the least important units and reset the scores.
 
@@ -252,6 +270,7 @@ class GroupFisherPruner:
             reduce (Callable, optional): See :meth:`share`.
             agree (Callable, optional): Given the choices in bytes, raises if
                 other processes have chosen otherwise.
+            iteration (int): Training iterations so far, for the record.
 
         Returns:
             list[Removal]: In order; empty if nothing can be removed.
@@ -281,12 +300,12 @@ class GroupFisherPruner:
             self._cost.remove(_one_hot(g, len(self.groups)) * len(units))
         among = [np.concatenate(u) if u else np.zeros(0, int) for u in taken]
         chosen = [units[u] for units, u in zip(there, among)]
-        self.last_step = step_scores(
-            self.normalize_by,
-            {group.name: tuple(group.producers) for group in self.groups},
+        self._scores = self._scores.after(
+            [original[units] for original, units in zip(self._units, there)],
             fisher,
             saving,
-            among,
+            [original[units] for original, units in zip(self._units, chosen)],
+            iteration,
         )
         if agree is not None:
             agree(b'|'.join(units.tobytes() for units in chosen))
@@ -354,10 +373,8 @@ class GroupFisherPruner:
             )
             self._shared, self._fisher = self._scores_without(gone)
             self.groups = shrink_groups(self.groups, gone, keep, sizes)
-            self._masked = [
-                np.delete(masked, units)
-                for masked, units in zip(self._masked, gone)
-            ]
+            self._masked = _without(self._masked, gone)
+            self._units = _without(self._units, gone)
             self.cuts += 1
             if self._taps is not None:
                 self.detach()
@@ -394,6 +411,7 @@ class GroupFisherPruner:
             input_shape=tuple(input_shape),
             cost_before=self.cost_before,
             cost_after=self.cost(),
+            scores=self._scores if self._scores.step else None,
         )
 
     @property
@@ -442,6 +460,12 @@ def _why_frozen(groups: Sequence[ChannelGroup]) -> str:
     if not reasons:
         return 'the network has no layer that feeds another one'
     return '; '.join(reasons[:5])
+
+
+def _without(
+    arrays: Sequence[np.ndarray], gone: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    return [np.delete(array, units) for array, units in zip(arrays, gone)]
 
 
 def _one_hot(index: int, size: int) -> np.ndarray:

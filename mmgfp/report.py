@@ -210,8 +210,7 @@ def _scores(run: PruningRun, folder: Path) -> str:
     last = run.ratios[-1]
     if last.scores is None:
         return text(
-            f'The scores were not kept: there is no {last.stem}_scores.json '
-            'in this folder.'
+            f'The scores were not kept: there are none in {last.stem}.json.'
         )
     path = folder / f'scores_{last.stem}.png'
     draw_scores(last.scores, path)
@@ -392,16 +391,18 @@ def _numbers(run: PruningRun) -> str:
         )
     scores = run.ratios[-1].scores
     if scores is not None:
-        rows = [
-            [
-                name,
-                str(len(group.scores)),
-                str(len(group.chosen)),
-                f'{np.median(group.scores):.2e}',
-                ', '.join(group.layers),
-            ]
-            for name, group in scores.groups.items()
-        ]
+        rows = []
+        for name, group in scores.groups.items():
+            values, chosen = scores.last_step(name)
+            rows.append(
+                [
+                    name,
+                    str(len(values)),
+                    str(chosen.sum()),
+                    f'{np.median(values):.2e}',
+                    ', '.join(group.layers),
+                ]
+            )
         shared = 'layers that lose outputs'
         head = ['group', 'units', 'removed', 'median score', shared]
         html += folded(

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .cost import METRICS
-from .scores import StepScores
+from .scores import Scores
 from .structure import Structure
 
-_STRUCTURE = re.compile(r'((?:flops|acts|params)_\d\.\d\d)\.json')
+_STRUCTURE = re.compile(r'((?:flops|acts|params|latency)_\d\.\d\d)\.json')
 # Numbers of a validation that tell nothing of the network.
 _NO_METRICS = ('data_time', 'time', 'step')
 
@@ -31,14 +31,16 @@ class SavedRatio:
         stem (str): Common part of their names, such as 'flops_0.50'.
         folder (Path): Where they are.
         structure (Structure): What is left.
-        scores (StepScores | None): Of the step that reached it; None where
-            there is no such file.
     """
 
     stem: str
     folder: Path
     structure: Structure
-    scores: StepScores | None
+
+    @property
+    def scores(self) -> Scores | None:
+        """By which channels were chosen; None where that was not kept."""
+        return self.structure.scores
 
     @property
     def checkpoint(self) -> Path:
@@ -126,17 +128,10 @@ def saved_ratios(work_dir: str | os.PathLike) -> list[SavedRatio]:
             'as flops_0.50.json, which pruning leaves in its work dir when it '
             'has reached a share of save_at'
         )
-    ratios = []
-    for stem in stems:
-        scores = folder / f'{stem}_scores.json'
-        ratios.append(
-            SavedRatio(
-                stem,
-                folder,
-                Structure.load(folder / f'{stem}.json'),
-                StepScores.load(scores) if scores.is_file() else None,
-            )
-        )
+    ratios = [
+        SavedRatio(stem, folder, Structure.load(folder / f'{stem}.json'))
+        for stem in stems
+    ]
     return sorted(
         ratios, key=lambda r: (r.stem.split('_')[0], r.stem), reverse=True
     )

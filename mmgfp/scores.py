@@ -1,138 +1,168 @@
-"""The scores of one pruning step, as they were compared, and their file.
+"""The last score of every unit, and in which step it was removed.
 
-``flops_0.50_scores.json`` holds those of the step that reached a saved ratio:
-plain types, per channel group one number per unit.
+Part of the structure (:mod:`mmgfp.structure`), in units of the original
+network: from it follows which removed channels to give back first, and which
+kept ones to drop next.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .files import complete
-
-FORMAT = 'mmgfp-scores'
-VERSION = 1
+# stands for the step that removed a unit which stays
+STAYS = -1
 
 
 @dataclass(frozen=True, eq=False)
 class GroupScores:
-    """Scores of one channel group before a step, and what the step took.
+    """Scores of one channel group.
 
     Attributes:
         layers (tuple[str, ...]): Layers that lose outputs with the group.
-        scores (np.ndarray): (size,) Fisher information per unit, divided by
-            what one unit saved when the step began; infinite where that is
-            nothing.
-        chosen (np.ndarray): (k,) units that the step removed, ascending.
+        scores (np.ndarray): (size,) Fisher information per unit in the last
+            step that compared it, divided by what one unit saved when that
+            step began; infinite where that was nothing, 0 if not known.
+        removed (np.ndarray): (size,) number of the step that removed it, from
+            1; 0 if not known, :data:`STAYS` while it is there.
     """
 
     layers: tuple[str, ...]
     scores: np.ndarray
-    chosen: np.ndarray
+    removed: np.ndarray
+
+    def order(self) -> np.ndarray:
+        """Units, (size,), from the one to miss least to the most important.
+
+        What went earlier comes earlier; within a step, and among those that
+        stay, the score decides.
+        """
+        last = np.where(self.removed == STAYS, np.inf, self.removed)
+        return np.lexsort((self.scores, last))
 
 
 @dataclass(frozen=True)
-class StepScores:
-    """Scores of one pruning step.
+class Scores:
+    """Scores of all groups that could be pruned.
 
     Attributes:
-        normalize_by (str): What they were divided by: 'acts', 'flops' or
-            'none'.
+        normalize_by (str): What those of the last step were divided by:
+            'acts', 'flops', 'latency' or 'none'.
         groups (dict): Name of the channel group -> :class:`GroupScores`.
+        step (int): Number of the last step, from 1. Counts on when a slim
+            network is pruned further.
         iteration (int): Training iterations until then; 0 if not known.
     """
 
     normalize_by: str
     groups: Mapping[str, GroupScores]
+    step: int = 0
     iteration: int = 0
+
+    def last_step(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """What the last step compared in a group.
+
+        Returns:
+            tuple[np.ndarray, np.ndarray]: Scores, and whether it removed the
+            unit; (k,) each.
+        """
+        group = self.groups[name]
+        chosen = group.removed == self.step
+        there = (group.removed == STAYS) | chosen
+        return group.scores[there], chosen[there]
+
+    def after(
+        self,
+        units: Sequence[np.ndarray],
+        fisher: Sequence[np.ndarray],
+        saving: np.ndarray,
+        chosen: Sequence[np.ndarray],
+        iteration: int = 0,
+    ) -> Scores:
+        """The record after one more step.
+
+        Args:
+            units (Sequence[np.ndarray]): Per group (k,) the units that were
+                compared.
+            fisher (Sequence[np.ndarray]): Per group (k,) their Fisher
+                information.
+            saving (np.ndarray): (G,) what one unit of each group saved when
+                the step began.
+            chosen (Sequence[np.ndarray]): Per group the units that went.
+            iteration (int): Training iterations until now.
+        """
+        step = self.step + 1
+        groups = {}
+        for g, (name, group) in enumerate(self.groups.items()):
+            scores, removed = group.scores.copy(), group.removed.copy()
+            scores[units[g]] = np.inf
+            if saving[g] > 0:
+                scores[units[g]] = fisher[g] / saving[g]
+            removed[chosen[g]] = step
+            groups[name] = replace(group, scores=scores, removed=removed)
+        return replace(self, groups=groups, step=step, iteration=iteration)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain types; None stands for infinite scores."""
         return {
-            'format': FORMAT,
-            'version': VERSION,
             'normalize_by': self.normalize_by,
+            'step': self.step,
             'iteration': self.iteration,
             'groups': {
                 name: {
                     'layers': list(group.layers),
                     'scores': [
-                        s if np.isfinite(s) else None
+                        float(f'{s:.6g}') if np.isfinite(s) else None
                         for s in group.scores.tolist()
                     ],
-                    'chosen': group.chosen.tolist(),
+                    'removed': group.removed.tolist(),
                 }
                 for name, group in self.groups.items()
             },
         }
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write JSON; the final name appears only when it is complete."""
-        with complete(path) as partial:
-            Path(partial).write_text(json.dumps(self.to_dict()), 'utf-8')
-
     @classmethod
-    def load(cls, path: str | os.PathLike) -> StepScores:
-        """Read what :meth:`save` wrote.
+    def from_dict(cls, data: Mapping[str, Any]) -> Scores:
+        """Read what :meth:`to_dict` gave.
 
         Raises:
-            ValueError: If it is damaged, or something else.
+            ValueError: If a group has not one number of each kind per unit.
+            KeyError, TypeError, AttributeError: If it is something else.
         """
-        try:
-            data = json.loads(Path(path).read_text('utf-8'))
-            if (data['format'], data['version']) != (FORMAT, VERSION):
-                raise ValueError(f'its format is {data["format"]!r}')
-            groups = {
-                str(name): GroupScores(
-                    tuple(map(str, group['layers'])),
-                    np.array(
-                        [np.inf if s is None else s for s in group['scores']],
-                        float,
-                    ),
-                    np.array(group['chosen'], int),
-                )
-                for name, group in data['groups'].items()
-            }
-            return cls(
-                str(data['normalize_by']), groups, int(data['iteration'])
+        groups = {}
+        for name, plain in data['groups'].items():
+            scores = [np.inf if s is None else s for s in plain['scores']]
+            group = GroupScores(
+                tuple(map(str, plain['layers'])),
+                np.array(scores, float),
+                np.array(plain['removed'], int),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f'{os.fspath(path)} holds no scores of mmgfp '
-                f'({type(error).__name__}: {error}); expected the file that '
-                'pruning left beside its structure'
-            ) from error
+            if group.scores.ndim != 1 or (
+                group.scores.shape != group.removed.shape
+            ):
+                raise ValueError(
+                    f'{len(group.scores)} scores and {len(group.removed)} '
+                    f'steps for the units of {name}'
+                )
+            groups[str(name)] = group
+        return cls(
+            str(data['normalize_by']),
+            groups,
+            int(data['step']),
+            int(data['iteration']),
+        )
 
 
-def step_scores(
-    normalize_by: str,
-    names: Mapping[str, tuple[str, ...]],
-    fisher: list[np.ndarray],
-    saving: np.ndarray,
-    chosen: list[np.ndarray],
-) -> StepScores:
-    """Normalise the scores of a step as they were compared.
+def no_scores(layers: Sequence[str], there: np.ndarray) -> GroupScores:
+    """A group before its first step.
 
     Args:
-        normalize_by (str): See :class:`StepScores`.
-        names (Mapping): Name of each group -> layers that lose outputs.
-        fisher (list[np.ndarray]): Per group the Fisher information of its
-            units, shape (size,).
-        saving (np.ndarray): (G,) what one unit of each group saved when the
-            step began.
-        chosen (list[np.ndarray]): Per group the units that went.
+        layers (Sequence[str]): Layers that lose outputs with it.
+        there (np.ndarray): (size,) whether each unit of the original network
+            is still there.
     """
-    groups = {}
-    for g, (name, layers) in enumerate(names.items()):
-        scores = np.full(len(fisher[g]), np.inf)
-        if saving[g] > 0:
-            scores = fisher[g] / saving[g]
-        groups[name] = GroupScores(layers, scores, np.sort(chosen[g]))
-    return StepScores(normalize_by, groups)
+    removed = np.where(there, STAYS, 0)
+    return GroupScores(tuple(layers), np.zeros(len(there)), removed)

@@ -18,6 +18,7 @@ from torch import nn
 
 from .checkpoint import load_plain_checkpoint
 from .files import complete
+from .scores import Scores
 from .slots import ATTRIBUTE
 from .surgery import Keep, named_tensors, read_width, slice_model
 from .version import __version__
@@ -49,6 +50,8 @@ class Structure:
         input_shape (tuple[int, ...]): (H, W) that the cost was counted at.
         cost_before (dict): ``flops``, ``params``, ``acts`` of the original.
         cost_after (dict): The same of the slim network.
+        scores (Scores, optional): By which units of which channel groups were
+            chosen.
     """
 
     axes: Mapping[tuple[str, int], Axis]
@@ -57,6 +60,7 @@ class Structure:
     input_shape: tuple[int, ...] = ()
     cost_before: Mapping[str, float] = field(default_factory=dict)
     cost_after: Mapping[str, float] = field(default_factory=dict)
+    scores: Scores | None = None
 
     @property
     def keep(self) -> Keep:
@@ -92,6 +96,7 @@ class Structure:
             },
             'tensors': tensors,
             **({'attributes': attributes} if attributes else {}),
+            **({'scores': self.scores.to_dict()} if self.scores else {}),
         }
 
     @classmethod
@@ -125,7 +130,7 @@ class Structure:
                     axes[name, _natural(int(axis))] = _read_axis(entry)
             for name, entry in data.get('attributes', {}).items():
                 axes[name, ATTRIBUTE] = _read_axis(entry)
-            cost = data['cost']
+            cost, scores = data['cost'], data.get('scores')
             return cls(
                 axes,
                 str(data['architecture']),
@@ -133,6 +138,7 @@ class Structure:
                 tuple(int(n) for n in data['input_shape']),
                 _numbers(cost['before']),
                 _numbers(cost['after']),
+                None if scores is None else Scores.from_dict(scores),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
@@ -145,7 +151,7 @@ class Structure:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write JSON; the final name appears only when it is complete."""
-        text = json.dumps(self.to_dict(), indent=1)
+        text = _to_json(self.to_dict(), lines=3)
         with (
             complete(path) as partial,
             open(partial, 'w', encoding='utf-8') as file,
@@ -295,6 +301,17 @@ def _read_json(path: str) -> Any:
                 f'{path} is damaged: not valid JSON ({error}); '
                 'give the checkpoint beside it instead'
             ) from error
+
+
+def _to_json(data: Any, lines: int) -> str:
+    """With a line for each entry, down to some level."""
+    if not lines or not isinstance(data, dict):
+        return json.dumps(data)
+    entries = (
+        f'{json.dumps(key)}: {_to_json(value, lines - 1)}'
+        for key, value in data.items()
+    )
+    return '{\n' + ',\n'.join(entries) + '\n}'
 
 
 def _numbers(cost: Mapping[str, Any]) -> dict[str, float]:

@@ -207,7 +207,6 @@ def test_checkpoints_are_those_of_the_bare_model(half_batches):
         'flops_0.50.png',
         'flops_0.50.pth',
         'flops_0.50_finetune.py',
-        'flops_0.50_scores.json',
     ]
 
 

@@ -75,7 +75,6 @@ def test_ends_at_the_target(tmp_path, loop):
             '.png',
             '.pth',
             '_finetune.py',
-            '_scores.json',
         ]
     assert not list(tmp_path.glob('*.partial'))
 

@@ -23,7 +23,7 @@ EXTRAS = ('onnx', 'onnxruntime')  # only exporting needs them
 EDGE = {  # may import mmengine
     *('adapt', 'artifacts', 'builder', 'cli', 'config', 'demo', 'hook'),
     *('predictions', 'preprocessing', 'randomness', 'registry', 'report'),
-    *('runner_state', 'samples', 'structure_hook'),
+    *('rounding', 'runner_state', 'samples', 'structure_hook'),
 }
 
 
@@ -120,8 +120,15 @@ def test_direction_of_the_core():
         *('rules_common', 'rules_mixing'),
         *('rules_channelwise', 'rules_structure', 'rules_indexing'),
         *('rules_compiled', 'rules', 'groups'),
-        *('version', 'unpickler', 'checkpoint', 'files', 'structure'),
-        *('scores', 'removal'),
+        *(
+            'version',
+            'unpickler',
+            'checkpoint',
+            'files',
+            'scores',
+            'structure',
+        ),
+        'removal',
         *(
             'modes',
             'precision',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from mmgfp.finder import find_groups
 from mmgfp.picture import draw_kept_channels, kept_channels, shared_lanes
+from mmgfp.scores import Scores, no_scores
 from mmgfp.structure import Axis, Structure
 from mmgfp.surgery import named_tensors
 
@@ -78,19 +80,20 @@ def test_picture(tmp_path):
 def test_shared_channels(tmp_path):
     """Groups whose rows overlap have lanes of their own."""
     layers = ['a', 'b', 'c', 'd', 'e', 'f']
-    groups = dict(x=['c', 'a'], y=['b', 'd'], z=['e', 'f'], w=['f'], v=['g'])
+    groups = [['c', 'a'], ['b', 'd'], ['e', 'f'], ['f'], ['g']]
     assert shared_lanes(layers, groups) == [
         (0, [0, 2]),
         (1, [1, 3]),
         (0, [4, 5]),
     ]
-    assert shared_lanes(layers, {}) == []
+    assert shared_lanes(layers, []) == []
 
     structure, model = structure_of(InvertedResidual)
     plain, marked = tmp_path / 'plain.png', tmp_path / 'marked.png'
     draw_kept_channels(structure, model, plain)
-    group = dict(stem=['stem', 'project'])
-    draw_kept_channels(structure, model, marked, group)
+    group = no_scores(['stem', 'project'], np.ones(8, bool))
+    scores = Scores('acts', dict(stem=group))
+    draw_kept_channels(replace(structure, scores=scores), model, marked)
     images = [image.imread(path) for path in (plain, marked)]
     assert images[0].shape == images[1].shape
     # nothing but the marks is blue so far to the right

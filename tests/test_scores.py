@@ -1,9 +1,8 @@
-"""Scores of a pruning step: those that were compared, and their file."""
+"""The record of scores and steps: what was compared, and what went when."""
 
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -12,64 +11,98 @@ from nets import InvertedResidual, run
 
 from mmgfp import GroupFisherPruner, find_groups
 from mmgfp.cost import record_calls
-from mmgfp.scores import StepScores, step_scores
+from mmgfp.scores import STAYS, Scores, no_scores
+from mmgfp.structure import Axis, Structure
 
 
-def made() -> StepScores:
-    fisher = [np.array([4.0, 0.0, 6.0]), np.array([1.0, 2.0])]
-    return step_scores(
-        'acts',
-        {'stem': ('stem', 'project'), 'fc': ('fc',)},
-        fisher,
-        np.array([2.0, 0.0]),
-        [np.array([2, 1]), np.array([], int)],
+def made() -> Scores:
+    """Two steps: the stem loses 1, then 3; fc saves nothing."""
+    there = np.array([True, True, True, True, False])
+    groups = {
+        'stem': no_scores(['stem', 'project'], there),
+        'fc': no_scores(['fc'], np.ones(2, bool)),
+    }
+    saving = np.array([2.0, 0.0])
+    none = np.array([], int)
+    both = np.arange(2)
+    first = Scores('acts', groups).after(
+        [np.arange(4), both],
+        [np.array([4.0, 0.0, 6.0, 3.0]), np.array([1.0, 2.0])],
+        saving,
+        [np.array([1]), none],
+        10,
+    )
+    return first.after(
+        [np.array([0, 2, 3]), both],
+        [np.array([8.0, 2.0, 1.0]), np.array([1.0, 2.0])],
+        saving,
+        [np.array([3]), none],
+        20,
     )
 
 
-def test_normalised():
-    stem, fc = made().groups.values()
+def test_record():
+    scores = made()
+    assert (scores.step, scores.iteration) == (2, 20)
+    stem, fc = scores.groups.values()
     assert stem.layers == ('stem', 'project')
-    assert stem.scores.tolist() == [2, 0, 3]
-    assert stem.chosen.tolist() == [1, 2]
+    assert stem.scores.tolist() == [4, 0, 1, 0.5, 0]
+    assert stem.removed.tolist() == [STAYS, 1, STAYS, 2, 0]
+    # unknown, first step, second step; then what stays, by score
+    assert stem.order().tolist() == [4, 1, 3, 2, 0]
     assert fc.scores.tolist() == [np.inf] * 2  # what saves nothing goes last
-    assert not len(fc.chosen)
+    assert fc.removed.tolist() == [STAYS] * 2
+    values, chosen = scores.last_step('stem')
+    assert values.tolist() == [4, 1, 0.5]
+    assert chosen.tolist() == [False, False, True]
+
+
+def test_saving_does_not_change_what_was_saved_before():
+    scores = made()
+    before = json.dumps(scores.to_dict())
+    scores.after(
+        [np.array([0, 2]), np.arange(2)],
+        [np.ones(2), np.ones(2)],
+        np.ones(2),
+        [np.array([0]), np.array([0])],
+    )
+    assert json.dumps(scores.to_dict()) == before
+
+
+def structure() -> Structure:
+    axes = {('stem.weight', 0): Axis(5, np.array([0, 2]))}
+    return Structure(axes, 'Net', scores=made())
 
 
 def test_file(tmp_path):
-    path = tmp_path / 'flops_0.50_scores.json'
-    made().save(path)
-    assert os.listdir(tmp_path) == [path.name]
+    path = tmp_path / 'flops_0.50.json'
+    structure().save(path)
     plain = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert plain['groups']['stem']['scores'] == [2, 0, 3]
-    assert plain['groups']['fc']['scores'] == [None, None]
-    assert StepScores.load(path).to_dict() == made().to_dict() == plain
+    groups = plain['scores']['groups']
+    assert groups['stem']['scores'] == [4, 0, 1, 0.5, 0]
+    assert groups['stem']['removed'] == [-1, 1, -1, 2, 0]
+    assert groups['fc']['scores'] == [None, None]
+    assert Structure.load(path).to_dict() == structure().to_dict() == plain
+    # a line for each tensor and each group, whatever their size
+    longest = max(path.read_text().splitlines(), key=len)
+    assert longest.startswith('"stem": {"layers"')
 
 
 @pytest.mark.parametrize(
-    'content',
+    'damage',
     [
-        '',
-        '[]',
-        '{"format": "mmgfp-structure", "version": 1}',
-        '{"format": "mmgfp-scores", "version": 2}',
-        '{"format": "mmgfp-scores", "version": 1, "groups": {"a": 1}}',
+        dict(groups={'stem': 1}),
+        dict(groups={'stem': dict(layers=[], scores=[1.0], removed=[])}),
+        dict(groups={'stem': dict(layers=[], scores=1.0, removed=1)}),
+        dict(step='first'),
+        dict(groups=None),
     ],
 )
-def test_damaged_file(tmp_path, content):
-    path = tmp_path / 'a_scores.json'
-    path.write_text(content)
-    with pytest.raises(ValueError, match='holds no scores of mmgfp'):
-        StepScores.load(path)
-
-
-def test_interrupted_saving_leaves_no_final_name(tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, 'replace', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        made().save(tmp_path / 'a.json')
-    assert not list(tmp_path.iterdir())
+def test_damaged(damage):
+    plain = structure().to_dict()
+    plain['scores'].update(damage)
+    with pytest.raises(ValueError, match=r'a\.json is damaged'):
+        Structure.from_dict(plain, 'a.json')
 
 
 @pytest.mark.parametrize('normalize_by', ['acts', 'flops', 'none'])
@@ -77,40 +110,89 @@ def test_interrupted_saving_leaves_no_final_name(tmp_path, monkeypatch):
 def test_of_a_pruner(normalize_by, cut_to):
     """Masked units are no longer compared, whether they are cut out or not.
 
-    What one unit saves is counted by removing one.
+    What one unit saves is counted by removing one. After the second step
+    another pruner goes on with the slim network.
     """
     torch.manual_seed(0)
     model = InvertedResidual()
     groups = find_groups(model, run, images=2)
-    calls = record_calls(model, lambda: run(model))
-    pruner = GroupFisherPruner(
-        model, groups, calls, normalize_by, cut_to=cut_to
-    )
-    assert pruner.last_step is None
-    pruner.attach()
-    names = [group.name for group in pruner.groups]
-    sizes = {group.name: group.size for group in pruner.groups}
-    for _ in range(3):
+    full = [group for group in groups if not group.frozen]
+    there = {group.name: np.arange(group.size) for group in full}
+    pruner = make_pruner(model, groups, normalize_by, cut_to)
+    assert pruner.structure().scores is None
+    for step in range(1, 5):
+        if step == 3:
+            pruner.cut()
+            plain = pruner.structure().to_dict()
+            pruner.detach()
+            pruner = make_pruner(
+                *(model, groups, normalize_by, cut_to),
+                Structure.from_dict(json.loads(json.dumps(plain))),
+            )
         run(model)[0].square().sum().backward()
         pruner.accumulate()
+        names = [group.name for group in pruner.groups]
         fisher = dict(zip(names, pruner.fisher()))
         masked = dict(zip(names, map(np.copy, pruner._masked)))
         saved = {n: saving(pruner, i) for i, n in enumerate(names)}
-        removed = pruner.prune(lambda n: n == 4)
-        step = pruner.last_step
-        assert step.normalize_by == normalize_by
-        assert [*step.groups] == names
-        for name, group in step.groups.items():
+        removed = pruner.prune(lambda n: n == 4, iteration=10 * step)
+        scores = pruner.structure().scores
+        assert scores.normalize_by == normalize_by
+        assert (scores.step, scores.iteration) == (step, 10 * step)
+        assert [*scores.groups] == names
+        for name, group in scores.groups.items():
             expected = fisher[name][~masked[name]] / saved[name]
-            np.testing.assert_allclose(group.scores, expected, rtol=1e-9)
-            assert len(group.scores) == sizes[name]
+            compared = group.scores[there[name]]
+            np.testing.assert_allclose(compared, expected, rtol=1e-9)
             gone = [r for r in removed if r.group == name]
-            assert len(group.chosen) == len(gone)
-            smallest = np.sort(group.scores)[: len(gone)]
-            assert np.sort(group.scores[group.chosen]) == (
-                pytest.approx(smallest)
-            )
-            sizes[name] -= len(gone)
+            chosen = np.flatnonzero(group.removed == step)
+            assert len(chosen) == len(gone)
+            assert np.isin(chosen, there[name]).all()
+            smallest = np.sort(compared)[: len(gone)]
+            assert np.sort(group.scores[chosen]) == pytest.approx(smallest)
+            there[name] = np.setdiff1d(there[name], chosen)
+            assert (group.removed[there[name]] == STAYS).all()
+    kept = pruner.structure().keep
+    for group in full:
+        for member in group.members:
+            positions = member.index[there[group.name]].ravel()
+            assert np.isin(positions, kept[member.tensor, member.axis]).all()
+
+
+def test_a_structure_that_tells_no_scores():
+    torch.manual_seed(0)
+    model = InvertedResidual()
+    groups = find_groups(model, run, images=2)
+    pruner = make_pruner(model, groups, 'acts', 1)
+    run(model)[0].square().sum().backward()
+    pruner.accumulate()
+    pruner.prune(lambda n: n == 6)
+    plain = pruner.structure().to_dict()
+    lost = plain.pop('scores')
+    pruner.detach()
+    again = make_pruner(model, groups, 'acts', 1, Structure.from_dict(plain))
+    run(model)[0].square().sum().backward()
+    again.accumulate()
+    again.prune(lambda n: n == 1)
+    known = again.structure().scores
+    assert known.step == 1
+    for name, group in known.groups.items():
+        earlier = np.array(lost['groups'][name]['removed']) == 1
+        assert ((group.removed == 0) == earlier).all()
+        assert group.order()[: earlier.sum()].tolist() == (
+            np.flatnonzero(earlier).tolist()
+        )
+
+
+def make_pruner(model, groups, normalize_by, cut_to, structure=None):
+    calls = record_calls(model, lambda: run(model))
+    pruner = GroupFisherPruner(
+        *(model, groups, calls, normalize_by),
+        structure=structure,
+        cut_to=cut_to,
+    )
+    pruner.attach()
+    return pruner
 
 
 def saving(pruner: GroupFisherPruner, group: int) -> float:

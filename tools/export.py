@@ -8,9 +8,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import torch
+from rich import box
+from rich.table import Table
 
 from mmgfp.adapt import load_model
 from mmgfp.checkpoint import load_plain_checkpoint
@@ -19,6 +22,7 @@ from mmgfp.cli import (
     add_shape_option,
     config_parser,
     errors_in_one_line,
+    positive,
     write_json,
 )
 from mmgfp.config import load_config
@@ -48,6 +52,9 @@ from mmgfp.preprocessing import (
     read_picture,
     read_preprocessing,
 )
+from mmgfp.rounding import Direction, Rounded, round_network
+from mmgfp.structure import KEY, Structure
+from mmgfp.table import render
 
 # Images that --check compares.
 IMAGES = 8
@@ -96,6 +103,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="pictures for --check; by default those of the config's test "
         'dataset, or noise where there is none',
     )
+    parser.add_argument(
+        '--round-to',
+        type=positive,
+        metavar='N',
+        help='make what pruning left of each channel group a multiple of N; '
+        'the rounded network is also written beside the file, as a checkpoint',
+    )
+    parser.add_argument(
+        '--rounding',
+        choices=get_args(Direction),
+        default='down',
+        help='with --round-to: drop the least important channels (down, the '
+        'default), give back the most important ones that were removed (up), '
+        'or whichever is less (nearest)',
+    )
+    parser.add_argument(
+        '--full-weights',
+        metavar='CHECKPOINT',
+        help='with --rounding up or nearest: what the full network had when '
+        'pruning began; channels that are given back have these weights',
+    )
     add_json_option(parser)
     args = parser.parse_args(argv)
     if not args.out.endswith('.onnx'):
@@ -104,6 +132,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'the folder of --out {args.out!r} does not exist')
     if args.images and not args.check:
         parser.error('--images is of use with --check only')
+    if args.rounding != 'down' and not args.round_to:
+        parser.error(f'--rounding {args.rounding} needs --round-to')
+    if (args.rounding == 'down') == bool(args.full_weights):
+        parser.error(
+            f'--rounding {args.rounding} '
+            + ('makes no use of' if args.full_weights else 'needs')
+            + ' --full-weights'
+        )
     return args
 
 
@@ -124,6 +160,15 @@ def export(args: argparse.Namespace) -> None:
     config = load_config(args.config)
     config.merge_from_dict(args.cfg_options or {})
     model = load_model(config, args.checkpoint)
+    rounded = None
+    if args.round_to:
+        structure = Structure.load(args.checkpoint)
+        rounded = round_network(
+            *(config, model, structure, args.round_to),
+            args.rounding,
+            args.full_weights,
+        )
+        model = rounded.model
     preprocessing = read_preprocessing(config, model, args.shape, args.dynamic)
     meta = load_plain_checkpoint(args.checkpoint).get('meta') or {}
     classes = class_names(config, meta, number_of_classes(model))
@@ -144,18 +189,67 @@ def export(args: argparse.Namespace) -> None:
             prepared = prepare(pictures, preprocessing)
             batches = batches_of(prepared, args.dynamic)
             agreement = check_file(partial, network, batches, args.half)
+        if rounded is not None:
+            save_rounded(rounded, args)
 
     if args.json != '-':
         if left_out(model):
             print(f'note: {left_out(model)} is left out, only boxes are kept')
         if not classes:
             print('note: the names of the classes are not known')
+        if rounded is not None:
+            describe_rounding(rounded, args)
         describe(args, exported, preprocessing)
         if agreement is not None:
             describe_check(agreement, source, args.half)
     if args.json:
-        result = to_plain(args, exported, facts, agreement, source)
+        result = to_plain(args, exported, facts, agreement, source, rounded)
         write_json(args.json, result)
+
+
+def rounded_path(args: argparse.Namespace) -> str:
+    return args.out.removesuffix('.onnx') + '_rounded.pth'
+
+
+def save_rounded(rounded: Rounded, args: argparse.Namespace) -> None:
+    checkpoint = {
+        'meta': load_plain_checkpoint(args.checkpoint).get('meta') or {},
+        'state_dict': rounded.model.state_dict(),
+        KEY: rounded.structure.to_dict(),
+    }
+    with complete(rounded_path(args)) as partial:
+        torch.save(checkpoint, partial)
+
+
+def describe_rounding(rounded: Rounded, args: argparse.Namespace) -> None:
+    """What it costs and gains, in a table."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column('channel group', overflow='fold')
+    for title in ('at first', 'pruned', f'rounded to {args.round_to}'):
+        table.add_column(title, justify='right', no_wrap=True)
+    moved = [c for c in rounded.changes if c.before != c.after]
+    for c in moved:
+        row = (c.original, c.before, f'{c.after} ({c.after - c.before:+})')
+        table.add_row(c.group, *map(str, row))
+    if moved:
+        print(render(table))
+    odd = [c.group for c in rounded.changes if c.after % args.round_to]
+    print(
+        f'{len(moved)} of {len(rounded.changes)} pruned channel groups '
+        f'changed, {sum(c.after - c.before for c in moved):+} channels'
+        + (f'; no multiple: {", ".join(odd)}' if odd else '')
+    )
+    for metric, before in rounded.before.items():
+        after = rounded.structure.cost_after[metric]
+        full = rounded.structure.cost_before[metric]
+        print(
+            f'  {metric}: {before / full:.1%} -> {after / full:.1%} of the '
+            f'original ({after / before - 1:+.1%})'
+        )
+    print(
+        f'{rounded_path(args)}: the rounded network as a checkpoint with its '
+        'structure, for tools/test.py and tools/benchmark.py inference'
+    )
 
 
 def find_pictures(
@@ -229,6 +323,7 @@ def to_plain(
     facts: dict[str, str],
     agreement: Agreement | None,
     source: str,
+    rounded: Rounded | None,
 ) -> dict[str, Any]:
     """Everything as plain types, for JSON."""
     result: dict[str, Any] = dict(
@@ -240,6 +335,16 @@ def to_plain(
     )
     if agreement is not None:
         result['check'] = dict(pictures=source, **asdict(agreement))
+    if rounded is not None:
+        result['rounding'] = dict(
+            round_to=args.round_to,
+            rounding=args.rounding,
+            full_weights=args.full_weights,
+            checkpoint=rounded_path(args),
+            cost_pruned=rounded.before,
+            cost_rounded=dict(rounded.structure.cost_after),
+            groups=[asdict(change) for change in rounded.changes],
+        )
     return result
 
 

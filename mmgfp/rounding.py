@@ -1,0 +1,226 @@
+"""Rounding the widths of a slim network after pruning.
+
+Where ``round_to`` was not set while pruning. The scores in the structure tell
+which kept channels to drop, or which removed ones to give back; what is given
+back has the weights of the full network.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from .adapt import build_full_model, check_weights, input_shape
+from .checkpoint import load_plain_checkpoint
+from .cost import count_cost, record_calls
+from .demo import cost_runner
+from .groups import ChannelGroup
+from .preparation import demo_groups
+from .removal import axis_sizes, kept_positions, lost_units
+from .scores import STAYS, GroupScores
+from .structure import Axis, Structure
+from .surgery import cuts_of, named_tensors
+
+Direction = Literal['down', 'up', 'nearest']
+
+
+@dataclass(frozen=True)
+class Change:
+    """What rounding did to one channel group.
+
+    Attributes:
+        group (str): Its name.
+        original (int): Channels of its first producer at first.
+        before (int): What pruning left of them.
+        after (int): What rounding left of them.
+    """
+
+    group: str
+    original: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A slim network whose channels were rounded.
+
+    Attributes:
+        model (nn.Module): It.
+        structure (Structure): What it has lost, with its cost.
+        before (dict): ``flops``, ``params`` and ``acts`` before.
+        changes (list[Change]): Groups that pruning had touched.
+    """
+
+    model: nn.Module
+    structure: Structure
+    before: dict[str, int]
+    changes: list[Change]
+
+
+def round_network(
+    config: Config,
+    slim: nn.Module,
+    structure: Structure,
+    multiple: int,
+    direction: Direction = 'down',
+    weights: str | os.PathLike | None = None,
+) -> Rounded:
+    """Round the widths of a slim network.
+
+    Args:
+        config (Config): That it was pruned with, or the generated one.
+        slim (nn.Module): The slim network; stays as it is.
+        structure (Structure): What it has lost, with scores.
+        multiple (int): See :func:`round_structure`.
+        direction (str): See :func:`round_structure`. Defaults to 'down'.
+        weights (str | os.PathLike, optional): Checkpoint of the full network,
+            which channels that are given back take their weights from.
+
+    Raises:
+        ValueError: If the structure or the checkpoint does not fit.
+    """
+    shape = structure.input_shape or input_shape(config)
+    full = build_full_model(config)
+    groups = demo_groups(full, shape)
+    wanted, changes = round_structure(
+        structure, full, groups, multiple, direction
+    )
+    if weights is not None:
+        loaded = load_plain_checkpoint(weights)
+        loaded = loaded.get('state_dict', loaded)
+        check_weights(full, loaded, os.fspath(weights))
+        full.load_state_dict(loaded, strict=False)
+    put_back(full, slim, structure)
+    wanted.apply(full)
+    before, after = (_cost(model, shape) for model in (slim, full))
+    return Rounded(full, replace(wanted, cost_after=after), before, changes)
+
+
+def _cost(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    run = cost_runner(shape)
+    return count_cost(model, record_calls(model, lambda: run(model)))['']
+
+
+def round_structure(
+    structure: Structure,
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    multiple: int,
+    direction: Direction,
+) -> tuple[Structure, list[Change]]:
+    """Choose channels so that a multiple is left of every group.
+
+    Args:
+        structure (Structure): Of the slim network, with scores.
+        model (nn.Module): The full network.
+        groups (Sequence[ChannelGroup]): Its channel groups.
+        multiple (int): Channels of a group that pruning has touched are
+            rounded to multiples of this.
+        direction (str): 'down' to drop the least important channels that stay;
+            'up' to give back the most important ones that were removed;
+            'nearest' for what is less, rather more. No group is given more
+            than it had at first. Where fewer than ``multiple`` are left,
+            nothing is dropped.
+
+    Raises:
+        ValueError: If the structure holds no scores, or those of other groups.
+
+    Returns:
+        tuple[Structure, list[Change]]: The new structure, still with the cost
+        of the old one, and the groups that pruning had touched.
+    """
+    record = structure.scores
+    if record is None:
+        raise ValueError(
+            f'the structure of {structure.architecture} holds no scores, '
+            'which tell what to give back or to drop; expected one that '
+            'mmgfp.FisherPruningHook saved. Prune with round_to instead.'
+        )
+    lost = lost_units(groups, structure)
+    scores = dict(record.groups)
+    gone, changes = [], []
+    for group, units in zip(groups, lost):
+        known = record.groups.get(group.name)
+        if known is None or not len(units):
+            gone.append(units)
+            continue
+        _check(structure, group, known, units)
+        left = group.size - len(units)
+        stay = _rounded(left, group, multiple, direction)
+        order = known.order()
+        gone.append(np.sort(order[: group.size - stay]))
+        removed = known.removed.copy()
+        removed[order[group.size - stay :]] = STAYS
+        removed[order[len(units) : group.size - stay]] = record.step + 1
+        scores[group.name] = replace(known, removed=removed)
+        widths = [n * group.width for n in (group.size, left, stay)]
+        changes.append(Change(group.name, *widths))
+    sizes = axis_sizes(model, groups)
+    axes = {
+        key: Axis(sizes[key], kept)
+        for key, kept in kept_positions(groups, gone, sizes).items()
+    }
+    record = replace(record, groups=scores, step=record.step + 1)
+    return replace(structure, axes=axes, scores=record), changes
+
+
+def _check(
+    structure: Structure,
+    group: ChannelGroup,
+    known: GroupScores,
+    lost: np.ndarray,
+) -> None:
+    if len(known.removed) != group.size or not np.array_equal(
+        np.flatnonzero(known.removed != STAYS), lost
+    ):
+        raise ValueError(
+            f'the structure of {structure.architecture} holds scores that do '
+            f'not fit its channels (group {group.name}); expected the config '
+            'that was pruned, and a structure that is as it was saved'
+        )
+
+
+def _rounded(
+    left: int, group: ChannelGroup, multiple: int, direction: Direction
+) -> int:
+    """Units to keep of ``left``."""
+    step = multiple // math.gcd(multiple, group.width)
+    less = left // step * step
+    more = min(math.ceil(left / step) * step, group.size)
+    if direction == 'down':
+        return less or left
+    if direction == 'up' or not less:
+        return more
+    return less if left - less < more - left else more
+
+
+def put_back(full: nn.Module, slim: nn.Module, structure: Structure) -> None:
+    """Write the weights of a slim network where they were in the full one.
+
+    Args:
+        full (nn.Module): The full network; the rest of it stays as it is.
+        slim (nn.Module): The slim network.
+        structure (Structure): What it has lost.
+    """
+    kept = cuts_of(structure.keep)
+    weights = named_tensors(slim)
+    with torch.no_grad():
+        for name, tensor in named_tensors(full).items():
+            if tensor.ndim == 0:
+                tensor.copy_(weights[name])
+                continue
+            cuts = kept.get(name, {})
+            place = [
+                cuts.get(a, np.arange(n)) for a, n in enumerate(tensor.shape)
+            ]
+            index = map(torch.from_numpy, np.ix_(*place))
+            tensor[tuple(index)] = weights[name]
