@@ -75,7 +75,60 @@ def deploy(case, form, picture, folder, classifier: bool = False):
     return onnxruntime.InferenceSession(str(path)), path.stat().st_size
 
 
-@pytest.mark.parametrize('name', ['retinanet', 'fcos'])
+LAST = dict(
+    retinanet=('retina_cls', 'retina_reg'),
+    fcos=('conv_cls', 'conv_reg', 'conv_centerness'),
+)
+
+
+@pytest.mark.parametrize('name', LAST)
+def test_what_heads_put_out(cases, picture, tmp_path, name):
+    """Of the last convolutions, which MMDeploy leaves as they are."""
+    import onnx
+    import onnxruntime
+
+    case = cases(name)
+    deploy(case, 'generated', picture, tmp_path)
+    config, checkpoint = case.pair('generated')
+    model = load_model(load_config(config), checkpoint)
+    expected, images = (
+        [],
+        torch.randn(1, 3, 256, 256, generator=torch.manual_seed(0)),
+    )
+    layers = [getattr(model.bbox_head, layer) for layer in LAST[name]]
+    for layer in layers:
+        layer.register_forward_hook(lambda *a: expected.append(a[2].numpy()))
+    with torch.no_grad():
+        model(images)
+
+    network = onnx.load(str(tmp_path / 'end2end.onnx'))
+    weights = {
+        i.name: onnx.numpy_helper.to_array(i)
+        for i in network.graph.initializer
+    }
+    outputs = [
+        node.output[0]
+        for node in network.graph.node
+        for layer in layers
+        if node.op_type == 'Conv'
+        and np.array_equal(
+            weights[node.input[1]], layer.weight.detach().numpy()
+        )
+    ]
+    assert len(outputs) == len(expected) == 5 * len(layers)
+    network.graph.output.extend(onnx.ValueInfoProto(name=o) for o in outputs)
+    session = onnxruntime.InferenceSession(network.SerializeToString())
+    found = session.run(outputs, {'input': images.numpy()})
+    for array in expected:  # their order differs
+        nearest = min(
+            abs(array - other).max() / abs(array).max()
+            for other in found
+            if other.shape == array.shape
+        )
+        assert nearest < 1e-4
+
+
+@pytest.mark.parametrize('name', LAST)
 def test_detectors(cases, picture, tmp_path, name):
     from mmdet.structures import DetDataSample
 
