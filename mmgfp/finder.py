@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -25,6 +25,7 @@ def find_groups(
     run: Run,
     images: int = 1,
     train: Run | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model.
 
@@ -41,6 +42,8 @@ def find_groups(
             images; it is in training mode then, but for norms and dropout.
             Where that works, what layers are given is learnt from it, and so
             are the channels of layers that only training uses.
+        tell (Callable, optional): Is given words for each stage when it
+            begins; a large model takes a minute or more.
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
@@ -50,6 +53,7 @@ def find_groups(
         list[ChannelGroup]: In execution order, frozen ones included.
     """
     train = train and in_training(train)
+    tell = tell or (lambda stage: None)
     modes = {m: m.training for m in model.modules()}
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == 'cuda'}
@@ -57,12 +61,15 @@ def find_groups(
     with torch.random.fork_rng(devices=devices):
         try:
             model.eval()
+            tell('following channels through the network')
             trace = _trace(model, run, train)
             if train is not None and trace.unused and not trace.trained:
                 _warn_of_unused(trace.unused)
             groups = [_freeze_single(group) for group in build_groups(trace)]
+            tell('telling which rows belong to which image')
             groups = find_layouts(model, groups, run, images, train)
             also = train if trace.trained else None
+            tell(f'proving {len(groups)} channel groups')
             groups = check_groups(model, groups, run, also)
         finally:
             for module, training in modes.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,22 @@ from .selfcheck import UnsteadyError
 from .structure import Structure, full_shapes
 from .table import groups_table, render
 
+# Seconds without a word in the log.
+PATIENCE = 5
 
-def demo_groups(model: nn.Module, shape: Sequence[int]) -> list[ChannelGroup]:
+
+def demo_groups(
+    model: nn.Module,
+    shape: Sequence[int],
+    tell: Callable[[str], object] | None = None,
+) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model on made-up images.
 
     Args:
         model (nn.Module): Of any library.
         shape (Sequence[int]): (H, W) that the model is for; what is run may
             be smaller.
+        tell (Callable, optional): See :func:`mmgfp.finder.find_groups`.
 
     Raises:
         UnsteadyError: If rounding errors decide the outputs at all sizes.
@@ -41,7 +49,7 @@ def demo_groups(model: nn.Module, shape: Sequence[int]) -> list[ChannelGroup]:
         run = demo_runner(size, images=2, mode=mode)
         train = demo_runner(size, images=2, mode='loss')
         try:
-            return find_groups(model, run, images=2, train=train)
+            return find_groups(model, run, 2, train, tell)
         except UnsteadyError as error:  # maps of one pixel are full of ties
             trouble = error
     assert trouble is not None  # for there is one size at least
@@ -57,7 +65,14 @@ def prepare_groups(
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a full-size model; log them."""
     began = time.time()
-    groups = restrict_groups(demo_groups(model, shape), scope, ignore)
+
+    def tell(stage: str) -> None:
+        passed = time.time() - began
+        if passed > PATIENCE:
+            logger.info(f'{stage}, {passed:.0f} s so far')
+
+    found = demo_groups(model, shape, tell)
+    groups = restrict_groups(found, scope, ignore)
     logger.info(
         f'found {len(groups)} channel groups in {time.time() - began:.1f} s\n'
         f'{render(groups_table(groups))}'

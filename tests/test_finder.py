@@ -108,3 +108,13 @@ def test_internal_scope():
     assert found['expand'] == ''
     assert "scope='internal'" in found['stem']
     assert restrict_groups(groups) == groups
+
+
+def test_stages_are_told():
+    told = []
+    groups = find_groups(Chain(), run, images=2, tell=told.append)
+    assert told == [
+        'following channels through the network',
+        'telling which rows belong to which image',
+        f'proving {len(groups)} channel groups',
+    ]

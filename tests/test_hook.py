@@ -26,7 +26,7 @@ from toy import (
     validated,
 )
 
-from mmgfp import Structure
+from mmgfp import Structure, preparation
 from mmgfp.checkpoint import load_plain_checkpoint
 
 STEM, CONV1 = ('stem.weight', 0), ('conv1.weight', 0)
@@ -451,6 +451,17 @@ def test_log_of_start_and_end(tmp_path):
     hook = dict(target=dict(flops=0.3))
     train(tmp_path / 'second', load_from=saved, hook=hook)
     assert 'load_from is not set' not in log(tmp_path / 'second')
+
+
+def test_finding_groups_for_long_says_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, 'PATIENCE', -1)
+    train(tmp_path, log_level='INFO')
+    (log,) = Path(tmp_path).glob('*/*.log')
+    lines = log.read_text().splitlines()
+    stages = [line for line in lines if line.endswith('s so far')]
+    assert len(stages) == 3
+    assert 'following channels through the network, 0 s so far' in stages[0]
+    assert 'channel groups, 0 s so far' in stages[2]
 
 
 def test_config_is_dumped_for_finetuning(tmp_path):

@@ -43,7 +43,9 @@ _HEAD = """# Benchmarks
 
 Made by `python tools/benchmark.py`. All numbers that are compared
 were measured in one process, in turn; given are medians and, in brackets, the
-least and the greatest of the rounds.
+least and the greatest of the rounds. Trade-offs with accuracy are elsewhere:
+[acts, flops and latency normalisation at one latency](choosing.md#latency),
+[multiples of channels](choosing.md#multiples-of-channels).
 """
 
 _TRAINING = """`python tools/benchmark.py training`:

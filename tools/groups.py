@@ -78,7 +78,8 @@ def report(args: argparse.Namespace) -> None:
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
     began = time.perf_counter()
-    groups = demo_groups(model, shape)
+    with Console(stderr=True).status('') as status:  # only on a terminal
+        groups = demo_groups(model, shape, status.update)
     seconds = time.perf_counter() - began
     run = cost_runner(shape)
     calls = record_calls(model, lambda: run(model))
