@@ -1,0 +1,73 @@
+# ResNet-20 on CIFAR-10: what all experiments share. experiment.py sets the
+# data, the seed, the baseline and the learning rate of fine-tuning.
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+custom_imports = dict(imports=['mmgfp', 'data', 'models', 'criteria'])
+
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='CifarResNet', depth=20),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=10,
+        in_channels=64,
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)
+data_preprocessor = dict(
+    num_classes=10,
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True,
+)
+
+train_pipeline = [
+    dict(type='RandomCrop', crop_size=32, padding=4),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=128,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='ImageFolders', folder='train', pipeline=train_pipeline),
+)
+test_dataloader = dict(
+    batch_size=500,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='ImageFolders', folder='test', pipeline=[dict(type='PackInputs')]
+    ),
+)
+val_dataloader = None
+val_evaluator = None
+val_cfg = None
+test_evaluator = dict(type='Accuracy', topk=1)
+test_cfg = dict()
+default_hooks = dict(
+    checkpoint=dict(interval=1, max_keep_ckpts=1), logger=dict(interval=50)
+)
+
+input_shape = (32, 32)  # that cost is counted at
+# epochs and learning rate of each phase; the rate of fine-tuning is tuned
+baseline = dict(epochs=10, lr=0.02)
+prune = dict(epochs=1, lr=0.005)
+finetune = dict(epochs=5, lr=0.03)
+optim_wrapper = dict(
+    type='Bfloat16OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1e-4),
+)
+
+# Half of the flops, in equal amounts over the whole pruning phase.
+pruning = dict(
+    type='mmgfp.FisherPruningHook',
+    target=dict(flops=0.5),
+    input_shape=input_shape,
+    interval=10,
+    channels_per_step='auto',
+    prune_share=1.0,
+    save_at=(),
+)

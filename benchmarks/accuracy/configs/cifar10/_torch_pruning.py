@@ -1,0 +1,10 @@
+# Torch-Pruning's own grouping and importance; the same target and pace.
+_base_ = ['_resnet20.py']
+custom_imports = dict(imports=['mmgfp', 'data', 'models', 'peers'])
+pruning = dict(
+    _delete_=True,
+    type='TorchPruningHook',
+    target=dict(flops=0.5),
+    input_shape={{_base_.input_shape}},
+    interval=10,
+)

@@ -1,0 +1,3 @@
+# Only channels that one layer makes and one reads (the paper's "-I").
+_base_ = ['_resnet20.py']
+pruning = dict(scope='internal')

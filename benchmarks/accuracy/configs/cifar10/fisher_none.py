@@ -1,0 +1,2 @@
+_base_ = ['_resnet20.py']
+pruning = dict(normalize_by='none')

@@ -1,0 +1,4 @@
+_base_ = ['_resnet20.py']
+pruning = dict(
+    type='CriterionPruningHook', criterion='bn_scale', normalize_by='none'
+)

@@ -1,0 +1,97 @@
+"""Other criteria with mmgfp's channel groups, pace and surgery."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmgfp import FisherPruningHook, GroupFisherPruner
+from mmgfp.groups import ChannelGroup
+from mmgfp.surgery import named_tensors
+
+CRITERIA = ('l1', 'bn_scale', 'random', 'taylor', 'batch_fisher')
+
+
+class CriterionPruner(GroupFisherPruner):
+    """Scores units otherwise; everything else stays.
+
+    ``taylor`` is the first order, |sum_n dL_n / dm|; ``batch_fisher`` squares
+    the gradient of a batch instead of that of an image.
+    """
+
+    criterion: str
+
+    def accumulate(
+        self, scale: float | Tensor = 1.0, valid: Tensor | None = None
+    ) -> Tensor:
+        """Sum what the criterion needs of this iteration."""
+        if self.criterion not in ('taylor', 'batch_fisher'):
+            self.discard()
+            return torch.ones((), dtype=torch.bool)
+        assert self._taps is not None
+        gradients = self._taps.take()
+        assert gradients is not None
+        total = gradients.double().sum(0)
+        if self.criterion == 'batch_fisher':
+            total = total.square()
+        self._fisher = self._fisher + total
+        return torch.ones((), dtype=torch.bool)
+
+    def fisher(self) -> list[np.ndarray]:
+        """Scores by the criterion, shape (size,) per group."""
+        if self.criterion == 'batch_fisher':
+            return super().fisher()
+        if self.criterion == 'taylor':
+            return [abs(total) for total in super().fisher()]
+        return [self._score(group) for group in self.groups]
+
+    def _score(self, group: ChannelGroup) -> np.ndarray:
+        if self.criterion == 'random':
+            return torch.rand(group.size).numpy()
+        if self.criterion == 'l1':
+            return self._magnitude(group, ('producer', 'grouped'))
+        return self._magnitude(group, ('affine',), 'weight')
+
+    def _magnitude(
+        self, group: ChannelGroup, roles: tuple[str, ...], name: str = ''
+    ) -> np.ndarray:
+        """Mean absolute value per unit, relative to the mean of the layer."""
+        tensors = named_tensors(self.model)
+        layers = []
+        for member in group.members:
+            if member.role in roles and member.tensor.endswith(name):
+                tensor = tensors[member.tensor].detach().abs()
+                each = tensor.transpose(0, member.axis).flatten(1).mean(1)
+                units = each.numpy()[member.index].mean(1)
+                layers.append(units / units.mean())
+        return np.mean(layers, 0)
+
+
+@HOOKS.register_module()
+class CriterionPruningHook(FisherPruningHook):
+    """The pruning hook with another criterion.
+
+    Args:
+        criterion (str): One of :data:`CRITERIA`.
+        **kwargs: Of :class:`mmgfp.FisherPruningHook`.
+    """
+
+    def __init__(self, criterion: str = '', **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if criterion not in CRITERIA:
+            raise ValueError(
+                f'criterion={criterion!r}; expected one of {CRITERIA}'
+            )
+        self.criterion = criterion
+
+    def before_train(self, runner: Runner) -> None:
+        """The hook makes its pruner itself; here it becomes another one."""
+        super().before_train(runner)
+        assert self.pruner is not None
+        self.pruner.__class__ = CriterionPruner
+        self.pruner.criterion = self.criterion  # type: ignore[attr-defined]

@@ -1,0 +1,170 @@
+"""One experiment: baseline, or prune - test - fine-tune - test."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import nn
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / 'tools')]
+
+from environment import machine  # noqa: E402
+
+from mmgfp.adapt import build_model  # noqa: E402
+from mmgfp.checkpoint import load_plain_checkpoint  # noqa: E402
+from mmgfp.cost import count_cost, record_calls  # noqa: E402
+from mmgfp.demo import cost_runner  # noqa: E402
+from mmgfp.files import complete  # noqa: E402
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python benchmarks/accuracy/experiment.py '
+        'benchmarks/accuracy/configs/cifar10/fisher_acts.py --data-root '
+        'DATA/cifar10 --load-from baseline/slim.pth --out work_dirs/one',
+    )
+    parser.add_argument('config', help='one of configs/')
+    parser.add_argument('--data-root', required=True, help='of the data set')
+    parser.add_argument('--load-from', required=True, help='weights to start')
+    parser.add_argument('--out', required=True, type=Path, help='folder')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--lr', type=float, help='of fine-tuning')
+    return parser.parse_args(argv)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config of an experiment with what the command line says."""
+    config = Config.fromfile(args.config)
+    if args.lr is not None:
+        config.finetune.lr = args.lr
+    for loader in (config.train_dataloader, config.test_dataloader):
+        folder = Path(args.data_root, loader.dataset.folder)
+        loader.dataset.folder = str(folder)
+    config.randomness = dict(seed=args.seed)
+    config.load_from = None
+    config.visualizer = None
+    return config
+
+
+def train(
+    config: Config,
+    model: nn.Module,
+    phase: str,
+    out: Path,
+    pruning: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Train for as long as a phase lasts; returns the trained network."""
+    settings = config[phase]
+    phased = config.copy()
+    phased.optim_wrapper.optimizer.lr = settings.lr
+    phased.train_cfg = dict(by_epoch=True, max_epochs=settings.epochs)
+    phased.param_scheduler = []
+    if phase != 'prune':
+        phased.param_scheduler = [
+            dict(
+                type='CosineAnnealingLR',
+                T_max=settings.epochs,
+                convert_to_iter_based=True,
+            )
+        ]
+    phased.custom_hooks = [pruning] if pruning else []
+    phased.work_dir = str(out / phase)
+    runner = make_runner(phased, model)
+    runner.train()
+    return runner.model
+
+
+def test(config: Config, model: nn.Module, out: Path) -> dict[str, float]:
+    """Metrics on the test set."""
+    phased = config.copy()
+    phased.work_dir = str(out / 'test')
+    for key in ('train_dataloader', 'optim_wrapper'):
+        phased[key] = None
+    return make_runner(phased, model).test()
+
+
+def make_runner(config: Config, model: nn.Module) -> Runner:
+    """With a model that is built already."""
+    config.experiment_name = f'{Path(config.work_dir).name}_{time.time_ns()}'
+    settings = {
+        key: config.get(key)
+        for key in (
+            *('work_dir', 'train_dataloader', 'test_dataloader', 'train_cfg'),
+            *('test_cfg', 'optim_wrapper', 'param_scheduler', 'visualizer'),
+            *('test_evaluator', 'default_hooks', 'custom_hooks', 'env_cfg'),
+            *('log_level', 'default_scope', 'randomness', 'experiment_name'),
+        )
+    }
+    if settings['train_dataloader'] is None:
+        settings['train_cfg'] = settings['param_scheduler'] = None
+    return Runner(model=model, cfg=config, **settings)
+
+
+def cost_of(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    run = cost_runner(shape)
+    model.eval()
+    return count_cost(model, record_calls(model, lambda: run(model)))['']
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    config = read_config(args)
+    began = time.time()
+    model = build_model(config)
+    weights = load_plain_checkpoint(args.load_from)['state_dict']
+    missing, unknown = model.load_state_dict(converted(weights), strict=False)
+    assert not unknown and all('shortcut' in name for name in missing)
+    shape = config.input_shape
+    before = cost_of(model, shape)
+    result: dict[str, Any] = dict(
+        experiment=Path(args.config).stem,
+        seed=args.seed,
+        lr=config.finetune.lr,
+        pruning=config.get('pruning') and dict(config.pruning),
+        phases={k: dict(config[k]) for k in ('baseline', 'prune', 'finetune')},
+    )
+    if config.pruning:
+        model = train(config, model, 'prune', args.out, config.pruning)
+        result['pruned'] = test(config, model, args.out)
+        model = train(config, model, 'finetune', args.out)
+    else:
+        result['pruned'] = test(config, model, args.out)
+        model = train(config, model, 'baseline', args.out)
+    result['finetuned'] = test(config, model, args.out)
+    after = cost_of(model, shape)
+    result['cost'] = after
+    result['shares'] = {key: after[key] / before[key] for key in after}
+    result['seconds'] = round(time.time() - began)
+    result['machine'] = machine('cpu')
+    with complete(args.out / 'model.pth') as partial:
+        torch.save(dict(state_dict=model.state_dict()), partial)
+    with complete(args.out / 'result.json') as partial:
+        Path(partial).write_text(json.dumps(result, default=str))
+
+
+def converted(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Public weights under the names of the networks here."""
+    if not any(name.startswith('module.') for name in weights):
+        return weights
+    names = {name: name.removeprefix('module.') for name in weights}
+    return {
+        new.replace('linear', 'head.fc')
+        if 'linear' in new
+        else f'backbone.{new}': weights[old]
+        for old, new in names.items()
+    }
+
+
+if __name__ == '__main__':
+    main()

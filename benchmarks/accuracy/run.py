@@ -1,0 +1,247 @@
+"""Run a list of experiments, each in its own process; resumable.
+
+A folder in configs/ is a list. First every experiment runs with the first
+seed and each learning rate of fine-tuning; then, with the rate that was best
+for it, with the other seeds. A line is added to the results as each ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mmgfp.cli import errors_in_one_line, positive
+from mmgfp.progress import duration
+
+HERE = Path(__file__).parent
+
+Job = tuple[str, int, float]  # experiment, seed, learning rate
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: python benchmarks/accuracy/run.py cifar10 '
+        '--data-root DATA/cifar10 --weights cifar10_resnet20.th --jobs 2',
+    )
+    lists = sorted(p.name for p in (HERE / 'configs').iterdir() if p.is_dir())
+    parser.add_argument('list', choices=lists, help='folder in configs/')
+    parser.add_argument(
+        '--data-root', required=True, help='folder of the data set'
+    )
+    parser.add_argument(
+        '--weights', help='what the baseline is fine-tuned from'
+    )
+    parser.add_argument(
+        '--filter',
+        nargs='+',
+        default=['*'],
+        metavar='GLOB',
+        help='names of experiments; by default all',
+    )
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, default=[0, 1, 2], help='(0 1 2)'
+    )
+    parser.add_argument(
+        '--lrs',
+        nargs='+',
+        type=float,
+        default=[0.03, 0.1, 0.01],
+        help='of fine-tuning (0.03 0.1 0.01)',
+    )
+    parser.add_argument(
+        '--jobs', type=positive, default=1, help='processes at once (1)'
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=HERE / 'results',
+        help='folder for <list>.jsonl (benchmarks/accuracy/results)',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        help='folder for networks and logs (work_dirs/accuracy/<list>)',
+    )
+    parser.add_argument(
+        '--debug', action='store_true', help='show the traceback of errors'
+    )
+    args = parser.parse_args(argv)
+    if args.work_dir is None:
+        args.work_dir = Path('work_dirs/accuracy', args.list)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line(args.debug):
+        Experiments(args).run()
+
+
+class Experiments:
+    """A list of experiments and what is known of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.file = args.out / f'{args.list}.jsonl'
+        self.results = read_results(self.file)
+        folder = HERE / 'configs' / args.list
+        self.configs = {
+            path.stem: path
+            for path in sorted(folder.glob('[!_]*.py'))
+            if any(fnmatchcase(path.stem, f) for f in args.filter)
+            or path.stem == 'baseline'
+        }
+        self._took: list[float] = []
+
+    def run(self) -> None:
+        """All that is missing."""
+        self.args.out.mkdir(parents=True, exist_ok=True)
+        names = [name for name in self.configs if name != 'baseline']
+        baseline = self._jobs(['baseline'], [0], [0.0])
+        lrs, first, *others = (self.args.lrs, *self.args.seeds)
+        tuning = self._jobs(names, [first], lrs)
+        repeats = len(names) * len(others)
+        self._run(baseline, len(tuning) + repeats)
+        self._run(tuning, repeats)
+        best = best_lrs(self.results, lrs)
+        self._run(
+            [
+                job
+                for seed in others
+                for name in names
+                for job in self._jobs([name], [seed], [best[name]])
+            ],
+            0,
+        )
+
+    def _jobs(
+        self, names: Iterable[str], seeds: Iterable[int], lrs: Iterable[float]
+    ) -> list[Job]:
+        """Those that have no result yet."""
+        known = {(r['experiment'], r['seed'], r['lr']) for r in self.results}
+        known |= {(n, s, 0.0) for n, s, _ in known if n == 'baseline'}
+        wanted = [(n, s, lr) for lr in lrs for n in names for s in seeds]
+        return [job for job in wanted if job not in known]
+
+    def _run(self, jobs: list[Job], later: int) -> None:
+        """Some jobs, so many at once; ``later`` is how many come after."""
+        waiting = list(jobs)
+        running: dict[Job, tuple[subprocess.Popen, float]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.args.jobs:
+                    job = waiting.pop(0)
+                    running[job] = (self._start(job), time.monotonic())
+                    self._tell(name_of(job), 'began', waiting, running, later)
+                time.sleep(1)
+                for job in [
+                    j for j in running if running[j][0].poll() is not None
+                ]:
+                    process, began = running.pop(job)
+                    self._took.append(time.monotonic() - began)
+                    outcome = self._end(job, process.returncode)
+                    self._tell(name_of(job), outcome, waiting, running, later)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+
+    def _folder(self, job: Job) -> Path:
+        return self.args.work_dir / name_of(job)
+
+    def _start(self, job: Job) -> subprocess.Popen:
+        name, seed, lr = job
+        folder = self._folder(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.args.weights
+        if name != 'baseline':
+            baseline = self._folder(('baseline', 0, 0.0))
+            weights = str(baseline / 'model.pth')
+        if weights is None:
+            raise ValueError(
+                'the baseline is not trained yet: expected --weights with '
+                'the checkpoint that it is fine-tuned from'
+            )
+        command = [sys.executable, str(HERE / 'experiment.py')]
+        command += [str(self.configs[name]), '--load-from', weights]
+        command += ['--data-root', self.args.data_root, '--seed', str(seed)]
+        command += ['--out', str(folder)]
+        if lr:
+            command += ['--lr', str(lr)]
+        with open(folder / 'log.txt', 'w') as log:
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # two processes of two threads wait for each other
+                env={'OMP_NUM_THREADS': '1', **os.environ},
+            )
+
+    def _end(self, job: Job, code: int) -> str:
+        folder = self._folder(job)
+        if code:
+            return f'failed with status {code}, see {folder}/log.txt'
+        result = json.loads((folder / 'result.json').read_text())
+        self.results.append(result)
+        with open(self.file, 'a') as file:
+            file.write(json.dumps(result) + '\n')
+        pruned, tuned = score(result['pruned']), score(result['finetuned'])
+        flops = result['shares']['flops']
+        return f'{pruned:.2f} -> {tuned:.2f} with {flops:.1%} of the flops'
+
+    def _tell(
+        self, name: str, what: str, waiting: list, running: dict, later: int
+    ) -> None:
+        left = len(waiting) + len(running) + later
+        words = f'{left} left'
+        if self._took and left:
+            each = sum(self._took) / len(self._took) / self.args.jobs
+            words += f', about {duration(each * left)}'
+        now = time.strftime('[%H:%M:%S]')
+        print(f'{now} {name}: {what} ({words})', flush=True)
+
+
+def name_of(job: Job) -> str:
+    """Of the folder of a job."""
+    name, seed, lr = job
+    return f'{name}_seed{seed}' + (f'_lr{lr:g}' if lr else '')
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """Lines of a file of results; none if there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def score(metrics: dict[str, float]) -> float:
+    """The metric that decides: top-1 or mAP."""
+    wanted = ('accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP')
+    return next(metrics[key] for key in wanted if key in metrics)
+
+
+def best_lrs(
+    results: Sequence[dict[str, Any]], lrs: Sequence[float]
+) -> dict[str, float]:
+    """Learning rate of fine-tuning that was best for each experiment."""
+    best: dict[str, tuple[float, float]] = {}
+    seed = min((r['seed'] for r in results), default=0)
+    for r in results:
+        if r['seed'] == seed and r['lr'] in lrs:
+            found = (score(r['finetuned']), r['lr'])
+            name = r['experiment']
+            best[name] = max(best.get(name, found), found)
+    return {name: lr for name, (_, lr) in best.items()}
+
+
+if __name__ == '__main__':
+    main()

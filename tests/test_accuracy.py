@@ -1,0 +1,237 @@
+"""The harness of the accuracy experiments, on a few made-up images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from nets import Residual, run
+from stack import require
+from toy import ROOT
+
+from mmgfp import find_groups
+from mmgfp.cost import record_calls
+
+HARNESS = ROOT / 'benchmarks' / 'accuracy'
+sys.path.insert(0, str(HARNESS))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Four classes, eight images each; a config of few and narrow layers."""
+    require('mmpretrain')
+    folder = tmp_path_factory.mktemp('accuracy')
+    rng = np.random.default_rng(0)
+    for split in ('train', 'test'):
+        for label in range(4):
+            path = folder / split / f'class{label}'
+            path.mkdir(parents=True)
+            for i in range(8):
+                image = rng.integers(0, 60, (32, 32, 3)) + 60 * label
+                cv2.imwrite(str(path / f'{i}.png'), image.astype(np.uint8))
+    return folder
+
+
+def configured(folder: Path, name: str) -> Path:
+    path = folder / f'{name}.py'
+    path.write_text(
+        f'_base_ = [{str(HARNESS / "configs/cifar10" / name)!r} + ".py"]\n'
+        'model = dict(backbone=dict(depth=8), head=dict(num_classes=4))\n'
+        'data_preprocessor = dict(num_classes=4)\n'
+        'train_dataloader = dict(batch_size=8)\n'
+        + ('pruning = dict(interval=1)\n' if name != 'baseline' else '')
+        + 'baseline = dict(epochs=2)\n'
+        'prune = dict(epochs=3)\n'
+        'finetune = dict(epochs=1)\n'
+    )
+    return path
+
+
+def public_weights(folder: Path) -> Path:
+    """Under the names of the public checkpoints, without shortcuts."""
+    import models
+
+    torch.manual_seed(0)
+    backbone = models.CifarResNet(8).state_dict()
+    weights = {
+        f'module.{name}': tensor
+        for name, tensor in backbone.items()
+        if 'shortcut' not in name
+    }
+    weights['module.linear.weight'] = torch.randn(4, 64)
+    weights['module.linear.bias'] = torch.zeros(4)
+    path = folder / 'public.th'
+    torch.save(dict(state_dict=weights), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def baseline(folder):
+    import experiment
+
+    out = folder / 'baseline'
+    experiment.main(
+        [
+            *(str(configured(folder, 'baseline')), '--data-root', str(folder)),
+            *('--load-from', str(public_weights(folder)), '--out', str(out)),
+        ]
+    )
+    return out
+
+
+def test_baseline(baseline):
+    result = json.loads((baseline / 'result.json').read_text())
+    assert result['shares'] == dict(flops=1, params=1, acts=1)
+    assert (baseline / 'model.pth').exists()
+
+
+def test_shortcuts_begin_as_option_a(folder):
+    import models
+
+    block = models.Block(4, 8, 2)
+    x = torch.randn(1, 4, 6, 6)
+    expected = torch.zeros(1, 8, 3, 3)
+    expected[:, 2:6] = x[:, :, ::2, ::2]
+    torch.testing.assert_close(block.shortcut(x), expected)
+
+
+@pytest.mark.parametrize(
+    'name', ['fisher_acts', 'ours_taylor', 'ours_l1', 'torch_pruning_taylor']
+)
+def test_one_experiment(folder, baseline, name):
+    if 'torch_pruning' in name:
+        pytest.importorskip('torch_pruning')
+    import experiment
+
+    out = folder / name
+    experiment.main(
+        [
+            *(str(configured(folder, name)), '--data-root', str(folder)),
+            *('--load-from', str(baseline / 'model.pth'), '--lr', '0.01'),
+            *('--out', str(out), '--seed', '1'),
+        ]
+    )
+    result = json.loads((out / 'result.json').read_text())
+    assert (result['seed'], result['lr']) == (1, 0.01)
+    assert 0.3 < result['shares']['flops'] <= 0.5
+    assert result['phases']['finetune'] == dict(epochs=1, lr=0.01)
+    assert result['finetuned']['accuracy/top1'] >= 0
+    weights = torch.load(out / 'model.pth', weights_only=True)['state_dict']
+    params = sum(
+        tensor.numel()
+        for key, tensor in weights.items()
+        if key.endswith(('weight', 'bias'))
+    )
+    assert params == result['cost']['params']
+
+
+def test_criteria():
+    """By loops over units, layers and images."""
+    import criteria
+
+    torch.manual_seed(0)
+    model = Residual()
+    groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
+    calls = record_calls(model, lambda: run(model))
+    pruner = criteria.CriterionPruner(model, groups, calls, 'none')
+    pruner.attach()
+    tensors = dict(model.named_parameters())
+    pruner.criterion = 'l1'
+    for group, scores in zip(groups, pruner.fisher()):
+        for unit in range(group.size):
+            shares = []
+            for member in group.members:
+                if member.role == 'producer':
+                    each = [
+                        tensors[member.tensor].select(member.axis, int(i))
+                        for i in member.index[:, 0]
+                    ]
+                    sizes = [float(w.detach().abs().mean()) for w in each]
+                    shares.append(sizes[unit] / np.mean(sizes))
+            assert scores[unit] == pytest.approx(np.mean(shares), rel=1e-5)
+
+    from mmgfp.fisher import FisherTaps
+
+    pruner.detach()
+    taps = FisherTaps(model, groups)
+    totals = []
+    for _ in range(2):
+        run(model)[0].square().sum().backward()
+        totals.append(taps.take().double().sum(0).numpy())
+    taps.detach()
+    for criterion, expected in (
+        ('taylor', abs(totals[0] + totals[1])),
+        ('batch_fisher', totals[0] ** 2 + totals[1] ** 2),
+    ):
+        pruner = criteria.CriterionPruner(model, groups, calls, 'none')
+        pruner.criterion = criterion
+        pruner.attach()
+        for _ in range(2):
+            run(model)[0].square().sum().backward()
+            pruner.accumulate()
+        found = np.concatenate(pruner.fisher())
+        pruner.detach()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_order_and_resuming(tmp_path, monkeypatch, capsys):
+    """Learning rates with the first seed, then the best with the others."""
+    import run as driver
+
+    began = []
+
+    class Process:
+        returncode = 0
+
+        def poll(self):
+            return 0
+
+    def start(self, job):
+        began.append(job)
+        name, seed, lr = job
+        folder = self._folder(job)
+        folder.mkdir(parents=True)
+        top1 = 90 + {'fisher_acts': lr, 'ours_l1': -lr}.get(name, 0)
+        metrics = {'accuracy/top1': top1}
+        result = dict(experiment=name, seed=seed, lr=lr, pruned=metrics)
+        result |= dict(finetuned=metrics, shares=dict(flops=0.5))
+        (folder / 'result.json').write_text(json.dumps(result))
+        if len(began) == stop:
+            raise KeyboardInterrupt
+        return Process()
+
+    monkeypatch.setattr(driver.Experiments, '_start', start)
+    monkeypatch.setattr(driver.time, 'sleep', lambda seconds: None)
+    args = [
+        *('cifar10', '--data-root', 'nowhere', '--seeds', '0', '5'),
+        *('--lrs', '0.1', '0.2', '--filter', 'fisher_acts', 'ours_l1'),
+        *('--out', str(tmp_path), '--work-dir', str(tmp_path / 'work')),
+    ]
+    monkeypatch.setattr(sys, 'argv', ['run.py', *args])
+    stop = 4
+    with pytest.raises(SystemExit) as ended:
+        driver.main()
+    assert ended.value.code == 130
+    assert len((tmp_path / 'cifar10.jsonl').read_text().splitlines()) == 3
+    (tmp_path / 'work/fisher_acts_seed0_lr0.2/result.json').unlink()
+    (tmp_path / 'work/fisher_acts_seed0_lr0.2').rmdir()
+    stop = 0
+    driver.main()
+    assert began == [
+        ('baseline', 0, 0.0),
+        ('fisher_acts', 0, 0.1),
+        ('ours_l1', 0, 0.1),
+        ('fisher_acts', 0, 0.2),
+        ('fisher_acts', 0, 0.2),
+        ('ours_l1', 0, 0.2),
+        ('fisher_acts', 5, 0.2),
+        ('ours_l1', 5, 0.1),
+    ]
+    assert 'ours_l1_seed5_lr0.1: 89.90 -> 89.90' in capsys.readouterr().out
+    driver.main()
+    assert len(began) == 8
