@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result['shares'] = {key: after[key] / before[key] for key in after}
     result['seconds'] = round(time.time() - began)
     result['machine'] = machine('cpu')
+    if 'torch_pruning' in sys.modules:
+        result['torch_pruning'] = version('torch-pruning')
     with complete(args.out / 'model.pth') as partial:
         torch.save(dict(state_dict=model.state_dict()), partial)
     with complete(args.out / 'result.json') as partial:

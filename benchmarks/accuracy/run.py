@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+
+from results import read_results, score, summaries
 
 from mmgfp.cli import errors_in_one_line, positive
 from mmgfp.progress import duration
@@ -113,13 +114,13 @@ class Experiments:
         repeats = len(names) * len(others)
         self._run(baseline, len(tuning) + repeats)
         self._run(tuning, repeats)
-        best = best_lrs(self.results, lrs)
+        best = summaries(self.results)
         self._run(
             [
                 job
                 for seed in others
                 for name in names
-                for job in self._jobs([name], [seed], [best[name]])
+                for job in self._jobs([name], [seed], [best[name].lr])
             ],
             0,
         )
@@ -214,33 +215,6 @@ def name_of(job: Job) -> str:
     """Of the folder of a job."""
     name, seed, lr = job
     return f'{name}_seed{seed}' + (f'_lr{lr:g}' if lr else '')
-
-
-def read_results(file: Path) -> list[dict[str, Any]]:
-    """Lines of a file of results; none if there is no file."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def score(metrics: dict[str, float]) -> float:
-    """The metric that decides: top-1 or mAP."""
-    wanted = ('accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP')
-    return next(metrics[key] for key in wanted if key in metrics)
-
-
-def best_lrs(
-    results: Sequence[dict[str, Any]], lrs: Sequence[float]
-) -> dict[str, float]:
-    """Learning rate of fine-tuning that was best for each experiment."""
-    best: dict[str, tuple[float, float]] = {}
-    seed = min((r['seed'] for r in results), default=0)
-    for r in results:
-        if r['seed'] == seed and r['lr'] in lrs:
-            found = (score(r['finetuned']), r['lr'])
-            name = r['experiment']
-            best[name] = max(best.get(name, found), found)
-    return {name: lr for name, (_, lr) in best.items()}
 
 
 if __name__ == '__main__':

@@ -1,5 +1,13 @@
 # ResNet-20 on CIFAR-10: what all experiments share. experiment.py sets the
 # data, the seed, the baseline and the learning rate of fine-tuning.
+title = 'ResNet-20 on CIFAR-10, half of the flops'
+commands = """
+pip install --no-deps -r benchmarks/accuracy/requirements.txt
+python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
+    --weights cifar10_resnet20.th --jobs 2
+python benchmarks/accuracy/latency.py cifar10
+python benchmarks/accuracy/report.py
+"""
 _base_ = ['mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['mmgfp', 'data', 'models', 'criteria'])
 

@@ -1,0 +1,256 @@
+"""Write docs/accuracy.md and its figures from the results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT / 'tools')]
+
+from benchmark_report import row  # noqa: E402
+from environment import with_what  # noqa: E402
+from results import Summary, read_results, summaries  # noqa: E402
+
+from mmgfp.figures import (  # noqa: E402
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    new_figure,
+    save_figure,
+)
+from mmgfp.files import complete  # noqa: E402
+
+FAMILIES = dict(
+    fisher=(BLUE, 'o', 'Group Fisher (mmgfp)'),
+    ours=(GREEN, 's', "other criterion, mmgfp's groups"),
+    torch_pruning=(ORANGE, '^', 'Torch-Pruning'),
+)
+
+HEAD = """# Accuracy
+
+Made by `python benchmarks/accuracy/report.py` from
+`benchmarks/accuracy/results`. All experiments of a list begin with the same
+trained network, run in the same training loop with the same data, target and
+number of epochs, and differ in what chooses the channels:
+
+- `fisher_*`: Group Fisher Pruning as `mmgfp.FisherPruningHook` does it, scores
+  divided by the acts or flops that a channel saves, or by nothing; `internal`
+  with channels that one layer makes and one reads only.
+- `ours_*`: another criterion with mmgfp's channel groups, pace and surgery.
+- `torch_pruning_*`: Torch-Pruning with its own groups, importance and surgery,
+  global, at the same pace.
+
+Channels go in equal amounts of flops every few iterations of the pruning
+phase. The learning rate of fine-tuning is chosen for each experiment from the
+same grid, with the first seed; the column *rates* has what each gave. Given
+are the mean over seeds and, in brackets, the least and the greatest.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='example: python benchmarks/accuracy/report.py',
+    )
+    parser.add_argument('--results', type=Path, default=HERE / 'results')
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    text = [HEAD]
+    for file in sorted(args.results.glob('*.jsonl')):
+        found = summaries(read_results(file))
+        timed = file.with_name(f'{file.stem}_latency.json')
+        latency = json.loads(timed.read_text()) if timed.exists() else None
+        picture = args.out / 'accuracy' / f'{file.stem}.png'
+        picture.parent.mkdir(exist_ok=True)
+        draw(found, latency, picture)
+        text += section(file.stem, found, latency)
+        text += ['', f'![Accuracy against cost](accuracy/{picture.name})', '']
+    with complete(args.out / 'accuracy.md') as partial:
+        Path(partial).write_text('\n'.join(text))
+
+
+def section(
+    name: str, found: Mapping[str, Summary], latency: Any
+) -> list[str]:
+    """Words and tables of a list."""
+    baseline = found['baseline']
+    config = Config.fromfile(HERE / 'configs' / name / 'baseline.py')
+    phases, where = baseline.runs[0]['phases'], baseline.runs[0]['machine']
+    epochs = {k: v['epochs'] for k, v in phases.items()}
+    others = [s for n, s in found.items() if n != 'baseline']
+    others.sort(key=lambda s: -s.accuracy())
+    peer = next(
+        (s for s in others if s.name.startswith('torch_pruning')), None
+    )
+    with_peer = peer.runs[0].get('torch_pruning') if peer else None
+    days = sorted(r['machine']['date'] for s in found.values() for r in s.runs)
+    lines = [
+        f'## {config.title}',
+        '',
+        f'Baseline: {score_words(baseline, "pruned")} as downloaded, '
+        f'{score_words(baseline)} after {epochs["baseline"]} epochs on these '
+        f'files. Pruning: {epochs["prune"]} epochs at a learning rate of '
+        f'{phases["prune"]["lr"]:g}; fine-tuning: {epochs["finetune"]} epochs '
+        f'with a cosine to zero. {with_what(where)}'
+        + (f' Torch-Pruning {with_peer}.' if with_peer else '')
+        + f' Run {days[0]}'
+        + (f' to {days[-1]}.' if days[-1] != days[0] else '.'),
+        '',
+        '```bash',
+        *config.commands.strip().splitlines(),
+        '```',
+        '',
+    ]
+    head = ['experiment', 'seeds', 'pruned', 'fine-tuned', 'to the baseline']
+    head += ['flops', 'acts', 'params', 'rates']
+    lines += [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
+    for summary in others:
+        lines.append(
+            row(
+                f'`{summary.name}`',
+                str(len(summary.runs)),
+                score_words(summary, 'pruned'),
+                score_words(summary),
+                f'{summary.accuracy() - baseline.accuracy():+.2f}',
+                *(
+                    f'{summary.share(m):.1%}'
+                    for m in ('flops', 'acts', 'params')
+                ),
+                ', '.join(
+                    (
+                        '**{:g}** {:.2f}'
+                        if lr == summary.lr
+                        else '{:g} {:.2f}'
+                    ).format(lr, value)
+                    for lr, value in sorted(summary.tuning.items())
+                ),
+            )
+        )
+    if latency is not None:
+        lines += ['', *latency_table(latency)]
+    return lines
+
+
+def score_words(summary: Summary, phase: str = 'finetuned') -> str:
+    values = summary.accuracies(phase)
+    mean = f'{statistics.mean(values):.2f}'
+    if len(values) == 1:
+        return mean
+    return f'{mean} ({min(values):.2f} to {max(values):.2f})'
+
+
+def latency_table(latency: Any) -> list[str]:
+    """Time to that of the baseline, in turn; medians of the rounds."""
+    columns = [f'{t["backend"]}, batch {t["batch"]}' for t in latency['times']]
+    lines = [
+        'Time of a forward to that of the baseline (medians of '
+        f'{latency["rounds"]} rounds in turn; {latency["machine"]["threads"]} '
+        f'threads of {latency["machine"]["device"]}):',
+        '',
+        row('network', *columns),
+        row('---', *['---:'] * len(columns)),
+    ]
+    for name in latency['times'][0]['networks']:
+        cells = []
+        for timing in latency['times']:
+            each = timing['networks'][name]
+            cells.append(f'{each["ratio"]["median"]:.3f}')
+        lines.append(row(f'`{name}`', *cells))
+    return lines
+
+
+def draw(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
+    """Accuracy against what is left of flops, acts and latency."""
+    panels: list[tuple[str, dict[str, float]]] = [
+        (f'{metric} left', {n: s.share(metric) for n, s in found.items()})
+        for metric in ('flops', 'acts')
+    ]
+    for timing in (latency or dict(times=[]))['times']:
+        if timing['batch'] == 1:
+            each = timing['networks']
+            panels.append(
+                (
+                    f'latency left, {timing["backend"]}',
+                    {n: each[n]['ratio']['median'] for n in each},
+                )
+            )
+    figure = new_figure(4.2 * len(panels), 5)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (label, places) in zip(axes, panels):
+        draw_panel(panel, found, places)
+        panel.set_xlabel(label)
+    axes[0].set_ylabel('accuracy after fine-tuning')
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc='outside lower center', ncols=4, frameon=False
+    )
+    save_figure(figure, path)
+
+
+def draw_panel(
+    axes: Any, found: Mapping[str, Summary], places: Mapping[str, float]
+) -> None:
+    axes.axhline(found['baseline'].accuracy(), color=GREY, label='baseline')
+    seen = set()
+    for name, summary in found.items():
+        family = next((f for f in FAMILIES if name.startswith(f)), None)
+        if family is None or name not in places:
+            continue
+        colour, marker, label = FAMILIES[family]
+        mean, values = summary.accuracy(), summary.accuracies()
+        axes.errorbar(
+            places[name],
+            mean,
+            yerr=[[mean - min(values)], [max(values) - mean]],
+            color=colour,
+            marker=marker,
+            capsize=3,
+            linestyle='',
+            label=None if family in seen else label,
+        )
+        seen.add(family)
+    spread_names(axes, found, places)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def spread_names(
+    axes: Any, found: Mapping[str, Summary], places: Mapping[str, float]
+) -> None:
+    """Names at the right edge, moved apart, with lines to the points."""
+    names = [n for n in places if n != 'baseline']
+    names.sort(key=lambda n: found[n].accuracy())
+    low = min(found[n].accuracy() for n in names)
+    high = max([found[n].accuracy() for n in names])
+    gap = max(high - low, 0.1) / max(1, len(names) - 1)
+    right = max(places[n] for n in names)
+    left = min(places[n] for n in names)
+    width = max(right - left, 0.01)
+    axes.set_xlim(left - 0.08 * width, right + 0.95 * width)
+    for i, name in enumerate(names):
+        y = low + i * gap
+        axes.plot(
+            [places[name], right + 0.1 * width],
+            [found[name].accuracy(), y],
+            color=GREY,
+            linewidth=0.6,
+            zorder=0,
+        )
+        axes.text(right + 0.12 * width, y, name, fontsize=7, va='center')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,75 @@
+"""What experiments gave: reading, choosing, averaging."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One experiment at the learning rate that was best for it.
+
+    Attributes:
+        name (str): Of its config.
+        lr (float): That rate, chosen with the first seed.
+        runs (Sequence[Result]): One per seed, in their order.
+        tuning (Mapping): Rate -> accuracy with the first seed.
+    """
+
+    name: str
+    lr: float
+    runs: Sequence[Result]
+    tuning: Mapping[float, float]
+
+    def accuracies(self, phase: str = 'finetuned') -> list[float]:
+        """One per seed."""
+        return [score(run[phase]) for run in self.runs]
+
+    def accuracy(self, phase: str = 'finetuned') -> float:
+        """Mean over seeds."""
+        return statistics.mean(self.accuracies(phase))
+
+    def share(self, metric: str) -> float:
+        """Mean remaining share of 'flops', 'acts' or 'params'."""
+        return statistics.mean(run['shares'][metric] for run in self.runs)
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """Lines of a file of results; none if there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def score(metrics: Mapping[str, float]) -> float:
+    """The metric that decides: top-1 or mAP."""
+    wanted = ('accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP')
+    return next(metrics[key] for key in wanted if key in metrics)
+
+
+def summaries(results: Sequence[Result]) -> dict[str, Summary]:
+    """By name; the baseline too."""
+    by_name: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_name[result['experiment']].append(result)
+    found = {}
+    for name, runs in sorted(by_name.items()):
+        first = min(run['seed'] for run in runs)
+        tuning = {
+            run['lr']: score(run['finetuned'])
+            for run in runs
+            if run['seed'] == first
+        }
+        lr = max(tuning, key=lambda rate: (tuning[rate], rate))
+        chosen = [run for run in runs if run['lr'] == lr]
+        chosen.sort(key=lambda run: run['seed'])
+        found[name] = Summary(name, lr, chosen, tuning)
+    return found
