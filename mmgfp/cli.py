@@ -6,7 +6,9 @@ Knows nothing of pruning.
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -202,6 +204,16 @@ def complete_dataloaders(config: Config) -> None:
             loader.setdefault('collate_fn', dict(type='default_collate'))
 
 
+# What launchers tell a process: its number, how many there are, and its number
+# on its machine.
+_TOLD = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    mpi=tuple(f'OMPI_COMM_WORLD_{n}' for n in ('RANK', 'SIZE', 'LOCAL_RANK')),
+)
+_STARTERS = dict(pytorch='torchrun', slurm='srun', mpi="Open MPI's mpirun")
+
+
 def set_launcher(config: Config, launcher: str) -> None:
     """Choose how processes were started, and make CPUs work with it.
 
@@ -212,13 +224,43 @@ def set_launcher(config: Config, launcher: str) -> None:
     Args:
         config (Config): The config of the runner, changed in place.
         launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        ValueError: If the launcher has not started this process.
     """
     config.launcher = launcher
-    if launcher != 'pytorch' or get_device() != 'cpu':
+    if launcher == 'none':
         return
+    missing = [name for name in _TOLD[launcher] if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f'--launcher {launcher}: the environment has no {missing[0]}; '
+            f'expected to be started by {_STARTERS[launcher]}'
+        )
+    if get_device() != 'cpu':
+        return
+    for name, told in zip(_TOLD['pytorch'], _TOLD[launcher]):
+        os.environ[name] = os.environ[told]
+    _find_master(launcher)
     torch.distributed.init_process_group('gloo')
     wrapper = config.get('model_wrapper_cfg') or dict(
         broadcast_buffers=False,
         find_unused_parameters=config.get('find_unused_parameters', False),
     )
     config.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _find_master(launcher: str) -> None:
+    """Where processes meet, as MMEngine finds it."""
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' in os.environ:
+        return
+    if launcher != 'slurm':
+        raise ValueError(
+            f'--launcher {launcher}: the environment has no MASTER_ADDR; '
+            'expected the address of the first machine there, such as '
+            '127.0.0.1'
+        )
+    command = ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']]
+    hosts = subprocess.run(command, capture_output=True, text=True, check=True)
+    os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]

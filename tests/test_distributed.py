@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -24,8 +25,26 @@ from toy import (
 LIMIT = 150  # seconds; a hang is a failure
 
 
+# What each launcher puts into the environment of a process.
+TOLD = dict(
+    pytorch=dict(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='{ranks}'),
+    slurm=dict(
+        SLURM_PROCID='{rank}', SLURM_LOCALID='{rank}', SLURM_NTASKS='{ranks}'
+    ),
+    mpi=dict(
+        OMPI_COMM_WORLD_RANK='{rank}',
+        OMPI_COMM_WORLD_LOCAL_RANK='{rank}',
+        OMPI_COMM_WORLD_SIZE='{ranks}',
+    ),
+)
+
+
 def launch(
-    config: Path, *args: str, ranks: int = 2, expected: int | None = 0
+    config: Path,
+    *args: str,
+    ranks: int = 2,
+    expected: int | None = 0,
+    launcher: str = 'pytorch',
 ) -> list[tuple[int, str]]:
     """Train with some processes; all must end as expected, in time.
 
@@ -36,11 +55,12 @@ def launch(
     store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     processes = [
         subprocess.Popen(
-            command('train.py', config, '--launcher', 'pytorch', *args),
+            command('train.py', config, '--launcher', launcher, *args),
             env=environment(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(ranks),
+                **{
+                    name: value.format(rank=rank, ranks=ranks)
+                    for name, value in TOLD[launcher].items()
+                },
                 MASTER_ADDR='127.0.0.1',
                 MASTER_PORT=str(store.port),
                 TORCHELASTIC_USE_AGENT_STORE='True',
@@ -129,6 +149,36 @@ def assert_same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(
             ours[name], tensor, rtol=1e-3, atol=1e-5, msg=name
         )
+
+
+@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+def test_other_launchers_do_the_same(half_batches, tmp_path, launcher):
+    config = write_config(tmp_path / 'config.py', tmp_path, **data(4))
+    launch(config, launcher=launcher)
+    assert removals(tmp_path) == removals(half_batches)
+    expected = final(half_batches)
+    for name, tensor in final(tmp_path).items():
+        assert tensor.equal(expected[name]), name
+
+
+@pytest.mark.parametrize(
+    'launcher, told, words',
+    [
+        ('pytorch', {}, 'has no RANK; expected to be started by torchrun'),
+        ('slurm', {}, 'has no SLURM_PROCID; expected to be started by srun'),
+        ('mpi', {}, "has no OMPI_COMM_WORLD_RANK; expected .* Open MPI's"),
+        ('mpi', TOLD['mpi'], 'has no MASTER_ADDR; expected the address'),
+    ],
+)
+def test_launchers_that_did_not_start_it(tmp_path, launcher, told, words):
+    config = write_config(tmp_path / 'config.py', tmp_path)
+    given = {
+        name: value.format(rank=0, ranks=1) for name, value in told.items()
+    }
+    done = run_tool('train.py', config, '--launcher', launcher, **given)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()[-1:]
+    assert re.search(f'error: --launcher {launcher}: .*{words}', line)
 
 
 def test_equal_to_one_process_with_whole_batches(half_batches, tmp_path):
