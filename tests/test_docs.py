@@ -64,7 +64,8 @@ def test_files_of_the_readme():
     table = text[text.index('## Files') : text.index('## Installing')]
     named = set(re.findall(r'`(?:mmgfp/)?([\w*]+\.py)`', table))
     there = {f.name for f in (ROOT / 'mmgfp').glob('*.py')}
-    there |= {f.name for f in (ROOT / 'tools').glob('*.py')}
+    for folder in ('tools', 'benchmarks/accuracy'):
+        there |= {f.name for f in (ROOT / folder).glob('*.py')}
     rules = {name for name in there if name.startswith('rules_')}
     missing = there - rules - named - {'__init__.py', 'version.py'}
     assert not missing
