@@ -108,6 +108,13 @@ make_environment() {
             'On Debian: apt-get install python3.11-venv, then try again.'
 }
 
+check_disk() {  # pip would say so after minutes, in the middle of it
+    local needed=10 free
+    free=$(df -Pk "$environment" | awk 'NR == 2 { print int($4 / 1048576) }')
+    ((free >= needed)) || fail \
+        "$environment needs $needed GB of disk while it is made, but there are $free GB free."
+}
+
 check_compiler() {
     command -v "${CXX:-c++}" >/dev/null || fail \
         'mmcv comes as source and needs a C++ compiler.' \
@@ -172,6 +179,7 @@ build_mmcv() {  # [PIP OPTION]...
 
 install_everything() {
     if ! { is_installed "$torch" && is_installed "$torchvision"; }; then
+        check_disk
         say 'installing torch and torchvision (3 GB to download, 2-5 minutes)'
     fi
     pip_install --constraint "$lock" "$torch" "$torchvision" \
