@@ -7,29 +7,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mmengine.config import Config
-from torch import nn
 
-from .adapt import load_model
 from .charts import Point, draw_accuracy, draw_progress, draw_scores
-from .checkpoint import load_plain_checkpoint
-from .config import load_config
 from .cost import METRICS
-from .errors import type_and_line
 from .files import complete
-from .page import folded, page, picture, table, text, tiles
-from .predictions import draw_predictions, predict
-from .preprocessing import class_names, dataset_pictures, folder_pictures
+from .page import folded, page, picture, table, text
+from .preprocessing import folder_pictures
+from .report_predictions import PICTURES, predictions
 from .run_files import Evaluation, SavedRatio
 from .run_networks import Network, PruningRun, read_pruning_run
 
-# Pictures that predictions are drawn on.
-PICTURES = 4
 SCORE_THR = 0.3
 
 _NO_ACCURACY = (
@@ -77,7 +67,7 @@ def write_report(
             ('While it pruned', _progress(run, figures)),
             ('Scores of the last step', _scores(run, figures)),
             ('Accuracy and cost', _accuracy(run, figures)),
-            ('Predictions', _predictions(run, figures, paths, score_thr)),
+            ('Predictions', predictions(run, figures, paths, score_thr)),
             ('All numbers', _numbers(run)),
         ],
     )
@@ -238,7 +228,7 @@ def _accuracy(run: PruningRun, folder: Path) -> str:
             continue
         now, before = _costs(run, network)[cost]
         point = network.name, now / before, found.metrics[run.metric]
-        points[_kind(network)].append(point)
+        points[network.kind].append(point)
     path = folder / 'accuracy.png'
     draw_accuracy(
         run.metric,
@@ -260,109 +250,12 @@ def _accuracy(run: PruningRun, folder: Path) -> str:
     return html
 
 
-def _kind(network: Network) -> str:
-    if network.ratio is None:
-        return 'baseline'
-    return 'saved' if network.name == network.ratio.stem else 'finetuned'
-
-
 def _while_pruning(run: PruningRun, cost: str) -> list[Point]:
     return [
         ('', found.shares[cost], found.metrics[run.metric])
         for found in run.evaluations
         if cost in found.shares and run.metric in found.metrics
     ]
-
-
-# -- predictions -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A network to run: its name, config and weights."""
-
-    name: str
-    config: Config
-    checkpoint: str
-
-
-def _predictions(
-    run: PruningRun,
-    folder: Path,
-    paths: Sequence[str] | None,
-    score_thr: float,
-) -> str:
-    # models, datasets and pipelines of others may raise anything, and the
-    # rest of the page is of use without them
-    try:
-        return _draw_all_predictions(run, folder, paths, score_thr)
-    except Exception as error:
-        return text(f'Predictions were not drawn: {type_and_line(error)}')
-
-
-def _draw_all_predictions(
-    run: PruningRun,
-    folder: Path,
-    paths: Sequence[str] | None,
-    score_thr: float,
-) -> str:
-    baseline = run.networks[0].checkpoint
-    if run.config is None or not baseline:
-        return text(
-            'Predictions were not drawn: the run does not tell what it began '
-            'with (load_from).'
-        )
-    if not Path(baseline).is_file():
-        return text(
-            f'Predictions were not drawn: the baseline {baseline} is not on '
-            'this machine.'
-        )
-    config = load_config(run.config)
-    if paths is None:
-        paths = dataset_pictures(config, PICTURES)
-    if not paths:
-        return text(
-            'Predictions were not drawn: there are no pictures of the '
-            "config's test dataset on this machine; --images gives others."
-        )
-    candidates = [
-        _Candidate('baseline', config, baseline),
-        _slim_candidate(run, config),
-    ]
-    found = {c.name: predict(_load(c), config, paths) for c in candidates}
-    meta = load_plain_checkpoint(baseline).get('meta') or {}
-    classes = class_names(config, meta, None)
-    figures = []
-    for i, path in enumerate(paths):
-        png = folder / f'predictions_{i}.png'
-        each = {name: predictions[i] for name, predictions in found.items()}
-        draw_predictions(path, each, classes, score_thr, png)
-        names = ' and '.join(found)
-        figures.append(
-            picture(png, f'predictions of {names}', Path(path).name)
-        )
-    boxes = next(iter(found.values()))[0].boxes is not None
-    shown = f'Boxes of score {score_thr:g} and more. ' if boxes else ''
-    return text(
-        f'{shown}Left the baseline, right {candidates[1].name} '
-        f'({candidates[1].checkpoint}).'
-    ) + tiles(figures)
-
-
-def _slim_candidate(run: PruningRun, config: Config) -> _Candidate:
-    """The fine-tuned one of the most pruned, or itself."""
-    ratio = run.ratios[-1]
-    for network in run.networks[::-1]:
-        if network.ratio is ratio and network.checkpoint:
-            if _kind(network) == 'saved':
-                break
-            finetune = load_config(ratio.finetune_config)
-            return _Candidate(network.name, finetune, network.checkpoint)
-    return _Candidate(ratio.stem, config, str(ratio.checkpoint))
-
-
-def _load(candidate: _Candidate) -> nn.Module:
-    return load_model(candidate.config, candidate.checkpoint)
 
 
 # -- tables ----------------------------------------------------------------

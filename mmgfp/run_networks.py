@@ -45,6 +45,13 @@ class Network:
     checkpoint: str
     evaluations: Sequence[Evaluation]
 
+    @property
+    def kind(self) -> str:
+        """'baseline', 'saved' or 'finetuned'."""
+        if self.ratio is None:
+            return 'baseline'
+        return 'saved' if self.name == self.ratio.stem else 'finetuned'
+
     def accuracy(self, metric: str) -> Evaluation | None:
         """The last evaluation that has a metric: a test if there is one."""
         known = [e for e in self.evaluations if metric in e.metrics]

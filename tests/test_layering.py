@@ -22,7 +22,8 @@ LIBRARIES = {'mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose', 'mmcv'}
 EXTRAS = ('onnx', 'onnxruntime')  # only exporting needs them
 EDGE = {  # may import mmengine
     *('adapt', 'artifacts', 'builder', 'cli', 'config', 'demo', 'hook'),
-    *('predictions', 'preprocessing', 'randomness', 'registry', 'report'),
+    *('predictions', 'preprocessing', 'randomness', 'registry'),
+    'report_predictions',
     *('rounding', 'runner_state', 'samples', 'structure_hook'),
 }
 

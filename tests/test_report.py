@@ -519,7 +519,7 @@ def test_predictions_of_a_run(tmp_path, photo, monkeypatch):
         loaded.append(model)
         return predict(Detector(), LOADING, paths)
 
-    monkeypatch.setattr(mmgfp.report, 'predict', noting)
+    monkeypatch.setattr(mmgfp.report_predictions, 'predict', noting)
     html = write_report(tmp_path / 'prune').read_text('utf-8')
     assert 'there are no pictures' in html  # the toy data are no files
     out = write_report(tmp_path / 'prune', images=Path(photo).parent)

@@ -1,0 +1,119 @@
+"""The part of the page about a run that shows predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import nn
+
+from .adapt import load_model
+from .checkpoint import load_plain_checkpoint
+from .config import load_config
+from .errors import type_and_line
+from .page import picture, text, tiles
+from .predictions import draw_predictions, predict
+from .preprocessing import class_names, dataset_pictures
+from .run_networks import PruningRun
+
+# How many are drawn on.
+PICTURES = 4
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network to run: its name, config and weights."""
+
+    name: str
+    config: Config
+    checkpoint: str
+
+
+def predictions(
+    run: PruningRun,
+    folder: Path,
+    paths: Sequence[str] | None,
+    score_thr: float,
+) -> str:
+    """The baseline and the slim network side by side, as HTML.
+
+    Args:
+        run (PruningRun): The run.
+        folder (Path): For the figures.
+        paths (Sequence[str], optional): Pictures to draw on. By default some
+            of the config's test dataset.
+        score_thr (float): Boxes of smaller scores are not drawn.
+    """
+    # models, datasets and pipelines of others may raise anything, and the
+    # rest of the page is of use without them
+    try:
+        return _draw_all_predictions(run, folder, paths, score_thr)
+    except Exception as error:
+        return text(f'Predictions were not drawn: {type_and_line(error)}')
+
+
+def _draw_all_predictions(
+    run: PruningRun,
+    folder: Path,
+    paths: Sequence[str] | None,
+    score_thr: float,
+) -> str:
+    baseline = run.networks[0].checkpoint
+    if run.config is None or not baseline:
+        return text(
+            'Predictions were not drawn: the run does not tell what it began '
+            'with (load_from).'
+        )
+    if not Path(baseline).is_file():
+        return text(
+            f'Predictions were not drawn: the baseline {baseline} is not on '
+            'this machine.'
+        )
+    config = load_config(run.config)
+    if paths is None:
+        paths = dataset_pictures(config, PICTURES)
+    if not paths:
+        return text(
+            'Predictions were not drawn: there are no pictures of the '
+            "config's test dataset on this machine; --images gives others."
+        )
+    candidates = [
+        _Candidate('baseline', config, baseline),
+        _slim_candidate(run, config),
+    ]
+    found = {c.name: predict(_load(c), config, paths) for c in candidates}
+    meta = load_plain_checkpoint(baseline).get('meta') or {}
+    classes = class_names(config, meta, None)
+    figures = []
+    for i, path in enumerate(paths):
+        png = folder / f'predictions_{i}.png'
+        each = {name: predictions[i] for name, predictions in found.items()}
+        draw_predictions(path, each, classes, score_thr, png)
+        names = ' and '.join(found)
+        figures.append(
+            picture(png, f'predictions of {names}', Path(path).name)
+        )
+    boxes = next(iter(found.values()))[0].boxes is not None
+    shown = f'Boxes of score {score_thr:g} and more. ' if boxes else ''
+    return text(
+        f'{shown}Left the baseline, right {candidates[1].name} '
+        f'({candidates[1].checkpoint}).'
+    ) + tiles(figures)
+
+
+def _slim_candidate(run: PruningRun, config: Config) -> _Candidate:
+    """The fine-tuned one of the most pruned, or itself."""
+    ratio = run.ratios[-1]
+    for network in run.networks[::-1]:
+        if network.ratio is ratio and network.checkpoint:
+            if network.kind == 'saved':
+                break
+            finetune = load_config(ratio.finetune_config)
+            return _Candidate(network.name, finetune, network.checkpoint)
+    return _Candidate(ratio.stem, config, str(ratio.checkpoint))
+
+
+def _load(candidate: _Candidate) -> nn.Module:
+    return load_model(candidate.config, candidate.checkpoint)
