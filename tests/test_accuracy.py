@@ -141,20 +141,9 @@ def test_criteria():
     pruner = criteria.CriterionPruner(model, groups, calls, 'none')
     pruner.attach()
     tensors = dict(model.named_parameters())
-    pruner.criterion = 'l1'
-    for group, scores in zip(groups, pruner.fisher()):
-        for unit in range(group.size):
-            shares = []
-            for member in group.members:
-                if member.role == 'producer':
-                    each = [
-                        tensors[member.tensor].select(member.axis, int(i))
-                        for i in member.index[:, 0]
-                    ]
-                    sizes = [float(w.detach().abs().mean()) for w in each]
-                    shares.append(sizes[unit] / np.mean(sizes))
-            assert scores[unit] == pytest.approx(np.mean(shares), rel=1e-5)
-
+    for criterion, role in (('l1', 'producer'), ('bn_scale', 'affine')):
+        pruner.criterion = criterion
+        check_magnitude(pruner.fisher(), groups, tensors, role)
     from mmgfp.fisher import FisherTaps
 
     pruner.detach()
@@ -177,6 +166,21 @@ def test_criteria():
         found = np.concatenate(pruner.fisher())
         pruner.detach()
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def check_magnitude(found, groups, tensors, role):
+    for group, scores in zip(groups, found):
+        for unit in range(group.size):
+            shares = []
+            for member in group.members:
+                if member.role == role and member.tensor.endswith('weight'):
+                    each = [
+                        tensors[member.tensor].select(member.axis, int(i))
+                        for i in member.index[:, 0]
+                    ]
+                    sizes = [float(w.detach().abs().mean()) for w in each]
+                    shares.append(sizes[unit] / np.mean(sizes))
+            assert scores[unit] == pytest.approx(np.mean(shares), rel=1e-5)
 
 
 def test_order_and_resuming(tmp_path, monkeypatch, capsys):

@@ -66,7 +66,8 @@ class CriterionPruner(GroupFisherPruner):
         for member in group.members:
             if member.role in roles and member.tensor.endswith(name):
                 tensor = tensors[member.tensor].detach().abs()
-                each = tensor.transpose(0, member.axis).flatten(1).mean(1)
+                tensor = tensor.transpose(0, member.axis)
+                each = tensor.reshape(len(tensor), -1).mean(1)
                 units = each.numpy()[member.index].mean(1)
                 layers.append(units / units.mean())
         return np.mean(layers, 0)
