@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from nets import Residual, run
+from nets import InvertedResidual, run
 from stack import require
 from toy import ROOT
 
@@ -135,15 +135,18 @@ def test_criteria():
     import criteria
 
     torch.manual_seed(0)
-    model = Residual()
+    model = InvertedResidual()
     groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
     calls = record_calls(model, lambda: run(model))
     pruner = criteria.CriterionPruner(model, groups, calls, 'none')
     pruner.attach()
     tensors = dict(model.named_parameters())
-    for criterion, role in (('l1', 'producer'), ('bn_scale', 'affine')):
+    for criterion, roles in (
+        ('l1', ('producer', 'grouped')),
+        ('bn_scale', ('affine',)),
+    ):
         pruner.criterion = criterion
-        check_magnitude(pruner.fisher(), groups, tensors, role)
+        check_magnitude(pruner.fisher(), groups, tensors, roles)
     from mmgfp.fisher import FisherTaps
 
     pruner.detach()
@@ -168,12 +171,12 @@ def test_criteria():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
 
 
-def check_magnitude(found, groups, tensors, role):
+def check_magnitude(found, groups, tensors, roles):
     for group, scores in zip(groups, found):
         for unit in range(group.size):
             shares = []
             for member in group.members:
-                if member.role == role and member.tensor.endswith('weight'):
+                if member.role in roles and member.tensor.endswith('weight'):
                     each = [
                         tensors[member.tensor].select(member.axis, int(i))
                         for i in member.index[:, 0]

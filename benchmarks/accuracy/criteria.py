@@ -70,6 +70,11 @@ class CriterionPruner(GroupFisherPruner):
                 each = tensor.reshape(len(tensor), -1).mean(1)
                 units = each.numpy()[member.index].mean(1)
                 layers.append(units / units.mean())
+        if not layers:
+            raise ValueError(
+                f'the group {group.name} has no layer to score by '
+                f'{self.criterion}'
+            )
         return np.mean(layers, 0)
 
 
