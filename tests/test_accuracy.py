@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from nets import InvertedResidual, run
 from stack import require
 from toy import ROOT
 
@@ -132,10 +131,16 @@ def test_one_experiment(folder, baseline, name):
 
 def test_criteria():
     """By loops over units, layers and images."""
+    require('mmpretrain')
     import criteria
+    import models
 
     torch.manual_seed(0)
-    model = InvertedResidual()
+    model, images = models.CifarResNet(8), torch.randn(2, 3, 32, 32)
+
+    def run(model):
+        return model(images)
+
     groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
     calls = record_calls(model, lambda: run(model))
     pruner = criteria.CriterionPruner(model, groups, calls, 'none')
