@@ -14,6 +14,7 @@ import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,11 @@ def set_launcher(config: Config, launcher: str) -> None:
     for name, told in zip(_TOLD['pytorch'], _TOLD[launcher]):
         os.environ[name] = os.environ[told]
     _find_master(launcher)
-    torch.distributed.init_process_group('gloo')
+    settings = config.get('env_cfg', {}).get('dist_cfg', {})
+    timeout = settings.get('timeout')  # seconds, as MMEngine reads it
+    torch.distributed.init_process_group(
+        'gloo', timeout=timeout and timedelta(seconds=timeout)
+    )
     wrapper = config.get('model_wrapper_cfg') or dict(
         broadcast_buffers=False,
         find_unused_parameters=config.get('find_unused_parameters', False),

@@ -195,6 +195,7 @@ class FisherPruningHook(Hook):
             self._random.resume_from(self._resumed['random'])
             before_each_batch(runner, self._random.restore)
             self._tally = Tally(**self._resumed['tally'])
+            self._compare_targets(runner, self._resumed.get('target'))
             if ratio <= self.schedule.target:
                 runner.logger.info('the target was reached before')
                 self._tell_what_is_next(runner)
@@ -222,6 +223,14 @@ class FisherPruningHook(Hook):
         self._guard = StepGuard(model, optimizers(runner))
         self._guard.resume(self._tally.skipped_in_a_row)
         pruner.attach()
+
+    def _compare_targets(self, runner: Runner, before: Any) -> None:
+        target = {self.schedule.metric: self.schedule.target}
+        if before not in (None, target):
+            runner.logger.warning(
+                f'resumed with target={target} instead of {before}: with '
+                "channels_per_step='auto' the pace changes from now on"
+            )
 
     def _find_groups(self, runner: Runner) -> list[ChannelGroup]:
         return prepare_groups(
@@ -346,7 +355,8 @@ class FisherPruningHook(Hook):
     def _tell_what_is_next(self, runner: Runner) -> None:
         stem = self._stem(self.schedule.target)
         config = Path(runner.work_dir, f'{stem}_finetune.py')
-        runner.logger.info(f'to recover accuracy, train with {config}')
+        if config.is_file():
+            runner.logger.info(f'to recover accuracy, train with {config}')
 
     def _settle(self, runner: Runner) -> None:
         """Get ready for whoever saves the network or runs it."""
@@ -464,6 +474,7 @@ class FisherPruningHook(Hook):
         checkpoint[STATE_KEY] = {
             'pruner': self.pruner.state_dict(),
             'tally': asdict(self._tally),
+            'target': {self.schedule.metric: self.schedule.target},
             'random': self._random.states(),
         }
 

@@ -129,9 +129,9 @@ def check_not_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         compiled = [k for k, v in vars(module).items() if _is_compiled(v)]
         if compiled or _is_compiled(module):
+            what = '.'.join(filter(None, [name, *compiled[:1]]))
             raise ValueError(
-                f'{f"{name}." if name else "the model"}'
-                f'{compiled[0] if compiled else ""} is compiled; expected a '
+                f'{what or "the model"} is compiled; expected a '
                 'model that is not: compiled code does not tell what its '
                 'layers are given, and would be compiled anew after each '
                 'pruning step. Remove `compile` from the config while '

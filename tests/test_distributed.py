@@ -45,9 +45,11 @@ def launch(
     ranks: int = 2,
     expected: int | None = 0,
     launcher: str = 'pytorch',
+    stop_after: int | None = None,
 ) -> list[tuple[int, str]]:
     """Train with some processes; all must end as expected, in time.
 
+    With ``stop_after`` the others are killed when that one has ended.
     Returns exit code and output of each.
     """
     # they meet at a store that listens already: a port that is only free now
@@ -74,6 +76,10 @@ def launch(
         for rank in range(ranks)
     ]
     try:
+        if stop_after is not None:
+            processes[stop_after].wait(LIMIT)
+            for process in processes:
+                process.kill()
         outputs = [p.communicate(timeout=LIMIT)[0] for p in processes]
     finally:
         for process in processes:
@@ -236,6 +242,19 @@ def test_a_rank_that_dies_ends_the_run(tmp_path):
     assert first not in (0, -signal.SIGKILL)
     assert 'Error' in output
     assert removals(broken) == removals(whole)
+
+
+def test_a_rank_that_hangs_ends_the_run_within_the_timeout(tmp_path):
+    config = make_config(tmp_path / 'run', **data(4))
+    config.env_cfg = dict(dist_cfg=dict(backend='gloo', timeout=10))
+    config.custom_hooks += [dict(type='Stop', iteration=5, rank=1, hang=True)]
+    (tmp_path / 'run').mkdir()
+    config.dump(tmp_path / 'config.py')
+    (first, output), _ = launch(
+        tmp_path / 'config.py', expected=None, stop_after=0
+    )
+    assert first not in (0, -signal.SIGKILL)
+    assert 'Timed out' in output or 'timeout' in output.lower()
 
 
 def test_ranks_that_choose_otherwise(tmp_path):

@@ -169,6 +169,21 @@ def test_resumed_after_the_target_stops_at_once(tmp_path):
     assert not resumed.optim_wrapper.optimizer._optimizer_step_pre_hooks
 
 
+def log_of(work_dir) -> str:
+    return ''.join(f.read_text() for f in work_dir.rglob('*.log'))
+
+
+def test_resumed_with_another_target(tmp_path):
+    run(make_config(tmp_path, log_level='INFO', **EPOCHS))
+    hook = dict(target=dict(flops=0.9))
+    again = make_config(tmp_path, log_level='INFO', hook=hook, **EPOCHS)
+    run(again, resume=True)
+    log = log_of(tmp_path)
+    assert "target={'flops': 0.9} instead of {'flops': 0.5}" in log
+    assert 'the target was reached before' in log
+    assert 'flops_0.90_finetune.py' not in log  # there is none
+
+
 def test_pruning_goes_on_from_a_saved_ratio(tmp_path):
     """Loading (not resuming) 0.75 and pruning on to half."""
     run(make_config(tmp_path / 'first', hook=dict(target=dict(flops=0.75))))

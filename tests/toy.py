@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -233,21 +234,31 @@ class StructureLog(Hook):
 
 @HOOKS.register_module(force=True)
 class Stop(Hook):
-    """Ends the process as if the power went, or raises KeyboardInterrupt."""
+    """Ends the process as if the power went, or raises KeyboardInterrupt.
+
+    With ``hang`` it neither ends nor goes on.
+    """
 
     # before anything else sees the iteration
     priority = 'HIGHEST'
 
     def __init__(
-        self, iteration: int, kill: bool = False, rank: int | None = None
+        self,
+        iteration: int,
+        kill: bool = False,
+        rank: int | None = None,
+        hang: bool = False,
     ) -> None:
         self.iteration, self.kill, self.rank = iteration, kill, rank
+        self.hang = hang
 
     def before_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
         mine = self.rank in (None, runner.rank)
         if mine and runner.iter == self.iteration:
             if self.kill:
                 os.kill(os.getpid(), 9)
+            while self.hang:
+                time.sleep(1)
             raise KeyboardInterrupt
 
 

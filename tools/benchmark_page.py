@@ -60,8 +60,8 @@ _TRAINING = """`python tools/benchmark.py training`:
   time went with flops, the ratio would be the *mean share of the flops
   meanwhile*.
 
-Both are small baselines in `tools/benchmark_baselines.py`, written from what
-the methods do.
+The two other methods are small baselines in `tools/benchmark_baselines.py`,
+written from what they do.
 """
 
 _INFERENCE = """`python tools/benchmark.py inference CONFIG CHECKPOINT ...`:
