@@ -87,7 +87,7 @@ def _title(run: PruningRun) -> str:
 
 
 def _metric(ratio: SavedRatio) -> str:
-    """What the ratio is a share of: 'flops', 'acts' or 'params'."""
+    """What the ratio is a share of: 'flops', 'acts', 'params', 'latency'."""
     return ratio.stem.split('_')[0]
 
 
@@ -219,6 +219,9 @@ def _accuracy(run: PruningRun, folder: Path) -> str:
     if not run.metric:
         return text(_NO_ACCURACY)
     cost = _metric(run.ratios[-1])
+    if any(cost not in network.cost for network in run.networks):
+        cost = 'flops'  # of a baseline without a table no latency is known
+    original = run.ratios[-1].structure.cost_before[cost]
     points: dict[str, list[Point]] = dict(baseline=[], saved=[], finetuned=[])
     missing = []
     for network in run.networks:
@@ -226,8 +229,8 @@ def _accuracy(run: PruningRun, folder: Path) -> str:
         if found is None:
             missing.append(network.name)
             continue
-        now, before = _costs(run, network)[cost]
-        point = network.name, now / before, found.metrics[run.metric]
+        share = network.cost[cost] / original
+        point = network.name, share, found.metrics[run.metric]
         points[network.kind].append(point)
     path = folder / 'accuracy.png'
     draw_accuracy(

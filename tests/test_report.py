@@ -360,6 +360,35 @@ def test_results_of_runs_around(tmp_path, pruned):
     assert (work_dir / 'report' / 'accuracy.png').is_file()
 
 
+@pytest.mark.parametrize('of_all', [True, False])
+def test_of_latency(tmp_path, pruned, of_all):
+    """Drawn against it, where it is known of all networks."""
+    work_dir = tmp_path / 'prune'
+    work_dir.mkdir()
+    content = json.loads((pruned[0] / 'flops_0.50.json').read_text())
+    content['cost']['before']['latency'] = 10.0
+    content['cost']['after']['latency'] = 6.0
+    (work_dir / 'latency_0.60.json').write_text(json.dumps(content))
+    slim = work_dir / 'latency_0.60.pth'
+    base = tmp_path / 'base.pth'
+    checkpoint = dict(state_dict={})
+    if not of_all:  # pruned before, without a table
+        content['cost']['after'].pop('latency')
+        checkpoint['mmgfp_structure'] = content
+    for path in (slim, base):
+        torch.save(checkpoint, path)
+    leave_run(
+        work_dir / '20260101_000000',
+        base,
+        steps(10, flops=0.8, latency=0.9, channels_pruned=2),
+    )
+    leave_run(work_dir / '20260102_000000', slim, tested=dict(acc=0.6))
+    html = write_report(work_dir).read_text('utf-8')
+    against = 'latency' if of_all else 'flops'
+    assert f'acc against remaining {against}' in html
+    assert (work_dir / 'report' / 'accuracy.png').is_file()
+
+
 def test_of_folders_that_were_moved_together(tmp_path, pruned):
     work_dir = copy_structures(pruned[0], tmp_path / 'prune')
     leave_run(
