@@ -255,7 +255,7 @@ def validations(
             last = record
         elif metrics := _metrics(record):
             shares: dict[str, float] = {
-                m: float(last[m]) for m in METRICS if m in last
+                m: float(last[m]) for m in (*METRICS, 'latency') if m in last
             }
             step = int(record.get('step', 0))
             # MMEngine numbers validations by epoch, if not told otherwise
