@@ -120,7 +120,25 @@ def check_weights(
                 'for a slim network that is the one pruning generated, or '
                 'the one with the pruning hook.'
             )
-    if not tensors.keys() & weights.keys():
+    check_names(model, weights, checkpoint)
+
+
+def check_names(
+    model: nn.Module, weights: Mapping[str, Any], checkpoint: str
+) -> None:
+    """Complain about weights of which a model would take none.
+
+    Args:
+        model (nn.Module): That is to load them.
+        weights (Mapping): Tensors by name, as in a checkpoint.
+        checkpoint (str): Where they are from, for the message.
+
+    Raises:
+        ValueError: If no name is known.
+    """
+    names = {name.removeprefix('module.') for name in weights}
+    tensors = model.state_dict()
+    if not tensors.keys() & names:
         raise ValueError(
             f'the checkpoint {checkpoint} has no tensor of the model; '
             f'expected names such as {next(iter(tensors), "")!r}'

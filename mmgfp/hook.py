@@ -12,8 +12,8 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
+from .adapt import check_names, unwrap
 from .adapt import input_shape as config_shape
-from .adapt import unwrap
 from .arguments import (
     flag,
     one_of,
@@ -481,6 +481,10 @@ class FisherPruningHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make the network slim before slim weights are loaded."""
         if KEY not in checkpoint:
+            # MMEngine would go on with random weights
+            weights = checkpoint.get('state_dict', checkpoint)
+            which = str(runner.cfg.get('load_from') or 'that was loaded')
+            check_names(unwrap(runner.model), weights, which)
             return
         structure = Structure.from_dict(checkpoint[KEY], 'the checkpoint')
         model = unwrap(runner.model)

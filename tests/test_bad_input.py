@@ -413,3 +413,12 @@ def test_interrupted_writing(tmp_path, monkeypatch, function):
         else:
             assert path.suffix in ('.png', '.py', '.partial')
     assert not list(tmp_path.glob('flops_*.pth'))
+
+
+def test_weights_of_another_network(tmp_path):
+    """MMEngine only warns and would prune random weights."""
+    path = tmp_path / 'other.pth'
+    torch.save(dict(state_dict={'blocks.0.weight': torch.ones(2)}), path)
+    runner = Runner.from_cfg(make_config(tmp_path, load_from=str(path)))
+    with pytest.raises(ValueError, match=r'other\.pth has no tensor of the'):
+        runner.train()
