@@ -22,11 +22,19 @@ def check_checkpoint(path: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it was cut short.
+        ValueError: If it is a folder, no checkpoint or was cut short.
     """
     path = os.fspath(path)
-    if '://' in path:
-        return
+    if '://' not in path:
+        _check_file(path)
+
+
+def _check_file(path: str) -> None:
+    if os.path.isdir(path):
+        raise ValueError(
+            f'the checkpoint {path} is a folder; expected a file, such as '
+            f'{os.path.join(path, "epoch_12.pth")}'
+        )
     if not os.path.isfile(path):
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
     with open(path, 'rb') as file:
@@ -35,7 +43,8 @@ def check_checkpoint(path: str | os.PathLike) -> None:
         # the table of contents is at the end of an archive
         if not zipfile.is_zipfile(path):
             raise _unreadable(path, 'its end is missing')
-    elif start[:1] != b'\x80':  # how older checkpoints, pickles, begin
+    # how older checkpoints, pickles, begin; the oldest ones are refused later
+    elif start[:1] != b'\x80' and not tarfile.is_tarfile(path):
         raise _unreadable(path, 'it does not begin like a checkpoint')
 
 
@@ -50,12 +59,11 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, no checkpoint, or holds objects other
-            than tensors, arrays and plain types.
+        ValueError: If it is a folder, truncated, no checkpoint, or holds
+            objects other than tensors, arrays and plain types.
     """
     path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'the checkpoint {path} does not exist')
+    _check_file(path)
     try:
         _refuse_programs(path)
         checkpoint = torch.load(
@@ -95,8 +103,8 @@ def _refuse_programs(path: str) -> None:
 def _unreadable(path: str, why: str) -> ValueError:
     return ValueError(
         f'the checkpoint {path} ({os.path.getsize(path)} bytes) cannot be '
-        f'read: truncated or damaged ({why}). Copy it again or use an earlier '
-        'one.'
+        f'read: truncated, damaged or no checkpoint ({why}). Copy it again or '
+        'use an earlier one.'
     )
 
 

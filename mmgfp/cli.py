@@ -10,9 +10,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
+from .errors import type_and_line
 from .files import complete
 
 PACKAGE = Path(__file__).resolve().parent
@@ -34,7 +36,9 @@ def config_parser(purpose: str | None, example: str) -> ArgumentParser:
         purpose (str, optional): What the tool does, one line.
         example (str): A command that works.
     """
-    parser = ArgumentParser(description=purpose, epilog=f'example: {example}')
+    parser = ArgumentParser(
+        description=purpose, epilog=f'example: {example}', allow_abbrev=False
+    )
     add_config_options(parser)
     add_debug_option(parser)
     return parser
@@ -97,7 +101,6 @@ def write_json(file: str, result: Any) -> None:
     if file == '-':
         sys.stdout.write(text)
         return
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with complete(file) as partial:
         Path(partial).write_text(text, encoding='utf-8')
 
@@ -111,6 +114,34 @@ def positive(text: str) -> int:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise ArgumentTypeError(f'{text!r}: expected a whole number from 1')
+
+
+def file_to_write(*suffixes: str) -> Callable[[str], str]:
+    """Type of an option that names a file to write, for argparse.
+
+    Says at once what writing would say after the work is done. Folders that
+    are missing are made when the file is written.
+
+    Args:
+        *suffixes (str): Those that the file may have, the usual one first.
+    """
+
+    def checked(text: str) -> str:
+        if not text.endswith(suffixes):
+            raise ArgumentTypeError(
+                f'{text!r}: expected a file that ends in {suffixes[0]}'
+            )
+        path = Path(text).absolute()
+        if path.is_dir():
+            raise ArgumentTypeError(f'{text!r} is a folder, expected a file')
+        there = next(parent for parent in path.parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ArgumentTypeError(
+                f'{text!r}: nothing can be written into {str(there)!r}'
+            )
+        return text
+
+    return checked
 
 
 class _Settings(DictAction):
@@ -149,15 +180,16 @@ _MISTAKES = (ValueError, RuntimeError, FileNotFoundError)
 
 @contextmanager
 def errors_in_one_line(debug: bool = False) -> Iterator[None]:
-    """Turn a user's mistake into one line and exit status 2.
+    """Turn errors into one line: status 2 for a user's mistake, 1 for others.
 
     A mistake of the user is a :exc:`ValueError`, :exc:`RuntimeError` or
     :exc:`FileNotFoundError` that mmgfp itself raised, possibly raised again by
-    a registry on the way. Whatever other code raised keeps its traceback, for
-    it may be a bug. Ctrl-C ends with status 130, as in a shell.
+    a registry on the way. What other code raised may be a bug, or the end of
+    hours of training: its traceback is kept in a file that the line names.
+    Ctrl-C ends with status 130, as in a shell.
 
     Args:
-        debug (bool): Whether to keep every traceback. Defaults to False.
+        debug (bool): Whether to let every error through. Defaults to False.
     """
     try:
         yield
@@ -166,12 +198,26 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
             raise
         sys.stderr.write('interrupted\n')
         raise SystemExit(130) from None
-    except _MISTAKES as error:
-        mistake = _raised_by_mmgfp(error)
-        if debug or mistake is None:
+    except Exception as error:
+        if debug:
             raise
-        sys.stderr.write(f'error: {mistake}\n')
-        raise SystemExit(2) from None
+        mistake = _raised_by_mmgfp(error)
+        if mistake is not None:
+            sys.stderr.write(f'error: {mistake}\n')
+            raise SystemExit(2) from None
+        sys.stderr.write(
+            f'error: {type_and_line(error)} ({_keep_traceback()} has the '
+            'traceback; --debug shows it)\n'
+        )
+        raise SystemExit(1) from None
+
+
+def _keep_traceback() -> str:
+    """Write that of the error at hand into a file; returns its path."""
+    number, path = tempfile.mkstemp(prefix='mmgfp_error_', suffix='.txt')
+    with open(number, 'w', encoding='utf-8') as file:
+        file.write(traceback.format_exc())
+    return path
 
 
 def _raised_by_mmgfp(error: BaseException) -> BaseException | None:

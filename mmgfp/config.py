@@ -14,6 +14,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from .errors import type_and_line
+
 
 def load_config(name: str | Path) -> Config:
     """Load a config and make its default scope the current one.
@@ -33,10 +35,16 @@ def load_config(name: str | Path) -> Config:
     Raises:
         FileNotFoundError: If there is no such config; the message names the
             nearest ones.
+        ValueError: If it cannot be read.
     """
     name = str(name)
     path = _installed_config(name) if '::' in name else _config_file(name)
-    config = Config.fromfile(path)
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is a program, which raises anything
+        raise ValueError(
+            f'the config {name!r} cannot be read: {type_and_line(error)}'
+        ) from error
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
 

@@ -9,8 +9,12 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def complete(path: str | os.PathLike) -> Iterator[str]:
-    """Name to write to; becomes ``path`` if all goes well, else goes."""
+    """Name to write to; becomes ``path`` if all goes well, else goes.
+
+    Folders that are missing are made.
+    """
     partial = f'{os.fspath(path)}.partial'
+    os.makedirs(os.path.dirname(partial) or '.', exist_ok=True)
     try:
         yield partial
         os.replace(partial, path)

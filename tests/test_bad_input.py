@@ -230,8 +230,8 @@ def test_hook_meets_a_structure_of_another_version(tmp_path, pruned):
     assert 'the checkpoint has version 7' in text
 
 
-def one_line(result) -> str:
-    assert result.returncode == 2, result.stderr[-3000:]
+def one_line(result, code: int = 2) -> str:
+    assert result.returncode == code, result.stderr[-3000:]
     (line,) = [
         line
         for line in result.stderr.splitlines()
@@ -247,7 +247,7 @@ def test_truncated_checkpoint_through_the_tool(tmp_path, pruned):
     config = write_config(tmp_path / 'config.py', tmp_path, **validated())
     line = one_line(run_tool('test.py', config, short))
     assert str(short) in line
-    assert 'truncated or damaged' in line
+    assert 'truncated, damaged or no checkpoint' in line
 
 
 def test_slim_checkpoint_with_the_full_config(tmp_path, pruned):
@@ -257,6 +257,29 @@ def test_slim_checkpoint_with_the_full_config(tmp_path, pruned):
     line = one_line(run_tool('test.py', tmp_path / 'config.py', pruned))
     assert 'does not fit the config' in line and str(pruned) in line
     assert 'the one pruning generated' in line
+
+
+def test_unreadable_configs_through_the_tool(tmp_path):
+    for name, text, words in (
+        ('syntax.py', 'model = dict(\n', 'SyntaxError'),
+        ('base.py', "_base_ = 'gone.py'\n", 'gone.py'),
+        ('README.md', '# no config\n', 'py/yml'),
+    ):
+        path = tmp_path / name
+        path.write_text(text)
+        line = one_line(run_tool('train.py', path))
+        assert f"the config '{path}' cannot be read: " in line
+        assert words in line
+
+
+def test_unknown_setting_of_the_model_through_the_tool(tmp_path):
+    config = write_config(tmp_path / 'config.py', tmp_path)
+    options = ('--cfg-options', 'model.bogus=3')
+    line = one_line(run_tool('train.py', config, *options), code=1)
+    assert 'TypeError' in line and "argument 'bogus'" in line
+    assert 'has the traceback; --debug shows it' in line
+    shown = run_tool('train.py', config, *options, '--debug')
+    assert 'Traceback' in shown.stderr
 
 
 def test_unknown_argument_through_the_tool(tmp_path):

@@ -16,7 +16,7 @@ from nets import Chain
 from torch import nn
 
 from mmgfp import unpickler
-from mmgfp.checkpoint import load_plain_checkpoint
+from mmgfp.checkpoint import check_checkpoint, load_plain_checkpoint
 from mmgfp.structure import KEY, Structure
 
 
@@ -135,7 +135,7 @@ def test_truncated(zipped, tmp_path):
                 load(path)
             message = str(error.value)
             assert f'epoch_1.pth ({len(part)} bytes) cannot be' in message
-            assert 'truncated or damaged' in message
+            assert 'truncated, damaged or no checkpoint' in message
 
 
 def test_noise_and_text(tmp_path):
@@ -143,7 +143,7 @@ def test_noise_and_text(tmp_path):
     noise = np.random.default_rng(0).bytes(3000)
     for content in (noise, b'version https://git-lfs', b'<html>404</html>'):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match='truncated or damaged'):
+        with pytest.raises(ValueError, match='damaged or no checkpoint'):
             load_plain_checkpoint(path)
 
 
@@ -154,6 +154,12 @@ def test_not_a_dict(content, tmp_path):
     with pytest.raises(ValueError, match='expected a checkpoint') as error:
         load_plain_checkpoint(path)
     assert type(content).__name__ in str(error.value)
+
+
+def test_folder(tmp_path):
+    for load in (load_plain_checkpoint, check_checkpoint):
+        with pytest.raises(ValueError, match='is a folder; expected a file'):
+            load(tmp_path)
 
 
 def test_missing(tmp_path):

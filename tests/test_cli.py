@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
+import os
+import re
+from argparse import ArgumentParser, ArgumentTypeError
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from mmgfp.cli import (
     add_cost_options,
     config_parser,
     errors_in_one_line,
+    file_to_write,
     write_json,
 )
 
@@ -76,9 +80,35 @@ def test_mistakes_in_one_line(capsys):
         one_of('scope', 'some', ('all',))
 
 
-def test_errors_of_others_keep_their_traceback():
-    with pytest.raises(ValueError, match='mine'), errors_in_one_line():
-        raise ValueError('mine')
+@pytest.mark.parametrize('kind', [ValueError, KeyError, OSError])
+def test_errors_of_others_keep_their_traceback_in_a_file(kind, capsys):
+    with pytest.raises(SystemExit) as end, errors_in_one_line():
+        raise kind('mine')
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: {kind.__name__}: ') and 'mine' in line
+    (file,) = re.findall(r'\((.*) has the traceback', line)
+    text = Path(file).read_text()
+    os.remove(file)
+    assert text.startswith('Traceback') and 'raise kind(' in text
+    with pytest.raises(kind, match='mine'), errors_in_one_line(True):
+        raise kind('mine')
+
+
+def test_files_to_write(tmp_path):
+    checked = file_to_write('.pkl', '.pickle')
+    for name in ('a.pkl', 'new/folder/a.pickle'):
+        assert checked(str(tmp_path / name)) == str(tmp_path / name)
+    (tmp_path / 'd.pkl').mkdir()
+    (tmp_path / 'file').touch()
+    for name, message in (
+        ('a.txt', r'a.txt.: expected a file that ends in \.pkl'),
+        ('d.pkl', 'is a folder, expected a file'),
+        ('file/a.pkl', 'nothing can be written into'),
+    ):
+        with pytest.raises(ArgumentTypeError, match=message):
+            checked(str(tmp_path / name))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['d.pkl', 'file']
 
 
 def test_interrupted(capsys):

@@ -86,8 +86,10 @@ def launch(
             process.kill()
             process.wait()
     codes = [process.returncode for process in processes]
-    for code, output in zip(codes, outputs, strict=True):
-        assert expected is None or code == expected, output[-4000:]
+    for rank, (code, output) in enumerate(zip(codes, outputs, strict=True)):
+        # shown where the test fails, here or later
+        print(f'process {rank} ended with {code}:\n{output[-4000:]}')
+    assert expected is None or codes == [expected] * ranks
     return list(zip(codes, outputs, strict=True))
 
 
@@ -262,11 +264,11 @@ def test_ranks_that_choose_otherwise(tmp_path):
     config = make_config(tmp_path, **data(4))
     config.custom_hooks += [dict(type='Disturb', rank=1)]
     config.dump(tmp_path / 'config.py')
-    for code, output in launch(tmp_path / 'config.py', expected=None):
-        assert code == 2
-        assert (
-            'the processes [1] chose other channels than process 0' in output
-        )
+    ends = launch(tmp_path / 'config.py', expected=None)
+    message = 'the processes [1] chose other channels than process 0'
+    # a process may see the other go before it has read what it was sent
+    assert 2 in [code for code, output in ends if message in output]
+    assert all(code for code, _ in ends)
 
 
 def test_checkpoints_are_those_of_the_bare_model(half_batches):
@@ -290,7 +292,9 @@ def test_killed_and_resumed(tmp_path):
         model=dict(type='ToyClassifier', dropout=0.2),
         randomness=dict(seed=0, diff_rank_seed=True),
     )
-    assert [code for code, _ in ends] == [-signal.SIGKILL] * 2
+    # both kill themselves, unless one sees the other go before that
+    assert -signal.SIGKILL in [code for code, _ in ends]
+    assert all(code for code, _ in ends)
     for rank in (0, 1):
         assert removals(killed, rank) == removals(whole, rank)
     ours, theirs = (final(d, 'epoch_6.pth') for d in (killed, whole))

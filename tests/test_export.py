@@ -397,9 +397,9 @@ def test_bad_input(cases, tmp_path, capsys):
     case = cases('resnet')
     good = [case.config, case.full, '--out', tmp_path / 'model.onnx']
     text = refused(capsys, *good[:3], 'model.pth')
-    assert "--out must be an .onnx file, but is 'model.pth'" in text
-    text = refused(capsys, *good[:3], tmp_path / 'gone' / 'model.onnx')
-    assert 'the folder of --out' in text
+    assert "--out: 'model.pth': expected a file that ends in .onnx" in text
+    text = refused(capsys, *good[:2], '--full-weights', case.full, *good[2:])
+    assert '--full-weights is of use with --rounding up' in text
     text = refused(capsys, *good, '--images', tmp_path)
     assert '--images is of use with --check only' in text
     text = refused(capsys, *good, '--check', '--images', tmp_path)

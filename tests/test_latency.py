@@ -339,6 +339,29 @@ def test_interrupted_measuring_goes_on(toy_config, tmp_path, monkeypatch):
     assert not list(tmp_path.glob('*.measured'))
 
 
+@pytest.mark.parametrize(
+    ('layers', 'predicted', 'words'),
+    [
+        (1.0, 0.55, []),
+        (1.4, 0.55, ['add up to 1.40 times']),
+        (1.0, 0.7, ['wrong by up to 0.20']),
+        (1.4, 0.3, ['add up to 1.40 times', 'wrong by up to 0.20']),
+    ],
+)
+def test_tables_of_a_busy_machine_are_doubted(layers, predicted, words):
+    table = LatencyTable(
+        {'conv.weight': (1, 1)},
+        {'conv.weight': [0]},
+        [Measured([1], [1], [[10 * layers]])],
+        whole=10.0,
+    )
+    checks = [dict(removed=0.5, predicted=predicted, measured=0.5)]
+    found = latency_table.doubts(table, checks)
+    assert len(found) == len(words)
+    for doubt, word in zip(found, words):
+        assert word in doubt and 'measure again' in doubt
+
+
 def test_pruning_for_latency(toy_config, tmp_path):
     out = tmp_path / 'table.json'
     latency_table.main(

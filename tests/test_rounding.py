@@ -296,7 +296,7 @@ def test_dropping_makes_the_file_smaller(cases, tmp_path):
         ),
         (
             ['--round-to', '8', '--full-weights', 'a.pth'],
-            '--rounding down makes no use of --full-weights',
+            '--full-weights is of use with --rounding up or nearest only',
         ),
         (['--round-to', '0'], "'0': expected a whole number from 1"),
     ],

@@ -49,6 +49,7 @@ OUT = Path(__file__).resolve().parents[1] / 'docs' / 'benchmarks'
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
+        allow_abbrev=False,
         epilog='example: python tools/benchmark.py training --device cpu '
         '--networks retinanet',
     )
@@ -66,6 +67,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def add_training(commands: Any) -> None:
     training = commands.add_parser(
         'training',
+        allow_abbrev=False,
         help='scores, pruning steps and a pruning phase while training',
         description='Scores, pruning steps and a pruning phase to half of '
         'the flops, beside plain training and two other methods. Takes about '
@@ -85,6 +87,7 @@ def add_training(commands: Any) -> None:
 def add_inference(commands: Any) -> None:
     inference = commands.add_parser(
         'inference',
+        allow_abbrev=False,
         help='speed and memory of networks, pruned or not, of one config',
         epilog='example: python tools/benchmark.py inference '
         'prune_retinanet.py retinanet.pth '

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -22,6 +21,7 @@ from mmgfp.cli import (
     add_shape_option,
     config_parser,
     errors_in_one_line,
+    file_to_write,
     positive,
     write_json,
 )
@@ -69,7 +69,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('checkpoint', help='weights, slim ones too')
     parser.add_argument(
-        '--out', required=True, metavar='FILE.onnx', help='file to write'
+        '--out',
+        required=True,
+        type=file_to_write('.onnx'),
+        metavar='FILE.onnx',
+        help='file to write',
     )
     add_shape_option(
         parser,
@@ -126,19 +130,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_json_option(parser)
     args = parser.parse_args(argv)
-    if not args.out.endswith('.onnx'):
-        parser.error(f'--out must be an .onnx file, but is {args.out!r}')
-    if not Path(args.out).absolute().parent.is_dir():
-        parser.error(f'the folder of --out {args.out!r} does not exist')
     if args.images and not args.check:
         parser.error('--images is of use with --check only')
     if args.rounding != 'down' and not args.round_to:
         parser.error(f'--rounding {args.rounding} needs --round-to')
-    if (args.rounding == 'down') == bool(args.full_weights):
+    if args.rounding != 'down' and not args.full_weights:
+        parser.error(f'--rounding {args.rounding} needs --full-weights')
+    if args.rounding == 'down' and args.full_weights:
         parser.error(
-            f'--rounding {args.rounding} '
-            + ('makes no use of' if args.full_weights else 'needs')
-            + ' --full-weights'
+            '--full-weights is of use with --rounding up or nearest only'
         )
     return args
 
@@ -239,6 +239,11 @@ def describe_rounding(rounded: Rounded, args: argparse.Namespace) -> None:
         f'changed, {sum(c.after - c.before for c in moved):+} channels'
         + (f'; no multiple: {", ".join(odd)}' if odd else '')
     )
+    if rounded.changes and not moved and odd:
+        print(
+            f'note: --round-to {args.round_to} changed nothing, for no group '
+            'has so many channels left; expected a smaller number'
+        )
     for metric, before in rounded.before.items():
         after = rounded.structure.cost_after[metric]
         full = rounded.structure.cost_before[metric]
@@ -306,9 +311,10 @@ def describe_check(found: Agreement, source: str, half: bool) -> None:
         )
     if found.boxes:
         print(
-            f'  {found.matched} of {found.boxes} boxes have a partner, '
-            f'{found.unmatched} should but have none (allowed '
-            f'{allowed.unmatched:.0%}); scores differ by at most '
+            f'  {found.matched} of the {found.boxes} boxes that PyTorch finds '
+            f'are in the file; of those on either side without a partner, '
+            f'{found.unmatched} have more than a barely sufficient score '
+            f'(allowed {allowed.unmatched:.0%}); scores differ by at most '
             f'{found.score:.1e} of the highest (allowed {allowed.score:g}), '
             f'corners by {found.pixels:.1e} pixels (allowed '
             f'{allowed.pixels:g})'

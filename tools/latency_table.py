@@ -25,6 +25,7 @@ from mmgfp.cli import (
     add_shape_option,
     config_parser,
     errors_in_one_line,
+    file_to_write,
     positive,
 )
 from mmgfp.config import load_config
@@ -49,6 +50,12 @@ LEAST = 2.0
 # Shares of random units whose removal is predicted and measured.
 CHECKED = (0.25, 0.5, 0.75)
 
+# A table is doubted where its layers add up to more than this many times the
+# network's time, or where it is wrong by more than this share of the latency.
+# Layers alone may be slower than in the network, whose memory is warm.
+MOST_LAYERS = 1.15
+MOST_ERROR = 0.1
+
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = config_parser(
@@ -59,6 +66,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out',
         required=True,
+        type=file_to_write('.json'),
         metavar='FILE.json',
         help='table to write; what an interrupted run has measured is kept '
         'beside it and not measured again',
@@ -79,8 +87,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: PyTorch finds no GPU here')
-    if not Path(args.out).absolute().parent.is_dir():
-        parser.error(f'the folder of --out {args.out!r} does not exist')
     return args
 
 
@@ -315,6 +321,28 @@ def report(
             f'{error:+.3f}',
         )
     console.print(rows)
+    for doubt in doubts(table, checks):
+        console.print(f'warning: {doubt}', highlight=False)
+
+
+def doubts(
+    table: LatencyTable, checks: Sequence[dict[str, float]]
+) -> list[str]:
+    """What speaks against a table, in words for people."""
+    found = []
+    if table.layers > MOST_LAYERS * table.whole:
+        found.append(
+            f'the layers add up to {table.layers / table.whole:.2f} times '
+            'what the network takes'
+        )
+    error = max(abs(c['predicted'] - c['measured']) for c in checks)
+    if error > MOST_ERROR:
+        found.append(f'the table is wrong by up to {error:.2f} of the latency')
+    advice = (
+        '; expected of a machine where nothing else runs: measure again, '
+        'with more --rounds'
+    )
+    return [doubt + advice for doubt in found]
 
 
 if __name__ == '__main__':

@@ -49,6 +49,7 @@ EXAMPLE = """example:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description='Make a COCO data set of handwritten-digit scenes.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

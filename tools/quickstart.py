@@ -63,6 +63,7 @@ PRUNED = re.compile(
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=__doc__,
         epilog='example: python tools/quickstart.py --detector fcos',
     )

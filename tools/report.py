@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 
-from mmgfp.cli import errors_in_one_line
+from mmgfp.cli import errors_in_one_line, file_to_write
 from mmgfp.report import SCORE_THR, write_report
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
+        allow_abbrev=False,
         epilog='example: python tools/report.py work_dirs/prune_retinanet',
     )
     parser.add_argument('work_dir', help='work dir of the pruning run')
     parser.add_argument(
         '--out',
+        type=file_to_write('.html'),
         metavar='FILE.html',
         help='the page; its figures are in a folder of that name beside it '
         '(report.html in the work dir)',
@@ -36,10 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--debug', action='store_true', help='show the traceback of errors'
     )
-    args = parser.parse_args()
-    if args.out and not args.out.endswith('.html'):
-        parser.error(f'--out must be an .html file, but is {args.out!r}')
-    return args
+    return parser.parse_args()
 
 
 def score(text: str) -> float:

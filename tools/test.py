@@ -18,6 +18,7 @@ from mmgfp.cli import (
     complete_dataloaders,
     config_parser,
     errors_in_one_line,
+    file_to_write,
     set_launcher,
 )
 from mmgfp.config import load_config
@@ -33,15 +34,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('checkpoint', help='path or address of the weights')
     parser.add_argument(
-        '--out', metavar='FILE.pkl', help='file for the predictions'
+        '--out',
+        type=file_to_write('.pkl', '.pickle'),
+        metavar='FILE.pkl',
+        help='file for the predictions',
     )
     parser.add_argument(
         '--show-dir', help='folder for the images with painted predictions'
     )
     add_launcher_options(parser)
     args = parser.parse_args()
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        parser.error(f'--out must be a .pkl file, but is {args.out!r}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 

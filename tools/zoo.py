@@ -47,6 +47,7 @@ NO_MEMORY = re.compile(
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=__doc__.partition('\n')[0],
         epilog="example: python tools/zoo.py --filter 'mmdet/faster_rcnn*' "
         '--out /tmp/zoo',

@@ -67,6 +67,7 @@ COUNTED = 256  # side of the images that cost is counted for, at least
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description='Prune one model at random; compare slim with masked.',
         epilog='example: python tools/zoo_trial.py prune '
         'mmdet::atss/atss_r50_fpn_1x_coco.py /tmp/atss && '

@@ -31,6 +31,7 @@ from mmgfp.files import complete  # noqa: E402
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=__doc__,
         epilog='example: python benchmarks/accuracy/latency.py cifar10 '
         '--batch 1 128',

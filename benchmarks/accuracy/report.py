@@ -59,6 +59,7 @@ are the mean over seeds and, in brackets, the least and the greatest.
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=__doc__,
         epilog='example: python benchmarks/accuracy/report.py',
     )

@@ -29,6 +29,7 @@ Job = tuple[str, int, float]  # experiment, seed, learning rate
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python benchmarks/accuracy/run.py cifar10 '

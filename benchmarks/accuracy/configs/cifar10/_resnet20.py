@@ -62,8 +62,8 @@ default_hooks = dict(
 input_shape = (32, 32)  # that cost is counted at
 # epochs and learning rate of each phase; the rate of fine-tuning is tuned
 baseline = dict(epochs=10, lr=0.02)
-prune = dict(epochs=1, lr=0.005)
-finetune = dict(epochs=5, lr=0.03)
+prune = dict(epochs=2, lr=0.005)
+finetune = dict(epochs=10, lr=0.03)
 optim_wrapper = dict(
     type='Bfloat16OptimWrapper',
     optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1e-4),
