@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from .cost import METRICS
 from .figures import (
@@ -17,6 +18,7 @@ from .figures import (
     GREEN,
     GREY,
     ORANGE,
+    SHADE,
     new_figure,
     save_figure,
 )
@@ -50,7 +52,7 @@ def draw_progress(
     cost.set_ylim(0, 1.03)
     cost.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     cost.set_ylabel('remaining share')
-    figure.legend(loc='outside upper right', frameon=False, ncols=3)
+    figure.legend(loc='outside upper left', frameon=False, ncols=3)
     loss.plot(*_series(records, 'loss'), color=BLUE, linewidth=1.5)
     loss.set_ylabel('loss')
     loss.set_xlabel('iteration')
@@ -89,6 +91,8 @@ def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
     figure = new_figure(9, 1.6 + 0.24 * max(4, len(groups)))
     axes = figure.add_subplot()
     for y, (values, gone) in enumerate(groups.values()):
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color=SHADE, zorder=0)
         finite = np.isfinite(values)
         values = np.maximum(values, least)
         first = y == 0
@@ -104,15 +108,18 @@ def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
                 label='median' if first else None,
             )
     axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(groups)), list(groups), fontsize=7)
-    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
     divided = (
         'not normalised'
         if scores.normalize_by == 'none'
         else f'divided by the {scores.normalize_by} that one unit saved'
     )
     axes.set_xlabel(f'Fisher information, {divided}')
-    figure.legend(loc='outside upper right', ncols=3, frameon=False)
+    figure.legend(loc='outside upper left', ncols=3, frameon=False)
     _tidy(axes)
     save_figure(figure, path)
 
@@ -129,7 +136,7 @@ def _marks(
     gone = label == 'removed'
     axes.plot(
         values,
-        np.full(len(values), y + (0.2 if gone else -0.08)),
+        np.full(len(values), y + (0.22 if gone else -0.14)),
         marker='^' if gone else '|',
         markersize=5 if gone else 8,
         color=colour,
@@ -208,7 +215,7 @@ def draw_accuracy(
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     axes.set_xlabel(f'remaining {cost}')
     axes.set_ylabel(metric)
-    figure.legend(loc='outside upper right', ncols=4, frameon=False)
+    figure.legend(loc='outside upper left', ncols=4, frameon=False)
     _tidy(axes)
     save_figure(figure, path)
 

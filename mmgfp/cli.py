@@ -5,12 +5,14 @@ Knows nothing of pruning.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator
@@ -294,6 +296,11 @@ def set_launcher(config: Config, launcher: str) -> None:
     torch.distributed.init_process_group(
         'gloo', timeout=timeout and timedelta(seconds=timeout)
     )
+    # A thread of gloo that still holds the tensors of the last collective when
+    # Python ends aborts the process, or hangs it: about one in four hundred
+    # that exit right away (PyTorch 2.10). It needs the interpreter's lock once
+    # to let go of them.
+    atexit.register(time.sleep, 0.5)
     wrapper = config.get('model_wrapper_cfg') or dict(
         broadcast_buffers=False,
         find_unused_parameters=config.get('find_unused_parameters', False),

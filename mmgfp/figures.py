@@ -12,7 +12,7 @@ from .files import complete
 # Readable for colour-blind people and in grey (Okabe-Ito).
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 PURPLE, SKY, AMBER = '#CC79A7', '#56B4E9', '#E69F00'
-GREY = '#C9CED6'
+GREY, SHADE = '#C9CED6', '#F3F5F7'
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 
 

@@ -22,3 +22,10 @@ def complete(path: str | os.PathLike) -> Iterator[str]:
         with suppress(FileNotFoundError):
             os.remove(partial)
         raise
+
+
+def from_here(path: str | os.PathLike) -> str:
+    """A path for people: relative where it is inside the current folder."""
+    text = os.fspath(path)
+    inside = os.path.abspath(text).startswith(os.path.join(os.getcwd(), ''))
+    return os.path.relpath(text) if inside and '://' not in text else text

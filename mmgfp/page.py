@@ -31,8 +31,9 @@ th:first-child,td:first-child{text-align:left;padding-left:0}
 th.words,td.words{text-align:left}
 td.words:last-child{white-space:normal;min-width:16rem}
 img{display:block;max-width:100%;height:auto}
-figure{margin:1rem 0}
-figcaption{color:#56606d;font-size:.9rem;max-width:46rem}
+figure{margin:1rem 0;overflow-x:auto}
+figcaption{color:#56606d;font-size:.9rem;max-width:46rem;position:sticky;
+ left:0}
 .tiles{display:grid;gap:1rem 1.5rem;
  grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
 .tiles figure{margin:0}
@@ -103,21 +104,27 @@ def table(
     )
 
 
-def picture(path: Path, words: str, caption: str = '') -> str:
+def picture(
+    path: Path, words: str, caption: str = '', shrinks: bool = False
+) -> str:
     """A PNG inside the page.
 
     Args:
         path (Path): The file.
         words (str): What it shows, for those who do not see it.
         caption (str): Stands under it. Defaults to none.
+        shrinks (bool): Whether it is made as small as a narrow window needs,
+            which makes labels unreadable; otherwise it scrolls there.
+            Defaults to False.
     """
     png = path.read_bytes()
     # of its header; dense enough for screens with more pixels
     width = round(int.from_bytes(png[16:20], 'big') / 1.5)
     data = base64.b64encode(png).decode('ascii')
     below = f'<figcaption>{escape(caption)}</figcaption>' if caption else ''
+    least = '' if shrinks else f' style="min-width:{round(0.8 * width)}px"'
     return (
-        f'<figure><img width="{width}" alt="{escape(words)}" '
+        f'<figure><img width="{width}"{least} alt="{escape(words)}" '
         f'src="data:image/png;base64,{data}">{below}</figure>\n'
     )
 

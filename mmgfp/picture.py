@@ -79,9 +79,7 @@ def draw_kept_channels(
     axes.set_yticks(np.arange(len(rows)), names, fontsize=7)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_title(_title(structure), fontsize=10, loc='left')
-    figure.legend(
-        loc='outside lower right', ncols=2, frameon=False, fontsize=8
-    )
+    figure.legend(loc='outside lower left', ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 

@@ -147,6 +147,9 @@ def _draw_boxes(
     score_thr: float,
 ) -> None:
     assert prediction.boxes is not None
+    height, width = axes.get_images()[0].get_size()
+    # about what a label needs, in pixels of the picture
+    label_height = 0.06 * max(height, width)
     for box, score, label in zip(
         prediction.boxes, prediction.scores, prediction.labels
     ):
@@ -170,7 +173,8 @@ def _draw_boxes(
             f'{class_name(classes, label)} {score:.2f}',
             fontsize=7,
             color='white',
-            va='bottom',
+            # inside the box where there is no room above it
+            va='bottom' if top >= label_height else 'top',
             clip_on=True,
             bbox=dict(facecolor=colour, edgecolor='none', pad=0.8),
         )

@@ -10,10 +10,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from .charts import Point, draw_accuracy, draw_progress, draw_scores
+from .checkpoint import load_plain_checkpoint
 from .cost import METRICS
-from .files import complete
+from .files import complete, from_here
 from .page import folded, page, picture, table, text
 from .preprocessing import folder_pictures
 from .report_predictions import PICTURES, predictions
@@ -94,20 +96,17 @@ def _metric(ratio: SavedRatio) -> str:
 def _head(run: PruningRun) -> str:
     structure = run.ratios[-1].structure
     shape = ' x '.join(map(str, structure.input_shape))
-    words = f'Pruned with {structure.source}'
+    words = f'Pruned with {from_here(structure.source)}'
     if run.networks[0].checkpoint:
-        words += f', from {run.networks[0].checkpoint}'
-    words += f'. Saved in {run.work_dir}.'
+        words += f', from {from_here(run.networks[0].checkpoint)}'
+    words += f'. Saved in {from_here(run.work_dir)}.'
     if shape:
         words += f' Cost is that of an image of {shape} pixels.'
-    files = (
-        'Checkpoints of trainings may hold the state of the optimiser, too.'
-    )
-    return text(words) + _networks_table(run) + text(files, quiet=True)
+    return text(words) + _networks_table(run)
 
 
 def _networks_table(run: PruningRun) -> str:
-    head = ['network', *METRICS, 'file', run.metric or 'accuracy', 'from']
+    head = ['network', *METRICS, 'weights', run.metric or 'accuracy', 'from']
     rows = [_network_row(run, network) for network in run.networks]
     return table(head, rows)
 
@@ -121,8 +120,8 @@ def _network_row(run: PruningRun, network: Network) -> list[str]:
     return [
         network.name,
         *costs,
-        _file_size(network.checkpoint),
-        f'{found.metrics[run.metric]:.4g}' if found else 'not found',
+        _size_of_weights(network.checkpoint),
+        f'{found.metrics[run.metric]:.4g}' if found else 'not tested',
         found.what if found else '',
     ]
 
@@ -145,10 +144,17 @@ def _short(count: float) -> str:
     return f'{count:.0f}'
 
 
-def _file_size(path: str) -> str:
+def _size_of_weights(path: str) -> str:
+    """Without the state of an optimiser, which checkpoints may hold, too."""
     if not path or not Path(path).is_file():
         return 'not found'
-    return f'{Path(path).stat().st_size / 1e6:.2f} MB'
+    try:
+        checkpoint = load_plain_checkpoint(path)
+    except ValueError:  # holds more than tensors: none of ours
+        return 'not readable'
+    weights = checkpoint.get('state_dict', checkpoint).values()
+    count = sum(t.nbytes for t in weights if isinstance(t, Tensor))
+    return f'{count / 1e6:.2f} MB'
 
 
 # -- figures ---------------------------------------------------------------

@@ -13,6 +13,7 @@ from .adapt import load_model
 from .checkpoint import load_plain_checkpoint
 from .config import load_config
 from .errors import type_and_line
+from .files import from_here
 from .page import picture, text, tiles
 from .predictions import draw_predictions, predict
 from .preprocessing import class_names, dataset_pictures
@@ -93,13 +94,15 @@ def _draw_all_predictions(
         draw_predictions(path, each, classes, score_thr, png)
         names = ' and '.join(found)
         figures.append(
-            picture(png, f'predictions of {names}', Path(path).name)
+            picture(
+                png, f'predictions of {names}', Path(path).name, shrinks=True
+            )
         )
     boxes = next(iter(found.values()))[0].boxes is not None
     shown = f'Boxes of score {score_thr:g} and more. ' if boxes else ''
     return text(
         f'{shown}Left the baseline, right {candidates[1].name} '
-        f'({candidates[1].checkpoint}).'
+        f'({from_here(candidates[1].checkpoint)}).'
     ) + tiles(figures)
 
 

@@ -26,7 +26,7 @@ from .groups import ChannelGroup
 from .preparation import demo_groups
 from .removal import axis_sizes, kept_positions, lost_units
 from .scores import STAYS, GroupScores
-from .structure import Axis, Structure
+from .structure import KEY, Axis, Structure
 from .surgery import cuts_of, named_tensors
 
 Direction = Literal['down', 'up', 'nearest']
@@ -86,7 +86,8 @@ def round_network(
             which channels that are given back take their weights from.
 
     Raises:
-        ValueError: If the structure or the checkpoint does not fit.
+        ValueError: If the structure or the checkpoint does not fit, or the
+            checkpoint is of a slim network.
     """
     shape = structure.input_shape or input_shape(config)
     full = build_full_model(config)
@@ -96,6 +97,11 @@ def round_network(
     )
     if weights is not None:
         loaded = load_plain_checkpoint(weights)
+        if KEY in loaded:
+            raise ValueError(
+                f'the full weights {os.fspath(weights)} are of a slim '
+                'network; expected what the full one had when pruning began'
+            )
         loaded = loaded.get('state_dict', loaded)
         check_weights(full, loaded, os.fspath(weights))
         full.load_state_dict(loaded, strict=False)

@@ -40,7 +40,7 @@ def deploy(case, form, picture, folder, classifier: bool = False):
     (code,) = (
         block
         for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-        if 'mmdeploy' in block
+        if 'torch2onnx(' in block
     )
     config, checkpoint = case.pair(form)
     code = code.replace("'demo.jpg', 'deployed'", f'{str(picture)!r}, "."')

@@ -142,7 +142,10 @@ def test_numbers_of_the_structure(pruned):
             assert f'<td>{cost:,.0f}</td>' in html
             assert f'<td>{structure.cost_before[metric]:,.0f}</td>' in html
             assert f'({structure.ratio(metric):.1%})' in html
-        size = (folder / f'{stem}.pth').stat().st_size
+        size = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in load(folder / f'{stem}.pth')['state_dict'].values()
+        )
         assert f'<td>{size / 1e6:.2f} MB</td>' in html
 
 

@@ -318,6 +318,6 @@ def test_bad_checkpoints(cases, tmp_path, capsys):
 
     assert 'full.pth holds no structure' in refused('full')
     up = ['--rounding', 'up', '--full-weights']
-    assert 'slim.pth does not fit' in refused('slim', *up, case.slim)
+    assert 'slim.pth are of a slim' in refused('slim', *up, case.slim)
     assert 'gone.pth does not exist' in refused('slim', *up, 'gone.pth')
     assert not list(tmp_path.iterdir())

@@ -114,8 +114,8 @@ def inference_section(result: Result, picture: str) -> str:
     lines = [
         f'## Inference of {name} on {where["device"]}',
         '',
-        f'Images of {size}, {precision} precision, {result["rounds"]} '
-        f'rounds; {with_what(where)}',
+        f'Images of {size}, {precision} precision, rounds: '
+        f'{result["rounds"]}; {with_what(where)}',
         '',
         *_markdown(HEADER, chain(*inference_rows(result))),
     ]

@@ -23,6 +23,8 @@ def write_report(out: Path) -> Path:
     """
     page = out.with_suffix('.md')
     text = [_HEAD]
+    if page.with_name('choosing.md').exists():
+        text.append(_ELSEWHERE)
     for kind, heading, draw, section in (
         ('training', _TRAINING, draw_training, training_section),
         ('inference', _INFERENCE, draw_inference, inference_section),
@@ -43,7 +45,10 @@ _HEAD = """# Benchmarks
 
 Made by `python tools/benchmark.py`. All numbers that are compared
 were measured in one process, in turn; given are medians and, in brackets, the
-least and the greatest of the rounds. Trade-offs with accuracy are elsewhere:
+least and the greatest of the rounds.
+"""
+
+_ELSEWHERE = """Trade-offs with accuracy are elsewhere:
 [acts, flops and latency normalisation at one latency](choosing.md#latency),
 [multiples of channels](choosing.md#multiples-of-channels).
 """
