@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .adapt import CLASSIFICATION, library
 from .decoding import OneStage, TwoStage, is_two_stage, why_not
-from .errors import first_line
+from .errors import first_line, type_and_line
 from .preprocessing import Preprocessing
 from .trees import tree_leaves
 from .version import __version__
@@ -113,7 +113,8 @@ def make_network(
         height, width = example.shape[-2:]
         raise ValueError(
             f'{type(model).__name__} does not run on plain images of '
-            f'{height}x{width}: {first_line(error)}'
+            f'{height}x{width}: {type_and_line(error)}; it may need '
+            'annotations or the sizes of images'
         ) from error
 
 
@@ -146,6 +147,7 @@ def _network(
     if decode:
         reason = why_not(model)
         if reason:
+            RawOutputs(model, example)  # else the advice would be wrong
             raise NotExportableError(
                 f'the boxes of {kind} cannot be decoded in ONNX: {reason}; '
                 'leave --decode out to export the raw outputs'

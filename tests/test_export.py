@@ -425,6 +425,7 @@ def test_bad_input(cases, tmp_path, capsys):
             'CascadeRoIHead has a',
         ),
         ('detr/detr_r50_8xb2-150e_coco', False, 'does not run on plain'),
+        ('detr/detr_r50_8xb2-150e_coco', True, 'does not run on plain'),
     ],
 )
 def test_models_that_are_refused(name, decode, words):
@@ -432,10 +433,9 @@ def test_models_that_are_refused(name, decode, words):
     config = load_config(f'mmdet::{name}.py')
     config.model.backbone.depth = 18
     config.model.backbone.init_cfg = None
-    model = build_model(config) if 'detr' not in name else None
-    if model is None:
-        config.model.neck.in_channels = [512]
-        model = build_model(config)
+    detr = 'detr' in name
+    config.model.neck.in_channels = [512] if detr else [64, 128, 256, 512]
+    model = build_model(config)
     with pytest.raises(ValueError, match=words):
         make_network(model, torch.randn(1, 3, 64, 64), False, decode)
 
