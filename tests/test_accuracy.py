@@ -51,6 +51,49 @@ def configured(folder: Path, name: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    'path', sorted(HARNESS.glob('configs/*/[!_]*.py')), ids=str
+)
+def test_configs(path):
+    """Each makes a network that its hook prunes, but for the baseline."""
+    require('mmdet' if 'bccd' in path.parent.name else 'mmpretrain')
+    if 'torch_pruning' in path.stem:
+        pytest.importorskip('torch_pruning')
+    from mmengine.registry import HOOKS
+
+    from mmgfp.adapt import build_model
+    from mmgfp.config import load_config
+
+    config = load_config(path)
+    assert build_model(config).training is False
+    assert (config.pruning is None) == (path.stem == 'baseline')
+    if config.pruning is not None:
+        assert HOOKS.build(config.pruning).priority
+    for name in ('title', 'metric', 'commands', 'input_shape'):
+        assert config[name]
+
+
+def test_stages():
+    import report
+    from results import Summary
+
+    widths = {
+        'backbone.conv1': (1, 4),
+        'backbone.layer1.0.conv1': (2, 4),
+        'backbone.layer1.1.conv2': (4, 4),
+        'neck.lateral_convs.0.conv': (1, 2),
+        'neck.fpn_convs.0.conv': (2, 2),
+        'bbox_head.cls_convs.3.conv': (3, 4),
+    }
+    runs = [dict(widths=widths), dict(widths={'backbone.conv1': (3, 4)})]
+    assert report.kept_by_stage(Summary('fisher_acts', 0.1, runs, {})) == {
+        'backbone.conv1': 0.5,
+        'backbone.layer1': 0.75,
+        'neck': 0.75,
+        'bbox_head.cls_convs': 0.75,
+    }
+
+
 def public_weights(folder: Path) -> Path:
     """Under the names of the public checkpoints, without shortcuts."""
     import models

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 HERE = Path(__file__).parent
@@ -38,7 +38,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='one of configs/')
     parser.add_argument('--data-root', required=True, help='of the data set')
-    parser.add_argument('--load-from', required=True, help='weights to start')
+    parser.add_argument(
+        '--load-from', help='weights to start; random ones by default'
+    )
     parser.add_argument('--out', required=True, type=Path, help='folder')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--lr', type=float, help='of fine-tuning')
@@ -51,8 +53,11 @@ def read_config(args: argparse.Namespace) -> Config:
     if args.lr is not None:
         config.finetune.lr = args.lr
     for loader in (config.train_dataloader, config.test_dataloader):
-        folder = Path(args.data_root, loader.dataset.folder)
-        loader.dataset.folder = str(folder)
+        dataset = loader.dataset
+        if 'folder' in dataset:
+            dataset.folder = str(Path(args.data_root, dataset.folder))
+        else:
+            dataset.data_root = args.data_root
     config.randomness = dict(seed=args.seed)
     config.load_from = None
     config.visualizer = None
@@ -80,6 +85,9 @@ def train(
                 convert_to_iter_based=True,
             )
         ]
+        if 'warmup' in settings:
+            rise = dict(type='LinearLR', start_factor=0.05, by_epoch=False)
+            phased.param_scheduler.append(dict(rise, end=settings.warmup))
     phased.custom_hooks = [pruning] if pruning else []
     phased.work_dir = str(out / phase)
     runner = make_runner(phased, model)
@@ -125,12 +133,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     config = read_config(args)
     began = time.time()
+    set_random_seed(args.seed)
     model = build_model(config)
-    weights = load_plain_checkpoint(args.load_from)['state_dict']
-    missing, unknown = model.load_state_dict(converted(weights), strict=False)
-    assert not unknown and all('shortcut' in name for name in missing)
+    if args.load_from:
+        load(model, args.load_from)
+    else:
+        model.init_weights()
     shape = config.input_shape
-    before = cost_of(model, shape)
+    before, widths = cost_of(model, shape), widths_of(model)
     result: dict[str, Any] = dict(
         experiment=Path(args.config).stem,
         seed=args.seed,
@@ -148,6 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     result['finetuned'] = test(config, model, args.out)
     after = cost_of(model, shape)
     result['cost'] = after
+    result['widths'] = {
+        name: [left, widths[name]] for name, left in widths_of(model).items()
+    }
     result['shares'] = {key: after[key] / before[key] for key in after}
     result['seconds'] = round(time.time() - began)
     result['machine'] = machine('cpu')
@@ -157,6 +170,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.save(dict(state_dict=model.state_dict()), partial)
     with complete(args.out / 'result.json') as partial:
         Path(partial).write_text(json.dumps(result, default=str))
+
+
+def widths_of(model: nn.Module) -> dict[str, int]:
+    """Output channels of every convolution."""
+    return {
+        name: module.weight.shape[0]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+
+
+def load(model: nn.Module, path: str) -> None:
+    """Weights of a baseline, or public ones, which lack the shortcuts."""
+    weights = load_plain_checkpoint(path)['state_dict']
+    missing, unknown = model.load_state_dict(converted(weights), strict=False)
+    assert not unknown and all('shortcut' in name for name in missing)
 
 
 def converted(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

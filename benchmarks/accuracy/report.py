@@ -6,6 +6,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from results import Summary, read_results, summaries  # noqa: E402
 
 from mmgfp.figures import (  # noqa: E402
     BLUE,
+    CYCLE,
     GREEN,
     GREY,
     ORANGE,
@@ -80,6 +82,15 @@ def main() -> None:
         draw(found, latency, picture)
         text += section(file.stem, found, latency)
         text += ['', f'![Accuracy against cost](accuracy/{picture.name})', '']
+        kept = {
+            name.removeprefix('fisher_'): kept_by_stage(summary)
+            for name, summary in found.items()
+            if name.startswith('fisher')
+        }
+        if kept:
+            picture = picture.with_stem(f'{file.stem}_kept')
+            draw_kept(kept, picture)
+            text += [f'![Channels kept](accuracy/{picture.name})', '']
     with complete(args.out / 'accuracy.md') as partial:
         Path(partial).write_text('\n'.join(text))
 
@@ -102,7 +113,8 @@ def section(
     lines = [
         f'## {config.title}',
         '',
-        f'Baseline: {score_words(baseline, "pruned")} as downloaded, '
+        f'Given is the {config.metric}. Baseline: '
+        f'{score_words(baseline, "pruned")} before and '
         f'{score_words(baseline)} after {epochs["baseline"]} epochs on these '
         f'files. Pruning: {epochs["prune"]} epochs at a learning rate of '
         f'{phases["prune"]["lr"]:g}; fine-tuning: {epochs["finetune"]} epochs '
@@ -199,6 +211,44 @@ def draw(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
     figure.legend(
         handles, labels, loc='outside lower center', ncols=4, frameon=False
     )
+    save_figure(figure, path)
+
+
+def kept_by_stage(summary: Summary) -> dict[str, float]:
+    """Share of the channels that is left, in the order of the network."""
+    left: dict[str, int] = defaultdict(int)
+    full: dict[str, int] = defaultdict(int)
+    for run in summary.runs:
+        for layer, (after, before) in run['widths'].items():
+            stage = stage_of(layer)
+            left[stage] += after
+            full[stage] += before
+    return {stage: left[stage] / full[stage] for stage in full}
+
+
+def stage_of(layer: str) -> str:
+    """'backbone.layer1', 'neck' or 'bbox_head.cls_convs'."""
+    part, *rest = layer.split('.')
+    return part if part == 'neck' else f'{part}.{rest[0]}'
+
+
+def draw_kept(kept: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Bars by stage and normalisation, but for what predicts."""
+    stages = [s for s in next(iter(kept.values())) if '.conv_' not in s]
+    stages = [s for s in stages if '.retina_' not in s]
+    figure = new_figure(8, 3.2)
+    axes = figure.add_subplot()
+    width = 0.8 / len(kept)
+    for i, ((name, shares), colour) in enumerate(zip(kept.items(), CYCLE)):
+        places = [x + (i + 0.5) * width - 0.4 for x in range(len(stages))]
+        values = [shares[stage] for stage in stages]
+        axes.bar(places, values, width, color=colour, label=name)
+    axes.set_xticks(range(len(stages)), [s.replace('.', '\n') for s in stages])
+    axes.tick_params(axis='x', labelsize=8)
+    axes.set_ylabel('channels kept')
+    axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside upper left', ncols=4, frameon=False)
     save_figure(figure, path)
 
 

@@ -50,9 +50,10 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 
 
 def score(metrics: Mapping[str, float]) -> float:
-    """The metric that decides: top-1 or mAP."""
-    wanted = ('accuracy/top1', 'pascal_voc/mAP', 'coco/bbox_mAP')
-    return next(metrics[key] for key in wanted if key in metrics)
+    """The metric that decides, in percent: top-1 or mAP."""
+    if 'accuracy/top1' in metrics:
+        return metrics['accuracy/top1']
+    return 100 * metrics['pascal_voc/mAP']
 
 
 def summaries(results: Sequence[Result]) -> dict[str, Summary]:

@@ -41,7 +41,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--data-root', required=True, help='folder of the data set'
     )
     parser.add_argument(
-        '--weights', help='what the baseline is fine-tuned from'
+        '--weights',
+        help='what the baseline is fine-tuned from; by default it is '
+        'trained from random weights',
     )
     parser.add_argument(
         '--filter',
@@ -168,13 +170,10 @@ class Experiments:
         if name != 'baseline':
             baseline = self._folder(('baseline', 0, 0.0))
             weights = str(baseline / 'model.pth')
-        if weights is None:
-            raise ValueError(
-                'the baseline is not trained yet: expected --weights with '
-                'the checkpoint that it is fine-tuned from'
-            )
         command = [sys.executable, str(HERE / 'experiment.py')]
-        command += [str(self.configs[name]), '--load-from', weights]
+        command += [str(self.configs[name])]
+        if weights is not None:
+            command += ['--load-from', weights]
         command += ['--data-root', self.args.data_root, '--seed', str(seed)]
         command += ['--out', str(folder)]
         if lr:

@@ -59,6 +59,7 @@ default_hooks = dict(
     checkpoint=dict(interval=1, max_keep_ckpts=1), logger=dict(interval=50)
 )
 
+metric = 'top-1 accuracy'
 input_shape = (32, 32)  # that cost is counted at
 # epochs and learning rate of each phase; the rate of fine-tuning is tuned
 baseline = dict(epochs=10, lr=0.02)

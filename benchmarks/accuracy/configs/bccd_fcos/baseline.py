@@ -1,0 +1,2 @@
+_base_ = ['_fcos.py']
+pruning = None

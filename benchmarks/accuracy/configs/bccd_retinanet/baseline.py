@@ -1,0 +1,2 @@
+_base_ = ['_retinanet.py']
+pruning = None
