@@ -43,7 +43,9 @@ from mmgfp.progress import duration
 from mmgfp.table import render
 
 METHODS = ('plain', 'mmgfp', 'reference', 'kept')
-OUT = Path(__file__).resolve().parents[1] / 'docs' / 'benchmarks'
+# What pruning costs is part of the docs; how fast a user's networks are, not.
+DOCS = Path(__file__).resolve().parents[1] / 'docs' / 'benchmarks'
+USERS = Path('work_dirs', 'benchmarks')
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,7 +83,7 @@ def add_training(commands: Any) -> None:
         default=list(networks(False)),
         help='which ones (all)',
     )
-    add_measuring_options(training, rounds=5)
+    add_measuring_options(training, 5, DOCS)
 
 
 def add_inference(commands: Any) -> None:
@@ -129,11 +131,11 @@ def add_inference(commands: Any) -> None:
         'input size, rounded up to multiples of what the model pads images to',
     )
     add_json_option(inference)
-    add_measuring_options(inference, rounds=20)
+    add_measuring_options(inference, 20, USERS)
 
 
 def add_measuring_options(
-    parser: argparse.ArgumentParser, rounds: int
+    parser: argparse.ArgumentParser, rounds: int, out: Path
 ) -> None:
     parser.add_argument(
         '--device', choices=['cpu', 'cuda'], help='by default the GPU if any'
@@ -147,10 +149,10 @@ def add_measuring_options(
     parser.add_argument(
         '--out',
         type=Path,
-        default=OUT,
+        default=out,
         help='folder for the results, of which those of the same kind are '
         'replaced; the page with all of them is beside it, FOLDER.md '
-        f'({OUT.relative_to(OUT.parents[1])})',
+        f'({"/".join(out.parts[-2:])})',
     )
     add_debug_option(parser)
 
