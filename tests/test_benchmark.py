@@ -131,8 +131,9 @@ def test_report(tmp_path):
     out = tmp_path / 'benchmarks'
     out.mkdir()
     (out / 'training_cpu.json').write_text(json.dumps(result))
+    (out / 'other.md').write_text('## Something else\n')
     page = write_report(out).read_text()
-    assert 'choosing.md' not in page  # which is not beside it
+    assert page.endswith('\n## Something else\n')
     assert '| finding groups on one core, seconds | 1.60 |' in page
     assert '| batch, images of pixels | 2 of 320x256 |' in page
     assert '| image side, pixels | 2 | 1.040 (1.00 to 1.10) |' in page

@@ -16,15 +16,14 @@ def write_report(out: Path) -> Path:
 
     Args:
         out (Path): Has ``training_cpu.json``, ``inference_<name>_cpu.json``
-            and the like.
+            and the like, and sections that other commands made
+            (``*.md``), which come last.
 
     Returns:
         Path: The page, beside the folder.
     """
     page = out.with_suffix('.md')
     text = [_HEAD]
-    if page.with_name('choosing.md').exists():
-        text.append(_ELSEWHERE)
     for kind, heading, draw, section in (
         ('training', _TRAINING, draw_training, training_section),
         ('inference', _INFERENCE, draw_inference, inference_section),
@@ -36,6 +35,7 @@ def write_report(out: Path) -> Path:
             result = json.loads(file.read_text())
             draw(result, file.with_suffix('.png'))
             text.append(section(result, f'{out.name}/{file.stem}.png'))
+    text += [file.read_text() for file in sorted(out.glob('*.md'))]
     with complete(page) as partial:
         Path(partial).write_text('\n'.join(text), encoding='utf-8')
     return page
@@ -46,11 +46,6 @@ _HEAD = """# Benchmarks
 Made by `python tools/benchmark.py`. All numbers that are compared
 were measured in one process, in turn; given are medians and, in brackets, the
 least and the greatest of the rounds.
-"""
-
-_ELSEWHERE = """Trade-offs with accuracy are elsewhere:
-[acts, flops and latency normalisation at one latency](choosing.md#latency),
-[multiples of channels](choosing.md#multiples-of-channels).
 """
 
 _TRAINING = """`python tools/benchmark.py training`:
