@@ -290,3 +290,35 @@ def test_order_and_resuming(tmp_path, monkeypatch, capsys):
     assert 'ours_l1_seed5_lr0.1: 89.90 -> 89.90' in capsys.readouterr().out
     driver.main()
     assert len(began) == 8
+
+
+def test_running_scores_outlive_a_step():
+    require('mmpretrain')
+    import criteria
+    import models
+
+    torch.manual_seed(0)
+    model, images = models.CifarResNet(8), torch.randn(2, 3, 32, 32)
+
+    def run(model):
+        return model(images)
+
+    groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
+    calls = record_calls(model, lambda: run(model))
+    pruner = criteria.CriterionPruner(model, groups, calls, 'none')
+    pruner.criterion = 'running_fisher'
+    pruner.attach()
+    run(model)[0].square().sum().backward()
+    pruner.accumulate()
+    before = [scores.copy() for scores in pruner.fisher()]
+    removals = pruner.prune(lambda choices: choices == 5)
+    assert len(removals) == 5
+    gone = 0
+    for old, new in zip(before, pruner.fisher()):
+        count = len(old) - len(new)
+        gone += count
+        # the least ones are gone, in the order of the units the rest stays
+        stay = np.sort(np.argsort(old)[count:])
+        np.testing.assert_allclose(new, 0.9 * old[stay], rtol=1e-6)
+    assert gone == 5
+    pruner.detach()

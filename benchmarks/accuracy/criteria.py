@@ -12,16 +12,24 @@ from torch import Tensor
 
 from mmgfp import FisherPruningHook, GroupFisherPruner
 from mmgfp.groups import ChannelGroup
+from mmgfp.pruner import Removal
 from mmgfp.surgery import named_tensors
 
-CRITERIA = ('l1', 'bn_scale', 'random', 'taylor', 'batch_fisher')
+CRITERIA = (
+    *('l1', 'bn_scale', 'random'),
+    *('taylor', 'batch_fisher', 'running_fisher'),
+)
+
+# What a pruning step leaves of the scores before it, with 'running_fisher'.
+KEPT = 0.9
 
 
 class CriterionPruner(GroupFisherPruner):
     """Scores units otherwise; everything else stays.
 
     ``taylor`` is the first order, |sum_n dL_n / dm|; ``batch_fisher`` squares
-    the gradient of a batch instead of that of an image.
+    the gradient of a batch instead of that of an image; ``running_fisher``
+    does not begin anew after a pruning step.
     """
 
     criterion: str
@@ -30,6 +38,8 @@ class CriterionPruner(GroupFisherPruner):
         self, scale: float | Tensor = 1.0, valid: Tensor | None = None
     ) -> Tensor:
         """Sum what the criterion needs of this iteration."""
+        if self.criterion == 'running_fisher':
+            return super().accumulate(scale, valid)
         if self.criterion not in ('taylor', 'batch_fisher'):
             self.discard()
             return torch.ones((), dtype=torch.bool)
@@ -44,11 +54,23 @@ class CriterionPruner(GroupFisherPruner):
 
     def fisher(self) -> list[np.ndarray]:
         """Scores by the criterion, shape (size,) per group."""
-        if self.criterion == 'batch_fisher':
+        if self.criterion in ('batch_fisher', 'running_fisher'):
             return super().fisher()
         if self.criterion == 'taylor':
             return [abs(total) for total in super().fisher()]
         return [self._score(group) for group in self.groups]
+
+    def prune(self, *args: Any, **kwargs: Any) -> list[Removal]:
+        """With 'running_fisher' most of the scores outlive the step."""
+        before = list(zip(self._units, super().fisher()))
+        removals = super().prune(*args, **kwargs)
+        if self.criterion == 'running_fisher':
+            kept = [
+                KEPT * scores[np.isin(units, left)]
+                for (units, scores), left in zip(before, self._units)
+            ]
+            self._shared = torch.from_numpy(np.concatenate(kept))
+        return removals
 
     def _score(self, group: ChannelGroup) -> np.ndarray:
         if self.criterion == 'random':

@@ -7,7 +7,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,27 @@ def section(
         '```',
         '',
     ]
+    ablations = [s for s in others if s.name.startswith('ablation')]
+    lines += accuracy_table(
+        [s for s in others if s not in ablations], baseline
+    )
+    if ablations:
+        default = [found['fisher_acts'], *ablations]
+        lines += [
+            '',
+            'What changes where `fisher_acts` is changed in one way:',
+        ]
+        lines += ['', *accuracy_table(default, baseline)]
+    if latency is not None:
+        lines += ['', *latency_table(latency)]
+    return lines
+
+
+def accuracy_table(rows: Sequence[Summary], baseline: Summary) -> list[str]:
     head = ['experiment', 'seeds', 'pruned', 'fine-tuned', 'to the baseline']
     head += ['flops', 'acts', 'params', 'rates']
-    lines += [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
-    for summary in others:
+    lines = [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
+    for summary in rows:
         lines.append(
             row(
                 f'`{summary.name}`',
@@ -153,8 +170,6 @@ def section(
                 ),
             )
         )
-    if latency is not None:
-        lines += ['', *latency_table(latency)]
     return lines
 
 
@@ -201,6 +216,7 @@ def draw(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
                     {n: each[n]['ratio']['median'] for n in each},
                 )
             )
+    found = {n: s for n, s in found.items() if not n.startswith('ablation')}
     figure = new_figure(4.2 * len(panels), 5)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, (label, places) in zip(axes, panels):
@@ -282,7 +298,7 @@ def spread_names(
     axes: Any, found: Mapping[str, Summary], places: Mapping[str, float]
 ) -> None:
     """Names at the right edge, moved apart, with lines to the points."""
-    names = [n for n in places if n != 'baseline']
+    names = [n for n in places if n in found and n != 'baseline']
     names.sort(key=lambda n: found[n].accuracy())
     low = min(found[n].accuracy() for n in names)
     high = max([found[n].accuracy() for n in names])

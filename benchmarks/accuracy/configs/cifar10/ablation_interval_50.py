@@ -1,0 +1,2 @@
+_base_ = ['fisher_acts.py']
+pruning = dict(interval=50)

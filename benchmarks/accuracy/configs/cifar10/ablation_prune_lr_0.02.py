@@ -1,0 +1,2 @@
+_base_ = ['fisher_acts.py']
+prune = dict(lr=0.02)
