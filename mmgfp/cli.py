@@ -292,10 +292,10 @@ def set_launcher(config: Config, launcher: str) -> None:
         os.environ[name] = os.environ[told]
     _find_master(launcher)
     settings = config.get('env_cfg', {}).get('dist_cfg', {})
-    timeout = settings.get('timeout')  # seconds, as MMEngine reads it
-    torch.distributed.init_process_group(
-        'gloo', timeout=timeout and timedelta(seconds=timeout)
-    )
+    limit: dict[str, Any] = {}
+    if settings.get('timeout'):  # seconds, as MMEngine reads it
+        limit['timeout'] = timedelta(seconds=settings['timeout'])
+    torch.distributed.init_process_group('gloo', **limit)
     # A thread of gloo that still holds the tensors of the last collective when
     # Python ends aborts the process, or hangs it: about one in four hundred
     # that exit right away (PyTorch 2.10). It needs the interpreter's lock once

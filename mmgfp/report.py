@@ -153,7 +153,9 @@ def _size_of_weights(path: str) -> str:
     except ValueError:  # holds more than tensors: none of ours
         return 'not readable'
     weights = checkpoint.get('state_dict', checkpoint).values()
-    count = sum(t.nbytes for t in weights if isinstance(t, Tensor))
+    count = sum(
+        t.numel() * t.element_size() for t in weights if isinstance(t, Tensor)
+    )
     return f'{count / 1e6:.2f} MB'
 
 
