@@ -101,10 +101,12 @@ def section(
     """Words and tables of a list."""
     baseline = found['baseline']
     config = Config.fromfile(HERE / 'configs' / name / 'baseline.py')
-    phases, where = baseline.runs[0]['phases'], baseline.runs[0]['machine']
-    epochs = {k: v['epochs'] for k, v in phases.items()}
     others = [s for n, s in found.items() if n != 'baseline']
     others.sort(key=lambda s: -s.accuracy())
+    # the baseline may have been trained when other phases were planned
+    phases = (others or [baseline])[0].runs[0]['phases']
+    where = baseline.runs[0]['machine']
+    epochs = {k: v['epochs'] for k, v in phases.items()}
     peer = next(
         (s for s in others if s.name.startswith('torch_pruning')), None
     )
