@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -118,6 +118,9 @@ class FisherPruningHook(Hook):
     # Before the EMA hook loads weights and before the logger hook.
     priority = 'ABOVE_NORMAL'
 
+    # what makes the pruner; hooks with another criterion have another
+    pruner_type: Callable[..., GroupFisherPruner] = GroupFisherPruner
+
     def __init__(
         self,
         target: Mapping[str, float] | None = None,
@@ -178,6 +181,7 @@ class FisherPruningHook(Hook):
         model = unwrap(runner.model)
         check_not_compiled(model)
         pruner = self.pruner = prepare_pruner(
+            self.pruner_type,
             model,
             self._groups or self._find_groups(runner),
             self._shape(runner),

@@ -81,6 +81,7 @@ def prepare_groups(
 
 
 def prepare_pruner(
+    pruner_type: Callable[..., GroupFisherPruner],
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     shape: Sequence[int],
@@ -106,7 +107,7 @@ def prepare_pruner(
     was_training = model.training
     calls = record_calls(model.eval(), lambda: cost_runner(shape)(model))
     model.train(was_training)
-    pruner = GroupFisherPruner(
+    pruner = pruner_type(
         *(model, groups, calls, normalize_by, floor, structure, cut_to),
         latency=latency,
     )

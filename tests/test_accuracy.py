@@ -191,7 +191,9 @@ def test_criteria():
 
     groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
     calls = record_calls(model, lambda: run(model))
-    pruner = criteria.CriterionPruner(model, groups, calls, 'none')
+    pruner = criteria.CriterionPruner(
+        model, groups, calls, 'none', criterion='l1'
+    )
     pruner.attach()
     tensors = dict(model.named_parameters())
     for criterion, roles in (
@@ -213,8 +215,9 @@ def test_criteria():
         ('taylor', abs(totals[0] + totals[1])),
         ('batch_fisher', totals[0] ** 2 + totals[1] ** 2),
     ):
-        pruner = criteria.CriterionPruner(model, groups, calls, 'none')
-        pruner.criterion = criterion
+        pruner = criteria.CriterionPruner(
+            model, groups, calls, 'none', criterion=criterion
+        )
         pruner.attach()
         for _ in range(2):
             run(model)[0].square().sum().backward()
@@ -310,8 +313,9 @@ def test_running_scores_outlive_a_step():
 
     groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
     calls = record_calls(model, lambda: run(model))
-    pruner = criteria.CriterionPruner(model, groups, calls, 'none')
-    pruner.criterion = 'running_fisher'
+    pruner = criteria.CriterionPruner(
+        model, groups, calls, 'none', criterion='running_fisher'
+    )
     pruner.attach()
     run(model)[0].square().sum().backward()
     pruner.accumulate()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 from toy import (
@@ -283,6 +284,34 @@ def test_scope_internal(tmp_path):
     assert_at_target(runner, 0.6)
     assert len(runner.model.stem.weight) == 8
     assert len(runner.model.conv1.weight) < 12
+
+
+def test_another_criterion(tmp_path):
+    """What docs/method.md shows keeps the greatest filters."""
+    page = (ROOT / 'docs/method.md').read_text()
+    page = page.split('## Another criterion')[1]
+    code = page.split('```python\n')[1].split('```')[0]
+    if 'MagnitudePruningHook' not in HOOKS:
+        exec(compile(code, 'docs/method.md', 'exec'), {})
+    config = make_config(
+        tmp_path,
+        hook=dict(
+            type='MagnitudePruningHook',
+            scope='internal',
+            normalize_by='none',
+            target=dict(flops=0.6),
+        ),
+        model=dict(type='ToyClassifier', norm='BN'),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+    )
+    runner = Runner.from_cfg(config)
+    filters = runner.model.conv1.weight.detach().clone()
+    runner.train()
+    left = runner.model.conv1.weight
+    assert 1 < len(left) < 12
+    sizes = filters.abs().sum((1, 2, 3))
+    greatest = sizes.topk(len(left)).indices.sort().values
+    assert torch.equal(left, filters[greatest])
 
 
 def test_ignore(tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 from torch import Tensor
 
 from mmgfp import FisherPruningHook, GroupFisherPruner
@@ -32,7 +32,9 @@ class CriterionPruner(GroupFisherPruner):
     does not begin anew after a pruning step.
     """
 
-    criterion: str
+    def __init__(self, *args: Any, criterion: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.criterion = criterion
 
     def accumulate(
         self, scale: float | Tensor = 1.0, valid: Tensor | None = None
@@ -115,11 +117,4 @@ class CriterionPruningHook(FisherPruningHook):
             raise ValueError(
                 f'criterion={criterion!r}; expected one of {CRITERIA}'
             )
-        self.criterion = criterion
-
-    def before_train(self, runner: Runner) -> None:
-        """The hook makes its pruner itself; here it becomes another one."""
-        super().before_train(runner)
-        assert self.pruner is not None
-        self.pruner.__class__ = CriterionPruner
-        self.pruner.criterion = self.criterion  # type: ignore[attr-defined]
+        self.pruner_type = partial(CriterionPruner, criterion=criterion)

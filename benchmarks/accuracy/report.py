@@ -32,6 +32,9 @@ from mmgfp.figures import (  # noqa: E402
 )
 from mmgfp.files import complete  # noqa: E402
 
+# of the flops are kept in most experiments
+HALF = 0.5
+
 FAMILIES = dict(
     fisher=(BLUE, 'o', 'Group Fisher (mmgfp)'),
     ours=(GREEN, 's', "other criterion, mmgfp's groups"),
@@ -82,10 +85,14 @@ def main() -> None:
         draw(found, latency, picture)
         text += section(file.stem, found, latency)
         text += ['', f'![Accuracy against cost](accuracy/{picture.name})', '']
+        if latency is not None:
+            picture = picture.with_stem(f'{file.stem}_speed')
+            draw_speed(found, latency, picture)
+            text += [f'![Time against cost](accuracy/{picture.name})', '']
         kept = {
             name.removeprefix('fisher_'): kept_by_stage(summary)
             for name, summary in found.items()
-            if name.startswith('fisher')
+            if name.startswith('fisher') and summary.target == HALF
         }
         if kept:
             picture = picture.with_stem(f'{file.stem}_kept')
@@ -131,19 +138,47 @@ def section(
         '',
     ]
     ablations = [s for s in others if s.name.startswith('ablation')]
-    lines += accuracy_table(
-        [s for s in others if s not in ablations], baseline
-    )
+    for target in sorted({s.target for s in others if s.target}, reverse=True):
+        rows = [s for s in others if s.target == target]
+        rows = [s for s in rows if s not in ablations]
+        lines += [f'### {target:.0%} of the flops', '']
+        lines += [*accuracy_table(rows, baseline), *paired(rows)]
     if ablations:
         default = [found['fisher_acts'], *ablations]
         lines += [
+            '### Ablations',
             '',
-            'What changes where `fisher_acts` is changed in one way:',
+            '`fisher_acts` to half of the flops, changed in one way each:',
+            '',
+            *accuracy_table(default, baseline),
+            '',
         ]
-        lines += ['', *accuracy_table(default, baseline)]
     if latency is not None:
-        lines += ['', *latency_table(latency)]
+        lines += ['### Latency', '', *latency_table(latency)]
     return lines
+
+
+def paired(rows: Sequence[Summary]) -> list[str]:
+    """The best of Group Fisher less each peer, seed by seed."""
+    best = next((s for s in rows if s.name.startswith('fisher')), None)
+    peers = [s for s in rows if not s.name.startswith('fisher')]
+    if best is None or not peers:
+        return ['']
+    words = []
+    for peer in peers:
+        ours, theirs = best.by_seed(), peer.by_seed()
+        gains = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        if gains:
+            each = ', '.join(f'{gain:+.2f}' for gain in gains)
+            mean = f'**{statistics.mean(gains):+.2f}**'
+            words.append(f'`{peer.name}` {mean} ({each})')
+    return [
+        '',
+        f'`{best.name}` less each other criterion, mean and seed by seed: '
+        + '; '.join(words)
+        + '.',
+        '',
+    ]
 
 
 def accuracy_table(rows: Sequence[Summary], baseline: Summary) -> list[str]:
@@ -229,6 +264,32 @@ def draw(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
     figure.legend(
         handles, labels, loc='outside lower center', ncols=4, frameon=False
     )
+    save_figure(figure, path)
+
+
+def draw_speed(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
+    """Time against what is left of flops and acts (the paper's Fig. 6)."""
+    times = latency['times']
+    figure = new_figure(3.2 * len(times), 3.6)
+    for axes, timing in zip(
+        figure.subplots(1, len(times), squeeze=False)[0], times
+    ):
+        networks = timing['networks']
+        took = [each['ratio']['median'] for each in networks.values()]
+        for metric, colour, marker in (
+            ('flops', ORANGE, '^'),
+            ('acts', BLUE, 'o'),
+        ):
+            left = [found[name].share(metric) for name in networks]
+            label = f'{metric}, r = {statistics.correlation(left, took):.2f}'
+            axes.scatter(left, took, 14, colour, marker, label=label)
+        axes.set_title(
+            f'{timing["backend"]}, batch {timing["batch"]}', fontsize=10
+        )
+        axes.set_xlabel('share left')
+        axes.legend(frameon=False, fontsize=8, loc='upper left')
+        axes.spines[['top', 'right']].set_visible(False)
+    figure.axes[0].set_ylabel("time / the baseline's")
     save_figure(figure, path)
 
 

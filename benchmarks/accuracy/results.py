@@ -29,6 +29,16 @@ class Summary:
     runs: Sequence[Result]
     tuning: Mapping[float, float]
 
+    @property
+    def target(self) -> float | None:
+        """Share of the flops to keep; None for the baseline."""
+        pruning = self.runs[0]['pruning']
+        return pruning and pruning['target']['flops']
+
+    def by_seed(self) -> dict[int, float]:
+        """Seed -> accuracy after fine-tuning."""
+        return {run['seed']: score(run['finetuned']) for run in self.runs}
+
     def accuracies(self, phase: str = 'finetuned') -> list[float]:
         """One per seed."""
         return [score(run[phase]) for run in self.runs]

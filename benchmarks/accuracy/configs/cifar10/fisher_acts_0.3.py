@@ -1,0 +1,2 @@
+_base_ = ['fisher_acts.py']
+pruning = dict(target=dict(flops=0.3))
