@@ -331,3 +331,35 @@ def test_running_scores_outlive_a_step():
         np.testing.assert_allclose(new, 0.9 * old[stay], rtol=1e-6)
     assert gone == 5
     pruner.detach()
+
+
+def test_slim_networks_are_loaded_by_their_shapes(tmp_path):
+    """GroupNorm too, whose groups go as a whole."""
+    require('mmdet')
+    import latency
+    from mmengine.config import Config
+
+    from mmgfp import GroupFisherPruner
+    from mmgfp.adapt import build_model
+    from mmgfp.demo import cost_runner
+
+    config = Config.fromfile(HARNESS / 'configs/bccd_fcos/baseline.py')
+    torch.manual_seed(0)
+    model = build_model(config)
+    run = cost_runner((64, 64))
+    groups = find_groups(model, run)
+    calls = record_calls(model, lambda: run(model))
+    head = [g for g in groups if g.name.startswith('bbox_head.cls_convs.0')]
+    pruner = GroupFisherPruner(model, head, calls)
+    pruner.attach()
+    norm = model.bbox_head.cls_convs[0].gn
+    assert (norm.num_channels, norm.num_groups) == (64, 32)
+    pruner.prune(lambda choices: choices == 5)
+    pruner.detach()
+    assert (norm.num_channels, norm.num_groups) == (54, 27)
+    path = tmp_path / 'model.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    loaded = latency.load(config, path)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model.eval()(images))
