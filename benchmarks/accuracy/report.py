@@ -76,8 +76,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     text = [HEAD]
+    findings = args.out / 'accuracy' / 'findings.md'  # written by hand
+    if findings.exists():
+        text.append(findings.read_text())
     for file in sorted(args.results.glob('*.jsonl')):
         found = summaries(read_results(file))
+        if set(found) == {'baseline'}:
+            continue
         timed = file.with_name(f'{file.stem}_latency.json')
         latency = json.loads(timed.read_text()) if timed.exists() else None
         picture = args.out / 'accuracy' / f'{file.stem}.png'
@@ -124,8 +129,9 @@ def section(
         '',
         f'Given is the {config.metric}. Baseline: '
         f'{score_words(baseline, "pruned")} before and '
-        f'{score_words(baseline)} after {epochs["baseline"]} epochs on these '
-        f'files. Pruning: {epochs["prune"]} epochs at a learning rate of '
+        f'{score_words(baseline)}{at_half(baseline)} after '
+        f'{epochs["baseline"]} epochs on these files. Pruning: '
+        f'{epochs["prune"]} epochs at a learning rate of '
         f'{phases["prune"]["lr"]:g}; fine-tuning: {epochs["finetune"]} epochs '
         f'with a cosine to zero. {with_what(where)}'
         + (f' Torch-Pruning {with_peer}.' if with_peer else '')
@@ -191,7 +197,7 @@ def accuracy_table(rows: Sequence[Summary], baseline: Summary) -> list[str]:
                 f'`{summary.name}`',
                 str(len(summary.runs)),
                 score_words(summary, 'pruned'),
-                score_words(summary),
+                score_words(summary) + at_half(summary),
                 f'{summary.accuracy() - baseline.accuracy():+.2f}',
                 *(
                     f'{summary.share(m):.1%}'
@@ -216,6 +222,15 @@ def score_words(summary: Summary, phase: str = 'finetuned') -> str:
     if len(values) == 1:
         return mean
     return f'{mean} ({min(values):.2f} to {max(values):.2f})'
+
+
+def at_half(summary: Summary) -> str:
+    """AP at an IoU of 0.5, of detectors."""
+    runs = [run['finetuned'] for run in summary.runs]
+    if 'pascal_voc/AP50' not in runs[0]:
+        return ''
+    mean = statistics.mean(run['pascal_voc/AP50'] for run in runs)
+    return f', AP50 {100 * mean:.1f}'
 
 
 def latency_table(latency: Any) -> list[str]:
@@ -282,7 +297,9 @@ def draw_speed(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
         ):
             left = [found[name].share(metric) for name in networks]
             label = f'{metric}, r = {statistics.correlation(left, took):.2f}'
-            axes.scatter(left, took, 14, colour, marker, label=label)
+            axes.scatter(
+                left, took, s=14, c=colour, marker=marker, label=label
+            )
         axes.set_title(
             f'{timing["backend"]}, batch {timing["batch"]}', fontsize=10
         )
