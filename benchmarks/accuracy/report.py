@@ -304,7 +304,9 @@ def draw_speed(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
             f'{timing["backend"]}, batch {timing["batch"]}', fontsize=10
         )
         axes.set_xlabel('share left')
-        axes.legend(frameon=False, fontsize=8, loc='upper left')
+        axes.legend(
+            loc='upper center', bbox_to_anchor=(0.5, -0.17), frameon=False
+        )
         axes.spines[['top', 'right']].set_visible(False)
     figure.axes[0].set_ylabel("time / the baseline's")
     save_figure(figure, path)
