@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from stack import require
-from toy import ROOT
+from toy import ROOT, command, environment
 
 from mmgfp import find_groups
 from mmgfp.cost import record_calls
@@ -254,6 +255,12 @@ def test_order_and_resuming(tmp_path, monkeypatch, capsys):
         def poll(self):
             return 0
 
+        def terminate(self):
+            pass
+
+        def wait(self):
+            return 0
+
     def start(self, job):
         began.append(job)
         name, seed, lr = job
@@ -298,6 +305,23 @@ def test_order_and_resuming(tmp_path, monkeypatch, capsys):
     assert 'ours_l1_seed5_lr0.1: 89.90 -> 89.90' in capsys.readouterr().out
     driver.main()
     assert len(began) == 8
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='children are of /proc')
+def test_no_experiment_outlives_the_list(tmp_path):
+    arguments = ['--out', tmp_path, '--work-dir', tmp_path, '--debug']
+    process = subprocess.Popen(
+        command(HARNESS / 'run.py', 'cifar10', '--data-root', '', *arguments),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert 'baseline_seed0: began' in process.stdout.readline()
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    (child,) = children.read_text().split()
+    process.terminate()
+    assert process.wait(timeout=60) != 0
+    assert not Path(f'/proc/{child}').exists()
 
 
 def test_running_scores_outlive_a_step():

@@ -440,13 +440,10 @@ def _clock(seconds: float) -> str:
     return f'{minutes}:{seconds:02}'
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     args = parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)  # or processes would be left
+    # or processes would be left
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     with errors_in_one_line(args.debug):
         families = chosen_families(args)

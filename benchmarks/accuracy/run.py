@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -87,6 +88,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    # or experiments would be left
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_in_one_line(args.debug):
         Experiments(args).run()
 
@@ -158,6 +161,7 @@ class Experiments:
         finally:
             for process, _ in running.values():
                 process.terminate()
+                process.wait()
 
     def _folder(self, job: Job) -> Path:
         return self.args.work_dir / name_of(job)

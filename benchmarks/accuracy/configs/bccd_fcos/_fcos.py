@@ -4,7 +4,7 @@ title = 'FCOS-R18 with GN head on BCCD, half of the flops'
 commands = """
 unzip -q bccd.zip -d DATA/bccd
 python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
-    --seeds 0 1 --lrs 0.001 --jobs 2
+    --seeds 0 1 --lrs 0.002 0.001 --jobs 2
 python benchmarks/accuracy/report.py
 """
 
