@@ -69,7 +69,9 @@ def with_what(where: Mapping[str, str]) -> str:
         for package in PACKAGES
         if package in where
     )
+    count = where['threads']
+    threads = f'{count} thread' + 's' * (count != '1')
     return (
-        f'{where["threads"]} threads, Python {where["python"]}, {packages}, '
+        f'{threads}, Python {where["python"]}, {packages}, '
         f'mmgfp {where["mmgfp"]}, {where["date"]}.'
     )
