@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     text = [HEAD]
-    findings = args.out / 'accuracy' / 'findings.md'  # written by hand
+    findings = HERE / 'findings.md'  # written by hand
     if findings.exists():
         text.append(findings.read_text())
     for file in sorted(args.results.glob('*.jsonl')):
