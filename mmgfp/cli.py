@@ -87,6 +87,23 @@ def add_shape_option(parser: ArgumentParser, what: str) -> None:
     )
 
 
+def add_device_option(parser: ArgumentParser) -> None:
+    """The option of tools that measure."""
+    parser.add_argument(
+        '--device',
+        type=_device,
+        choices=['cpu', 'cuda'],
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='by default the GPU if any',
+    )
+
+
+def _device(text: str) -> str:
+    if text == 'cuda' and not torch.cuda.is_available():
+        raise ArgumentTypeError(f'{text}: PyTorch finds no GPU here')
+    return text
+
+
 def add_json_option(parser: ArgumentParser) -> None:
     """The option of tools whose result a program may want."""
     parser.add_argument(

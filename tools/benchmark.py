@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from benchmark_backends import BACKENDS, BackendError, Setting
 from benchmark_inference import compare
 from benchmark_inference_report import inference_tables
@@ -33,6 +32,7 @@ from rich.console import Console
 from mmgfp.cli import (
     add_config_options,
     add_debug_option,
+    add_device_option,
     add_json_option,
     add_shape_option,
     errors_in_one_line,
@@ -58,12 +58,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
     add_training(commands)
     add_inference(commands)
-    args = parser.parse_args(arguments)
-    gpu = torch.cuda.is_available()
-    if args.device == 'cuda' and not gpu:
-        parser.error('--device cuda: PyTorch finds no GPU here')
-    args.device = args.device or ('cuda' if gpu else 'cpu')
-    return args
+    return parser.parse_args(arguments)
 
 
 def add_training(commands: Any) -> None:
@@ -137,9 +132,7 @@ def add_inference(commands: Any) -> None:
 def add_measuring_options(
     parser: argparse.ArgumentParser, rounds: int, out: Path
 ) -> None:
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='by default the GPU if any'
-    )
+    add_device_option(parser)
     parser.add_argument(
         '--rounds',
         type=positive,

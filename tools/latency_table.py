@@ -22,6 +22,7 @@ from torch import nn
 
 from mmgfp.adapt import input_shape, load_model
 from mmgfp.cli import (
+    add_device_option,
     add_shape_option,
     config_parser,
     errors_in_one_line,
@@ -75,19 +76,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--batch', type=positive, default=1, help='images in a batch (1)'
     )
-    parser.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='by default the GPU if any'
-    )
+    add_device_option(parser)
     parser.add_argument(
         '--rounds',
         type=positive,
         default=7,
         help='measurements of each width, of which the median counts (7)',
     )
-    args = parser.parse_args(arguments)
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: PyTorch finds no GPU here')
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,17 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     config = load_config(args.config)
     config.merge_from_dict(args.cfg_options or {})
-    model = load_model(config, None).to(device)
+    model = load_model(config, None).to(args.device)
     shape = tuple(args.shape or input_shape(config))
     run = cost_runner(shape, args.batch)
     calls = record_operations(model, lambda: run(model))
     operations = list(
         dict.fromkeys(op for ops in calls.values() for op in ops)
     )
-    about = describe(args, device, shape)
+    about = describe(args, shape)
     console = Console(stderr=True)
     found = Measurements(Path(f'{args.out}.measured'), about)
     for i, (operation, left) in enumerate(
@@ -116,29 +111,27 @@ def measure(args: argparse.Namespace) -> None:
         console.print(
             f'{i} of {len(operations)} operations{left}', highlight=False
         )
-        found.measure(operation, device, args.rounds)
+        found.measure(operation, args.device, args.rounds)
     place = {operation: i for i, operation in enumerate(operations)}
     table = LatencyTable(
         {n: tuple(model.get_parameter(n).shape) for n in calls},
         {n: [place[op] for op in ops] for n, ops in calls.items()},
         [found.known[key_of(operation)] for operation in operations],
-        whole_network(model, run, device, args.rounds),
+        whole_network(model, run, args.device, args.rounds),
         about,
     )
     console.print('whole networks, to compare', highlight=False)
-    checks = compare(model, table, shape, args.batch, device, args.rounds)
+    checks = compare(model, table, shape, args.batch, args.device, args.rounds)
     table.about['checks'] = checks
     table.save(args.out)
     found.file.unlink()
     report(args.out, table, checks)
 
 
-def describe(
-    args: argparse.Namespace, device: str, shape: Sequence[int]
-) -> dict[str, Any]:
+def describe(args: argparse.Namespace, shape: Sequence[int]) -> dict[str, Any]:
     """Where and with what is measured."""
     size = dict(batch=args.batch, shape=list(shape))
-    return dict(config=args.config, **size, **machine(device))
+    return dict(config=args.config, **size, **machine(args.device))
 
 
 def key_of(operation: Operation) -> str:
