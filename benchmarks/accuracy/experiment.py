@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
@@ -163,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     result['shares'] = {key: after[key] / before[key] for key in after}
     result['seconds'] = round(time.time() - began)
-    result['machine'] = machine('cpu')
+    result['machine'] = machine(get_device())
     if 'torch_pruning' in sys.modules:
         result['torch_pruning'] = version('torch-pruning')
     with complete(args.out / 'model.pth') as partial:

@@ -15,7 +15,12 @@ from torch import nn
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / 'tools')]
 
-from benchmark_backends import Setting, Subject, check_backends  # noqa: E402
+from benchmark_backends import (  # noqa: E402
+    BACKENDS,
+    Setting,
+    Subject,
+    check_backends,
+)
 from benchmark_clocks import clock_of  # noqa: E402
 from benchmark_inference import WARMUP, Comparison, Progress  # noqa: E402
 from environment import machine  # noqa: E402
@@ -24,11 +29,14 @@ from run import name_of  # noqa: E402
 
 from mmgfp.adapt import build_model  # noqa: E402
 from mmgfp.checkpoint import load_plain_checkpoint  # noqa: E402
-from mmgfp.cli import errors_in_one_line, positive  # noqa: E402
+from mmgfp.cli import (  # noqa: E402
+    add_debug_option,
+    add_device_option,
+    errors_in_one_line,
+    positive,
+)
 from mmgfp.files import complete  # noqa: E402
 from mmgfp.preprocessing import read_preprocessing  # noqa: E402
-
-BACKENDS = ('eager', 'onnxruntime')
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,14 +50,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--batch', nargs='+', type=positive, default=[1, 128], help='(1 128)'
     )
+    parser.add_argument(
+        '--backend',
+        nargs='+',
+        choices=BACKENDS,
+        default=['eager', 'onnxruntime'],
+        help='what runs the networks (eager onnxruntime)',
+    )
+    add_device_option(parser)
     parser.add_argument('--rounds', type=positive, default=30, help='(30)')
     parser.add_argument(
         '--work-dir', type=Path, help='of run.py (work_dirs/accuracy/<list>)'
     )
     parser.add_argument('--out', type=Path, default=HERE / 'results')
-    parser.add_argument(
-        '--debug', action='store_true', help='show the traceback of errors'
-    )
+    add_debug_option(parser)
     args = parser.parse_args()
     if args.work_dir is None:
         args.work_dir = Path('work_dirs/accuracy', args.list)
@@ -63,27 +77,31 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, tell: Callable[[str], None]) -> None:
-    check_backends(BACKENDS, 'cpu')
+    check_backends(args.backend, args.device)
     subjects = load_all(args)
-    turns = len(BACKENDS) * (args.rounds + WARMUP) * len(subjects)
+    turns = len(args.backend) * (args.rounds + WARMUP) * len(subjects)
     comparison = Comparison(
         Setting(
             config=args.list,
             overrides={},
             shape=None,
-            device='cpu',
+            device=args.device,
             half=False,
         ),
         subjects,
         args.batch,
         args.rounds,
         Progress(tell, turns * sum(args.batch), 0),
-        clock_of('cpu'),
+        clock_of(args.device),
     )
     with torch.no_grad():
-        times = [comparison.times(k, n) for n in args.batch for k in BACKENDS]
+        times = [
+            comparison.times(k, n) for n in args.batch for k in args.backend
+        ]
     with complete(args.out / f'{args.list}_latency.json') as partial:
-        result = dict(machine=machine('cpu'), rounds=args.rounds, times=times)
+        result = dict(
+            machine=machine(args.device), rounds=args.rounds, times=times
+        )
         Path(partial).write_text(json.dumps(result, indent=1))
 
 

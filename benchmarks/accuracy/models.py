@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from mmengine.device import get_device
 from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
@@ -75,7 +76,7 @@ class CifarResNet(BaseModule):
 
 @OPTIM_WRAPPERS.register_module()
 class Bfloat16OptimWrapper(OptimWrapper):
-    """Mixed precision on CPUs, for which mmengine's own is not made."""
+    """Mixed precision on CPUs too, for which mmengine's own is not made."""
 
     def optim_context(self, model: nn.Module) -> AbstractContextManager:
-        return torch.autocast('cpu', torch.bfloat16)
+        return torch.autocast(get_device(), torch.bfloat16)

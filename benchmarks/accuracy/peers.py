@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch_pruning
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -60,7 +61,7 @@ class TorchPruningHook(Hook):
         last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
         self._pruner = torch_pruning.pruner.BasePruner(
             model,
-            torch.randn(2, 3, *self._shape),
+            torch.randn(2, 3, *self._shape, device=get_device()),
             importance=self._importance,
             global_pruning=True,
             pruning_ratio=1.0,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from results import read_results, score, summaries
 
-from mmgfp.cli import errors_in_one_line, positive
+from mmgfp.cli import add_debug_option, errors_in_one_line, positive
 from mmgfp.progress import duration
 
 HERE = Path(__file__).parent
@@ -77,9 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help='folder for networks and logs (work_dirs/accuracy/<list>)',
     )
-    parser.add_argument(
-        '--debug', action='store_true', help='show the traceback of errors'
-    )
+    add_debug_option(parser)
     args = parser.parse_args(argv)
     if args.work_dir is None:
         args.work_dir = Path('work_dirs/accuracy', args.list)
