@@ -57,7 +57,7 @@ def configured(folder: Path, name: str) -> Path:
     'path', sorted(HARNESS.glob('configs/*/[!_]*.py')), ids=str
 )
 def test_configs(path):
-    """Each makes a network that its hook prunes, but for the baseline."""
+    """Each makes a network that its hook prunes, but for the unpruned."""
     require('mmdet' if 'bccd' in path.parent.name else 'mmpretrain')
     if 'torch_pruning' in path.stem:
         pytest.importorskip('torch_pruning')
@@ -68,20 +68,84 @@ def test_configs(path):
 
     config = load_config(path)
     assert build_model(config).training is False
-    assert (config.pruning is None) == (path.stem == 'baseline')
+    assert (config.pruning is None) == (path.stem in ('baseline', 'unpruned'))
     if config.pruning is not None:
         assert HOOKS.build(config.pruning).priority
     for name in ('title', 'metric', 'commands', 'input_shape'):
         assert config[name]
 
 
-def test_stages():
-    from results import Summary
-
+@pytest.fixture(scope='module')
+def report():
     # tools/ has a report.py, too
     spec = spec_from_file_location('accuracy_report', HARNESS / 'report.py')
-    report = module_from_spec(spec)
-    spec.loader.exec_module(report)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page(report, tmp_path, monkeypatch):
+    """Rates, means, spreads and pairs, reckoned by hand."""
+
+    def result(name, seed, lr, top1, flops=0.5):
+        pruned = name not in ('baseline', 'unpruned')
+        return dict(
+            experiment=name,
+            seed=seed,
+            lr=lr,
+            pruning=dict(target=dict(flops=0.5)) if pruned else None,
+            phases={
+                key: dict(epochs=3, lr=0.02)
+                for key in ('baseline', 'prune', 'finetune')
+            },
+            pruned={'accuracy/top1': top1 - 10},
+            finetuned={'accuracy/top1': top1},
+            shares=dict(flops=flops, acts=0.25, params=0.125),
+            widths={'backbone.conv1': (1, 4)},
+            machine=dict(
+                threads='1', python='3', mmgfp='0', date='2026-01-02'
+            ),
+        )
+
+    results = [
+        result('baseline', 0, 0.1, 90.0),
+        result('unpruned', 0, 0.1, 91.0),
+        result('fisher_acts', 0, 0.1, 80.0),
+        result('fisher_acts', 0, 0.2, 84.0),
+        result('fisher_acts', 1, 0.2, 86.0, flops=0.4),
+        result('torch_pruning_l1', 0, 0.1, 83.0),
+        result('torch_pruning_l1', 0, 0.2, 82.0),
+        result('torch_pruning_l1', 1, 0.1, 86.5),
+        result('ablation_interval_2', 0, 0.2, 88.0),
+    ]
+    lines = ''.join(f'{json.dumps(one)}\n' for one in results)
+    (tmp_path / 'cifar10.jsonl').write_text(lines)
+    arguments = ['--results', str(tmp_path), '--out', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
+    report.main()
+    page = (tmp_path / 'accuracy.md').read_text()
+    assert 'Fine-tuned without pruning, the baseline comes to 91.00.' in page
+    assert (
+        '| `fisher_acts` | 2 | 75.00 (74.00 to 76.00) | '
+        '85.00 (84.00 to 86.00) | -5.00 | 45.0% | 25.0% | 12.5% | '
+        '0.1 80.00, **0.2** 84.00 |'
+    ) in page
+    assert (
+        '| `torch_pruning_l1` | 2 | 74.75 (73.00 to 76.50) | '
+        '84.75 (83.00 to 86.50) | -5.25 | 50.0% | 25.0% | 12.5% | '
+        '**0.1** 83.00, 0.2 82.00 |'
+    ) in page
+    # 84 - 83, 86 - 86.5
+    assert '`torch_pruning_l1` **+0.25** (+1.00, -0.50)' in page
+    before, after = page.split('### Ablations')
+    assert '`ablation_interval_2` |' in after
+    assert '`ablation_interval_2` |' not in before
+    assert '`unpruned`' not in page
+    assert (tmp_path / 'accuracy/cifar10.png').read_bytes()[1:4] == b'PNG'
+
+
+def test_stages(report):
+    from results import Summary
 
     widths = {
         'backbone.conv1': (1, 4),

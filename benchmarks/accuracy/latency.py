@@ -109,7 +109,8 @@ def load_all(args: argparse.Namespace) -> list[Subject]:
     """The networks of the first seed; the baseline comes first."""
     found = summaries(read_results(args.out / f'{args.list}.jsonl'))
     subjects = []
-    for name in sorted(found, key=lambda name: name != 'baseline'):
+    pruned = [name for name in found if found[name].target]
+    for name in ('baseline', *pruned):
         config = Config.fromfile(HERE / 'configs' / args.list / f'{name}.py')
         rate = 0.0 if name == 'baseline' else found[name].lr
         job = (name, found[name].runs[0]['seed'], rate)

@@ -135,6 +135,7 @@ def section(
         f'{phases["prune"]["lr"]:g}; fine-tuning: {epochs["finetune"]} epochs '
         f'with a cosine to zero. {with_what(where)}'
         + (f' Torch-Pruning {with_peer}.' if with_peer else '')
+        + fine_tuned_only(found.get('unpruned'))
         + f' Run {days[0]}'
         + (f' to {days[-1]}.' if days[-1] != days[0] else '.'),
         '',
@@ -162,6 +163,14 @@ def section(
     if latency is not None:
         lines += ['### Latency', '', *latency_table(latency)]
     return lines
+
+
+def fine_tuned_only(control: Summary | None) -> str:
+    """What the baseline becomes when it is trained on like the others."""
+    if control is None:
+        return ''
+    words = f'{score_words(control)}{at_half(control)}'
+    return f' Fine-tuned without pruning, the baseline comes to {words}.'
 
 
 def paired(rows: Sequence[Summary]) -> list[str]:
@@ -260,22 +269,24 @@ def draw(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
         for metric in ('flops', 'acts')
     ]
     for timing in (latency or dict(times=[]))['times']:
-        if timing['batch'] == 1:
-            each = timing['networks']
-            panels.append(
-                (
-                    f'latency left, {timing["backend"]}',
-                    {n: each[n]['ratio']['median'] for n in each},
-                )
+        each = timing['networks']
+        panels.append(
+            (
+                f'latency left, {timing["backend"]}, batch {timing["batch"]}',
+                {n: each[n]['ratio']['median'] for n in each},
             )
+        )
     found = {n: s for n, s in found.items() if not n.startswith('ablation')}
-    figure = new_figure(4.2 * len(panels), 5)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for panel, (label, places) in zip(axes, panels):
+    rows = -(-len(panels) // 3)
+    columns = -(-len(panels) // rows)
+    figure = new_figure(4.2 * columns, 4.6 * rows)
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for panel, (label, places) in zip(axes.flat, panels):
         draw_panel(panel, found, places)
         panel.set_xlabel(label)
-    axes[0].set_ylabel('accuracy after fine-tuning')
-    handles, labels = axes[0].get_legend_handles_labels()
+    for panel in axes[:, 0]:
+        panel.set_ylabel('accuracy after fine-tuning')
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc='outside lower center', ncols=4, frameon=False
     )
