@@ -25,6 +25,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
+from .config import load_config
 from .errors import type_and_line
 from .files import complete
 
@@ -60,6 +61,13 @@ def add_config_options(parser: ArgumentParser) -> None:
         help='settings of the config to override, as in '
         'optim_wrapper.optimizer.lr=0.01; lists as key="[a,b]"',
     )
+
+
+def read_config(args: Namespace) -> Config:
+    """The config that :func:`add_config_options` asks for, overridden."""
+    config = load_config(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    return config
 
 
 def add_debug_option(parser: ArgumentParser) -> None:
@@ -179,8 +187,8 @@ class _Settings(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def add_launcher_options(parser: ArgumentParser) -> None:
-    """Options of the tools that several processes may run."""
+def parse_launched(parser: ArgumentParser) -> Namespace:
+    """Parse what a launcher, too, may have written; adds its options."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--launcher',
@@ -192,6 +200,17 @@ def add_launcher_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by it'
     )
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def set_work_dir(config: Config, folder: str | None) -> None:
+    """Command line, then config, then the name of the config."""
+    if folder is not None:
+        config.work_dir = folder
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
 
 
 _MISTAKES = (ValueError, RuntimeError, FileNotFoundError)

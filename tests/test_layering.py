@@ -1,7 +1,4 @@
-"""Imports go in one direction, and the core needs torch alone.
-
-``IMPORTS`` is the whole graph: what is not in it must not be imported.
-"""
+"""Imports go in one direction, and the core needs torch alone."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from mmgfp.cli import (
     add_cost_options,
     config_parser,
     errors_in_one_line,
+    read_config,
     write_json,
 )
-from mmgfp.config import load_config
 from mmgfp.cost import count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.table import cost_table
@@ -39,8 +39,7 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    config = load_config(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = read_config(args)
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
     run = cost_runner(shape)

@@ -23,9 +23,9 @@ from mmgfp.cli import (
     errors_in_one_line,
     file_to_write,
     positive,
+    read_config,
     write_json,
 )
-from mmgfp.config import load_config
 from mmgfp.export import (
     Exported,
     example_images,
@@ -157,8 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    config = load_config(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = read_config(args)
     model = load_model(config, args.checkpoint)
     rounded = None
     if args.round_to:

@@ -28,8 +28,8 @@ from mmgfp.cli import (
     errors_in_one_line,
     file_to_write,
     positive,
+    read_config,
 )
-from mmgfp.config import load_config
 from mmgfp.cost import CostModel, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.files import complete
@@ -93,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    config = load_config(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = read_config(args)
     model = load_model(config, None).to(args.device)
     shape = tuple(args.shape or input_shape(config))
     run = cost_runner(shape, args.batch)

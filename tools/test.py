@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,14 +13,15 @@ from mmgfp import FisherPruningHook
 from mmgfp.adapt import check_weights, unwrap
 from mmgfp.checkpoint import check_checkpoint
 from mmgfp.cli import (
-    add_launcher_options,
     complete_dataloaders,
     config_parser,
     errors_in_one_line,
     file_to_write,
+    parse_launched,
+    read_config,
     set_launcher,
+    set_work_dir,
 )
-from mmgfp.config import load_config
 from mmgfp.structure import KEY
 
 
@@ -42,24 +42,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir', help='folder for the images with painted predictions'
     )
-    add_launcher_options(parser)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_launched(parser)
 
 
 def make_config(args: argparse.Namespace) -> Config:
     """Load the config and let the command line override it."""
-    config = load_config(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
-
-    # command line, then config, then the name of the config
-    if args.work_dir is not None:
-        config.work_dir = args.work_dir
-    elif config.get('work_dir') is None:
-        config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
-
+    config = read_config(args)
+    set_work_dir(config, args.work_dir)
     check_checkpoint(args.checkpoint)
     config.load_from = args.checkpoint
     config.resume = False

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -14,13 +12,14 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmgfp.checkpoint import check_checkpoint
 from mmgfp.cli import (
-    add_launcher_options,
     complete_dataloaders,
     config_parser,
     errors_in_one_line,
+    parse_launched,
+    read_config,
     set_launcher,
+    set_work_dir,
 )
-from mmgfp.config import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,24 +43,13 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate with the batch size',
     )
-    add_launcher_options(parser)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_launched(parser)
 
 
 def make_config(args: argparse.Namespace) -> Config:
     """Load the config and let the command line override it."""
-    config = load_config(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
-
-    # command line, then config, then the name of the config
-    if args.work_dir is not None:
-        config.work_dir = args.work_dir
-    elif config.get('work_dir') is None:
-        config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
-
+    config = read_config(args)
+    set_work_dir(config, args.work_dir)
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
         config.optim_wrapper.setdefault('loss_scale', 'dynamic')
