@@ -364,7 +364,13 @@ def draw_kept(kept: Mapping[str, Mapping[str, float]], path: Path) -> None:
 def draw_panel(
     axes: Any, found: Mapping[str, Summary], places: Mapping[str, float]
 ) -> None:
-    axes.axhline(found['baseline'].accuracy(), color=GREY, label='baseline')
+    for name, style, label in (
+        ('baseline', '-', 'baseline'),
+        ('unpruned', ':', 'baseline, fine-tuned too'),
+    ):
+        if name in found:
+            height = found[name].accuracy()
+            axes.axhline(height, color=GREY, linestyle=style, label=label)
     seen = set()
     for name, summary in found.items():
         family = next((f for f in FAMILIES if name.startswith(f)), None)
@@ -391,7 +397,7 @@ def spread_names(
     axes: Any, found: Mapping[str, Summary], places: Mapping[str, float]
 ) -> None:
     """Names at the right edge, moved apart, with lines to the points."""
-    names = [n for n in places if n in found and n != 'baseline']
+    names = [n for n in places if n in found and found[n].target]
     names.sort(key=lambda n: found[n].accuracy())
     low = min(found[n].accuracy() for n in names)
     high = max([found[n].accuracy() for n in names])
