@@ -5,6 +5,7 @@ commands = """
 unzip -q bccd.zip -d DATA/bccd
 python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
     --seeds 0 1 --lrs 0.002 0.001 --jobs 2
+python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8
 python benchmarks/accuracy/report.py
 """
 
