@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -330,6 +331,7 @@ def test_order_and_resuming(tmp_path, monkeypatch, capsys):
         name, seed, lr = job
         folder = self._folder(job)
         folder.mkdir(parents=True)
+        (folder / 'model.pth').touch()
         top1 = 90 + {'fisher_acts': lr, 'ours_l1': -lr}.get(name, 0)
         metrics = {'accuracy/top1': top1}
         result = dict(experiment=name, seed=seed, lr=lr, pruned=metrics)
@@ -352,8 +354,7 @@ def test_order_and_resuming(tmp_path, monkeypatch, capsys):
         driver.main()
     assert ended.value.code == 130
     assert len((tmp_path / 'cifar10.jsonl').read_text().splitlines()) == 3
-    (tmp_path / 'work/fisher_acts_seed0_lr0.2/result.json').unlink()
-    (tmp_path / 'work/fisher_acts_seed0_lr0.2').rmdir()
+    shutil.rmtree(tmp_path / 'work/fisher_acts_seed0_lr0.2')
     stop = 0
     driver.main()
     assert began == [
@@ -369,6 +370,22 @@ def test_order_and_resuming(tmp_path, monkeypatch, capsys):
     assert 'ours_l1_seed5_lr0.1: 89.90 -> 89.90' in capsys.readouterr().out
     driver.main()
     assert len(began) == 8
+
+    # results without the networks, as in a clean clone: the baseline's again
+    shutil.rmtree(tmp_path / 'work')
+    driver.main()
+    assert len(began) == 8
+    driver.sys.argv += ['--seeds', '0', '5', '7', '--filter', 'ours_l1']
+    driver.main()
+    assert began[8:] == [('baseline', 0, 0.0), ('ours_l1', 7, 0.1)]
+    assert 'baseline_seed0: 90.00 -> 90.00, 90.00 before' in (
+        capsys.readouterr().out
+    )
+    names = [
+        json.loads(line)['experiment']
+        for line in (tmp_path / 'cifar10.jsonl').read_text().splitlines()
+    ]
+    assert names.count('baseline') == 1
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='children are of /proc')

@@ -112,10 +112,14 @@ class Experiments:
         """All that is missing."""
         self.args.out.mkdir(parents=True, exist_ok=True)
         names = [name for name in self.configs if name != 'baseline']
-        baseline = self._jobs(['baseline'], [0], [0.0])
         lrs, first, *others = (self.args.lrs, *self.args.seeds)
         tuning = self._jobs(names, [first], lrs)
-        repeats = len(names) * len(others)
+        known = {(r['experiment'], r['seed']) for r in self.results}
+        repeats = sum((n, s) not in known for n in names for s in others)
+        baseline = self._jobs(['baseline'], [0], [0.0])
+        if (tuning or repeats) and not self._start_weights.exists():
+            # its result may come from elsewhere, what the others need not
+            baseline = [('baseline', 0, 0.0)]
         self._run(baseline, len(tuning) + repeats)
         self._run(tuning, repeats)
         best = summaries(self.results)
@@ -164,14 +168,18 @@ class Experiments:
     def _folder(self, job: Job) -> Path:
         return self.args.work_dir / name_of(job)
 
+    @property
+    def _start_weights(self) -> Path:
+        """The trained network that all experiments begin with."""
+        return self._folder(('baseline', 0, 0.0)) / 'model.pth'
+
     def _start(self, job: Job) -> subprocess.Popen:
         name, seed, lr = job
         folder = self._folder(job)
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.args.weights
         if name != 'baseline':
-            baseline = self._folder(('baseline', 0, 0.0))
-            weights = str(baseline / 'model.pth')
+            weights = str(self._start_weights)
         command = [sys.executable, str(HERE / 'experiment.py')]
         command += [str(self.configs[name])]
         if weights is not None:
@@ -194,12 +202,16 @@ class Experiments:
         if code:
             return f'failed with status {code}, see {folder}/log.txt'
         result = json.loads((folder / 'result.json').read_text())
+        pruned, tuned = score(result['pruned']), score(result['finetuned'])
+        outcome = f'{pruned:.2f} -> {tuned:.2f}'
+        for known in self.results:
+            if known['experiment'] == job[0] == 'baseline':
+                return f'{outcome}, {score(known["finetuned"]):.2f} before'
         self.results.append(result)
         with open(self.file, 'a') as file:
             file.write(json.dumps(result) + '\n')
-        pruned, tuned = score(result['pruned']), score(result['finetuned'])
         flops = result['shares']['flops']
-        return f'{pruned:.2f} -> {tuned:.2f} with {flops:.1%} of the flops'
+        return f'{outcome} with {flops:.1%} of the flops'
 
     def _tell(
         self, name: str, what: str, waiting: list, running: dict, later: int
