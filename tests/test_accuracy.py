@@ -8,19 +8,25 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from stack import require
 from toy import ROOT, command, environment
+from torch import nn
 
 from mmgfp import find_groups
 from mmgfp.cost import record_calls
 
 HARNESS = ROOT / 'benchmarks' / 'accuracy'
 sys.path.insert(0, str(HARNESS))
+
+# names of configs
+UNPRUNED = ('baseline', 'unpruned')
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +52,7 @@ def configured(folder: Path, name: str) -> Path:
         'model = dict(backbone=dict(depth=8), head=dict(num_classes=4))\n'
         'data_preprocessor = dict(num_classes=4)\n'
         'train_dataloader = dict(batch_size=8)\n'
-        + ('pruning = dict(interval=1)\n' if name != 'baseline' else '')
+        + ('' if name in UNPRUNED else 'pruning = dict(interval=1)\n')
         + 'baseline = dict(epochs=2)\n'
         'prune = dict(epochs=3)\n'
         'finetune = dict(epochs=1)\n'
@@ -69,9 +75,13 @@ def test_configs(path):
 
     config = load_config(path)
     assert build_model(config).training is False
-    assert (config.pruning is None) == (path.stem in ('baseline', 'unpruned'))
+    assert (config.pruning is None) == (path.stem in UNPRUNED)
+    phases = ['baseline'] if path.stem == 'baseline' else ['prune', 'finetune']
+    assert config.train_phases == phases
     if config.pruning is not None:
-        assert HOOKS.build(config.pruning).priority
+        HOOKS.build(config.pruning)
+        share = 0.3 if '0.3' in path.stem else 0.5
+        assert config.pruning.target == dict(flops=share)
     for name in ('title', 'metric', 'commands', 'input_shape'):
         assert config[name]
 
@@ -197,10 +207,85 @@ def baseline(folder):
     return out
 
 
-def test_baseline(baseline):
+def test_baseline(folder, baseline):
+    """Its score before training is that of the public weights."""
+    import experiment
+
     result = json.loads((baseline / 'result.json').read_text())
     assert result['shares'] == dict(flops=1, params=1, acts=1)
+    assert result['lr'] == 0.02
+    model, data = scored_images(folder)
+    experiment.load(model, str(folder / 'public.th'))
+    found = model.val_step(data)
+    right = [bool(s.pred_label == s.gt_label) for s in found]
+    assert result['pruned']['accuracy/top1'] == 100 * sum(right) / len(right)
     assert (baseline / 'model.pth').exists()
+
+
+def scored_images(folder):
+    """The network of the config and all of the test images, as one batch."""
+    import experiment
+    from mmengine.runner import Runner
+
+    from mmgfp.adapt import build_model
+
+    config = experiment.read_config(
+        experiment.parse_args(
+            [
+                *(str(configured(folder, 'baseline')), '--data-root'),
+                *(str(folder), '--out', str(folder)),
+            ]
+        )
+    )
+    loader = Runner.build_dataloader(config.test_dataloader)
+    (batch,) = list(loader)
+    return build_model(config), batch
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('baseline', [0.02] * 2),
+        ('unpruned', [0.005] * 3 + [0.01]),
+        ('fisher_acts', [0.005] * 3 + [0.01]),
+    ],
+)
+def test_rates(folder, baseline, tmp_path, monkeypatch, name, expected):
+    """What the optimisers begin every epoch with; what the record says."""
+    import experiment
+
+    seen = []
+    make = experiment.make_runner
+
+    def watched(config, model):
+        runner = make(config, model)
+        runner.register_hook(Watch(), priority='HIGHEST')
+        return runner
+
+    class Watch(Hook):
+        def before_train_epoch(self, runner):
+            (rate,) = {g['lr'] for g in runner.optim_wrapper.param_groups}
+            seen.append(rate / self.factor(runner))
+
+        @staticmethod
+        def factor(runner):
+            """Of the cosine, which falls in every iteration."""
+            if not runner.param_schedulers:
+                return 1.0
+            return (1 + np.cos(np.pi * runner.iter / runner.max_iters)) / 2
+
+    monkeypatch.setattr(experiment, 'make_runner', watched)
+    experiment.main(
+        [
+            *(str(configured(folder, name)), '--data-root', str(folder)),
+            *('--load-from', str(baseline / 'model.pth'), '--lr', '0.01'),
+            *('--out', str(tmp_path)),
+        ]
+    )
+    assert seen == pytest.approx(expected)
+    result = json.loads((tmp_path / 'result.json').read_text())
+    assert result['lr'] == expected[-1]
+    assert (result['pruning'] is None) == (name != 'fisher_acts')
 
 
 def test_shortcuts_begin_as_option_a(folder):
@@ -233,7 +318,6 @@ def test_one_experiment(folder, baseline, name):
     assert (result['seed'], result['lr']) == (1, 0.01)
     assert 0.3 < result['shares']['flops'] <= 0.5
     assert result['phases']['finetune'] == dict(epochs=1, lr=0.01)
-    assert result['finetuned']['accuracy/top1'] >= 0
     weights = torch.load(out / 'model.pth', weights_only=True)['state_dict']
     params = sum(
         tensor.numel()
@@ -263,7 +347,7 @@ def test_criteria():
     pruner.attach()
     tensors = dict(model.named_parameters())
     for criterion, roles in (
-        ('l1', ('producer', 'grouped')),
+        ('l1', ('producer', 'consumer', 'affine')),
         ('bn_scale', ('affine',)),
     ):
         pruner.criterion = criterion
@@ -295,69 +379,204 @@ def test_criteria():
 
 def check_magnitude(found, groups, tensors, roles):
     for group, scores in zip(groups, found):
+        expected = []
         for unit in range(group.size):
-            shares = []
+            sizes = []
             for member in group.members:
                 if member.role in roles and member.tensor.endswith('weight'):
-                    each = [
-                        tensors[member.tensor].select(member.axis, int(i))
-                        for i in member.index[:, 0]
-                    ]
-                    sizes = [float(w.detach().abs().mean()) for w in each]
-                    shares.append(sizes[unit] / np.mean(sizes))
-            assert scores[unit] == pytest.approx(np.mean(shares), rel=1e-5)
+                    size = 0.0
+                    for i in member.index[unit]:
+                        weight = tensors[member.tensor]
+                        weight = weight.select(member.axis, int(i))
+                        size += float(weight.detach().abs().sum())
+                    sizes.append(size)
+            expected.append(sum(sizes) / len(sizes))
+        expected = np.array(expected) / np.mean(expected)
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_order_and_resuming(tmp_path, monkeypatch, capsys):
-    """Learning rates with the first seed, then the best with the others."""
-    import run as driver
+@pytest.mark.parametrize(
+    ('criterion', 'importance'),
+    [
+        ('l1', dict(type='GroupMagnitudeImportance', p=1)),
+        ('bn_scale', dict(type='BNScaleImportance')),
+    ],
+)
+def test_criteria_as_torch_pruning_has_them(criterion, importance):
+    """The same scores, so that only grouping and surgery differ."""
+    torch_pruning = pytest.importorskip('torch_pruning')
+    require('mmpretrain')
+    import criteria
+    import models
 
-    began = []
+    torch.manual_seed(0)
+    model, images = models.CifarResNet(8).eval(), torch.randn(2, 3, 32, 32)
 
-    class Process:
-        returncode = 0
+    def run(model):
+        return model(images)
 
-        def poll(self):
-            return 0
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)
+    groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
+    calls = record_calls(model, lambda: run(model))
+    pruner = criteria.CriterionPruner(
+        model, groups, calls, 'none', criterion=criterion
+    )
+    pruner.attach()
+    scores = pruner.fisher()
+    pruner.detach()
+    graph = torch_pruning.DependencyGraph()
+    graph.build_dependency(model, images)
+    kind = getattr(torch_pruning.importance, importance.pop('type'))
+    names = {module: name for name, module in model.named_modules()}
+    compared = 0
+    for theirs in graph.get_all_groups(root_module_types=[nn.Conv2d]):
+        layers = {names.get(d.target.module) for d, _ in theirs}
+        ours = [
+            i
+            for i, group in enumerate(groups)
+            if layers >= set(group.layers('producer', 'consumer', 'affine'))
+        ]
+        for i in ours:
+            compared += 1
+            np.testing.assert_allclose(
+                scores[i], kind(**importance)(theirs).numpy(), rtol=1e-5
+            )
+    assert compared >= 3
 
-        def terminate(self):
-            pass
 
-        def wait(self):
-            return 0
+@pytest.mark.parametrize(
+    'path', sorted(HARNESS.glob('configs/cifar10/torch_pruning*.py')), ids=str
+)
+def test_torch_pruning(folder, path):
+    """Its pace is that of mmgfp, and momentum goes with the channels."""
+    pytest.importorskip('torch_pruning')
+    require('mmpretrain')
+    from mmengine.registry import HOOKS
 
-    def start(self, job):
-        began.append(job)
-        name, seed, lr = job
-        folder = self._folder(job)
+    from mmgfp.adapt import build_model
+    from mmgfp.config import load_config
+
+    torch.manual_seed(0)
+    config = load_config(configured(folder, path.stem))
+    model = build_model(config).train()
+    for weight in model.parameters():
+        nn.init.uniform_(weight, -0.5, 0.5)  # no two channels are equal
+    hook = HOOKS.build(dict(config.pruning, interval=2))
+    target = config.pruning.target.flops
+
+    def wrap(settings):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return SimpleNamespace(optimizer=optimizer)
+
+    runner = SimpleNamespace(
+        model=model,
+        max_iters=8,
+        cfg=config,
+        optim_wrapper=wrap(None),
+        build_optim_wrapper=wrap,
+    )
+    hook.before_train(runner)
+    full = hook.flops(model)
+    _, batch = scored_images(folder)
+    left = []
+    for runner.iter in range(8):
+        # three times the weights is a momentum that is easy to recognise
+        state = runner.optim_wrapper.optimizer.state
+        for weight in model.parameters():
+            state[weight]['momentum_buffer'] = 3 * weight.detach()
+        hook.after_train_iter(runner, runner.iter, batch)
+        left.append(hook.flops(model) / full)
+        state = runner.optim_wrapper.optimizer.state
+        for weight in model.parameters():
+            momentum = state[weight]['momentum_buffer']
+            torch.testing.assert_close(momentum, 3 * weight.detach())
+    gone = 1 - target
+    for done, share in enumerate(left, 1):
+        goal = 1 - gone * (done // 2) / 4
+        # a channel of the first stage is 1/16 of its flops, and two may go
+        assert goal - 0.12 <= share <= goal + 1e-9
+
+
+class Driver:
+    """The driver with experiments that end at once."""
+
+    def __init__(self, folder, monkeypatch):
+        import run
+
+        self.folder, self.module = folder, run
+        self.results = folder / 'cifar10.jsonl'
+        self.began = []
+        self.stop = 0  # is interrupted after so many
+        self.failing = ()  # names of experiments
+        self.baseline = 90.0
+
+        def start(experiments, job):
+            self.began.append(job)
+            self.write(experiments._folder(job), *job)
+            if len(self.began) == self.stop:
+                raise KeyboardInterrupt
+            return SimpleNamespace(
+                returncode=int(job[0] in self.failing),
+                poll=lambda: 0,
+                terminate=lambda: None,
+                wait=lambda: 0,
+            )
+
+        monkeypatch.setattr(run.Experiments, '_start', start)
+        monkeypatch.setattr(run.time, 'sleep', lambda seconds: None)
+        self.set_arguments = lambda words: monkeypatch.setattr(
+            sys, 'argv', ['run.py', *words]
+        )
+
+    def write(self, folder, name, seed, lr):
+        """What an experiment leaves."""
         folder.mkdir(parents=True)
+        if name in self.failing:
+            return
         (folder / 'model.pth').touch()
-        top1 = 90 + {'fisher_acts': lr, 'ours_l1': -lr}.get(name, 0)
+        top1 = self.baseline
+        top1 += {'fisher_acts': lr, 'ours_l1': -lr}.get(name, 0)
         metrics = {'accuracy/top1': top1}
         result = dict(experiment=name, seed=seed, lr=lr, pruned=metrics)
         result |= dict(finetuned=metrics, shares=dict(flops=0.5))
         (folder / 'result.json').write_text(json.dumps(result))
-        if len(began) == stop:
-            raise KeyboardInterrupt
-        return Process()
 
-    monkeypatch.setattr(driver.Experiments, '_start', start)
-    monkeypatch.setattr(driver.time, 'sleep', lambda seconds: None)
-    args = [
-        *('cifar10', '--data-root', 'nowhere', '--seeds', '0', '5'),
-        *('--lrs', '0.1', '0.2', '--filter', 'fisher_acts', 'ours_l1'),
-        *('--out', str(tmp_path), '--work-dir', str(tmp_path / 'work')),
-    ]
-    monkeypatch.setattr(sys, 'argv', ['run.py', *args])
-    stop = 4
+    def run(self, *words, seeds=('0', '5'), lrs=('0.1', '0.2')):
+        """``run.py`` with two experiments, unless the words say otherwise."""
+        common = [
+            *('cifar10', '--data-root', 'nowhere'),
+            *('--seeds', *seeds, '--lrs', *lrs),
+            *('--filter', 'fisher_acts', 'ours_l1'),
+            *('--out', str(self.folder)),
+            *('--work-dir', str(self.folder / 'work')),
+        ]
+        self.set_arguments([*common, *words])
+        self.module.main()
+
+    def names(self):
+        """Of the experiments in the file, in its order."""
+        lines = self.results.read_text().splitlines()
+        return [json.loads(line)['experiment'] for line in lines]
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    return Driver(tmp_path, monkeypatch)
+
+
+def test_order_and_resuming(driver, capsys):
+    """Learning rates with the first seed, then the best with the others."""
+    driver.stop = 4
     with pytest.raises(SystemExit) as ended:
-        driver.main()
+        driver.run()
     assert ended.value.code == 130
-    assert len((tmp_path / 'cifar10.jsonl').read_text().splitlines()) == 3
-    shutil.rmtree(tmp_path / 'work/fisher_acts_seed0_lr0.2')
-    stop = 0
-    driver.main()
-    assert began == [
+    assert len(driver.names()) == 3
+    shutil.rmtree(driver.folder / 'work/fisher_acts_seed0_lr0.2')
+    driver.stop = 0
+    driver.run()
+    assert driver.began == [
         ('baseline', 0, 0.0),
         ('fisher_acts', 0, 0.1),
         ('ours_l1', 0, 0.1),
@@ -368,24 +587,53 @@ def test_order_and_resuming(tmp_path, monkeypatch, capsys):
         ('ours_l1', 5, 0.1),
     ]
     assert 'ours_l1_seed5_lr0.1: 89.90 -> 89.90' in capsys.readouterr().out
-    driver.main()
-    assert len(began) == 8
+    driver.run()
+    assert len(driver.began) == 8
+    assert 'nothing to do' in capsys.readouterr().out
 
-    # results without the networks, as in a clean clone: the baseline's again
-    shutil.rmtree(tmp_path / 'work')
-    driver.main()
-    assert len(began) == 8
-    driver.sys.argv += ['--seeds', '0', '5', '7', '--filter', 'ours_l1']
-    driver.main()
-    assert began[8:] == [('baseline', 0, 0.0), ('ours_l1', 7, 0.1)]
-    assert 'baseline_seed0: 90.00 -> 90.00, 90.00 before' in (
-        capsys.readouterr().out
-    )
-    names = [
-        json.loads(line)['experiment']
-        for line in (tmp_path / 'cifar10.jsonl').read_text().splitlines()
-    ]
-    assert names.count('baseline') == 1
+
+def test_going_on_from_committed_results(driver, capsys):
+    """The networks are not committed: the baseline is trained again."""
+    driver.run()
+    shutil.rmtree(driver.folder / 'work')
+    driver.began.clear()
+    driver.run('--filter', 'ours_l1', seeds='057')
+    assert driver.began == [('baseline', 0, 0.0), ('ours_l1', 7, 0.1)]
+    assert 'baseline_seed0: 90.00 -> 90.00, as in' in capsys.readouterr().out
+    assert driver.names().count('baseline') == 1
+
+
+def test_results_of_two_baselines_do_not_mix(driver):
+    driver.run()
+    shutil.rmtree(driver.folder / 'work')
+    driver.baseline = 91.5
+    before = driver.results.read_text()
+    with pytest.raises(SystemExit, match='91.50 here and 90.00 in .*--out'):
+        driver.run(seeds='057')
+    assert driver.results.read_text() == before
+
+
+def test_failed_experiments(driver, capsys):
+    """The others go on; a failed baseline ends the list."""
+    driver.failing = ('fisher_acts',)
+    with pytest.raises(SystemExit, match='failed: fisher_acts_seed0_lr0.1'):
+        driver.run(lrs=['0.1'])
+    assert driver.names() == ['baseline', 'ours_l1', 'ours_l1']
+    assert 'fisher_acts_seed0_lr0.1: failed with' in capsys.readouterr().out
+
+    shutil.rmtree(driver.folder / 'work')
+    driver.results.unlink()
+    driver.began.clear()
+    driver.failing = ('baseline',)
+    with pytest.raises(SystemExit, match='failed: baseline_seed0'):
+        driver.run()
+    assert driver.began == [('baseline', 0, 0.0)]
+
+
+def test_filter_without_a_match(driver):
+    with pytest.raises(SystemExit, match='--filter fischer_acts: no exp'):
+        driver.run('--filter', 'fischer_acts')
+    assert driver.began == []
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='children are of /proc')

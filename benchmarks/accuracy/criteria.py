@@ -77,29 +77,31 @@ class CriterionPruner(GroupFisherPruner):
     def _score(self, group: ChannelGroup) -> np.ndarray:
         if self.criterion == 'random':
             return torch.rand(group.size).numpy()
+        roles = {'affine'}
         if self.criterion == 'l1':
-            return self._magnitude(group, ('producer', 'grouped'))
-        return self._magnitude(group, ('affine',), 'weight')
+            roles |= {'producer', 'consumer', 'grouped'}
+        return self._magnitude(group, roles)
 
-    def _magnitude(
-        self, group: ChannelGroup, roles: tuple[str, ...], name: str = ''
-    ) -> np.ndarray:
-        """Mean absolute value per unit, relative to the mean of the layer."""
+    def _magnitude(self, group: ChannelGroup, roles: set[str]) -> np.ndarray:
+        """Sum of absolute weights, mean of the layers; 1 is a group's mean.
+
+        As Torch-Pruning's ``GroupMagnitudeImportance(p=1)``.
+        """
         tensors = named_tensors(self.model)
         layers = []
         for member in group.members:
-            if member.role in roles and member.tensor.endswith(name):
+            if member.role in roles and member.tensor.endswith('weight'):
                 tensor = tensors[member.tensor].detach().abs()
                 tensor = tensor.transpose(0, member.axis)
-                each = tensor.reshape(len(tensor), -1).mean(1)
-                units = each.numpy()[member.index].mean(1)
-                layers.append(units / units.mean())
+                each = tensor.reshape(len(tensor), -1).sum(1)
+                layers.append(each.numpy()[member.index].sum(1))
         if not layers:
             raise ValueError(
                 f'the group {group.name} has no layer to score by '
                 f'{self.criterion}'
             )
-        return np.mean(layers, 0)
+        means = np.mean(layers, 0)
+        return means / means.mean()
 
 
 @HOOKS.register_module()

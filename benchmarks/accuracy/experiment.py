@@ -1,4 +1,4 @@
-"""One experiment: baseline, or prune - test - fine-tune - test."""
+"""One experiment: train the baseline, or prune it and fine-tune it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         epilog='example: python benchmarks/accuracy/experiment.py '
         'benchmarks/accuracy/configs/cifar10/fisher_acts.py --data-root '
-        'DATA/cifar10 --load-from baseline/slim.pth --out work_dirs/one',
+        'DATA/cifar10 --load-from baseline/model.pth --out work_dirs/one',
     )
     parser.add_argument('config', help='one of configs/')
     parser.add_argument('--data-root', required=True, help='of the data set')
@@ -70,7 +70,6 @@ def train(
     model: nn.Module,
     phase: str,
     out: Path,
-    pruning: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Train for as long as a phase lasts; returns the trained network."""
     settings = config[phase]
@@ -89,7 +88,9 @@ def train(
         if 'warmup' in settings:
             rise = dict(type='LinearLR', start_factor=0.05, by_epoch=False)
             phased.param_scheduler.append(dict(rise, end=settings.warmup))
-    phased.custom_hooks = [pruning] if pruning else []
+    phased.custom_hooks = []
+    if phase == 'prune' and config.pruning:
+        phased.custom_hooks = [config.pruning]
     phased.work_dir = str(out / phase)
     runner = make_runner(phased, model)
     runner.train()
@@ -145,17 +146,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = dict(
         experiment=Path(args.config).stem,
         seed=args.seed,
-        lr=config.finetune.lr,
+        lr=config[config.train_phases[-1]].lr,
         pruning=config.get('pruning') and dict(config.pruning),
         phases={k: dict(config[k]) for k in ('baseline', 'prune', 'finetune')},
     )
-    if config.pruning:
-        model = train(config, model, 'prune', args.out, config.pruning)
-        result['pruned'] = test(config, model, args.out)
-        model = train(config, model, 'finetune', args.out)
-    else:
-        result['pruned'] = test(config, model, args.out)
-        model = train(config, model, 'baseline', args.out)
+    *earlier, last = config.train_phases
+    for phase in earlier:
+        model = train(config, model, phase, args.out)
+    # of the baseline: with the weights that it begins with
+    result['pruned'] = test(config, model, args.out)
+    model = train(config, model, last, args.out)
     result['finetuned'] = test(config, model, args.out)
     after = cost_of(model, shape)
     result['cost'] = after

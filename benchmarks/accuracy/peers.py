@@ -6,6 +6,7 @@ mmgfp's hook: equal shares of the flops every few iterations.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,13 +101,22 @@ class TorchPruningHook(Hook):
             return
         if self._needs_gradients:
             self._find_gradients(runner)
+        momentum = Momentum(runner.model, runner.optim_wrapper.optimizer)
         while self._ratio > goal:
-            self._pruner.step()
+            if self._pruner.current_step == STEPS:
+                raise RuntimeError(
+                    f'Torch-Pruning has taken all of its {STEPS} steps and '
+                    f'left {self._ratio:.3f} of the flops instead of {goal}'
+                )
+            for group in self._pruner.step(interactive=True):
+                momentum.prune(group)
+                group.prune()
             self._ratio = self.flops(runner.model) / self._full
         runner.model.zero_grad()
         # it makes new parameters
         settings = runner.cfg.optim_wrapper
         runner.optim_wrapper = runner.build_optim_wrapper(settings)
+        momentum.hand_over(runner.optim_wrapper.optimizer)
 
     def _find_gradients(self, runner: Runner) -> None:
         """Of the mean loss of the batches since the last step."""
@@ -119,3 +129,44 @@ class TorchPruningHook(Hook):
             (losses['loss'] / len(self._batches)).backward()
         model.train()
         self._batches.clear()
+
+
+class Momentum:
+    """That of SGD, which loses the channels that the network loses.
+
+    Torch-Pruning knows nothing of optimisers. Without this its networks would
+    begin anew every few iterations, which mmgfp's do not.
+
+    Args:
+        model (nn.Module): Trained by ``optimizer``.
+        optimizer (Optimizer): Has made a step.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        # copies of the layers whose weights are the momentum of the layers
+        self._layers: dict[nn.Module, nn.Module] = {}
+        for layer in model.modules():
+            weights = dict(layer.named_parameters(recurse=False))
+            if weights:
+                self._layers[layer] = copied = copy.deepcopy(layer)
+                for name, weight in weights.items():
+                    kept = optimizer.state[weight]['momentum_buffer']
+                    getattr(copied, name).data = kept
+
+    def prune(self, group: torch_pruning.Group) -> None:
+        """What is about to happen to the network."""
+        for dependency, indices in group:
+            layer = dependency.target.module
+            if layer in self._layers:
+                self._layers[layer] = dependency.handler(
+                    self._layers[layer], indices
+                )
+
+    def hand_over(self, optimizer: torch.optim.Optimizer) -> None:
+        """To the optimiser of the new parameters."""
+        for layer, copied in self._layers.items():
+            for name, weight in layer.named_parameters(recurse=False):
+                kept = getattr(copied, name).detach()
+                optimizer.state[weight]['momentum_buffer'] = kept

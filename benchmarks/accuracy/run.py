@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from results import read_results, score, summaries
+from results import Result, read_results, score, summaries
 
 from mmgfp.cli import add_debug_option, errors_in_one_line, positive
 from mmgfp.progress import duration
@@ -106,32 +106,55 @@ class Experiments:
             if any(fnmatchcase(path.stem, f) for f in args.filter)
             or path.stem == 'baseline'
         }
+        for pattern in args.filter:
+            if not any(fnmatchcase(name, pattern) for name in self.configs):
+                raise SystemExit(
+                    f'error: --filter {pattern}: no experiment of that name in '
+                    f'{folder}'
+                )
         self._took: list[float] = []
+        self._failed: list[str] = []
 
     def run(self) -> None:
-        """All that is missing."""
-        self.args.out.mkdir(parents=True, exist_ok=True)
+        """All that is missing.
+
+        Raises:
+            SystemExit: If an experiment failed, or the results in the file are
+                of another baseline.
+        """
         names = [name for name in self.configs if name != 'baseline']
         lrs, first, *others = (self.args.lrs, *self.args.seeds)
-        tuning = self._jobs(names, [first], lrs)
-        known = {(r['experiment'], r['seed']) for r in self.results}
-        repeats = sum((n, s) not in known for n in names for s in others)
         baseline = self._jobs(['baseline'], [0], [0.0])
-        if (tuning or repeats) and not self._start_weights.exists():
+        tuning = self._jobs(names, [first], lrs)
+        repeats = self._repeats(names, others)
+        if not self._start_weights.exists() and tuning + repeats:
             # its result may come from elsewhere, what the others need not
             baseline = [('baseline', 0, 0.0)]
-        self._run(baseline, len(tuning) + repeats)
-        self._run(tuning, repeats)
-        best = summaries(self.results)
-        self._run(
-            [
-                job
-                for seed in others
-                for name in names
-                for job in self._jobs([name], [seed], [best[name].lr])
-            ],
-            0,
-        )
+        if not baseline + tuning + repeats:
+            print(f'nothing to do: {self.file} has all of it (--out FOLDER)')
+        self.args.out.mkdir(parents=True, exist_ok=True)
+        self._run(baseline, len(tuning + repeats))
+        if not self._failed:
+            self._run(tuning, len(repeats))
+            self._run(self._repeats(names, others), 0)
+        if self._failed:
+            raise SystemExit(f'error: failed: {", ".join(self._failed)}')
+
+    def _repeats(
+        self, names: Sequence[str], seeds: Sequence[int]
+    ) -> list[Job]:
+        """With the rate that was best, which may not be known yet."""
+        best = {n: s.lr for n, s in summaries(self.results).items()}
+        failed = {name.partition('_seed')[0] for name in self._failed}
+        return [
+            job
+            for seed in seeds
+            for name in names
+            if name not in failed
+            for job in self._jobs(
+                [name], [seed], [best.get(name, self.args.lrs[0])]
+            )
+        ]
 
     def _jobs(
         self, names: Iterable[str], seeds: Iterable[int], lrs: Iterable[float]
@@ -200,18 +223,30 @@ class Experiments:
     def _end(self, job: Job, code: int) -> str:
         folder = self._folder(job)
         if code:
+            self._failed.append(name_of(job))
             return f'failed with status {code}, see {folder}/log.txt'
         result = json.loads((folder / 'result.json').read_text())
         pruned, tuned = score(result['pruned']), score(result['finetuned'])
         outcome = f'{pruned:.2f} -> {tuned:.2f}'
         for known in self.results:
             if known['experiment'] == job[0] == 'baseline':
-                return f'{outcome}, {score(known["finetuned"]):.2f} before'
+                self._compare(known, tuned)
+                return f'{outcome}, as in {self.file}'
         self.results.append(result)
         with open(self.file, 'a') as file:
             file.write(json.dumps(result) + '\n')
         flops = result['shares']['flops']
         return f'{outcome} with {flops:.1%} of the flops'
+
+    def _compare(self, known: Result, again: float) -> None:
+        """A baseline that was trained again with the one of the results."""
+        before = score(known['finetuned'])
+        if abs(again - before) > 0.005:
+            raise SystemExit(
+                f'error: the baseline comes to {again:.2f} here and {before:.2f} in '
+                f'{self.file}: its other results do not compare; give an '
+                'empty --out and --work-dir'
+            )
 
     def _tell(
         self, name: str, what: str, waiting: list, running: dict, later: int

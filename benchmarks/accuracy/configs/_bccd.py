@@ -77,6 +77,7 @@ input_shape = (256, 320)  # with what is padded
 baseline = dict(epochs=60, lr=0.002, warmup=100)
 prune = dict(epochs=10, lr=0.0003)
 finetune = dict(epochs=60, lr=0.001, warmup=100)
+train_phases = ['prune', 'finetune']
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05),

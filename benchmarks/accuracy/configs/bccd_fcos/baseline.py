@@ -1,2 +1,3 @@
 _base_ = ['_fcos.py']
 pruning = None
+train_phases = ['baseline']

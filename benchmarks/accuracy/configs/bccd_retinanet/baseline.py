@@ -1,2 +1,3 @@
 _base_ = ['_retinanet.py']
 pruning = None
+train_phases = ['baseline']

@@ -1,2 +1,3 @@
-# Nothing is removed: what fine-tuning alone gives.
-_base_ = ['baseline.py']
+# Nothing is removed: what as much training gives to the baseline.
+_base_ = ['_retinanet.py']
+pruning = None

@@ -65,6 +65,7 @@ input_shape = (32, 32)  # that cost is counted at
 baseline = dict(epochs=10, lr=0.02)
 prune = dict(epochs=2, lr=0.005)
 finetune = dict(epochs=10, lr=0.03)
+train_phases = ['prune', 'finetune']
 optim_wrapper = dict(
     type='Bfloat16OptimWrapper',
     optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1e-4),

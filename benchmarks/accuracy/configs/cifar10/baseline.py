@@ -1,2 +1,3 @@
 _base_ = ['_resnet20.py']
 pruning = None
+train_phases = ['baseline']
