@@ -16,8 +16,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from stack import require
-from toy import ROOT, command, environment
 from torch import nn
+from toy import ROOT, command, environment
 
 from mmgfp import find_groups
 from mmgfp.cost import record_calls
@@ -98,7 +98,7 @@ def report():
 def test_page(report, tmp_path, monkeypatch):
     """Rates, means, spreads and pairs, reckoned by hand."""
 
-    def result(name, seed, lr, top1, flops=0.5):
+    def result(name, seed, lr, top1, flops=0.5, acts=0.25, channels=1):
         pruned = name not in ('baseline', 'unpruned')
         return dict(
             experiment=name,
@@ -111,10 +111,14 @@ def test_page(report, tmp_path, monkeypatch):
             },
             pruned={'accuracy/top1': top1 - 10},
             finetuned={'accuracy/top1': top1},
-            shares=dict(flops=flops, acts=0.25, params=0.125),
-            widths={'backbone.conv1': (1, 4)},
+            shares=dict(flops=flops, acts=acts, params=0.125),
+            widths={'backbone.conv1': (channels, 4)},
             machine=dict(
-                threads='1', python='3', mmgfp='0', date='2026-01-02'
+                device='a pocket calculator',
+                threads='1',
+                python='3',
+                mmgfp='0',
+                date=f'2026-01-0{seed + 2}',
             ),
         )
 
@@ -127,23 +131,59 @@ def test_page(report, tmp_path, monkeypatch):
         result('torch_pruning_l1', 0, 0.1, 83.0),
         result('torch_pruning_l1', 0, 0.2, 82.0),
         result('torch_pruning_l1', 1, 0.1, 86.5),
+        result('fisher_internal', 0, 0.1, 85.5, acts=0.3),
+        result('fisher_none', 0, 0.1, 85.2, acts=0.5, channels=2),
         result('ablation_interval_2', 0, 0.2, 88.0),
     ]
+    # time is four times the acts
+    shares = {one['experiment']: one['shares']['acts'] for one in results}
+    networks = {
+        name: dict(ratio=dict(median=4 * acts, least=0, most=9))
+        for name, acts in shares.items()
+        if name != 'unpruned'
+    }
+    timing = dict(backend='eager', batch=8, networks=networks)
+    timed = dict(
+        rounds=3,
+        machine=dict(threads='2', device='an abacus'),
+        times=[timing, dict(timing, batch=1)],
+    )
+    (tmp_path / 'cifar10_latency.json').write_text(json.dumps(timed))
     lines = ''.join(f'{json.dumps(one)}\n' for one in results)
     (tmp_path / 'cifar10.jsonl').write_text(lines)
     arguments = ['--results', str(tmp_path), '--out', str(tmp_path)]
     monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
+    drawn = []
+    save = report.save_figure
+    monkeypatch.setattr(
+        report,
+        'save_figure',
+        lambda figure, path: drawn.append(figure) or save(figure, path),
+    )
     report.main()
+    # without the baseline, which every line would meet; flops hardly differ
+    _, speed, _ = drawn
+    for axes in speed.axes:
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels == ['acts left, r = 1.00', 'baseline']
     page = (tmp_path / 'accuracy.md').read_text()
-    assert 'Fine-tuned without pruning, the baseline comes to 91.00.' in page
+    assert '- Control: 91.00.\n' in page
+    assert '- a pocket calculator, 1 thread, Python 3, ' in page
+    assert 'mmgfp 0, 2026-01-02 to 2026-01-03.\n' in page
+    assert (
+        'SGD, momentum 0.9, weight decay 0.0001, batches of 128, bfloat16.\n'
+        in page
+    )
+    assert '`fisher_internal` has the channels of `fisher_acts`' in page
+    assert '`fisher_none` has the channels' not in page
     assert (
         '| `fisher_acts` | 2 | 75.00 (74.00 to 76.00) | '
-        '85.00 (84.00 to 86.00) | -5.00 | 45.0% | 25.0% | 12.5% | '
+        '85.00 (84.00 to 86.00) | -5.00 | -6.00 | 45.0% | 25.0% | 12.5% | '
         '0.1 80.00, **0.2** 84.00 |'
     ) in page
     assert (
         '| `torch_pruning_l1` | 2 | 74.75 (73.00 to 76.50) | '
-        '84.75 (83.00 to 86.50) | -5.25 | 50.0% | 25.0% | 12.5% | '
+        '84.75 (83.00 to 86.50) | -5.25 | -6.25 | 50.0% | 25.0% | 12.5% | '
         '**0.1** 83.00, 0.2 82.00 |'
     ) in page
     # 84 - 83, 86 - 86.5
@@ -152,7 +192,10 @@ def test_page(report, tmp_path, monkeypatch):
     assert '`ablation_interval_2` |' in after
     assert '`ablation_interval_2` |' not in before
     assert '`unpruned`' not in page
-    assert (tmp_path / 'accuracy/cifar10.png').read_bytes()[1:4] == b'PNG'
+    assert '| `fisher_internal` | 1.200 | 1.200 |' in page
+    for name in ('cifar10', 'cifar10_speed', 'cifar10_kept'):
+        picture = tmp_path / f'accuracy/{name}.png'
+        assert picture.read_bytes()[1:4] == b'PNG'
 
 
 def test_stages(report):
@@ -169,7 +212,8 @@ def test_stages(report):
     runs = [dict(widths=widths), dict(widths={'backbone.conv1': (3, 4)})]
     assert report.kept_by_stage(Summary('fisher_acts', 0.1, runs, {})) == {
         'backbone.conv1': 0.5,
-        'backbone.layer1': 0.75,
+        'backbone.layer1 inner': 0.5,
+        'backbone.layer1 stream': 1.0,
         'neck': 0.75,
         'bbox_head.cls_convs': 0.75,
     }
@@ -608,7 +652,7 @@ def test_results_of_two_baselines_do_not_mix(driver):
     shutil.rmtree(driver.folder / 'work')
     driver.baseline = 91.5
     before = driver.results.read_text()
-    with pytest.raises(SystemExit, match='91.50 here and 90.00 in .*--out'):
+    with pytest.raises(SystemExit, match=r'91\.50 here and 90\.00 in .*--out'):
         driver.run(seeds='057')
     assert driver.results.read_text() == before
 
@@ -616,7 +660,7 @@ def test_results_of_two_baselines_do_not_mix(driver):
 def test_failed_experiments(driver, capsys):
     """The others go on; a failed baseline ends the list."""
     driver.failing = ('fisher_acts',)
-    with pytest.raises(SystemExit, match='failed: fisher_acts_seed0_lr0.1'):
+    with pytest.raises(SystemExit, match='fisher_acts_seed0'):
         driver.run(lrs=['0.1'])
     assert driver.names() == ['baseline', 'ours_l1', 'ours_l1']
     assert 'fisher_acts_seed0_lr0.1: failed with' in capsys.readouterr().out
@@ -686,33 +730,43 @@ def test_running_scores_outlive_a_step():
     pruner.detach()
 
 
-def test_slim_networks_are_loaded_by_their_shapes(tmp_path):
-    """GroupNorm too, whose groups go as a whole."""
-    require('mmdet')
+@pytest.mark.parametrize('name', ['bccd_fcos', 'cifar10'])
+def test_networks_of_known_widths(name):
+    """Any channels, GroupNorm too: all shapes are those of the pruned one."""
+    require('mmdet' if 'bccd' in name else 'mmpretrain')
     import latency
+    from experiment import cost_of, widths_of
     from mmengine.config import Config
 
     from mmgfp import GroupFisherPruner
     from mmgfp.adapt import build_model
     from mmgfp.demo import cost_runner
+    from mmgfp.preparation import demo_groups
 
-    config = Config.fromfile(HARNESS / 'configs/bccd_fcos/baseline.py')
-    torch.manual_seed(0)
+    path = HARNESS / 'configs' / name / 'fisher_acts.py'
+    config = Config.fromfile(path)
     model = build_model(config)
-    run = cost_runner((64, 64))
-    groups = find_groups(model, run)
+    full = widths_of(model)
+    groups = demo_groups(model, config.input_shape)
+    run = cost_runner(config.input_shape)
     calls = record_calls(model, lambda: run(model))
-    head = [g for g in groups if g.name.startswith('bbox_head.cls_convs.0')]
-    pruner = GroupFisherPruner(model, head, calls)
-    pruner.attach()
-    norm = model.bbox_head.cls_convs[0].gn
-    assert (norm.num_channels, norm.num_groups) == (64, 32)
-    pruner.prune(lambda choices: choices == 5)
-    pruner.detach()
-    assert (norm.num_channels, norm.num_groups) == (54, 27)
-    path = tmp_path / 'model.pth'
-    torch.save(dict(state_dict=model.state_dict()), path)
-    loaded = latency.load(config, path)
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(images), model.eval()(images))
+    pruner = GroupFisherPruner(model, groups, calls)
+    rng = np.random.default_rng(0)
+    pruner.fisher = lambda: [rng.random(g.size) for g in pruner.groups]
+    pruner.prune(lambda choices: pruner.ratio('flops') <= 0.5)
+    left = widths_of(model)
+    widths = {layer: (left[layer], full[layer]) for layer in full}
+    assert sum(left.values()) < 0.9 * sum(full.values())
+    result = dict(experiment=path.stem, widths=widths)
+    cost = cost_of(model, config.input_shape)
+    built = latency.build(config, dict(result, cost=cost))
+    assert shapes_of(built) == shapes_of(model)
+    if name == 'bccd_fcos':
+        norm = built.bbox_head.cls_convs[0].gn
+        assert norm.num_groups * 2 == norm.num_channels < 64
+    with pytest.raises(RuntimeError, match='a network of its widths costs'):
+        latency.build(config, dict(result, cost=dict(cost, flops=1)))
+
+
+def shapes_of(model):
+    return {key: value.shape for key, value in model.state_dict().items()}

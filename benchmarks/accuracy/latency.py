@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from torch import nn
@@ -24,11 +25,10 @@ from benchmark_backends import (  # noqa: E402
 from benchmark_clocks import clock_of  # noqa: E402
 from benchmark_inference import WARMUP, Comparison, Progress  # noqa: E402
 from environment import machine  # noqa: E402
-from results import read_results, summaries  # noqa: E402
-from run import name_of  # noqa: E402
+from experiment import cost_of  # noqa: E402
+from results import Result, read_results, summaries  # noqa: E402
 
 from mmgfp.adapt import build_model  # noqa: E402
-from mmgfp.checkpoint import load_plain_checkpoint  # noqa: E402
 from mmgfp.cli import (  # noqa: E402
     add_debug_option,
     add_device_option,
@@ -36,17 +36,22 @@ from mmgfp.cli import (  # noqa: E402
     positive,
 )
 from mmgfp.files import complete  # noqa: E402
+from mmgfp.groups import ChannelGroup  # noqa: E402
+from mmgfp.preparation import demo_groups  # noqa: E402
 from mmgfp.preprocessing import read_preprocessing  # noqa: E402
+from mmgfp.removal import axis_sizes, kept_positions  # noqa: E402
+from mmgfp.surgery import slice_model  # noqa: E402
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         description=__doc__,
         epilog='example: python benchmarks/accuracy/latency.py cifar10 '
         '--batch 1 128',
     )
-    parser.add_argument('list', help='folder in configs/')
+    lists = sorted(p.name for p in (HERE / 'configs').iterdir() if p.is_dir())
+    parser.add_argument('list', choices=lists, help='folder in configs/')
     parser.add_argument(
         '--batch', nargs='+', type=positive, default=[1, 128], help='(1 128)'
     )
@@ -60,14 +65,14 @@ def parse_args() -> argparse.Namespace:
     add_device_option(parser)
     parser.add_argument('--rounds', type=positive, default=30, help='(30)')
     parser.add_argument(
-        '--work-dir', type=Path, help='of run.py (work_dirs/accuracy/<list>)'
+        '--out',
+        type=Path,
+        default=HERE / 'results',
+        help='folder with the results of run.py, and for <list>_latency.json '
+        '(benchmarks/accuracy/results)',
     )
-    parser.add_argument('--out', type=Path, default=HERE / 'results')
     add_debug_option(parser)
-    args = parser.parse_args()
-    if args.work_dir is None:
-        args.work_dir = Path('work_dirs/accuracy', args.list)
-    return args
+    return parser.parse_args(argv)
 
 
 def main() -> None:
@@ -78,7 +83,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, tell: Callable[[str], None]) -> None:
     check_backends(args.backend, args.device)
-    subjects = load_all(args)
+    subjects = build_all(args)
     turns = len(args.backend) * (args.rounds + WARMUP) * len(subjects)
     comparison = Comparison(
         Setting(
@@ -105,43 +110,54 @@ def measure(args: argparse.Namespace, tell: Callable[[str], None]) -> None:
         Path(partial).write_text(json.dumps(result, indent=1))
 
 
-def load_all(args: argparse.Namespace) -> list[Subject]:
+def build_all(args: argparse.Namespace) -> list[Subject]:
     """The networks of the first seed; the baseline comes first."""
-    found = summaries(read_results(args.out / f'{args.list}.jsonl'))
-    subjects = []
+    results = args.out / f'{args.list}.jsonl'
+    found = summaries(read_results(results))
+    if 'baseline' not in found:
+        raise SystemExit(f'error: {results} has no baseline; run.py makes it')
     pruned = [name for name in found if found[name].target]
+    subjects = []
     for name in ('baseline', *pruned):
         config = Config.fromfile(HERE / 'configs' / args.list / f'{name}.py')
-        rate = 0.0 if name == 'baseline' else found[name].lr
-        job = (name, found[name].runs[0]['seed'], rate)
-        path = args.work_dir / name_of(job) / 'model.pth'
-        model = load(config, path)
+        model = build(config, found[name].runs[0])
         facts = read_preprocessing(config, model, config.input_shape)
-        subjects.append(Subject(name, str(path), model, facts, {}))
+        subjects.append(Subject(name, str(results), model, facts, {}))
     return subjects
 
 
-def load(config: Config, path: Path) -> nn.Module:
-    """A network whose layers are as wide as its weights are."""
+def build(config: Config, result: Result) -> nn.Module:
+    """An untrained network as wide as one of the results.
+
+    Time does not depend on what weights are, nor on which channels are left.
+
+    Raises:
+        RuntimeError: If it does not cost what the result says.
+    """
+    torch.manual_seed(0)
     model = build_model(config)
-    weights = load_plain_checkpoint(path)['state_dict']
-    for name, module in model.named_modules():
-        for key in (*module._parameters, *module._buffers):
-            full = f'{name}.{key}'
-            if full in weights:
-                getattr(module, key).data = weights[full]
-        if isinstance(module, nn.Conv2d):
-            module.out_channels, module.in_channels = module.weight.shape[:2]
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.BatchNorm2d):
-            module.num_features = len(module.weight)
-        elif isinstance(module, nn.GroupNorm):
-            # groups go as a whole
-            each = module.num_channels // module.num_groups
-            module.num_channels = len(module.weight)
-            module.num_groups = module.num_channels // each
+    groups = demo_groups(model, config.input_shape)
+    gone = [units_gone(group, result['widths']) for group in groups]
+    sizes = axis_sizes(model, groups)
+    slice_model(model, kept_positions(groups, gone, sizes))
+    cost = cost_of(model, config.input_shape)
+    if cost != result['cost']:
+        raise RuntimeError(
+            f'{result["experiment"]} has cost {result["cost"]}; a network of '
+            f'its widths costs {cost}'
+        )
     return model.eval()
+
+
+def units_gone(
+    group: ChannelGroup, widths: Mapping[str, tuple[int, int]]
+) -> np.ndarray:
+    """So many of a group's units as its first convolution has lost."""
+    for member in group.members:
+        if member.role in ('producer', 'grouped') and member.layer in widths:
+            left, full = widths[member.layer]
+            return np.arange((full - left) // member.index.shape[1])
+    return np.arange(0)
 
 
 if __name__ == '__main__':

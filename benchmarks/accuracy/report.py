@@ -35,31 +35,14 @@ from mmgfp.files import complete  # noqa: E402
 # of the flops are kept in most experiments
 HALF = 0.5
 
+# what the others are compared with
+DEFAULT = 'fisher_acts'
+
 FAMILIES = dict(
     fisher=(BLUE, 'o', 'Group Fisher (mmgfp)'),
     ours=(GREEN, 's', "other criterion, mmgfp's groups"),
     torch_pruning=(ORANGE, '^', 'Torch-Pruning'),
 )
-
-HEAD = """# Accuracy
-
-Made by `python benchmarks/accuracy/report.py` from
-`benchmarks/accuracy/results`. All experiments of a list begin with the same
-trained network, run in the same training loop with the same data, target and
-number of epochs, and differ in what chooses the channels:
-
-- `fisher_*`: Group Fisher Pruning as `mmgfp.FisherPruningHook` does it, scores
-  divided by the acts or flops that a channel saves, or by nothing; `internal`
-  with channels that one layer makes and one reads only.
-- `ours_*`: another criterion with mmgfp's channel groups, pace and surgery.
-- `torch_pruning_*`: Torch-Pruning with its own groups, importance and surgery,
-  global, at the same pace.
-
-Channels go in equal amounts of flops every few iterations of the pruning
-phase. The learning rate of fine-tuning is chosen for each experiment from the
-same grid, with the first seed; the column *rates* has what each gave. Given
-are the mean over seeds and, in brackets, the least and the greatest.
-"""
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,10 +58,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    text = [HEAD]
-    findings = HERE / 'findings.md'  # written by hand
-    if findings.exists():
-        text.append(findings.read_text())
+    # written by hand
+    parts = ('introduction', 'findings')
+    text = [(HERE / f'{part}.md').read_text() for part in parts]
     for file in sorted(args.results.glob('*.jsonl')):
         found = summaries(read_results(file))
         if set(found) == {'baseline'}:
@@ -87,8 +69,9 @@ def main() -> None:
         latency = json.loads(timed.read_text()) if timed.exists() else None
         picture = args.out / 'accuracy' / f'{file.stem}.png'
         picture.parent.mkdir(exist_ok=True)
-        draw(found, latency, picture)
-        text += section(file.stem, found, latency)
+        config = Config.fromfile(HERE / 'configs' / file.stem / 'baseline.py')
+        draw(found, latency, config.metric, picture)
+        text += section(config, found, latency)
         text += ['', f'![Accuracy against cost](accuracy/{picture.name})', '']
         if latency is not None:
             picture = picture.with_stem(f'{file.stem}_speed')
@@ -108,56 +91,28 @@ def main() -> None:
 
 
 def section(
-    name: str, found: Mapping[str, Summary], latency: Any
+    config: Config, found: Mapping[str, Summary], latency: Any
 ) -> list[str]:
     """Words and tables of a list."""
-    baseline = found['baseline']
-    config = Config.fromfile(HERE / 'configs' / name / 'baseline.py')
-    others = [s for n, s in found.items() if n != 'baseline']
+    others = [s for n, s in found.items() if n not in ('baseline', 'unpruned')]
     others.sort(key=lambda s: -s.accuracy())
-    # the baseline may have been trained when other phases were planned
-    phases = (others or [baseline])[0].runs[0]['phases']
-    where = baseline.runs[0]['machine']
-    epochs = {k: v['epochs'] for k, v in phases.items()}
-    peer = next(
-        (s for s in others if s.name.startswith('torch_pruning')), None
-    )
-    with_peer = peer.runs[0].get('torch_pruning') if peer else None
-    days = sorted(r['machine']['date'] for s in found.values() for r in s.runs)
-    lines = [
-        f'## {config.title}',
-        '',
-        f'Given is the {config.metric}. Baseline: '
-        f'{score_words(baseline, "pruned")} before and '
-        f'{score_words(baseline)}{at_half(baseline)} after '
-        f'{epochs["baseline"]} epochs on these files. Pruning: '
-        f'{epochs["prune"]} epochs at a learning rate of '
-        f'{phases["prune"]["lr"]:g}; fine-tuning: {epochs["finetune"]} epochs '
-        f'with a cosine to zero. {with_what(where)}'
-        + (f' Torch-Pruning {with_peer}.' if with_peer else '')
-        + fine_tuned_only(found.get('unpruned'))
-        + f' Run {days[0]}'
-        + (f' to {days[-1]}.' if days[-1] != days[0] else '.'),
-        '',
-        '```bash',
-        *config.commands.strip().splitlines(),
-        '```',
-        '',
-    ]
+    lines = [f'## {config.title}', '', *config.about.strip().splitlines(), '']
+    lines += [f'- {fact}' for fact in facts(config, found)]
+    lines += ['', '```bash', *config.commands.strip().splitlines(), '```', '']
     ablations = [s for s in others if s.name.startswith('ablation')]
     for target in sorted({s.target for s in others if s.target}, reverse=True):
         rows = [s for s in others if s.target == target]
         rows = [s for s in rows if s not in ablations]
         lines += [f'### {target:.0%} of the flops', '']
-        lines += [*accuracy_table(rows, baseline), *paired(rows)]
+        lines += [*accuracy_table(rows, found), *same_channels(rows)]
+        lines += paired(rows)
     if ablations:
-        default = [found['fisher_acts'], *ablations]
         lines += [
             '### Ablations',
             '',
             '`fisher_acts` to half of the flops, changed in one way each:',
             '',
-            *accuracy_table(default, baseline),
+            *accuracy_table([found['fisher_acts'], *ablations], found),
             '',
         ]
     if latency is not None:
@@ -165,23 +120,76 @@ def section(
     return lines
 
 
-def fine_tuned_only(control: Summary | None) -> str:
-    """What the baseline becomes when it is trained on like the others."""
-    if control is None:
-        return ''
-    words = f'{score_words(control)}{at_half(control)}'
-    return f' Fine-tuned without pruning, the baseline comes to {words}.'
+def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
+    """How it was done: phases, settings, machine, versions, dates."""
+    baseline = found['baseline']
+    settings = config.optim_wrapper
+    optimizer = dict(settings.optimizer)
+    optimizer.pop('lr')
+    numbers = ', '.join(
+        f'{key.replace("_", " ")} {value:g}'
+        for key, value in optimizer.items()
+        if key != 'type'
+    )
+    exact = 'bfloat16' if 'bfloat16' in settings.type.lower() else 'float32'
+    pruning = Config.fromfile(
+        Path(config.filename).with_name(f'{DEFAULT}.py')
+    ).pruning
+    runs = [run for summary in found.values() for run in summary.runs]
+    days = sorted(run['machine']['date'] for run in runs)
+    peers = {run['torch_pruning'] for run in runs if 'torch_pruning' in run}
+    before = ''
+    if baseline.accuracy('pruned'):  # random weights detect nothing
+        before = f'{score_words(baseline, "pruned")} before, '
+    lines = [
+        f'Given is the {config.metric}.',
+        f'Baseline: {before}{score_words(baseline)}{at_half(baseline)} after '
+        f'{config.baseline.epochs} epochs at a learning rate of '
+        f'{config.baseline.lr:g}, which falls to zero with a cosine.',
+        f'Pruning: {config.prune.epochs} epochs at {config.prune.lr:g}, a '
+        f'step every {pruning.interval} iterations, then '
+        f'{config.finetune.epochs} epochs of fine-tuning with a cosine.',
+        f'{optimizer["type"]}, {numbers}, batches of '
+        f'{config.train_dataloader.batch_size}, {exact}.',
+        f'{baseline.runs[0]["machine"]["device"]}, '
+        f'{with_what(dict(baseline.runs[0]["machine"], date=span(days)))}'
+        + ''.join(f' Torch-Pruning {version}.' for version in sorted(peers)),
+    ]
+    control = found.get('unpruned')
+    if control is not None:
+        words = f'{score_words(control)}{at_half(control)}'
+        lines.insert(2, f'Control: {words}.')
+    return lines
+
+
+def span(days: Sequence[str]) -> str:
+    """From the first to the last."""
+    return days[0] if days[0] == days[-1] else f'{days[0]} to {days[-1]}'
+
+
+def same_channels(rows: Sequence[Summary]) -> list[str]:
+    """Rows that chose as `fisher_acts` did."""
+    usual = next((s for s in rows if s.name == DEFAULT), None)
+    if usual is None:
+        return []
+    widths = {run['seed']: run['widths'] for run in usual.runs}
+    return [
+        f'\n`{other.name}` has the channels of `{DEFAULT}` with every seed.'
+        for other in rows
+        if other is not usual
+        and all(widths.get(r['seed']) == r['widths'] for r in other.runs)
+    ]
 
 
 def paired(rows: Sequence[Summary]) -> list[str]:
-    """The best of Group Fisher less each peer, seed by seed."""
-    best = next((s for s in rows if s.name.startswith('fisher')), None)
+    """The usual way less each peer, seed by seed."""
+    usual = next((s for s in rows if s.name.startswith(DEFAULT)), None)
     peers = [s for s in rows if not s.name.startswith('fisher')]
-    if best is None or not peers:
+    if usual is None or not peers:
         return ['']
     words = []
     for peer in peers:
-        ours, theirs = best.by_seed(), peer.by_seed()
+        ours, theirs = usual.by_seed(), peer.by_seed()
         gains = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if gains:
             each = ', '.join(f'{gain:+.2f}' for gain in gains)
@@ -189,16 +197,22 @@ def paired(rows: Sequence[Summary]) -> list[str]:
             words.append(f'`{peer.name}` {mean} ({each})')
     return [
         '',
-        f'`{best.name}` less each other criterion, mean and seed by seed: '
+        f'`{usual.name}` less each other criterion, mean and seed by seed: '
         + '; '.join(words)
         + '.',
         '',
     ]
 
 
-def accuracy_table(rows: Sequence[Summary], baseline: Summary) -> list[str]:
-    head = ['experiment', 'seeds', 'pruned', 'fine-tuned', 'to the baseline']
-    head += ['flops', 'acts', 'params', 'rates']
+def accuracy_table(
+    rows: Sequence[Summary], found: Mapping[str, Summary]
+) -> list[str]:
+    """Rows of a table; what they differ from the baseline and the control."""
+    compared = {'− baseline': found['baseline']}
+    if 'unpruned' in found:
+        compared['− control'] = found['unpruned']
+    head = ['experiment', 'seeds', 'before fine-tuning', 'fine-tuned']
+    head += [*compared, 'flops', 'acts', 'params', 'rates']
     lines = [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
     for summary in rows:
         lines.append(
@@ -207,7 +221,10 @@ def accuracy_table(rows: Sequence[Summary], baseline: Summary) -> list[str]:
                 str(len(summary.runs)),
                 score_words(summary, 'pruned'),
                 score_words(summary) + at_half(summary),
-                f'{summary.accuracy() - baseline.accuracy():+.2f}',
+                *(
+                    f'{summary.accuracy() - other.accuracy():+.2f}'
+                    for other in compared.values()
+                ),
                 *(
                     f'{summary.share(m):.1%}'
                     for m in ('flops', 'acts', 'params')
@@ -262,55 +279,76 @@ def latency_table(latency: Any) -> list[str]:
     return lines
 
 
-def draw(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
-    """Accuracy against what is left of flops, acts and latency."""
+def draw(
+    found: Mapping[str, Summary], latency: Any, metric: str, path: Path
+) -> None:
+    """Accuracy against what is left of flops, acts and latency.
+
+    Of the flops only where there are several targets, of latency with the
+    largest batch.
+    """
+    found = {n: s for n, s in found.items() if not n.startswith('ablation')}
+    kept = ['acts']
+    if several_targets(found):
+        kept.insert(0, 'flops')
     panels: list[tuple[str, dict[str, float]]] = [
         (f'{metric} left', {n: s.share(metric) for n, s in found.items()})
-        for metric in ('flops', 'acts')
+        for metric in kept
     ]
-    for timing in (latency or dict(times=[]))['times']:
-        each = timing['networks']
-        panels.append(
-            (
-                f'latency left, {timing["backend"]}, batch {timing["batch"]}',
-                {n: each[n]['ratio']['median'] for n in each},
+    times = latency['times'] if latency else []
+    for timing in times:
+        if timing['batch'] == max(t['batch'] for t in times):
+            each = timing['networks']
+            label = f'{timing["backend"]}, batch {timing["batch"]}'
+            panels.append(
+                (
+                    f'latency left, {label}',
+                    {n: each[n]['ratio']['median'] for n in each},
+                )
             )
-        )
-    found = {n: s for n, s in found.items() if not n.startswith('ablation')}
-    rows = -(-len(panels) // 3)
-    columns = -(-len(panels) // rows)
-    figure = new_figure(4.2 * columns, 4.6 * rows)
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for panel, (label, places) in zip(axes.flat, panels):
+    figure = new_figure(4.4 * len(panels), 4.6)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (label, places) in zip(axes, panels):
         draw_panel(panel, found, places)
         panel.set_xlabel(label)
-    for panel in axes[:, 0]:
-        panel.set_ylabel('accuracy after fine-tuning')
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0].set_ylabel(f'{metric}, fine-tuned')
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc='outside lower center', ncols=4, frameon=False
     )
     save_figure(figure, path)
 
 
+def several_targets(found: Mapping[str, Summary]) -> bool:
+    return len({s.target for s in found.values() if s.target}) > 1
+
+
 def draw_speed(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
-    """Time against what is left of flops and acts (the paper's Fig. 6)."""
+    """Time against what is left of flops and acts (the paper's Fig. 6).
+
+    The correlation is that of the pruned networks; with flops only where
+    those differ.
+    """
     times = latency['times']
+    marks = {'acts': (BLUE, 'o'), 'flops': (ORANGE, '^')}
+    if not several_targets(found):
+        del marks['flops']
     figure = new_figure(3.2 * len(times), 3.6)
-    for axes, timing in zip(
-        figure.subplots(1, len(times), squeeze=False)[0], times
-    ):
-        networks = timing['networks']
-        took = [each['ratio']['median'] for each in networks.values()]
-        for metric, colour, marker in (
-            ('flops', ORANGE, '^'),
-            ('acts', BLUE, 'o'),
-        ):
-            left = [found[name].share(metric) for name in networks]
-            label = f'{metric}, r = {statistics.correlation(left, took):.2f}'
+    panels = figure.subplots(1, len(times), squeeze=False)[0]
+    for axes, timing in zip(panels, times):
+        networks = {n: t for n, t in timing['networks'].items() if n in found}
+        pruned = [name for name in networks if found[name].target]
+        took = [networks[name]['ratio']['median'] for name in pruned]
+        for metric, (colour, marker) in marks.items():
+            # the network that was measured is that of the first seed
+            left = [found[name].runs[0]['shares'][metric] for name in pruned]
+            label = f'{metric} left'
+            if len(set(left)) > 1:
+                label += f', r = {statistics.correlation(left, took):.2f}'
             axes.scatter(
                 left, took, s=14, c=colour, marker=marker, label=label
             )
+        axes.scatter([1], [1], s=20, c=GREY, marker='x', label='baseline')
         axes.set_title(
             f'{timing["backend"]}, batch {timing["batch"]}', fontsize=10
         )
@@ -319,7 +357,7 @@ def draw_speed(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
             loc='upper center', bbox_to_anchor=(0.5, -0.17), frameon=False
         )
         axes.spines[['top', 'right']].set_visible(False)
-    figure.axes[0].set_ylabel("time / the baseline's")
+    panels[0].set_ylabel("time / the baseline's")
     save_figure(figure, path)
 
 
@@ -336,28 +374,44 @@ def kept_by_stage(summary: Summary) -> dict[str, float]:
 
 
 def stage_of(layer: str) -> str:
-    """'backbone.layer1', 'neck' or 'bbox_head.cls_convs'."""
+    """'backbone.layer1 inner', 'neck' or 'bbox_head.cls_convs'.
+
+    The first convolution of a block of two is read by the second alone; what
+    the second writes is added to the stream of the stage.
+    """
     part, *rest = layer.split('.')
-    return part if part == 'neck' else f'{part}.{rest[0]}'
+    if part == 'neck':
+        return part
+    stage = f'{part}.{rest[0]}'
+    if rest[0].startswith('layer'):
+        stage += ' inner' if rest[-1] == 'conv1' else ' stream'
+    return stage
 
 
 def draw_kept(kept: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Bars by stage and normalisation, but for what predicts."""
     stages = [s for s in next(iter(kept.values())) if '.conv_' not in s]
     stages = [s for s in stages if '.retina_' not in s]
-    figure = new_figure(8, 3.2)
+    figure = new_figure(9, 3.4)
     axes = figure.add_subplot()
     width = 0.8 / len(kept)
     for i, ((name, shares), colour) in enumerate(zip(kept.items(), CYCLE)):
         places = [x + (i + 0.5) * width - 0.4 for x in range(len(stages))]
         values = [shares[stage] for stage in stages]
         axes.bar(places, values, width, color=colour, label=name)
-    axes.set_xticks(range(len(stages)), [s.replace('.', '\n') for s in stages])
+    labels = [s.replace('.', '\n').replace(' ', '\n') for s in stages]
+    axes.set_xticks(range(len(stages)), labels)
     axes.tick_params(axis='x', labelsize=8)
     axes.set_ylabel('channels kept')
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     axes.spines[['top', 'right']].set_visible(False)
-    figure.legend(loc='outside upper left', ncols=4, frameon=False)
+    figure.legend(
+        title='scores divided by',
+        alignment='left',
+        loc='outside upper left',
+        ncols=4,
+        frameon=False,
+    )
     save_figure(figure, path)
 
 
@@ -384,6 +438,8 @@ def draw_panel(
             yerr=[[mean - min(values)], [max(values) - mean]],
             color=colour,
             marker=marker,
+            # hollow: one seed, whose spread is not known
+            markerfacecolor='white' if len(values) == 1 else colour,
             capsize=3,
             linestyle='',
             label=None if family in seen else label,
@@ -400,7 +456,7 @@ def spread_names(
     names = [n for n in places if n in found and found[n].target]
     names.sort(key=lambda n: found[n].accuracy())
     low = min(found[n].accuracy() for n in names)
-    high = max([found[n].accuracy() for n in names])
+    high = max(found[n].accuracy() for n in names)
     gap = max(high - low, 0.1) / max(1, len(names) - 1)
     right = max(places[n] for n in names)
     left = min(places[n] for n in names)

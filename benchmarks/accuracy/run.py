@@ -109,8 +109,8 @@ class Experiments:
         for pattern in args.filter:
             if not any(fnmatchcase(name, pattern) for name in self.configs):
                 raise SystemExit(
-                    f'error: --filter {pattern}: no experiment of that name in '
-                    f'{folder}'
+                    f'error: --filter {pattern}: no experiment of that name '
+                    f'in {folder}'
                 )
         self._took: list[float] = []
         self._failed: list[str] = []
@@ -243,9 +243,9 @@ class Experiments:
         before = score(known['finetuned'])
         if abs(again - before) > 0.005:
             raise SystemExit(
-                f'error: the baseline comes to {again:.2f} here and {before:.2f} in '
-                f'{self.file}: its other results do not compare; give an '
-                'empty --out and --work-dir'
+                f'error: the baseline comes to {again:.2f} here and '
+                f'{before:.2f} in {self.file}: its other results do not '
+                'compare; give an empty --out and --work-dir'
             )
 
     def _tell(

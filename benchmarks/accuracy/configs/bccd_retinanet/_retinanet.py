@@ -3,12 +3,18 @@ _base_ = [
     '../../../../configs/_base_/retinanet_r18.py',
     '../_bccd.py',
 ]
-title = 'RetinaNet-R18 on BCCD, half of the flops'
+title = 'RetinaNet-R18 on BCCD'
+about = """
+A ResNet-18 of half and an FPN and head of a quarter of the usual channels,
+trained from random weights on the 205 pictures of the training split, in
+320x240 pixels; tested on the 72 of the test split.
+"""
 commands = """
-unzip -q bccd.zip -d DATA/bccd
+git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/run.py bccd_retinanet --data-root DATA/bccd \\
     --seeds 0 1 --lrs 0.002 0.001 --jobs 2
-python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8
+python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8 \\
+    --rounds 20
 python benchmarks/accuracy/report.py
 """
 
