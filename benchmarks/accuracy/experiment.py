@@ -137,10 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.time()
     set_random_seed(args.seed)
     model = build_model(config)
+    # once, for a runner would do it to what was loaded as well
+    model.init_weights()
     if args.load_from:
         load(model, args.load_from)
-    else:
-        model.init_weights()
     shape = config.input_shape
     before, widths = cost_of(model, shape), widths_of(model)
     result: dict[str, Any] = dict(
