@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -294,11 +295,11 @@ def scored_images(folder):
         ('fisher_acts', [0.005] * 3 + [0.01]),
     ],
 )
-def test_rates(folder, baseline, tmp_path, monkeypatch, name, expected):
-    """What the optimisers begin every epoch with; what the record says."""
+def test_phases(folder, baseline, tmp_path, monkeypatch, name, expected):
+    """The weights they begin with, the rate of every epoch, the record."""
     import experiment
 
-    seen = []
+    seen, begun = [], []
     make = experiment.make_runner
 
     def watched(config, model):
@@ -307,6 +308,9 @@ def test_rates(folder, baseline, tmp_path, monkeypatch, name, expected):
         return runner
 
     class Watch(Hook):
+        def before_train(self, runner):
+            begun.append(copy.deepcopy(runner.model.state_dict()))
+
         def before_train_epoch(self, runner):
             (rate,) = {g['lr'] for g in runner.optim_wrapper.param_groups}
             seen.append(rate / self.factor(runner))
@@ -327,6 +331,9 @@ def test_rates(folder, baseline, tmp_path, monkeypatch, name, expected):
         ]
     )
     assert seen == pytest.approx(expected)
+    loaded = torch.load(baseline / 'model.pth', weights_only=True)
+    for key, tensor in loaded['state_dict'].items():
+        torch.testing.assert_close(begun[0][key], tensor, rtol=0, atol=0)
     result = json.loads((tmp_path / 'result.json').read_text())
     assert result['lr'] == expected[-1]
     assert (result['pruning'] is None) == (name != 'fisher_acts')
