@@ -179,18 +179,22 @@ def test_page(report, tmp_path, monkeypatch):
     assert '`fisher_none` has the channels' not in page
     assert (
         '| `fisher_acts` | 2 | 75.00 (74.00 to 76.00) | '
-        '85.00 (84.00 to 86.00) | -5.00 | -6.00 | 45.0% | 25.0% | 12.5% | '
+        '85.00 (84.00 to 86.00) | -5.00 | -7.00 | 45.0% | 25.0% | 12.5% | '
         '0.1 80.00, **0.2** 84.00 |'
     ) in page
     assert (
         '| `torch_pruning_l1` | 2 | 74.75 (73.00 to 76.50) | '
-        '84.75 (83.00 to 86.50) | -5.25 | -6.25 | 50.0% | 25.0% | 12.5% | '
+        '84.75 (83.00 to 86.50) | -5.25 | -8.00 | 50.0% | 25.0% | 12.5% | '
         '**0.1** 83.00, 0.2 82.00 |'
     ) in page
-    # 84 - 83, 86 - 86.5
+    # the control has the first seed only: 84 - 91, 83 - 91; 84 - 83, 86 - 86.5
     assert '`torch_pruning_l1` **+0.25** (+1.00, -0.50)' in page
     before, after = page.split('### Ablations')
-    assert '`ablation_interval_2` |' in after
+    # with the seed that both have, 88 - 84 and 88 - 91
+    assert (
+        '| `ablation_interval_2` | 1 | 78.00 | 88.00 | -2.00 | +4.00 | -3.00 |'
+        in after
+    )
     assert '`ablation_interval_2` |' not in before
     assert '`unpruned`' not in page
     assert '| `fisher_internal` | 1.200 | 1.200 |' in page

@@ -112,7 +112,9 @@ def section(
             '',
             '`fisher_acts` to half of the flops, changed in one way each:',
             '',
-            *accuracy_table([found['fisher_acts'], *ablations], found),
+            *accuracy_table(
+                ablations, found, {f'− `{DEFAULT}`': found[DEFAULT]}
+            ),
             '',
         ]
     if latency is not None:
@@ -189,11 +191,10 @@ def paired(rows: Sequence[Summary]) -> list[str]:
         return ['']
     words = []
     for peer in peers:
-        ours, theirs = usual.by_seed(), peer.by_seed()
-        gains = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-        if gains:
-            each = ', '.join(f'{gain:+.2f}' for gain in gains)
-            mean = f'**{statistics.mean(gains):+.2f}**'
+        differences = gains(usual, peer)
+        if differences:
+            each = ', '.join(f'{gain:+.2f}' for gain in differences)
+            mean = f'**{statistics.mean(differences):+.2f}**'
             words.append(f'`{peer.name}` {mean} ({each})')
     return [
         '',
@@ -204,15 +205,24 @@ def paired(rows: Sequence[Summary]) -> list[str]:
     ]
 
 
+def gains(summary: Summary, other: Summary) -> list[float]:
+    """Seed by seed, of those that both have."""
+    ours, theirs = summary.by_seed(), other.by_seed()
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
 def accuracy_table(
-    rows: Sequence[Summary], found: Mapping[str, Summary]
+    rows: Sequence[Summary],
+    found: Mapping[str, Summary],
+    others: Mapping[str, Summary] | None = None,
 ) -> list[str]:
-    """Rows of a table; what they differ from the baseline and the control."""
-    compared = {'− baseline': found['baseline']}
+    """Rows of a table; what they differ from baseline, control and others."""
+    baseline = found['baseline'].accuracy()
+    compared = dict(others or {})
     if 'unpruned' in found:
         compared['− control'] = found['unpruned']
     head = ['experiment', 'seeds', 'before fine-tuning', 'fine-tuned']
-    head += [*compared, 'flops', 'acts', 'params', 'rates']
+    head += ['− baseline', *compared, 'flops', 'acts', 'params', 'rates']
     lines = [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
     for summary in rows:
         lines.append(
@@ -221,10 +231,8 @@ def accuracy_table(
                 str(len(summary.runs)),
                 score_words(summary, 'pruned'),
                 score_words(summary) + at_half(summary),
-                *(
-                    f'{summary.accuracy() - other.accuracy():+.2f}'
-                    for other in compared.values()
-                ),
+                f'{summary.accuracy() - baseline:+.2f}',
+                *(mean_gain(summary, other) for other in compared.values()),
                 *(
                     f'{summary.share(m):.1%}'
                     for m in ('flops', 'acts', 'params')
@@ -240,6 +248,11 @@ def accuracy_table(
             )
         )
     return lines
+
+
+def mean_gain(summary: Summary, other: Summary) -> str:
+    differences = gains(summary, other)
+    return f'{statistics.mean(differences):+.2f}' if differences else ''
 
 
 def score_words(summary: Summary, phase: str = 'finetuned') -> str:
