@@ -327,7 +327,11 @@ def draw(
     axes[0].set_ylabel(f'{metric}, fine-tuned')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc='outside lower center', ncols=4, frameon=False
+        handles,
+        labels,
+        loc='outside lower center',
+        ncols=2 * len(panels) - 1,
+        frameon=False,
     )
     save_figure(figure, path)
 
@@ -405,7 +409,7 @@ def draw_kept(kept: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Bars by stage and normalisation, but for what predicts."""
     stages = [s for s in next(iter(kept.values())) if '.conv_' not in s]
     stages = [s for s in stages if '.retina_' not in s]
-    figure = new_figure(9, 3.4)
+    figure = new_figure(1.5 + 0.72 * len(stages), 3.4)
     axes = figure.add_subplot()
     width = 0.8 / len(kept)
     for i, ((name, shares), colour) in enumerate(zip(kept.items(), CYCLE)):
