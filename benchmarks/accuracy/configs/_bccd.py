@@ -43,7 +43,9 @@ train_dataloader = dict(
     dataset=dict(
         **dataset,
         ann_file='BCCD/ImageSets/Main/train.txt',
-        filter_cfg=dict(filter_empty_gt=True, min_size=1),
+        # one box of BloodImage_00343 is a point; every anchor without another
+        # box would be its best match
+        filter_cfg=dict(filter_empty_gt=True, min_size=1, bbox_min_size=1),
         pipeline=train_pipeline,
     ),
 )
