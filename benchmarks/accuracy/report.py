@@ -38,6 +38,8 @@ HALF = 0.5
 # what the others are compared with
 DEFAULT = 'fisher_acts'
 
+CONTROL = '− control'
+
 FAMILIES = dict(
     fisher=(BLUE, 'o', 'Group Fisher (mmgfp)'),
     ours=(GREEN, 's', "other criterion, mmgfp's groups"),
@@ -110,7 +112,7 @@ def section(
         lines += [
             '### Ablations',
             '',
-            '`fisher_acts` to half of the flops, changed in one way each:',
+            '`fisher_acts` to half of the flops, changed as the name says:',
             '',
             *accuracy_table(
                 ablations, found, {f'− `{DEFAULT}`': found[DEFAULT]}
@@ -220,7 +222,7 @@ def accuracy_table(
     baseline = found['baseline'].accuracy()
     compared = dict(others or {})
     if 'unpruned' in found:
-        compared['− control'] = found['unpruned']
+        compared[CONTROL] = found['unpruned']
     head = ['experiment', 'seeds', 'before fine-tuning', 'fine-tuned']
     head += ['− baseline', *compared, 'flops', 'acts', 'params', 'rates']
     lines = [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
@@ -232,7 +234,14 @@ def accuracy_table(
                 score_words(summary, 'pruned'),
                 score_words(summary) + at_half(summary),
                 f'{summary.accuracy() - baseline:+.2f}',
-                *(mean_gain(summary, other) for other in compared.values()),
+                *(
+                    mean_gain(summary, other)
+                    if key != CONTROL
+                    # it was trained for as long as most
+                    or epochs_of(other) == epochs_of(summary)
+                    else ''
+                    for key, other in compared.items()
+                ),
                 *(
                     f'{summary.share(m):.1%}'
                     for m in ('flops', 'acts', 'params')
@@ -248,6 +257,12 @@ def accuracy_table(
             )
         )
     return lines
+
+
+def epochs_of(summary: Summary) -> list[int]:
+    """Of pruning and of fine-tuning."""
+    phases = summary.runs[0]['phases']
+    return [phases[name]['epochs'] for name in ('prune', 'finetune')]
 
 
 def mean_gain(summary: Summary, other: Summary) -> str:

@@ -1,3 +1,3 @@
-# The same channels in a third of the pace.
+# To the same target at a third of the pace.
 _base_ = ['fisher_acts.py']
 prune = dict(epochs=30)
