@@ -99,7 +99,9 @@ def report():
 def test_page(report, tmp_path, monkeypatch):
     """Rates, means, spreads and pairs, reckoned by hand."""
 
-    def result(name, seed, lr, top1, flops=0.5, acts=0.25, channels=1):
+    def result(
+        name, seed, lr, top1, flops=0.5, acts=0.25, channels=1, epochs=3
+    ):
         pruned = name not in ('baseline', 'unpruned')
         return dict(
             experiment=name,
@@ -107,7 +109,7 @@ def test_page(report, tmp_path, monkeypatch):
             lr=lr,
             pruning=dict(target=dict(flops=0.5)) if pruned else None,
             phases={
-                key: dict(epochs=3, lr=0.02)
+                key: dict(epochs=epochs, lr=0.02)
                 for key in ('baseline', 'prune', 'finetune')
             },
             pruned={'accuracy/top1': top1 - 10},
@@ -135,6 +137,7 @@ def test_page(report, tmp_path, monkeypatch):
         result('fisher_internal', 0, 0.1, 85.5, acts=0.3),
         result('fisher_none', 0, 0.1, 85.2, acts=0.5, channels=2),
         result('ablation_interval_2', 0, 0.2, 88.0),
+        result('ablation_finetune_30', 0, 0.2, 89.0, epochs=30),
     ]
     # time is four times the acts
     shares = {one['experiment']: one['shares']['acts'] for one in results}
@@ -193,6 +196,11 @@ def test_page(report, tmp_path, monkeypatch):
     # with the seed that both have, 88 - 84 and 88 - 91
     assert (
         '| `ablation_interval_2` | 1 | 78.00 | 88.00 | -2.00 | +4.00 | -3.00 |'
+        in after
+    )
+    # the control was trained for less
+    assert (
+        '| `ablation_finetune_30` | 1 | 79.00 | 89.00 | -1.00 | +5.00 |  | '
         in after
     )
     assert '`ablation_interval_2` |' not in before

@@ -38,8 +38,6 @@ HALF = 0.5
 # what the others are compared with
 DEFAULT = 'fisher_acts'
 
-CONTROL = '− control'
-
 FAMILIES = dict(
     fisher=(BLUE, 'o', 'Group Fisher (mmgfp)'),
     ours=(GREEN, 's', "other criterion, mmgfp's groups"),
@@ -220,11 +218,10 @@ def accuracy_table(
 ) -> list[str]:
     """Rows of a table; what they differ from baseline, control and others."""
     baseline = found['baseline'].accuracy()
-    compared = dict(others or {})
-    if 'unpruned' in found:
-        compared[CONTROL] = found['unpruned']
+    control, others = found.get('unpruned'), others or {}
     head = ['experiment', 'seeds', 'before fine-tuning', 'fine-tuned']
-    head += ['− baseline', *compared, 'flops', 'acts', 'params', 'rates']
+    head += ['− baseline', *others, *(['− control'] if control else [])]
+    head += ['flops', 'acts', 'params', 'rates']
     lines = [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
     for summary in rows:
         lines.append(
@@ -234,14 +231,8 @@ def accuracy_table(
                 score_words(summary, 'pruned'),
                 score_words(summary) + at_half(summary),
                 f'{summary.accuracy() - baseline:+.2f}',
-                *(
-                    mean_gain(summary, other)
-                    if key != CONTROL
-                    # it was trained for as long as most
-                    or epochs_of(other) == epochs_of(summary)
-                    else ''
-                    for key, other in compared.items()
-                ),
+                *(mean_gain(summary, other) for other in others.values()),
+                *([control_gain(summary, control)] if control else []),
                 *(
                     f'{summary.share(m):.1%}'
                     for m in ('flops', 'acts', 'params')
@@ -259,15 +250,21 @@ def accuracy_table(
     return lines
 
 
+def mean_gain(summary: Summary, other: Summary) -> str:
+    differences = gains(summary, other)
+    return f'{statistics.mean(differences):+.2f}' if differences else ''
+
+
+def control_gain(summary: Summary, control: Summary) -> str:
+    """Empty where the control was trained for another time."""
+    same = epochs_of(summary) == epochs_of(control)
+    return mean_gain(summary, control) if same else ''
+
+
 def epochs_of(summary: Summary) -> list[int]:
     """Of pruning and of fine-tuning."""
     phases = summary.runs[0]['phases']
     return [phases[name]['epochs'] for name in ('prune', 'finetune')]
-
-
-def mean_gain(summary: Summary, other: Summary) -> str:
-    differences = gains(summary, other)
-    return f'{statistics.mean(differences):+.2f}' if differences else ''
 
 
 def score_words(summary: Summary, phase: str = 'finetuned') -> str:

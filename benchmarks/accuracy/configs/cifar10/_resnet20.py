@@ -15,7 +15,7 @@ pretrained_models/resnet20-12fca82f.th -O cifar10_resnet20.th
 pip install --no-deps -r benchmarks/accuracy/requirements.txt
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights cifar10_resnet20.th --lrs 0.03 0.1 --seeds 0 1 --jobs 2
-python benchmarks/accuracy/latency.py cifar10 --rounds 60
+python benchmarks/accuracy/latency.py cifar10 --rounds 24
 python benchmarks/accuracy/report.py
 """
 _base_ = ['mmpretrain::_base_/default_runtime.py']
