@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_configs(path):
         HOOKS.build(config.pruning)
         share = 0.3 if '0.3' in path.stem else 0.5
         assert config.pruning.target == dict(flops=share)
-    for name in ('title', 'metric', 'commands', 'input_shape'):
+    for name in ('title', 'metric', 'commands', 'input_shape', 'rates'):
         assert config[name]
 
 
@@ -351,6 +352,51 @@ def test_phases(folder, baseline, tmp_path, monkeypatch, name, expected):
     assert (result['pruning'] is None) == (name != 'fisher_acts')
 
 
+@pytest.mark.parametrize('wrong', ['missing', 'unknown'])
+def test_weights_that_do_not_fit(folder, baseline, tmp_path, wrong):
+    import experiment
+
+    weights = torch.load(folder / 'public.th', weights_only=True)['state_dict']
+    if wrong == 'missing':
+        del weights['module.conv1.weight']
+    else:
+        weights['module.conv9.weight'] = torch.zeros(1)
+    torch.save(dict(state_dict=weights), tmp_path / 'other.th')
+    model, _ = scored_images(folder)
+    with pytest.raises(SystemExit, match=rf'CifarResNet.*{wrong} \['):
+        experiment.load(model, str(tmp_path / 'other.th'))
+
+
+def test_images(tmp_path):
+    """Kept decoded until one comes or goes; one that is none is named."""
+    import data
+
+    def images(values):
+        for i, value in enumerate(values):
+            image = np.full((4, 4, 3), value, np.uint8)
+            cv2.imwrite(str(tmp_path / f'train/cat/{i}.png'), image)
+
+    def read():
+        dataset = data.ImageFolders(str(tmp_path / 'train'), pipeline=[])
+        return [int(one['img'][0, 0, 0]) for one in dataset]
+
+    (tmp_path / 'train/cat').mkdir(parents=True)
+    images([10, 20])
+    assert read() == [10, 20]
+    kept = tmp_path / 'train.npz'
+    before = kept.stat().st_mtime_ns
+    assert read() == [10, 20]
+    assert kept.stat().st_mtime_ns == before
+    images([10, 20, 30])
+    os.utime(kept, (0, 0))  # clocks of files are coarse
+    assert read() == [10, 20, 30]
+    broken = tmp_path / 'train/cat/3.png'
+    broken.write_text('<html>')
+    os.utime(kept, (0, 0))
+    with pytest.raises(ValueError, match=r'3\.png is no image'):
+        read()
+
+
 def test_shortcuts_begin_as_option_a(folder):
     import models
 
@@ -610,7 +656,7 @@ class Driver:
         """``run.py`` with two experiments, unless the words say otherwise."""
         common = [
             *('cifar10', '--data-root', 'nowhere'),
-            *('--seeds', *seeds, '--lrs', *lrs),
+            *('--seeds', *seeds, *(('--lrs', *lrs) if lrs else ())),
             *('--filter', 'fisher_acts', 'ours_l1'),
             *('--out', str(self.folder)),
             *('--work-dir', str(self.folder / 'work')),
@@ -674,6 +720,15 @@ def test_results_of_two_baselines_do_not_mix(driver):
     with pytest.raises(SystemExit, match=r'91\.50 here and 90\.00 in .*--out'):
         driver.run(seeds='057')
     assert driver.results.read_text() == before
+
+
+def test_rates_of_the_list(driver):
+    driver.run(seeds='0', lrs=None)
+    assert driver.began[1:] == [
+        (name, 0, lr)
+        for lr in (0.03, 0.1)
+        for name in ('fisher_acts', 'ours_l1')
+    ]
 
 
 def test_failed_experiments(driver, capsys):

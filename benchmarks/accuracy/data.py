@@ -17,7 +17,8 @@ from mmgfp.files import complete
 class ImageFolders(BaseDataset):
     """Small images in a folder for each class, held in memory.
 
-    They are decoded once and kept beside the folder (``train.npz``).
+    They are decoded once and kept beside the folder (``train.npz``), and once
+    more after images came or went.
 
     Args:
         folder (str): Has ``<class>/*.jpg`` or ``*.png``.
@@ -30,12 +31,17 @@ class ImageFolders(BaseDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """Pixels (H, W, 3), BGR, and the number of the class."""
         kept = self._folder.with_suffix('.npz')
-        if not kept.exists():
+        if not kept.exists() or self._changed() > kept.stat().st_mtime:
             self._decode(kept)
         with np.load(kept) as arrays:
             pairs = zip(arrays['images'], arrays['labels'])
             self._metainfo['classes'] = tuple(arrays['classes'].tolist())
             return [dict(img=i, gt_label=int(label)) for i, label in pairs]
+
+    def _changed(self) -> float:
+        """When the last image came or went; 0 if there is no folder."""
+        classes = self._folder.glob('*/')
+        return max((path.stat().st_mtime for path in classes), default=0.0)
 
     def _decode(self, kept: Path) -> None:
         classes = sorted(p.name for p in self._folder.glob('*') if p.is_dir())
@@ -49,7 +55,7 @@ class ImageFolders(BaseDataset):
             for label, name in enumerate(classes)
             for path in sorted((self._folder / name).glob('*.*'))
         ]
-        images = [cv2.imread(str(path)) for path, _ in files]
+        images = [read(path) for path, _ in files]
         with complete(kept) as partial, open(partial, 'wb') as file:
             np.savez(
                 file,
@@ -64,3 +70,11 @@ class ImageFolders(BaseDataset):
         info['img'] = info['img'].copy()
         info['img_shape'] = info['ori_shape'] = info['img'].shape[:2]
         return self.pipeline(info)
+
+
+def read(path: Path) -> np.ndarray:
+    """Pixels (H, W, 3), BGR."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise ValueError(f'{path} is no image that OpenCV reads; delete it')
+    return image

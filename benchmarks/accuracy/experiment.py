@@ -186,7 +186,13 @@ def load(model: nn.Module, path: str) -> None:
     """Weights of a baseline, or public ones, which lack the shortcuts."""
     weights = load_plain_checkpoint(path)['state_dict']
     missing, unknown = model.load_state_dict(converted(weights), strict=False)
-    assert not unknown and all('shortcut' in name for name in missing)
+    missing = [name for name in missing if 'shortcut' not in name]
+    if unknown or missing:
+        raise SystemExit(
+            f'error: {path} does not fit {type(model.backbone).__name__}: '
+            f'missing {missing or "nothing"}, unknown {unknown or "nothing"}; '
+            'give the weights that the list names'
+        )
 
 
 def converted(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -49,7 +49,9 @@ class TorchPruningHook(Hook):
         arguments = dict(importance)
         kind = getattr(torch_pruning.importance, arguments.pop('type'))
         self._importance = kind(**arguments)
-        self._needs_gradients = 'Taylor' in kind.__name__
+        self._needs_gradients = isinstance(
+            self._importance, torch_pruning.importance.GroupTaylorImportance
+        )
         self._target = target['flops']
         self._shape = tuple(input_shape)
         self._interval = interval

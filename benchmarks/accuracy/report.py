@@ -107,14 +107,13 @@ def section(
         lines += [*accuracy_table(rows, found), *same_channels(rows)]
         lines += paired(rows)
     if ablations:
+        usual = {f'− `{n}`': found[n] for n in (DEFAULT,) if n in found}
         lines += [
             '### Ablations',
             '',
             '`fisher_acts` to half of the flops, changed as the name says:',
             '',
-            *accuracy_table(
-                ablations, found, {f'− `{DEFAULT}`': found[DEFAULT]}
-            ),
+            *accuracy_table(ablations, found, usual),
             '',
         ]
     if latency is not None:
@@ -133,6 +132,11 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         for key, value in optimizer.items()
         if key != 'type'
     )
+    extras = ''
+    if settings.get('paramwise_cfg'):
+        extras += ', no decay of norms and biases'
+    if settings.get('clip_grad'):
+        extras += f', gradients clipped to {settings.clip_grad.max_norm:g}'
     exact = 'bfloat16' if 'bfloat16' in settings.type.lower() else 'float32'
     pruning = Config.fromfile(
         Path(config.filename).with_name(f'{DEFAULT}.py')
@@ -147,12 +151,14 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         f'Given is the {config.metric}.',
         f'Baseline: {before}{score_words(baseline)}{at_half(baseline)} after '
         f'{config.baseline.epochs} epochs at a learning rate of '
-        f'{config.baseline.lr:g}, which falls to zero with a cosine.',
+        f'{config.baseline.lr:g}, which falls to zero with a cosine'
+        f'{rise(config.baseline)}.',
         f'Pruning: {config.prune.epochs} epochs at {config.prune.lr:g}, a '
         f'step every {pruning.interval} iterations, then '
-        f'{config.finetune.epochs} epochs of fine-tuning with a cosine.',
+        f'{config.finetune.epochs} epochs of fine-tuning with a cosine'
+        f'{rise(config.finetune)}.',
         f'{optimizer["type"]}, {numbers}, batches of '
-        f'{config.train_dataloader.batch_size}, {exact}.',
+        f'{config.train_dataloader.batch_size}, {exact}{extras}.',
         f'{baseline.runs[0]["machine"]["device"]}, '
         f'{with_what(dict(baseline.runs[0]["machine"], date=span(days)))}'
         + ''.join(f' Torch-Pruning {version}.' for version in sorted(peers)),
@@ -162,6 +168,13 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         words = f'{score_words(control)}{at_half(control)}'
         lines.insert(2, f'Control: {words}.')
     return lines
+
+
+def rise(phase: Mapping[str, float]) -> str:
+    """Where the rate begins small."""
+    if 'warmup' not in phase:
+        return ''
+    return f' after a rise over {phase["warmup"]} iterations'
 
 
 def span(days: Sequence[str]) -> str:

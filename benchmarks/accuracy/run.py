@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mmengine.config import Config
 from results import Result, read_results, score, summaries
 
 from mmgfp.cli import add_debug_option, errors_in_one_line, positive
@@ -60,8 +61,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--lrs',
         nargs='+',
         type=float,
-        default=[0.03, 0.1, 0.01],
-        help='of fine-tuning (0.03 0.1 0.01)',
+        help='of fine-tuning; by default those of the list, `rates` in its '
+        'configs',
     )
     parser.add_argument(
         '--jobs', type=positive, default=1, help='processes at once (1)'
@@ -106,6 +107,7 @@ class Experiments:
             if any(fnmatchcase(path.stem, f) for f in args.filter)
             or path.stem == 'baseline'
         }
+        self.lrs = args.lrs or Config.fromfile(self.configs['baseline']).rates
         for pattern in args.filter:
             if not any(fnmatchcase(name, pattern) for name in self.configs):
                 raise SystemExit(
@@ -123,9 +125,9 @@ class Experiments:
                 of another baseline.
         """
         names = [name for name in self.configs if name != 'baseline']
-        lrs, first, *others = (self.args.lrs, *self.args.seeds)
+        first, *others = self.args.seeds
         baseline = self._jobs(['baseline'], [0], [0.0])
-        tuning = self._jobs(names, [first], lrs)
+        tuning = self._jobs(names, [first], self.lrs)
         repeats = self._repeats(names, others)
         if not self._start_weights.exists() and tuning + repeats:
             # its result may come from elsewhere, what the others need not
@@ -152,7 +154,7 @@ class Experiments:
             for name in names
             if name not in failed
             for job in self._jobs(
-                [name], [seed], [best.get(name, self.args.lrs[0])]
+                [name], [seed], [best.get(name, self.lrs[0])]
             )
         ]
 

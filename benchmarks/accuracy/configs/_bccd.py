@@ -1,7 +1,7 @@
 # What the detectors on BCCD share: data, phases, pruning. The 205 training
 # pictures train them from random weights, validation pictures are not used.
 _base_ = ['mmdet::_base_/default_runtime.py']
-custom_imports = dict(imports=['mmgfp', 'criteria', 'models'])
+custom_imports = dict(imports=['mmgfp', 'models'])
 
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
 train_pipeline = [
@@ -79,6 +79,7 @@ input_shape = (256, 320)  # with what is padded
 baseline = dict(epochs=60, lr=0.002, warmup=100)
 prune = dict(epochs=10, lr=0.0003)
 finetune = dict(epochs=60, lr=0.001, warmup=100)
+rates = [0.002, 0.001]  # of fine-tuning, tried with the first seed
 train_phases = ['prune', 'finetune']
 optim_wrapper = dict(
     type='Bfloat16OptimWrapper',

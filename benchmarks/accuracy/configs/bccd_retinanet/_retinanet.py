@@ -12,9 +12,8 @@ trained from random weights on the 205 pictures of the training split, in
 commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/run.py bccd_retinanet --data-root DATA/bccd \\
-    --seeds 0 1 --lrs 0.002 0.001 --jobs 2
-python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8 \\
-    --rounds 20
+    --seeds 0 1 --jobs 2
+python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8 --rounds 40
 python benchmarks/accuracy/report.py
 """
 

@@ -14,7 +14,7 @@ wget https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/\\
 pretrained_models/resnet20-12fca82f.th -O cifar10_resnet20.th
 pip install --no-deps -r benchmarks/accuracy/requirements.txt
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --lrs 0.03 0.1 --seeds 0 1 --jobs 2
+    --weights cifar10_resnet20.th --seeds 0 1 --jobs 2
 python benchmarks/accuracy/latency.py cifar10 --rounds 24
 python benchmarks/accuracy/report.py
 """
@@ -71,10 +71,11 @@ default_hooks = dict(
 
 metric = 'top-1 accuracy'
 input_shape = (32, 32)  # that cost is counted at
-# epochs and learning rate of each phase; the rate of fine-tuning is tuned
+# epochs and learning rate of each phase
 baseline = dict(epochs=10, lr=0.02)
 prune = dict(epochs=2, lr=0.005)
 finetune = dict(epochs=10, lr=0.03)
+rates = [0.03, 0.1]  # of fine-tuning, tried with the first seed
 train_phases = ['prune', 'finetune']
 optim_wrapper = dict(
     type='Bfloat16OptimWrapper',

@@ -10,7 +10,7 @@ wget https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/\\
 pretrained_models/resnet56-4bfd9763.th -O cifar10_resnet56.th
 pip install --no-deps -r benchmarks/accuracy/requirements.txt
 python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet56.th --lrs 0.03 --jobs 2
+    --weights cifar10_resnet56.th --jobs 2
 python benchmarks/accuracy/latency.py cifar10_resnet56
 python benchmarks/accuracy/report.py
 """

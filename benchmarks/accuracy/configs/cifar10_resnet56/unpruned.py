@@ -1,0 +1,2 @@
+_base_ = ['../cifar10/unpruned.py']
+model = dict(backbone=dict(depth=56))
