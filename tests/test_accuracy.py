@@ -154,6 +154,10 @@ def test_page(report, tmp_path, monkeypatch):
         times=[timing, dict(timing, batch=1)],
     )
     (tmp_path / 'cifar10_latency.json').write_text(json.dumps(timed))
+    scores = dict(test=84.0, anew=84.5, training=97.0)
+    known = dict(experiment='unpruned', seed=3, lr=0.2, finetuned=scores)
+    diagnosis = dict(machine=results[0]['machine'], networks=[known])
+    (tmp_path / 'cifar10_diagnosis.json').write_text(json.dumps(diagnosis))
     lines = ''.join(f'{json.dumps(one)}\n' for one in results)
     (tmp_path / 'cifar10.jsonl').write_text(lines)
     arguments = ['--results', str(tmp_path), '--out', str(tmp_path)]
@@ -205,7 +209,9 @@ def test_page(report, tmp_path, monkeypatch):
         in after
     )
     assert '`ablation_interval_2` |' not in before
-    assert '`unpruned`' not in page
+    tables, lost = page.split('### Where it is lost')
+    assert '`unpruned`' not in tables
+    assert '| `unpruned` | 3 | 0.2 |  |  |  | 84.00 | 84.50 | 97.00 |' in lost
     assert '| `fisher_internal` | 1.200 | 1.200 |' in page
     for name in ('cifar10', 'cifar10_speed', 'cifar10_kept'):
         picture = tmp_path / f'accuracy/{name}.png'
@@ -280,8 +286,8 @@ def test_baseline(folder, baseline):
     assert (baseline / 'model.pth').exists()
 
 
-def scored_images(folder):
-    """The network of the config and all of the test images, as one batch."""
+def scored_images(folder, split='test'):
+    """The network of the config and all images of a split, as one batch."""
     import experiment
     from mmengine.runner import Runner
 
@@ -295,6 +301,7 @@ def scored_images(folder):
             ]
         )
     )
+    config.test_dataloader.dataset.folder = str(folder / split)
     loader = Runner.build_dataloader(config.test_dataloader)
     (batch,) = list(loader)
     return build_model(config), batch
@@ -668,6 +675,130 @@ class Driver:
         """Of the experiments in the file, in its order."""
         lines = self.results.read_text().splitlines()
         return [json.loads(line)['experiment'] for line in lines]
+
+
+@pytest.fixture
+def diagnosed(folder, baseline, tmp_path, monkeypatch):
+    """What diagnose.py finds of an experiment that was just made."""
+    import diagnose
+    import experiment
+
+    path = configured(folder, 'fisher_acts')
+    configs = tmp_path / 'configs/cifar10'
+    configs.mkdir(parents=True)
+    (configs / 'fisher_acts.py').write_text(f'_base_ = [{str(path)!r}]\n')
+    monkeypatch.setattr(diagnose, 'HERE', tmp_path)
+    work = tmp_path / 'work/fisher_acts_seed0_lr0.01'
+    experiment.main(
+        [
+            *(str(path), '--data-root', str(folder), '--lr', '0.01'),
+            *('--load-from', str(baseline / 'model.pth'), '--out', str(work)),
+        ]
+    )
+
+    def run(*words):
+        args = diagnose.parse_args(
+            [
+                *('cifar10', '--data-root', str(folder)),
+                *('--work-dir', str(work.parent), '--out', str(tmp_path)),
+                *words,
+            ]
+        )
+        diagnose.diagnose_all(args)
+        file = tmp_path / 'cifar10_diagnosis.json'
+        (found,) = json.loads(file.read_text())['networks']
+        return found
+
+    return SimpleNamespace(run=run, work=work, module=diagnose)
+
+
+def test_diagnosis(folder, diagnosed, monkeypatch):
+    """Its scores are those of the results and those counted by hand."""
+    import latency
+    from mmengine.config import Config
+
+    def guess(config, model):
+        # all pictures are of the first class; a quarter is
+        nn.init.zeros_(model.head.fc.weight)
+        model.head.fc.bias.data = torch.tensor([1.0, 0, 0, 0])
+
+    monkeypatch.setattr(diagnosed.module, 'renew_statistics', guess)
+    found = diagnosed.run('--networks', 'fisher_*')
+    result = json.loads((diagnosed.work / 'result.json').read_text())
+    model = latency.build(
+        Config.fromfile(configured(folder, 'fisher_acts')), result
+    )
+    files = dict(pruned='prune/epoch_3.pth', finetuned='model.pth')
+    assert set(found) == {'experiment', 'seed', 'lr', *files}
+    for phase, file in files.items():
+        weights = torch.load(diagnosed.work / file, weights_only=False)
+        model.load_state_dict(weights['state_dict'])
+        for split, key in (('test', 'test'), ('train', 'training')):
+            _, batch = scored_images(folder, split)
+            samples = model.val_step(batch)
+            right = [bool(s.pred_label == s.gt_label) for s in samples]
+            assert found[phase][key] == 100 * sum(right) / len(right)
+        known = result[phase]['accuracy/top1']
+        assert found[phase]['test'] == known
+        assert found[phase]['anew'] == 25
+
+
+def test_diagnosis_of_training_pictures(folder):
+    """Those of the test remain what they were."""
+    import diagnose
+    import experiment
+
+    words = [str(configured(folder, 'baseline')), '--data-root', str(folder)]
+    config = experiment.read_config(
+        experiment.parse_args([*words, '--out', str(folder)])
+    )
+    changed = diagnose.on_training(config).test_dataloader.dataset
+    assert changed.folder == str(folder / 'train')
+    kept = config.test_dataloader.dataset
+    assert kept.folder == str(folder / 'test')
+    assert changed.pipeline == kept.pipeline
+
+
+def test_statistics_anew(folder):
+    """Of one batch: mean and variance of what each BatchNorm gets."""
+    import diagnose
+    from mmengine.config import Config
+
+    model, batch = scored_images(folder, 'train')
+    config = Config.fromfile(configured(folder, 'baseline'))
+    config.train_dataloader = copy.deepcopy(config.test_dataloader)
+    config.train_dataloader.update(batch_size=32)
+    config.train_dataloader.dataset.folder = str(folder / 'train')
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    inputs = {}
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda module, args: inputs.update({module: args[0].detach()})
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        model.train()(**model.data_preprocessor(batch))
+    for handle in handles:
+        handle.remove()
+    diagnose.renew_statistics(config, model)
+    assert len(layers) > 6
+    for layer in layers:
+        variance, mean = torch.var_mean(inputs[layer], (0, 2, 3))
+        torch.testing.assert_close(layer.running_mean, mean)
+        torch.testing.assert_close(layer.running_var, variance)
+        assert layer.momentum == 0.1
+
+
+def test_diagnosis_of_what_is_not_there(diagnosed):
+    with pytest.raises(SystemExit, match=r'fischer: .*run\.py makes'):
+        diagnosed.run('--networks', 'fischer')
+    file = diagnosed.work / 'result.json'
+    result = json.loads(file.read_text())
+    result['finetuned']['accuracy/top1'] = 12.34
+    file.write_text(json.dumps(result))
+    with pytest.raises(RuntimeError, match=r'model\.pth .* to the 12\.34'):
+        diagnosed.run()
 
 
 @pytest.fixture

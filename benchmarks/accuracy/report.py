@@ -65,8 +65,7 @@ def main() -> None:
         found = summaries(read_results(file))
         if set(found) == {'baseline'}:
             continue
-        timed = file.with_name(f'{file.stem}_latency.json')
-        latency = json.loads(timed.read_text()) if timed.exists() else None
+        latency = beside(file, 'latency')
         picture = args.out / 'accuracy' / f'{file.stem}.png'
         picture.parent.mkdir(exist_ok=True)
         config = Config.fromfile(HERE / 'configs' / file.stem / 'baseline.py')
@@ -86,8 +85,17 @@ def main() -> None:
             picture = picture.with_stem(f'{file.stem}_kept')
             draw_kept(kept, picture)
             text += [f'![Channels kept](accuracy/{picture.name})', '']
+        diagnosis = beside(file, 'diagnosis')
+        if diagnosis is not None:
+            text += diagnosis_table(diagnosis)
     with complete(args.out / 'accuracy.md') as partial:
         Path(partial).write_text('\n'.join(text))
+
+
+def beside(file: Path, what: str) -> Any:
+    """What else was found of a list; None if nothing."""
+    path = file.with_name(f'{file.stem}_{what}.json')
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def section(
@@ -315,6 +323,41 @@ def latency_table(latency: Any) -> list[str]:
             cells.append(f'{each["ratio"]["median"]:.3f}')
         lines.append(row(f'`{name}`', *cells))
     return lines
+
+
+def diagnosis_table(diagnosis: Any) -> list[str]:
+    """Scores with other statistics and on pictures of training."""
+    columns = [
+        (f'{words}, {pictures}', phase, key)
+        for words, phase in (
+            ('before fine-tuning', 'pruned'),
+            ('fine-tuned', 'finetuned'),
+        )
+        for pictures, key in (
+            ('test', 'test'),
+            ('statistics anew', 'anew'),
+            ('training pictures', 'training'),
+        )
+    ]
+    heads = [words for words, _, _ in columns]
+    lines = [
+        '### Where it is lost',
+        '',
+        'As they are; with statistics of BatchNorm made anew from training '
+        'pictures; on training pictures without augmentation '
+        f'({with_what(diagnosis["machine"]).rstrip(".")}):',
+        '',
+        row('network', 'seed', 'rate', *heads),
+        row('---', *['---:'] * (len(heads) + 2)),
+    ]
+    for network in diagnosis['networks']:
+        cells = [
+            f'{network[phase][key]:.2f}' if phase in network else ''
+            for _, phase, key in columns
+        ]
+        facts = [str(network['seed']), f'{network["lr"]:g}']
+        lines.append(row(f'`{network["experiment"]}`', *facts, *cells))
+    return [*lines, '']
 
 
 def draw(
