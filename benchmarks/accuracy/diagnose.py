@@ -177,6 +177,7 @@ def renew_statistics(config: Config, model: nn.Module) -> None:
 
     loader = Runner.build_dataloader(config.train_dataloader, seed=0)
     update_bn_stats(model.train(), loader, PICTURES, logger='silent')
+    print()  # its progress bar ends without one
 
 
 if __name__ == '__main__':
