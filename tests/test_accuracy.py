@@ -107,6 +107,7 @@ def test_page(report, tmp_path, monkeypatch):
         return dict(
             experiment=name,
             seed=seed,
+            baseline_seed=2 if seed == 2 else 0,
             lr=lr,
             pruning=dict(target=dict(flops=0.5)) if pruned else None,
             phases={
@@ -176,7 +177,7 @@ def test_page(report, tmp_path, monkeypatch):
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels == ['acts left, r = 1.00', 'baseline']
     page = (tmp_path / 'accuracy.md').read_text()
-    assert '- Control: 91.00.\n' in page
+    assert '- Control: 91.00; +1.00 to its baseline.\n' in page
     assert '- a pocket calculator, 1 thread, Python 3, ' in page
     assert 'mmgfp 0, 2026-01-02 to 2026-01-03.\n' in page
     assert (
@@ -218,6 +219,27 @@ def test_page(report, tmp_path, monkeypatch):
         assert picture.read_bytes()[1:4] == b'PNG'
 
 
+def test_machines(report):
+    """Each baseline has its own, and what began with it was run there."""
+
+    def run(seed, device, day):
+        machine = dict(device=device, threads='1', python='3', mmgfp='0')
+        machine['date'] = f'2026-01-0{day}'
+        return dict(baseline_seed=seed, machine=machine)
+
+    first = [run(0, 'an abacus', 2), run(0, 'an abacus', 1)]
+    (line,) = report.machines(first)
+    assert line.startswith('an abacus, 1 thread, ')
+    assert line.endswith('2026-01-01 to 2026-01-02.')
+    other = run(4, 'a slide rule', 3)
+    (alone,) = report.machines([other])
+    assert alone.startswith('a slide rule, ')
+    assert report.machines([other, *first]) == [
+        f'Baseline of seed 0: {line}',
+        f'Baseline of seed 4: {alone}',
+    ]
+
+
 def test_stages(report):
     from results import Summary
 
@@ -230,7 +252,8 @@ def test_stages(report):
         'bbox_head.cls_convs.3.conv': (3, 4),
     }
     runs = [dict(widths=widths), dict(widths={'backbone.conv1': (3, 4)})]
-    assert report.kept_by_stage(Summary('fisher_acts', 0.1, runs, {})) == {
+    summary = Summary('fisher_acts', 0.1, runs, {}, {})
+    assert report.kept_by_stage(summary) == {
         'backbone.conv1': 0.5,
         'backbone.layer1 inner': 0.5,
         'backbone.layer1 stream': 1.0,
@@ -851,6 +874,74 @@ def test_results_of_two_baselines_do_not_mix(driver):
     with pytest.raises(SystemExit, match=r'91\.50 here and 90\.00 in .*--out'):
         driver.run(seeds='057')
     assert driver.results.read_text() == before
+
+
+def test_another_baseline(driver, capsys):
+    """Goes on with the results of the first, whose rates are known."""
+    driver.run(seeds='0')
+    driver.began.clear()
+    driver.baseline = 91.5
+    driver.run('--baseline-seed', '2', seeds='02')
+    assert driver.began == [
+        ('baseline', 2, 0.0),
+        *[(n, 0, lr) for n, lr in (('fisher_acts', 0.2), ('ours_l1', 0.1))],
+        *[(n, 2, lr) for n, lr in (('fisher_acts', 0.2), ('ours_l1', 0.1))],
+    ]
+    folders = {path.name for path in (driver.folder / 'work').iterdir()}
+    assert {'baseline_seed2', 'ours_l1_seed0_lr0.1'} <= folders
+    assert 'ours_l1_seed0_lr0.1_baseline2' in folders
+    lines = driver.results.read_text().splitlines()
+    results = [json.loads(line) for line in lines]
+    assert [r['baseline_seed'] for r in results] == [0] * 5 + [2] * 5
+    driver.run('--baseline-seed', '2', seeds='02')
+    assert len(driver.began) == 5
+    assert 'nothing to do' in capsys.readouterr().out
+
+
+def test_rates_that_are_asked_again(driver):
+    """With a seed that has fewer rates than another nothing is chosen."""
+    driver.run(seeds='0', lrs=['0.1'])
+    driver.began.clear()
+    driver.run(seeds='5')
+    assert driver.began == [
+        ('fisher_acts', 5, 0.1),
+        ('ours_l1', 5, 0.1),
+        ('fisher_acts', 5, 0.2),
+        ('ours_l1', 5, 0.2),
+    ]
+
+
+def test_gains():
+    """To the baseline that a run began with; by the seeds that chose."""
+    from results import summaries
+
+    def result(name, baseline, seed, lr, top1):
+        return dict(
+            experiment=name,
+            baseline_seed=baseline,
+            seed=seed,
+            lr=lr,
+            finetuned={'accuracy/top1': top1},
+        )
+
+    found = summaries(
+        [
+            result('baseline', 0, 0, 0.3, 90.0),
+            result('baseline', 2, 2, 0.3, 80.0),
+            result('fisher_acts', 2, 2, 0.1, 79.0),
+            result('fisher_acts', 2, 2, 0.2, 81.0),
+            result('fisher_acts', 0, 0, 0.1, 88.0),
+            result('fisher_acts', 0, 2, 0.2, 89.5),
+            result('fisher_acts', 0, 0, 0.4, 10.0),
+            result('fisher_acts', 0, 0, 0.2, 87.0),
+        ]
+    )
+    chosen = found['fisher_acts']
+    assert chosen.tuning == {0.1: 88.0, 0.2: 87.0, 0.4: 10.0}
+    assert chosen.lr == 0.1
+    assert chosen.gains() == [-2.0, -1.0]
+    assert chosen.by_seed() == {(0, 0): 88.0, (2, 2): 79.0}
+    assert found['baseline'].gains() == [0.0, 0.0]
 
 
 def test_rates_of_the_list(driver):

@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE), str(ROOT / 'tools')]
 
 from benchmark_report import row  # noqa: E402
 from environment import with_what  # noqa: E402
-from results import Summary, read_results, summaries  # noqa: E402
+from results import Result, Summary, read_results, seeds_of, summaries  # noqa: E402
 
 from mmgfp.figures import (  # noqa: E402
     BLUE,
@@ -103,7 +103,7 @@ def section(
 ) -> list[str]:
     """Words and tables of a list."""
     others = [s for n, s in found.items() if n not in ('baseline', 'unpruned')]
-    others.sort(key=lambda s: -s.accuracy())
+    others.sort(key=lambda s: -s.gain())
     lines = [f'## {config.title}', '', *config.about.strip().splitlines(), '']
     lines += [f'- {fact}' for fact in facts(config, found)]
     lines += ['', '```bash', *config.commands.strip().splitlines(), '```', '']
@@ -150,14 +150,21 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         Path(config.filename).with_name(f'{DEFAULT}.py')
     ).pruning
     runs = [run for summary in found.values() for run in summary.runs]
-    days = sorted(run['machine']['date'] for run in runs)
     peers = {run['torch_pruning'] for run in runs if 'torch_pruning' in run}
+    each = ''
+    if len(baseline.runs) > 1:
+        scores = baseline.by_seed().items()
+        words = ', '.join(
+            f'{of:.2f} with seed {seed}' for (seed, _), of in scores
+        )
+        each = f' ({words})'
     before = ''
     if baseline.accuracy('pruned'):  # random weights detect nothing
         before = f'{score_words(baseline, "pruned")} before, '
     lines = [
         f'Given is the {config.metric}.',
-        f'Baseline: {before}{score_words(baseline)}{at_half(baseline)} after '
+        f'Baseline: {before}{baseline.accuracy():.2f}{each}'
+        f'{at_half(baseline)} after '
         f'{config.baseline.epochs} epochs at a learning rate of '
         f'{config.baseline.lr:g}, which falls to zero with a cosine'
         f'{rise(config.baseline)}.',
@@ -167,14 +174,28 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         f'{rise(config.finetune)}.',
         f'{optimizer["type"]}, {numbers}, batches of '
         f'{config.train_dataloader.batch_size}, {exact}{extras}.',
-        f'{baseline.runs[0]["machine"]["device"]}, '
-        f'{with_what(dict(baseline.runs[0]["machine"], date=span(days)))}'
-        + ''.join(f' Torch-Pruning {version}.' for version in sorted(peers)),
+        *machines(runs),
+        *(f'Torch-Pruning {version}.' for version in sorted(peers)),
     ]
     control = found.get('unpruned')
     if control is not None:
         words = f'{score_words(control)}{at_half(control)}'
-        lines.insert(2, f'Control: {words}.')
+        gain = f'{control.gain():+.2f}'
+        lines.insert(2, f'Control: {words}; {gain} to its baseline.')
+    return lines
+
+
+def machines(runs: Sequence[Result]) -> list[str]:
+    """Where each of the baselines was trained, and all that began with it."""
+    by_baseline: dict[int, list[Result]] = defaultdict(list)
+    for run in runs:
+        by_baseline[run['baseline_seed']].append(run)
+    lines = []
+    for seed, together in sorted(by_baseline.items()):
+        whose = f'Baseline of seed {seed}: ' if len(by_baseline) > 1 else ''
+        days = sorted(run['machine']['date'] for run in together)
+        machine = dict(together[0]['machine'], date=span(days))
+        lines.append(f'{whose}{machine["device"]}, {with_what(machine)}')
     return lines
 
 
@@ -195,12 +216,12 @@ def same_channels(rows: Sequence[Summary]) -> list[str]:
     usual = next((s for s in rows if s.name == DEFAULT), None)
     if usual is None:
         return []
-    widths = {run['seed']: run['widths'] for run in usual.runs}
+    widths = {seeds_of(run): run['widths'] for run in usual.runs}
     return [
         f'\n`{other.name}` has the channels of `{DEFAULT}` with every seed.'
         for other in rows
         if other is not usual
-        and all(widths.get(r['seed']) == r['widths'] for r in other.runs)
+        and all(widths.get(seeds_of(r)) == r['widths'] for r in other.runs)
     ]
 
 
@@ -238,7 +259,6 @@ def accuracy_table(
     others: Mapping[str, Summary] | None = None,
 ) -> list[str]:
     """Rows of a table; what they differ from baseline, control and others."""
-    baseline = found['baseline'].accuracy()
     control, others = found.get('unpruned'), others or {}
     head = ['experiment', 'seeds', 'before fine-tuning', 'fine-tuned']
     head += ['− baseline', *others, *(['− control'] if control else [])]
@@ -251,7 +271,7 @@ def accuracy_table(
                 str(len(summary.runs)),
                 score_words(summary, 'pruned'),
                 score_words(summary) + at_half(summary),
-                f'{summary.accuracy() - baseline:+.2f}',
+                f'{summary.gain():+.2f}',
                 *(mean_gain(summary, other) for other in others.values()),
                 *([control_gain(summary, control)] if control else []),
                 *(
@@ -363,7 +383,7 @@ def diagnosis_table(diagnosis: Any) -> list[str]:
 def draw(
     found: Mapping[str, Summary], latency: Any, metric: str, path: Path
 ) -> None:
-    """Accuracy against what is left of flops, acts and latency.
+    """Accuracy lost against what is left of flops, acts and latency.
 
     Of the flops only where there are several targets, of latency with the
     largest batch.
@@ -392,7 +412,7 @@ def draw(
     for panel, (label, places) in zip(axes, panels):
         draw_panel(panel, found, places)
         panel.set_xlabel(label)
-    axes[0].set_ylabel(f'{metric}, fine-tuned')
+    axes[0].set_ylabel(f'{metric}, fine-tuned,\nless that of the baseline')
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -508,7 +528,7 @@ def draw_panel(
         ('unpruned', ':', 'baseline, fine-tuned too'),
     ):
         if name in found:
-            height = found[name].accuracy()
+            height = found[name].gain()
             axes.axhline(height, color=GREY, linestyle=style, label=label)
     seen = set()
     for name, summary in found.items():
@@ -516,7 +536,7 @@ def draw_panel(
         if family is None or name not in places:
             continue
         colour, marker, label = FAMILIES[family]
-        mean, values = summary.accuracy(), summary.accuracies()
+        mean, values = summary.gain(), summary.gains()
         axes.errorbar(
             places[name],
             mean,
@@ -539,9 +559,9 @@ def spread_names(
 ) -> None:
     """Names at the right edge, moved apart, with lines to the points."""
     names = [n for n in places if n in found and found[n].target]
-    names.sort(key=lambda n: found[n].accuracy())
-    low = min(found[n].accuracy() for n in names)
-    high = max(found[n].accuracy() for n in names)
+    names.sort(key=lambda n: found[n].gain())
+    low = min(found[n].gain() for n in names)
+    high = max(found[n].gain() for n in names)
     gap = max(high - low, 0.1) / max(1, len(names) - 1)
     right = max(places[n] for n in names)
     left = min(places[n] for n in names)
@@ -551,7 +571,7 @@ def spread_names(
         y = low + i * gap
         axes.plot(
             [places[name], right + 0.1 * width],
-            [found[name].accuracy(), y],
+            [found[name].gain(), y],
             color=GREY,
             linewidth=0.6,
             zorder=0,

@@ -12,6 +12,8 @@ from typing import Any
 
 Result = Mapping[str, Any]
 
+Seeds = tuple[int, int]  # of the baseline that a run began with, of the run
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -21,13 +23,16 @@ class Summary:
         name (str): Of its config.
         lr (float): That rate, chosen with the first seed.
         runs (Sequence[Result]): One per seed, in their order.
-        tuning (Mapping): Rate -> accuracy with the first seed.
+        tuning (Mapping): Rate -> accuracy with the seed that chose it, the
+            first of those with most rates.
+        baselines (Mapping): Seed -> accuracy of the baseline trained with it.
     """
 
     name: str
     lr: float
     runs: Sequence[Result]
     tuning: Mapping[float, float]
+    baselines: Mapping[int, float]
 
     @property
     def target(self) -> float | None:
@@ -35,9 +40,20 @@ class Summary:
         pruning = self.runs[0]['pruning']
         return pruning and pruning['target']['flops']
 
-    def by_seed(self) -> dict[int, float]:
-        """Seed -> accuracy after fine-tuning."""
-        return {run['seed']: score(run['finetuned']) for run in self.runs}
+    def by_seed(self) -> dict[Seeds, float]:
+        """Seeds -> accuracy after fine-tuning."""
+        return {seeds_of(run): score(run['finetuned']) for run in self.runs}
+
+    def gains(self) -> list[float]:
+        """Accuracy less that of the baseline it began with; one per seed."""
+        return [
+            score(run['finetuned']) - self.baselines[run['baseline_seed']]
+            for run in self.runs
+        ]
+
+    def gain(self) -> float:
+        """Mean of :meth:`gains`."""
+        return statistics.mean(self.gains())
 
     def accuracies(self, phase: str = 'finetuned') -> list[float]:
         """One per seed."""
@@ -66,21 +82,28 @@ def score(metrics: Mapping[str, float]) -> float:
     return 100 * metrics['pascal_voc/mAP']
 
 
+def seeds_of(result: Result) -> Seeds:
+    """Runs of the same seeds differ in nothing but what is compared."""
+    return result['baseline_seed'], result['seed']
+
+
 def summaries(results: Sequence[Result]) -> dict[str, Summary]:
     """By name; the baseline too."""
     by_name: dict[str, list[Result]] = defaultdict(list)
     for result in results:
         by_name[result['experiment']].append(result)
+    baselines = {
+        run['seed']: score(run['finetuned'])
+        for run in by_name.get('baseline', ())
+    }
     found = {}
     for name, runs in sorted(by_name.items()):
-        first = min(run['seed'] for run in runs)
-        tuning = {
-            run['lr']: score(run['finetuned'])
-            for run in runs
-            if run['seed'] == first
-        }
+        runs.sort(key=seeds_of)
+        rates: dict[Seeds, dict[float, float]] = defaultdict(dict)
+        for run in runs:
+            rates[seeds_of(run)][run['lr']] = score(run['finetuned'])
+        tuning = max(rates.values(), key=len)
         lr = max(tuning, key=lambda rate: (tuning[rate], rate))
         chosen = [run for run in runs if run['lr'] == lr]
-        chosen.sort(key=lambda run: run['seed'])
-        found[name] = Summary(name, lr, chosen, tuning)
+        found[name] = Summary(name, lr, chosen, tuning, baselines)
     return found

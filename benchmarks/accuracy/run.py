@@ -2,7 +2,8 @@
 
 A folder in configs/ is a list. First every experiment runs with the first
 seed and each learning rate of fine-tuning; then, with the rate that was best
-for it, with the other seeds. A line is added to the results as each ends.
+for it, with the other seeds. Where the results say already which rate is best,
+it is not asked again. A line is added to the results as each ends.
 """
 
 from __future__ import annotations
@@ -58,11 +59,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--seeds', nargs='+', type=int, default=[0, 1, 2], help='(0 1 2)'
     )
     parser.add_argument(
+        '--baseline-seed',
+        type=int,
+        default=0,
+        metavar='N',
+        help='of the baseline that they begin with; one that no result has '
+        'yet goes on with the results of another machine (0)',
+    )
+    parser.add_argument(
         '--lrs',
         nargs='+',
         type=float,
-        help='of fine-tuning; by default those of the list, `rates` in its '
-        'configs',
+        help='of fine-tuning, to choose from where the results do not yet; '
+        'by default those of the list, `rates` in its configs',
     )
     parser.add_argument(
         '--jobs', type=positive, default=1, help='processes at once (1)'
@@ -125,20 +134,27 @@ class Experiments:
                 of another baseline.
         """
         names = [name for name in self.configs if name != 'baseline']
-        first, *others = self.args.seeds
-        baseline = self._jobs(['baseline'], [0], [0.0])
-        tuning = self._jobs(names, [first], self.lrs)
-        repeats = self._repeats(names, others)
+        seeds = self.args.seeds
+        baseline = self._jobs(['baseline'], [self.args.baseline_seed], [0.0])
+        known = summaries(self.results)
+        untuned = [
+            name
+            for name in names
+            if name not in known
+            or not set(self.lrs) <= set(known[name].tuning)
+        ]
+        tuning = self._jobs(untuned, seeds[:1], self.lrs)
+        repeats = [j for j in self._repeats(names, seeds) if j not in tuning]
         if not self._start_weights.exists() and tuning + repeats:
             # its result may come from elsewhere, what the others need not
-            baseline = [('baseline', 0, 0.0)]
+            baseline = [('baseline', self.args.baseline_seed, 0.0)]
         if not baseline + tuning + repeats:
             print(f'nothing to do: {self.file} has all of it (--out FOLDER)')
         self.args.out.mkdir(parents=True, exist_ok=True)
         self._run(baseline, len(tuning + repeats))
         if not self._failed:
             self._run(tuning, len(repeats))
-            self._run(self._repeats(names, others), 0)
+            self._run(self._repeats(names, seeds), 0)
         if self._failed:
             raise SystemExit(f'error: failed: {", ".join(self._failed)}')
 
@@ -162,7 +178,11 @@ class Experiments:
         self, names: Iterable[str], seeds: Iterable[int], lrs: Iterable[float]
     ) -> list[Job]:
         """Those that have no result yet."""
-        known = {(r['experiment'], r['seed'], r['lr']) for r in self.results}
+        known = {
+            (r['experiment'], r['seed'], r['lr'])
+            for r in self.results
+            if r['baseline_seed'] == self.args.baseline_seed
+        }
         known |= {(n, s, 0.0) for n, s, _ in known if n == 'baseline'}
         wanted = [(n, s, lr) for lr in lrs for n in names for s in seeds]
         return [job for job in wanted if job not in known]
@@ -176,7 +196,7 @@ class Experiments:
                 while waiting and len(running) < self.args.jobs:
                     job = waiting.pop(0)
                     running[job] = (self._start(job), time.monotonic())
-                    self._tell(name_of(job), 'began', waiting, running, later)
+                    self._tell(job, 'began', waiting, running, later)
                 time.sleep(1)
                 for job in [
                     j for j in running if running[j][0].poll() is not None
@@ -184,19 +204,30 @@ class Experiments:
                     process, began = running.pop(job)
                     self._took.append(time.monotonic() - began)
                     outcome = self._end(job, process.returncode)
-                    self._tell(name_of(job), outcome, waiting, running, later)
+                    self._tell(job, outcome, waiting, running, later)
         finally:
             for process, _ in running.values():
                 process.terminate()
                 process.wait()
 
+    def _name(self, job: Job) -> str:
+        """Of the folder of a job."""
+        name, seed, lr = job
+        words = f'{name}_seed{seed}'
+        if lr:
+            words += f'_lr{lr:g}'
+            if self.args.baseline_seed:
+                words += f'_baseline{self.args.baseline_seed}'
+        return words
+
     def _folder(self, job: Job) -> Path:
-        return self.args.work_dir / name_of(job)
+        return self.args.work_dir / self._name(job)
 
     @property
     def _start_weights(self) -> Path:
         """The trained network that all experiments begin with."""
-        return self._folder(('baseline', 0, 0.0)) / 'model.pth'
+        baseline = ('baseline', self.args.baseline_seed, 0.0)
+        return self._folder(baseline) / 'model.pth'
 
     def _start(self, job: Job) -> subprocess.Popen:
         name, seed, lr = job
@@ -225,15 +256,17 @@ class Experiments:
     def _end(self, job: Job, code: int) -> str:
         folder = self._folder(job)
         if code:
-            self._failed.append(name_of(job))
+            self._failed.append(self._name(job))
             return f'failed with status {code}, see {folder}/log.txt'
         result = json.loads((folder / 'result.json').read_text())
         pruned, tuned = score(result['pruned']), score(result['finetuned'])
         outcome = f'{pruned:.2f} -> {tuned:.2f}'
-        for known in self.results:
-            if known['experiment'] == job[0] == 'baseline':
-                self._compare(known, tuned)
-                return f'{outcome}, as in {self.file}'
+        if job[0] == 'baseline':
+            for known in self.results:
+                if (known['experiment'], known['seed']) == job[:2]:
+                    self._compare(known, tuned)
+                    return f'{outcome}, as in {self.file}'
+        result['baseline_seed'] = self.args.baseline_seed
         self.results.append(result)
         with open(self.file, 'a') as file:
             file.write(json.dumps(result) + '\n')
@@ -247,11 +280,12 @@ class Experiments:
             raise SystemExit(
                 f'error: the baseline comes to {again:.2f} here and '
                 f'{before:.2f} in {self.file}: its other results do not '
-                'compare; give an empty --out and --work-dir'
+                'compare; give another --baseline-seed, or an empty --out '
+                'and --work-dir'
             )
 
     def _tell(
-        self, name: str, what: str, waiting: list, running: dict, later: int
+        self, job: Job, what: str, waiting: list, running: dict, later: int
     ) -> None:
         left = len(waiting) + len(running) + later
         words = f'{left} left'
@@ -259,13 +293,7 @@ class Experiments:
             each = sum(self._took) / len(self._took) / self.args.jobs
             words += f', about {duration(each * left)}'
         now = time.strftime('[%H:%M:%S]')
-        print(f'{now} {name}: {what} ({words})', flush=True)
-
-
-def name_of(job: Job) -> str:
-    """Of the folder of a job."""
-    name, seed, lr = job
-    return f'{name}_seed{seed}' + (f'_lr{lr:g}' if lr else '')
+        print(f'{now} {self._name(job)}: {what} ({words})', flush=True)
 
 
 if __name__ == '__main__':
