@@ -10,6 +10,9 @@ commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
     --seeds 0 1 --jobs 2
+# on another machine
+python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
+    --seeds 2 --baseline-seed 2 --filter fisher_acts
 python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8 --rounds 40
 python benchmarks/accuracy/report.py
 """
