@@ -12,7 +12,8 @@ python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
     --seeds 0 1 --jobs 2
 # on another machine
 python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
-    --seeds 2 --baseline-seed 2 --filter fisher_acts
+    --seeds 2 --baseline-seed 2 --lrs 0.002 \\
+    --filter fisher_acts unpruned ablation_finetune_30
 python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8 --rounds 40
 python benchmarks/accuracy/report.py
 """
