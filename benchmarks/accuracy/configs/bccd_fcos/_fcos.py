@@ -13,7 +13,9 @@ python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
 # on another machine
 python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
     --seeds 2 --baseline-seed 2 --lrs 0.002 \\
-    --filter fisher_acts unpruned ablation_finetune_30
+    --filter fisher_acts unpruned ablation_finetune_30 'ablation_scale*'
+python benchmarks/accuracy/diagnose.py bccd_fcos --data-root DATA/bccd \\
+    --networks '*seed2*'
 python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8 --rounds 40
 python benchmarks/accuracy/report.py
 """

@@ -15,6 +15,10 @@ pretrained_models/resnet20-12fca82f.th -O cifar10_resnet20.th
 pip install --no-deps -r benchmarks/accuracy/requirements.txt
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights cifar10_resnet20.th --seeds 0 1 --jobs 2
+# on another machine
+python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
+    --weights cifar10_resnet20.th --seeds 2 --baseline-seed 2 --lrs 0.03 \\
+    --jobs 2
 python benchmarks/accuracy/latency.py cifar10 --rounds 24
 python benchmarks/accuracy/report.py
 """
