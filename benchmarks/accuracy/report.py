@@ -116,12 +116,14 @@ def section(
         lines += paired(rows)
     if ablations:
         usual = {f'− `{n}`': found[n] for n in (DEFAULT,) if n in found}
+        # most are trained otherwise than the control
+        alone = {n: s for n, s in found.items() if n != 'unpruned'}
         lines += [
             '### Ablations',
             '',
             '`fisher_acts` to half of the flops, changed as the name says:',
             '',
-            *accuracy_table(ablations, found, usual),
+            *accuracy_table(ablations, alone, usual),
             '',
         ]
     if latency is not None:
@@ -192,7 +194,10 @@ def machines(runs: Sequence[Result]) -> list[str]:
         by_baseline[run['baseline_seed']].append(run)
     lines = []
     for seed, together in sorted(by_baseline.items()):
-        whose = f'Baseline of seed {seed}: ' if len(by_baseline) > 1 else ''
+        whose = ''
+        if len(by_baseline) > 1:
+            of = ' '.join(map(str, sorted({run['seed'] for run in together})))
+            whose = f'Baseline of seed {seed} and runs of seed {of}: '
         days = sorted(run['machine']['date'] for run in together)
         machine = dict(together[0]['machine'], date=span(days))
         lines.append(f'{whose}{machine["device"]}, {with_what(machine)}')
@@ -268,7 +273,7 @@ def accuracy_table(
         lines.append(
             row(
                 f'`{summary.name}`',
-                str(len(summary.runs)),
+                ' '.join(str(run['seed']) for run in summary.runs),
                 score_words(summary, 'pruned'),
                 score_words(summary) + at_half(summary),
                 f'{summary.gain():+.2f}',
@@ -297,15 +302,14 @@ def mean_gain(summary: Summary, other: Summary) -> str:
 
 
 def control_gain(summary: Summary, control: Summary) -> str:
-    """Empty where the control was trained for another time."""
-    same = epochs_of(summary) == epochs_of(control)
+    """Empty where the control was trained otherwise."""
+    same = training_of(summary) == training_of(control)
     return mean_gain(summary, control) if same else ''
 
 
-def epochs_of(summary: Summary) -> list[int]:
-    """Of pruning and of fine-tuning."""
-    phases = summary.runs[0]['phases']
-    return [phases[name]['epochs'] for name in ('prune', 'finetune')]
+def training_of(summary: Summary) -> list[dict[str, float]]:
+    """Epochs and rates of pruning and of fine-tuning."""
+    return [summary.runs[0]['phases'][name] for name in ('prune', 'finetune')]
 
 
 def score_words(summary: Summary, phase: str = 'finetuned') -> str:
@@ -417,6 +421,7 @@ def draw(
     figure.legend(
         handles,
         labels,
+        title='mean and range over seeds; hollow: one seed',
         loc='outside lower center',
         ncols=2 * len(panels) - 1,
         frameon=False,
@@ -425,6 +430,7 @@ def draw(
 
 
 def several_targets(found: Mapping[str, Summary]) -> bool:
+    """Or all have about the same flops, that nothing can follow."""
     return len({s.target for s in found.values() if s.target}) > 1
 
 
@@ -436,7 +442,8 @@ def draw_speed(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
     """
     times = latency['times']
     marks = {'acts': (BLUE, 'o'), 'flops': (ORANGE, '^')}
-    if not several_targets(found):
+    measured = {n: found[n] for n in times[0]['networks'] if n in found}
+    if not several_targets(measured):
         del marks['flops']
     figure = new_figure(3.2 * len(times), 3.6)
     panels = figure.subplots(1, len(times), squeeze=False)[0]
@@ -511,7 +518,7 @@ def draw_kept(kept: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     axes.spines[['top', 'right']].set_visible(False)
     figure.legend(
-        title='scores divided by',
+        title='fisher_*',
         alignment='left',
         loc='outside upper left',
         ncols=4,

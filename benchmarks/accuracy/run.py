@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mmengine.config import Config
-from results import Result, read_results, score, summaries
+from results import read_results, score, summaries
 
 from mmgfp.cli import add_debug_option, errors_in_one_line, positive
 from mmgfp.progress import duration
@@ -63,8 +63,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar='N',
-        help='of the baseline that they begin with; one that no result has '
-        'yet goes on with the results of another machine (0)',
+        help='of the baseline that they begin with, whatever --seeds; on '
+        'another kind of machine a number that no baseline has yet (0)',
     )
     parser.add_argument(
         '--lrs',
@@ -135,7 +135,8 @@ class Experiments:
         """
         names = [name for name in self.configs if name != 'baseline']
         seeds = self.args.seeds
-        baseline = self._jobs(['baseline'], [self.args.baseline_seed], [0.0])
+        _, seed, _ = self._baseline
+        baseline = self._jobs(['baseline'], [seed], [0.0])
         known = summaries(self.results)
         untuned = [
             name
@@ -145,9 +146,11 @@ class Experiments:
         ]
         tuning = self._jobs(untuned, seeds[:1], self.lrs)
         repeats = [j for j in self._repeats(names, seeds) if j not in tuning]
-        if not self._start_weights.exists() and tuning + repeats:
+        if self._baseline_result.exists():
+            self._check_baseline()
+        elif tuning + repeats:
             # its result may come from elsewhere, what the others need not
-            baseline = [('baseline', self.args.baseline_seed, 0.0)]
+            baseline = [self._baseline]
         if not baseline + tuning + repeats:
             print(f'nothing to do: {self.file} has all of it (--out FOLDER)')
         self.args.out.mkdir(parents=True, exist_ok=True)
@@ -224,10 +227,14 @@ class Experiments:
         return self.args.work_dir / self._name(job)
 
     @property
-    def _start_weights(self) -> Path:
-        """The trained network that all experiments begin with."""
-        baseline = ('baseline', self.args.baseline_seed, 0.0)
-        return self._folder(baseline) / 'model.pth'
+    def _baseline(self) -> Job:
+        """What all begin with."""
+        return 'baseline', self.args.baseline_seed, 0.0
+
+    @property
+    def _baseline_result(self) -> Path:
+        """Written last, when the weights are beside it."""
+        return self._folder(self._baseline) / 'result.json'
 
     def _start(self, job: Job) -> subprocess.Popen:
         name, seed, lr = job
@@ -235,7 +242,7 @@ class Experiments:
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.args.weights
         if name != 'baseline':
-            weights = str(self._start_weights)
+            weights = str(self._baseline_result.with_name('model.pth'))
         command = [sys.executable, str(HERE / 'experiment.py')]
         command += [str(self.configs[name])]
         if weights is not None:
@@ -261,11 +268,8 @@ class Experiments:
         result = json.loads((folder / 'result.json').read_text())
         pruned, tuned = score(result['pruned']), score(result['finetuned'])
         outcome = f'{pruned:.2f} -> {tuned:.2f}'
-        if job[0] == 'baseline':
-            for known in self.results:
-                if (known['experiment'], known['seed']) == job[:2]:
-                    self._compare(known, tuned)
-                    return f'{outcome}, as in {self.file}'
+        if job == self._baseline and self._check_baseline():
+            return f'{outcome}, as in {self.file}'
         result['baseline_seed'] = self.args.baseline_seed
         self.results.append(result)
         with open(self.file, 'a') as file:
@@ -273,16 +277,26 @@ class Experiments:
         flops = result['shares']['flops']
         return f'{outcome} with {flops:.1%} of the flops'
 
-    def _compare(self, known: Result, again: float) -> None:
-        """A baseline that was trained again with the one of the results."""
-        before = score(known['finetuned'])
-        if abs(again - before) > 0.005:
-            raise SystemExit(
-                f'error: the baseline comes to {again:.2f} here and '
-                f'{before:.2f} in {self.file}: its other results do not '
-                'compare; give another --baseline-seed, or an empty --out '
-                'and --work-dir'
-            )
+    def _check_baseline(self) -> bool:
+        """Whether the results have the baseline of the folder.
+
+        Raises:
+            SystemExit: If they have another one.
+        """
+        result = json.loads(self._baseline_result.read_text())
+        here = score(result['finetuned'])
+        for known in self.results:
+            if (known['experiment'], known['seed']) == self._baseline[:2]:
+                there = score(known['finetuned'])
+                if abs(here - there) > 0.005:
+                    raise SystemExit(
+                        f'error: the baseline comes to {here:.2f} here and '
+                        f'{there:.2f} in {self.file}: its other results do '
+                        'not compare; give another --baseline-seed, or an '
+                        'empty --out and --work-dir'
+                    )
+                return True
+        return False
 
     def _tell(
         self, job: Job, what: str, waiting: list, running: dict, later: int
