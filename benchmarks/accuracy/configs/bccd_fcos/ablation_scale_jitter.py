@@ -1,5 +1,5 @@
 # Pictures of 0.8 to 1.25 times the size while pruning and fine-tuning, for 205
-# of one size are learned by heart.
+# of one size are learned by heart; bccd_fcos_scales has a baseline to match.
 _base_ = ['fisher_acts.py']
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,3 +1,0 @@
-# What the pictures of other sizes give to the baseline.
-_base_ = ['ablation_scale_jitter.py']
-pruning = None

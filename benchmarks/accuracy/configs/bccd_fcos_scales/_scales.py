@@ -1,0 +1,14 @@
+# FCOS-R18 on BCCD with pictures of several sizes in every phase, otherwise like
+# its list.
+_base_ = ['../bccd_fcos/ablation_scale_jitter.py']
+title = 'FCOS-R18 with GN head on BCCD, pictures of several sizes'
+about = """
+Like the list before, but every phase trains with pictures of 0.8 to 1.25 times
+their size, the baseline's too: 205 pictures of one size are learned by heart.
+"""
+commands = """
+git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
+python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
+    --seeds 0 1 --lrs 0.002 --jobs 2
+python benchmarks/accuracy/report.py
+"""

@@ -1,0 +1,3 @@
+_base_ = ['_scales.py']
+pruning = None
+train_phases = ['baseline']

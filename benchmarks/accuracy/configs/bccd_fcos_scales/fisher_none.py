@@ -1,0 +1,2 @@
+_base_ = ['_scales.py']
+pruning = dict(normalize_by='none')
