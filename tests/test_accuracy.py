@@ -151,10 +151,14 @@ def test_page(report, tmp_path, monkeypatch):
     timing = dict(backend='eager', batch=8, networks=networks)
     timed = dict(
         rounds=3,
-        machine=dict(threads='2', device='an abacus'),
+        machine=dict(threads='2', device='an abacus', date='2026-01-01'),
         times=[timing, dict(timing, batch=1)],
     )
     (tmp_path / 'cifar10_latency.json').write_text(json.dumps(timed))
+    costs = {name: dict(flops=52, acts=31) for name in networks}
+    costs['baseline'] = dict(flops=100, acts=50)
+    timed.update(round_to=16, costs=costs)
+    (tmp_path / 'cifar10_latency_rounded.json').write_text(json.dumps(timed))
     scores = dict(test=84.0, anew=84.5, training=97.0)
     known = dict(experiment='unpruned', seed=3, lr=0.2, finetuned=scores)
     diagnosis = dict(machine=results[0]['machine'], networks=[known])
@@ -213,7 +217,9 @@ def test_page(report, tmp_path, monkeypatch):
     tables, lost = page.split('### Where it is lost')
     assert '`unpruned`' not in tables
     assert '| `unpruned` | 3 | 0.2 |  |  |  | 84.00 | 84.50 | 97.00 |' in lost
-    assert '| `fisher_internal` | 1.200 | 1.200 |' in page
+    exact, rounded = page.split('### Latency with multiples of 16 channels')
+    assert '| `fisher_internal` | 1.200 | 1.200 |' in exact
+    assert '| `fisher_internal` | 52.0% | 62.0% | 1.200 | 1.200 |' in rounded
     for name in ('cifar10', 'cifar10_speed', 'cifar10_kept'):
         picture = tmp_path / f'accuracy/{name}.png'
         assert picture.read_bytes()[1:4] == b'PNG'
@@ -855,6 +861,23 @@ def test_order_and_resuming(driver, capsys):
     assert 'nothing to do' in capsys.readouterr().out
 
 
+def test_slow_processor(driver, capsys, monkeypatch):
+    """It is said before hours are spent, and where to look meanwhile."""
+    for slow in (True, False):
+        monkeypatch.setattr(
+            driver.module, 'emulates_bfloat16', lambda slow=slow: slow
+        )
+        driver.results.unlink(missing_ok=True)
+        shutil.rmtree(driver.folder / 'work', ignore_errors=True)
+        driver.run()
+        words = capsys.readouterr()
+        assert ('no instructions for bfloat16' in words.err) is slow
+        log = driver.folder / 'work/baseline_seed0/log.txt'
+        assert f'baseline_seed0: began, {log} (' in words.out
+    driver.run()
+    assert 'bfloat16' not in capsys.readouterr().err
+
+
 def test_going_on_from_committed_results(driver, capsys):
     """The networks are not committed: the baseline is trained again."""
     driver.run()
@@ -1065,8 +1088,43 @@ def test_networks_of_known_widths(name):
     if name == 'bccd_fcos':
         norm = built.bbox_head.cls_convs[0].gn
         assert norm.num_groups * 2 == norm.num_channels < 64
+    rounded = widths_of(latency.build(config, dict(result, cost=cost), 8))
+    assert rounded != left
+    for layer, width in rounded.items():
+        if full[layer] % 8:  # what predicts, which pruning leaves alone
+            assert width == full[layer]
+        else:
+            assert width % 8 == 0 < width
+            # the next multiple is no nearer
+            assert abs(width - left[layer]) <= 4 or width == 8
     with pytest.raises(RuntimeError, match='a network of its widths costs'):
         latency.build(config, dict(result, cost=dict(cost, flops=1)))
+
+
+def test_latency_of_unknown_networks(tmp_path):
+    import latency
+
+    lines = [
+        dict(
+            experiment=name,
+            seed=0,
+            baseline_seed=0,
+            lr=0.1,
+            finetuned={'accuracy/top1': 90.0},
+            pruning=pruning,
+        )
+        for name, pruning in (
+            ('baseline', None),
+            ('fisher_acts', dict(target=dict(flops=0.5))),
+        )
+    ]
+    file = tmp_path / 'cifar10.jsonl'
+    file.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    words = ['cifar10', '--out', str(tmp_path), '--networks', 'ours_*']
+    with pytest.raises(
+        SystemExit, match=r'--networks ours_\*: .* it has fisher_acts$'
+    ):
+        latency.build_all(latency.parse_args(words))
 
 
 def shapes_of(model):

@@ -22,14 +22,18 @@ PACKAGES = ('torch', 'mmcv', *LIBRARIES)
 
 
 def processor() -> str:
-    """Number and name of the processor's cores."""
+    """Number and name of the processor's cores, and what they compute with.
+
+    Those of one name may differ in that, and in what networks cost them.
+    """
     try:
         text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
         names = [line for line in text.splitlines() if 'model name' in line]
         name = names[0].partition(': ')[2]
     except (OSError, IndexError):
         name = platform.processor() or platform.machine()
-    return f'{os.cpu_count()} cores of {name}'
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f'{os.cpu_count()} cores of {name} ({instructions})'
 
 
 def versions() -> dict[str, str]:

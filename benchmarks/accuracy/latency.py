@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from mmgfp.groups import ChannelGroup  # noqa: E402
 from mmgfp.preparation import demo_groups  # noqa: E402
 from mmgfp.preprocessing import read_preprocessing  # noqa: E402
 from mmgfp.removal import axis_sizes, kept_positions  # noqa: E402
+from mmgfp.selection import Floor  # noqa: E402
 from mmgfp.surgery import slice_model  # noqa: E402
 
 
@@ -52,6 +54,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     lists = sorted(p.name for p in (HERE / 'configs').iterdir() if p.is_dir())
     parser.add_argument('list', choices=lists, help='folder in configs/')
+    parser.add_argument(
+        '--networks',
+        nargs='+',
+        default=['*'],
+        metavar='GLOB',
+        help='names of experiments; by default all; the baseline always',
+    )
+    parser.add_argument(
+        '--round-to',
+        type=positive,
+        default=1,
+        metavar='CHANNELS',
+        help='measure widths rounded to the nearest multiples of this, and '
+        'not those of the results (1)',
+    )
     parser.add_argument(
         '--batch', nargs='+', type=positive, default=[1, 128], help='(1 128)'
     )
@@ -68,8 +85,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--out',
         type=Path,
         default=HERE / 'results',
-        help='folder with the results of run.py, and for <list>_latency.json '
-        '(benchmarks/accuracy/results)',
+        help='folder with the results of run.py, and for <list>_latency.json, '
+        'or <list>_latency_rounded.json (benchmarks/accuracy/results)',
     )
     add_debug_option(parser)
     return parser.parse_args(argv)
@@ -103,60 +120,101 @@ def measure(args: argparse.Namespace, tell: Callable[[str], None]) -> None:
         times = [
             comparison.times(k, n) for n in args.batch for k in args.backend
         ]
-    with complete(args.out / f'{args.list}_latency.json') as partial:
+    rounded = '' if args.round_to == 1 else '_rounded'
+    with complete(args.out / f'{args.list}_latency{rounded}.json') as partial:
         result = dict(
-            machine=machine(args.device), rounds=args.rounds, times=times
+            machine=machine(args.device),
+            rounds=args.rounds,
+            round_to=args.round_to,
+            costs={subject.name: subject.cost for subject in subjects},
+            times=times,
         )
         Path(partial).write_text(json.dumps(result, indent=1))
 
 
 def build_all(args: argparse.Namespace) -> list[Subject]:
-    """The networks of the first seed; the baseline comes first."""
+    """The networks of the first seed; the baseline comes first.
+
+    Raises:
+        SystemExit: If the results have no baseline or none of the names.
+    """
     results = args.out / f'{args.list}.jsonl'
     found = summaries(read_results(results))
     if 'baseline' not in found:
         raise SystemExit(f'error: {results} has no baseline; run.py makes it')
     pruned = [name for name in found if found[name].target]
+    for pattern in args.networks:
+        if not any(fnmatchcase(name, pattern) for name in pruned):
+            raise SystemExit(
+                f'error: --networks {pattern}: {results} has no pruned '
+                f'network of that name; it has {", ".join(pruned)}'
+            )
+    chosen = [
+        name
+        for name in pruned
+        if any(fnmatchcase(name, pattern) for pattern in args.networks)
+    ]
     subjects = []
-    for name in ('baseline', *pruned):
+    for name in ('baseline', *chosen):
         config = Config.fromfile(HERE / 'configs' / args.list / f'{name}.py')
-        model = build(config, found[name].runs[0])
+        model = build(config, found[name].runs[0], args.round_to)
         facts = read_preprocessing(config, model, config.input_shape)
-        subjects.append(Subject(name, str(results), model, facts, {}))
+        cost = cost_of(model, config.input_shape)
+        subjects.append(Subject(name, str(results), model, facts, cost))
     return subjects
 
 
-def build(config: Config, result: Result) -> nn.Module:
+def build(config: Config, result: Result, round_to: int = 1) -> nn.Module:
     """An untrained network as wide as one of the results.
 
     Time does not depend on what weights are, nor on which channels are left.
 
+    Args:
+        config (Config): Of the experiment.
+        result (Mapping): A line of the results.
+        round_to (int): Widths go to the nearest multiples of so many
+            channels. Defaults to 1.
+
     Raises:
-        RuntimeError: If it does not cost what the result says.
+        RuntimeError: If, before rounding, it does not cost what the result
+            says.
     """
-    torch.manual_seed(0)
-    model = build_model(config)
-    groups = demo_groups(model, config.input_shape)
-    gone = [units_gone(group, result['widths']) for group in groups]
-    sizes = axis_sizes(model, groups)
-    slice_model(model, kept_positions(groups, gone, sizes))
+    model = sliced(config, result, 1)
     cost = cost_of(model, config.input_shape)
     if cost != result['cost']:
         raise RuntimeError(
             f'{result["experiment"]} has cost {result["cost"]}; a network of '
             f'its widths costs {cost}'
         )
+    if round_to > 1:
+        model = sliced(config, result, round_to)
     return model.eval()
 
 
+def sliced(config: Config, result: Result, round_to: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model(config)
+    groups = demo_groups(model, config.input_shape)
+    gone = [units_gone(group, result['widths'], round_to) for group in groups]
+    sizes = axis_sizes(model, groups)
+    slice_model(model, kept_positions(groups, gone, sizes))
+    return model
+
+
 def units_gone(
-    group: ChannelGroup, widths: Mapping[str, tuple[int, int]]
+    group: ChannelGroup,
+    widths: Mapping[str, tuple[int, int]],
+    round_to: int = 1,
 ) -> np.ndarray:
     """So many of a group's units as its first convolution has lost."""
     for member in group.members:
         if member.role in ('producer', 'grouped') and member.layer in widths:
             left, full = widths[member.layer]
-            return np.arange((full - left) // member.index.shape[1])
+            width = member.index.shape[1]
+            step = Floor(round_to=round_to).step(width)
+            # not less than one step, and halves go up
+            steps = max(1, int(left / width / step + 0.5))
+            return np.arange(max(0, full // width - steps * step))
     return np.arange(0)
 
 

@@ -66,6 +66,7 @@ def main() -> None:
         if set(found) == {'baseline'}:
             continue
         latency = beside(file, 'latency')
+        rounded = beside(file, 'latency_rounded')
         picture = args.out / 'accuracy' / f'{file.stem}.png'
         picture.parent.mkdir(exist_ok=True)
         config = Config.fromfile(HERE / 'configs' / file.stem / 'baseline.py')
@@ -76,6 +77,8 @@ def main() -> None:
             picture = picture.with_stem(f'{file.stem}_speed')
             draw_speed(found, latency, picture)
             text += [f'![Time against cost](accuracy/{picture.name})', '']
+        if rounded is not None:
+            text += rounded_table(rounded)
         kept = {
             name.removeprefix('fisher_'): kept_by_stage(summary)
             for name, summary in found.items()
@@ -331,18 +334,48 @@ def at_half(summary: Summary) -> str:
 
 def latency_table(latency: Any) -> list[str]:
     """Time to that of the baseline, in turn; medians of the rounds."""
-    columns = [f'{t["backend"]}, batch {t["batch"]}' for t in latency['times']]
+    lines = [f'Time of a forward to that of the baseline{how(latency)}:', '']
+    return [*lines, *ratio_rows(latency, ())]
+
+
+def rounded_table(latency: Any) -> list[str]:
+    """The same with widths rounded, which changes what is left."""
+    multiple = latency['round_to']
     lines = [
-        'Time of a forward to that of the baseline (medians of '
-        f'{latency["rounds"]} rounds in turn; {latency["machine"]["threads"]} '
-        f'threads of {latency["machine"]["device"]}):',
+        f'### Latency with multiples of {multiple} channels',
         '',
-        row('network', *columns),
-        row('---', *['---:'] * len(columns)),
+        f'The same widths, rounded to the nearest multiple of {multiple}; '
+        f'neither trained nor tested{how(latency)}:',
+        '',
     ]
-    for name in latency['times'][0]['networks']:
+    return [*lines, *ratio_rows(latency, ('flops', 'acts')), '']
+
+
+def how(latency: Any) -> str:
+    """It was measured."""
+    machine = latency['machine']
+    return (
+        f' (medians of {latency["rounds"]} rounds in turn; '
+        f'{machine["threads"]} threads of {machine["device"]}, '
+        f'{machine["date"]})'
+    )
+
+
+def ratio_rows(latency: Any, metrics: Sequence[str]) -> list[str]:
+    """A row for each network, with what is left of metrics."""
+    times = latency['times']
+    columns = [f'{t["backend"]}, batch {t["batch"]}' for t in times]
+    lines = [
+        row('network', *metrics, *columns),
+        row('---', *['---:'] * (len(metrics) + len(columns))),
+    ]
+    for name in times[0]['networks']:
         cells = []
-        for timing in latency['times']:
+        for metric in metrics:
+            costs = latency['costs']
+            share = costs[name][metric] / costs['baseline'][metric]
+            cells.append(f'{share:.1%}')
+        for timing in times:
             each = timing['networks'][name]
             cells.append(f'{each["ratio"]["median"]:.3f}')
         lines.append(row(f'`{name}`', *cells))

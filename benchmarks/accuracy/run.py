@@ -19,7 +19,9 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from results import read_results, score, summaries
 
 from mmgfp.cli import add_debug_option, errors_in_one_line, positive
@@ -153,6 +155,13 @@ class Experiments:
             baseline = [self._baseline]
         if not baseline + tuning + repeats:
             print(f'nothing to do: {self.file} has all of it (--out FOLDER)')
+        elif emulates_bfloat16():
+            print(
+                'warning: this processor has no instructions for bfloat16, '
+                'in which the experiments train; each will take 10 to 50 '
+                'times as long as the results say, hours',
+                file=sys.stderr,
+            )
         self.args.out.mkdir(parents=True, exist_ok=True)
         self._run(baseline, len(tuning + repeats))
         if not self._failed:
@@ -199,7 +208,8 @@ class Experiments:
                 while waiting and len(running) < self.args.jobs:
                     job = waiting.pop(0)
                     running[job] = (self._start(job), time.monotonic())
-                    self._tell(job, 'began', waiting, running, later)
+                    log = self._folder(job) / 'log.txt'
+                    self._tell(job, f'began, {log}', waiting, running, later)
                 time.sleep(1)
                 for job in [
                     j for j in running if running[j][0].poll() is not None
@@ -308,6 +318,13 @@ class Experiments:
             words += f', about {duration(each * left)}'
         now = time.strftime('[%H:%M:%S]')
         print(f'{now} {self._name(job)}: {what} ({words})', flush=True)
+
+
+def emulates_bfloat16() -> bool:
+    """Whether experiments run on a CPU that is slow with it."""
+    # no public function tells it of any CPU
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return get_device() == 'cpu' and not supported()
 
 
 if __name__ == '__main__':

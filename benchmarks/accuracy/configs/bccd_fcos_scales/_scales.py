@@ -1,5 +1,5 @@
-# FCOS-R18 on BCCD with pictures of several sizes in every phase, otherwise like
-# its list.
+# FCOS-R18 on BCCD with pictures of several sizes in every phase, otherwise
+# like its list.
 _base_ = ['../bccd_fcos/ablation_scale_jitter.py']
 title = 'FCOS-R18 with GN head on BCCD, pictures of several sizes'
 about = """
