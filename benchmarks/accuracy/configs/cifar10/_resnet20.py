@@ -19,7 +19,10 @@ python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights cifar10_resnet20.th --seeds 2 --baseline-seed 2 --lrs 0.03 \\
     --jobs 2
-python benchmarks/accuracy/latency.py cifar10 --rounds 24
+python benchmarks/accuracy/latency.py cifar10 --rounds 12 \\
+    --networks 'fisher_*' 'torch_*' 'ours_*'
+python benchmarks/accuracy/latency.py cifar10 --rounds 12 \\
+    --networks 'fisher_*' --round-to 8
 python benchmarks/accuracy/report.py
 """
 _base_ = ['mmpretrain::_base_/default_runtime.py']
