@@ -182,12 +182,9 @@ def test_page(report, tmp_path, monkeypatch):
         assert labels == ['acts left, r = 1.00', 'baseline']
     page = (tmp_path / 'accuracy.md').read_text()
     assert '- Control: 91.00; +1.00 to its baseline.\n' in page
-    assert '- a pocket calculator, 1 thread, Python 3, ' in page
+    assert '- a pocket calculator, bfloat16, 1 thread, Python 3, ' in page
     assert 'mmgfp 0, 2026-01-02 to 2026-01-03.\n' in page
-    assert (
-        'SGD, momentum 0.9, weight decay 0.0001, batches of 128, bfloat16.\n'
-        in page
-    )
+    assert 'SGD, momentum 0.9, weight decay 0.0001, batches of 128.\n' in page
     assert '`fisher_internal` has the channels of `fisher_acts`' in page
     assert '`fisher_none` has the channels' not in page
     assert (
@@ -235,11 +232,12 @@ def test_machines(report):
 
     first = [run(0, 1, 'an abacus', 2), run(0, 0, 'an abacus', 1)]
     (line,) = report.machines(first)
-    assert line.startswith('an abacus, 1 thread, ')
+    # the first runs do not say in what
+    assert line.startswith('an abacus, bfloat16, 1 thread, ')
     assert line.endswith('2026-01-01 to 2026-01-02.')
-    other = run(4, 5, 'a slide rule', 3)
+    other = dict(run(4, 5, 'a slide rule', 3), precision='float32')
     (alone,) = report.machines([other])
-    assert alone.startswith('a slide rule, ')
+    assert alone.startswith('a slide rule, float32, ')
     assert report.machines([other, *first]) == [
         f'Baseline of seed 0 and runs of seed 0 1: {line}',
         f'Baseline of seed 4 and runs of seed 5: {alone}',
@@ -401,6 +399,24 @@ def test_weights_that_do_not_fit(folder, baseline, tmp_path, wrong):
     model, _ = scored_images(folder)
     with pytest.raises(SystemExit, match=rf'CifarResNet.*{wrong} \['):
         experiment.load(model, str(tmp_path / 'other.th'))
+
+
+@pytest.mark.parametrize('supported', [True, False])
+def test_precision(monkeypatch, supported):
+    """Nothing is emulated, which is slower than float32."""
+    import precision
+
+    monkeypatch.setattr(precision, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(
+        torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: supported
+    )
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    wrapper = precision.FastestOptimWrapper(optimizer)
+    with wrapper.optim_context(layer):
+        made = layer(torch.zeros(1, 2)).dtype
+    assert made == (torch.bfloat16 if supported else torch.float32)
+    assert precision.precision() == str(made).removeprefix('torch.')
 
 
 def test_images(tmp_path):
@@ -865,7 +881,9 @@ def test_slow_processor(driver, capsys, monkeypatch):
     """It is said before hours are spent, and where to look meanwhile."""
     for slow in (True, False):
         monkeypatch.setattr(
-            driver.module, 'emulates_bfloat16', lambda slow=slow: slow
+            driver.module,
+            'precision',
+            lambda slow=slow: 'float32' if slow else 'bfloat16',
         )
         driver.results.unlink(missing_ok=True)
         shutil.rmtree(driver.folder / 'work', ignore_errors=True)

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / 'tools')]
 
 from environment import machine  # noqa: E402
+from precision import precision  # noqa: E402
 
 from mmgfp.adapt import build_model  # noqa: E402
 from mmgfp.checkpoint import load_plain_checkpoint  # noqa: E402
@@ -165,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result['shares'] = {key: after[key] / before[key] for key in after}
     result['seconds'] = round(time.time() - began)
     result['machine'] = machine(get_device())
+    result['precision'] = precision()
     if 'torch_pruning' in sys.modules:
         result['torch_pruning'] = version('torch-pruning')
     with complete(args.out / 'model.pth') as partial:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from mmengine.device import get_device
 from mmengine.model import BaseModule
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -72,11 +68,3 @@ class CifarResNet(BaseModule):
         x = relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return (x,)
-
-
-@OPTIM_WRAPPERS.register_module()
-class Bfloat16OptimWrapper(OptimWrapper):
-    """Mixed precision on CPUs too, for which mmengine's own is not made."""
-
-    def optim_context(self, model: nn.Module) -> AbstractContextManager:
-        return torch.autocast(get_device(), torch.bfloat16)

@@ -150,7 +150,6 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         extras += ', no decay of norms and biases'
     if settings.get('clip_grad'):
         extras += f', gradients clipped to {settings.clip_grad.max_norm:g}'
-    exact = 'bfloat16' if 'bfloat16' in settings.type.lower() else 'float32'
     pruning = Config.fromfile(
         Path(config.filename).with_name(f'{DEFAULT}.py')
     ).pruning
@@ -178,7 +177,7 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         f'{config.finetune.epochs} epochs of fine-tuning with a cosine'
         f'{rise(config.finetune)}.',
         f'{optimizer["type"]}, {numbers}, batches of '
-        f'{config.train_dataloader.batch_size}, {exact}{extras}.',
+        f'{config.train_dataloader.batch_size}{extras}.',
         *machines(runs),
         *(f'Torch-Pruning {version}.' for version in sorted(peers)),
     ]
@@ -203,7 +202,11 @@ def machines(runs: Sequence[Result]) -> list[str]:
             whose = f'Baseline of seed {seed} and runs of seed {of}: '
         days = sorted(run['machine']['date'] for run in together)
         machine = dict(together[0]['machine'], date=span(days))
-        lines.append(f'{whose}{machine["device"]}, {with_what(machine)}')
+        # the first runs do not say
+        exact = together[0].get('precision', 'bfloat16')
+        lines.append(
+            f'{whose}{machine["device"]}, {exact}, {with_what(machine)}'
+        )
     return lines
 
 

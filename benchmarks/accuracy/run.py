@@ -19,9 +19,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
-from mmengine.device import get_device
+from precision import precision
 from results import read_results, score, summaries
 
 from mmgfp.cli import add_debug_option, errors_in_one_line, positive
@@ -155,11 +154,11 @@ class Experiments:
             baseline = [self._baseline]
         if not baseline + tuning + repeats:
             print(f'nothing to do: {self.file} has all of it (--out FOLDER)')
-        elif emulates_bfloat16():
+        elif precision() != 'bfloat16':
             print(
-                'warning: this processor has no instructions for bfloat16, '
-                'in which the experiments train; each will take 10 to 50 '
-                'times as long as the results say, hours',
+                'warning: this processor has no instructions for bfloat16; '
+                'experiments train in float32, which takes several times as '
+                'long as the page says, and no baseline in bfloat16 will fit',
                 file=sys.stderr,
             )
         self.args.out.mkdir(parents=True, exist_ok=True)
@@ -318,13 +317,6 @@ class Experiments:
             words += f', about {duration(each * left)}'
         now = time.strftime('[%H:%M:%S]')
         print(f'{now} {self._name(job)}: {what} ({words})', flush=True)
-
-
-def emulates_bfloat16() -> bool:
-    """Whether experiments run on a CPU that is slow with it."""
-    # no public function tells it of any CPU
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported
-    return get_device() == 'cpu' and not supported()
 
 
 if __name__ == '__main__':

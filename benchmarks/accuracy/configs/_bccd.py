@@ -1,7 +1,7 @@
 # What the detectors on BCCD share: data, phases, pruning. The 205 training
 # pictures train them from random weights, validation pictures are not used.
 _base_ = ['mmdet::_base_/default_runtime.py']
-custom_imports = dict(imports=['mmgfp', 'models'])
+custom_imports = dict(imports=['mmgfp', 'precision'])
 
 metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
 train_pipeline = [
@@ -82,7 +82,7 @@ finetune = dict(epochs=60, lr=0.001, warmup=100)
 rates = [0.002, 0.001]  # of fine-tuning, tried with the first seed
 train_phases = ['prune', 'finetune']
 optim_wrapper = dict(
-    type='Bfloat16OptimWrapper',
+    type='FastestOptimWrapper',
     optimizer=dict(type='AdamW', lr=0.001, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10),

@@ -26,7 +26,9 @@ python benchmarks/accuracy/latency.py cifar10 --rounds 12 \\
 python benchmarks/accuracy/report.py
 """
 _base_ = ['mmpretrain::_base_/default_runtime.py']
-custom_imports = dict(imports=['mmgfp', 'data', 'models', 'criteria'])
+custom_imports = dict(
+    imports=['mmgfp', 'data', 'models', 'criteria', 'precision']
+)
 
 model = dict(
     type='ImageClassifier',
@@ -85,7 +87,7 @@ finetune = dict(epochs=10, lr=0.03)
 rates = [0.03, 0.1]  # of fine-tuning, tried with the first seed
 train_phases = ['prune', 'finetune']
 optim_wrapper = dict(
-    type='Bfloat16OptimWrapper',
+    type='FastestOptimWrapper',
     optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1e-4),
 )
 

@@ -1,6 +1,8 @@
 # Torch-Pruning's own grouping and importance; the same target and pace.
 _base_ = ['_resnet20.py']
-custom_imports = dict(imports=['mmgfp', 'data', 'models', 'peers'])
+custom_imports = dict(
+    imports=['mmgfp', 'data', 'models', 'peers', 'precision']
+)
 pruning = dict(
     _delete_=True,
     type='TorchPruningHook',
