@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,8 @@ def test_page(report, tmp_path, monkeypatch):
     known = dict(experiment='unpruned', seed=3, lr=0.2, finetuned=scores)
     diagnosis = dict(machine=results[0]['machine'], networks=[known])
     (tmp_path / 'cifar10_diagnosis.json').write_text(json.dumps(diagnosis))
+    timed.update(device='cuda', half=True, round_to=1)
+    (tmp_path / 'cifar10_latency_cuda_half.json').write_text(json.dumps(timed))
     lines = ''.join(f'{json.dumps(one)}\n' for one in results)
     (tmp_path / 'cifar10.jsonl').write_text(lines)
     arguments = ['--results', str(tmp_path), '--out', str(tmp_path)]
@@ -214,7 +217,12 @@ def test_page(report, tmp_path, monkeypatch):
     tables, lost = page.split('### Where it is lost')
     assert '`unpruned`' not in tables
     assert '| `unpruned` | 3 | 0.2 |  |  |  | 84.00 | 84.50 | 97.00 |' in lost
-    exact, rounded = page.split('### Latency with multiples of 16 channels')
+    exact, gpu, rounded = re.split('### Latency .*', page)
+    assert '### Latency with multiples of 16 channels\n' in page
+    assert '### Latency on a GPU in half precision\n' in page
+    assert 'rounds in turn; 2 threads of an abacus, 2026' in rounded
+    assert 'rounds in turn; an abacus, 2026' in gpu
+    assert '| `fisher_internal` | 1.200 | 1.200 |' in gpu
     assert '| `fisher_internal` | 1.200 | 1.200 |' in exact
     assert '| `fisher_internal` | 52.0% | 62.0% | 1.200 | 1.200 |' in rounded
     for name in ('cifar10', 'cifar10_speed', 'cifar10_kept'):
@@ -421,6 +429,7 @@ def test_precision(monkeypatch, supported):
 
 def test_images(tmp_path):
     """Kept decoded until one comes or goes; one that is none is named."""
+    require('mmpretrain')
     import data
 
     def images(values):
@@ -447,6 +456,79 @@ def test_images(tmp_path):
     os.utime(kept, (0, 0))
     with pytest.raises(ValueError, match=r'3\.png is no image'):
         read()
+
+
+def test_cropped_batches(tmp_path):
+    """Every image is a crop of its own, half of them mirrored."""
+    require('mmpretrain')
+    import data
+    from mmengine.runner import Runner
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (2, 6, 5, 3), np.uint8)
+    for label, image in enumerate(images):
+        (tmp_path / f'train/{label}').mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / f'train/{label}/0.png'), image)
+    dataset = data.CroppedBatches(str(tmp_path / 'train'), padding=1)
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=dataset,
+            batch_size=2,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            collate_fn=dict(type='as_it_is'),
+        )
+    )
+    seen = set()
+    np.random.seed(0)
+    for _ in range(300):
+        [batch] = loader
+        labels = batch['data_samples'][0].gt_label.tolist()
+        assert sorted(labels) == [0, 1]
+        for label, found in zip(labels, batch['inputs'].numpy()):
+            padded = np.zeros((8, 7, 3), np.uint8)
+            padded[1:7, 1:6] = images[label]
+            crops = {
+                (top, left, mirrored): padded[top : top + 6, left : left + 5][
+                    :, :: -1 if mirrored else 1
+                ]
+                for top in range(3)
+                for left in range(3)
+                for mirrored in (False, True)
+            }
+            [way] = [
+                way
+                for way, crop in crops.items()
+                if (crop == found.transpose(1, 2, 0)).all()
+            ]
+            seen.add((label, *way))
+    assert len(seen) == 2 * 3 * 3 * 2
+
+
+def test_losses_of_cropped_batches(folder):
+    """As those of one sample for each image."""
+    require('mmpretrain')
+    from mmengine.config import Config
+    from mmpretrain.structures import DataSample
+
+    from mmgfp.adapt import build_model
+
+    path = HARNESS / 'configs/cifar10_resnet56/baseline.py'
+    model = build_model(Config.fromfile(path)).eval()
+    labels = torch.tensor([3, 1, 3, 7])
+    inputs = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    losses = [
+        model(
+            **model.data_preprocessor(
+                dict(inputs=inputs, data_samples=samples), True
+            ),
+            mode='loss',
+        )['loss'].item()
+        for samples in (
+            [DataSample().set_gt_label(labels)],
+            [DataSample().set_gt_label(label) for label in labels],
+        )
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_shortcuts_begin_as_option_a(folder):

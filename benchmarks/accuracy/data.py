@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, FUNCTIONS
+from mmpretrain.structures import DataSample
 
 from mmgfp.files import complete
 
@@ -70,6 +73,58 @@ class ImageFolders(BaseDataset):
         info['img'] = info['img'].copy()
         info['img_shape'] = info['ori_shape'] = info['img'].shape[:2]
         return self.pipeline(info)
+
+
+@DATASETS.register_module()
+class CroppedBatches(ImageFolders):
+    """Batches for training, made at once: a GPU would wait for single images.
+
+    As ``RandomCrop`` and ``RandomFlip`` would do it; a loader needs
+    ``collate_fn=dict(type='as_it_is')``.
+
+    Args:
+        padding (int): Black pixels around an image, before one of its size is
+            cropped at random.
+    """
+
+    def __init__(self, folder: str, padding: int, **kwargs: Any) -> None:
+        self._padding = padding
+        # they are read from an array of their own
+        super().__init__(folder, serialize_data=False, **kwargs)
+
+    def full_init(self) -> None:
+        """Also put all pixels into one array."""
+        super().full_init()
+        side = self._padding
+        images = np.stack([info['img'] for info in self.data_list])
+        around = ((0, 0), (side, side), (side, side), (0, 0))
+        self._images = np.pad(images, around)
+        self._labels = torch.tensor([i['gt_label'] for i in self.data_list])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Inputs (N, 3, H, W), and one sample that has the labels of all.
+
+        Losses put the labels of samples together, whoever has them.
+        """
+        side = self._padding
+        height, width = (size - 2 * side for size in self._images.shape[1:3])
+        corners = np.random.randint(0, 2 * side + 1, (len(indices), 2))
+        ways = np.random.choice([-1, 1], len(indices))  # mirrored or not
+        crops = [
+            self._images[i, top : top + height, left : left + width][:, ::way]
+            for i, (top, left), way in zip(indices, corners, ways)
+        ]
+        # channels are last in memory, as the network wants them
+        inputs = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        labels = self._labels[torch.as_tensor(indices)]
+        sample = DataSample().set_gt_label(labels)
+        return dict(inputs=inputs, data_samples=[sample])
+
+
+@FUNCTIONS.register_module()
+def as_it_is(batch: Any) -> Any:
+    """For a dataset that makes batches."""
+    return batch
 
 
 def read(path: Path) -> np.ndarray:

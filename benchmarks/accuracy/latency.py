@@ -80,13 +80,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='what runs the networks (eager onnxruntime)',
     )
     add_device_option(parser)
+    parser.add_argument(
+        '--half', action='store_true', help='weights and images in float16'
+    )
     parser.add_argument('--rounds', type=positive, default=30, help='(30)')
     parser.add_argument(
         '--out',
         type=Path,
         default=HERE / 'results',
         help='folder with the results of run.py, and for <list>_latency.json, '
-        'or <list>_latency_rounded.json (benchmarks/accuracy/results)',
+        'whose name goes on with _rounded, _cuda and _half '
+        '(benchmarks/accuracy/results)',
     )
     add_debug_option(parser)
     return parser.parse_args(argv)
@@ -108,7 +112,7 @@ def measure(args: argparse.Namespace, tell: Callable[[str], None]) -> None:
             overrides={},
             shape=None,
             device=args.device,
-            half=False,
+            half=args.half,
         ),
         subjects,
         args.batch,
@@ -120,16 +124,29 @@ def measure(args: argparse.Namespace, tell: Callable[[str], None]) -> None:
         times = [
             comparison.times(k, n) for n in args.batch for k in args.backend
         ]
-    rounded = '' if args.round_to == 1 else '_rounded'
-    with complete(args.out / f'{args.list}_latency{rounded}.json') as partial:
+    with complete(args.out / f'{name_of(args)}.json') as partial:
         result = dict(
             machine=machine(args.device),
+            device=args.device,
+            half=args.half,
             rounds=args.rounds,
             round_to=args.round_to,
             costs={subject.name: subject.cost for subject in subjects},
             times=times,
         )
         Path(partial).write_text(json.dumps(result, indent=1))
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Of the file of what is measured."""
+    words = [args.list, 'latency']
+    if args.round_to > 1:
+        words.append('rounded')
+    if args.device != 'cpu':
+        words.append(args.device)
+    if args.half:
+        words.append('half')
+    return '_'.join(words)
 
 
 def build_all(args: argparse.Namespace) -> list[Subject]:
@@ -159,6 +176,7 @@ def build_all(args: argparse.Namespace) -> list[Subject]:
         config = Config.fromfile(HERE / 'configs' / args.list / f'{name}.py')
         model = build(config, found[name].runs[0], args.round_to)
         facts = read_preprocessing(config, model, config.input_shape)
+        model.to(args.device)
         cost = cost_of(model, config.input_shape)
         subjects.append(Subject(name, str(results), model, facts, cost))
     return subjects

@@ -66,7 +66,6 @@ def main() -> None:
         if set(found) == {'baseline'}:
             continue
         latency = beside(file, 'latency')
-        rounded = beside(file, 'latency_rounded')
         picture = args.out / 'accuracy' / f'{file.stem}.png'
         picture.parent.mkdir(exist_ok=True)
         config = Config.fromfile(HERE / 'configs' / file.stem / 'baseline.py')
@@ -77,8 +76,8 @@ def main() -> None:
             picture = picture.with_stem(f'{file.stem}_speed')
             draw_speed(found, latency, picture)
             text += [f'![Time against cost](accuracy/{picture.name})', '']
-        if rounded is not None:
-            text += rounded_table(rounded)
+        for other in sorted(args.results.glob(f'{file.stem}_latency_*.json')):
+            text += other_latency_table(json.loads(other.read_text()))
         kept = {
             name.removeprefix('fisher_'): kept_by_stage(summary)
             for name, summary in found.items()
@@ -335,31 +334,41 @@ def at_half(summary: Summary) -> str:
     return f', AP50 {100 * mean:.1f}'
 
 
-def latency_table(latency: Any) -> list[str]:
+def latency_table(latency: Any, metrics: Sequence[str] = ()) -> list[str]:
     """Time to that of the baseline, in turn; medians of the rounds."""
     lines = [f'Time of a forward to that of the baseline{how(latency)}:', '']
-    return [*lines, *ratio_rows(latency, ())]
+    return [*lines, *ratio_rows(latency, metrics)]
 
 
-def rounded_table(latency: Any) -> list[str]:
-    """The same with widths rounded, which changes what is left."""
-    multiple = latency['round_to']
-    lines = [
-        f'### Latency with multiples of {multiple} channels',
-        '',
-        f'The same widths, rounded to the nearest multiple of {multiple}; '
-        f'neither trained nor tested{how(latency)}:',
-        '',
-    ]
-    return [*lines, *ratio_rows(latency, ('flops', 'acts')), '']
+def other_latency_table(latency: Any) -> list[str]:
+    """The same on a GPU, in half precision or with widths rounded."""
+    words, lines = '', []
+    metrics: Sequence[str] = ()
+    if latency.get('device', 'cpu') == 'cuda':
+        words += ' on a GPU'
+    if latency.get('half'):
+        words += ' in half precision'
+    if latency['round_to'] > 1:
+        multiple = latency['round_to']
+        words += f' with multiples of {multiple} channels'
+        metrics = ('flops', 'acts')
+        lines += [
+            f'The same widths, rounded to the nearest multiple of {multiple}; '
+            'neither trained nor tested.',
+            '',
+        ]
+    lines += latency_table(latency, metrics)
+    return [f'### Latency{words}', '', *lines, '']
 
 
 def how(latency: Any) -> str:
     """It was measured."""
     machine = latency['machine']
+    where = machine['device']
+    if latency.get('device', 'cpu') == 'cpu':
+        where = f'{machine["threads"]} threads of {where}'
     return (
-        f' (medians of {latency["rounds"]} rounds in turn; '
-        f'{machine["threads"]} threads of {machine["device"]}, '
+        f' (medians of {latency["rounds"]} rounds in turn; {where}, '
         f'{machine["date"]})'
     )
 

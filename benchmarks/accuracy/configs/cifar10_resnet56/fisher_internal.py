@@ -1,2 +1,3 @@
-_base_ = ['../cifar10/fisher_internal.py']
-model = dict(backbone=dict(depth=56))
+# Only channels that one layer makes and one reads (the paper's "-I").
+_base_ = ['_resnet56.py']
+pruning = dict(scope='internal')

@@ -1,2 +1,2 @@
-_base_ = ['../cifar10/fisher_none.py']
-model = dict(backbone=dict(depth=56))
+_base_ = ['_resnet56.py']
+pruning = dict(normalize_by='none')

@@ -1,2 +1,2 @@
-_base_ = ['../cifar10/torch_pruning_l1.py']
-model = dict(backbone=dict(depth=56))
+_base_ = ['_torch_pruning.py']
+pruning = dict(importance=dict(type='GroupMagnitudeImportance', p=1))

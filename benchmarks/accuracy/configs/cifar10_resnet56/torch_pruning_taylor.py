@@ -1,2 +1,2 @@
-_base_ = ['../cifar10/torch_pruning_taylor.py']
-model = dict(backbone=dict(depth=56))
+_base_ = ['_torch_pruning.py']
+pruning = dict(importance=dict(type='GroupTaylorImportance'))

@@ -1,2 +1,3 @@
-_base_ = ['../cifar10/unpruned.py']
-model = dict(backbone=dict(depth=56))
+# Nothing is removed: what as much training gives to the baseline.
+_base_ = ['_resnet56.py']
+pruning = None

