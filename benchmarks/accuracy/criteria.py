@@ -44,7 +44,7 @@ class CriterionPruner(GroupFisherPruner):
             return super().accumulate(scale, valid)
         if self.criterion not in ('taylor', 'batch_fisher'):
             self.discard()
-            return torch.ones((), dtype=torch.bool)
+            return torch.ones_like(self._fisher[0], dtype=torch.bool)
         assert self._taps is not None
         gradients = self._taps.take()
         assert gradients is not None
@@ -52,7 +52,7 @@ class CriterionPruner(GroupFisherPruner):
         if self.criterion == 'batch_fisher':
             total = total.square()
         self._fisher = self._fisher + total
-        return torch.ones((), dtype=torch.bool)
+        return torch.ones_like(self._fisher[0], dtype=torch.bool)
 
     def fisher(self) -> list[np.ndarray]:
         """Scores by the criterion, shape (size,) per group."""
@@ -71,7 +71,7 @@ class CriterionPruner(GroupFisherPruner):
                 KEPT * scores[np.isin(units, left)]
                 for (units, scores), left in zip(before, self._units)
             ]
-            self._shared = torch.from_numpy(np.concatenate(kept))
+            self._shared = self._fisher.new_tensor(np.concatenate(kept))
         return removals
 
     def _score(self, group: ChannelGroup) -> np.ndarray:
@@ -94,7 +94,7 @@ class CriterionPruner(GroupFisherPruner):
                 tensor = tensors[member.tensor].detach().abs()
                 tensor = tensor.transpose(0, member.axis)
                 each = tensor.reshape(len(tensor), -1).sum(1)
-                layers.append(each.numpy()[member.index].sum(1))
+                layers.append(each.cpu().numpy()[member.index].sum(1))
         if not layers:
             raise ValueError(
                 f'the group {group.name} has no layer to score by '
