@@ -32,7 +32,7 @@ from .size_watch import watch_sizes
 from .sizes import attributes_in
 from .slots import SlotTable, Trace, Use
 from .surgery import compute_again
-from .trees import tree_leaves, tree_map_only
+from .trees import tree_leaves
 from .widths import settle_sizes
 
 # what a tensor is that no operation made
@@ -432,19 +432,6 @@ class LabelTracer(TorchDispatchMode):
             writable,
             opaque and self.is_opaque(layers[0]),
             tuple(pending),
-        )
-
-    def on_labels(
-        self,
-        func: Any,
-        args: tuple,
-        kwargs: dict,
-        pick: Callable[[Tensor], Tensor],
-    ) -> Any:
-        """Repeat an operation with the labels in place of the values."""
-        return func(
-            *tree_map_only(Tensor, pick, args),
-            **tree_map_only(Tensor, pick, kwargs),
         )
 
     # -- consumers and producers ------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
-from .trees import tree_leaves
+from .trees import tree_leaves, tree_map_only
 
 
 def unknown(
@@ -164,6 +164,11 @@ def argument(name: str, func: Any, args: tuple, kwargs: dict) -> Any:
         if argument.name == name:
             return value
     return kwargs.get(name)
+
+
+def beside_labels(arguments: Any) -> Any:
+    """The same on the CPU, where labels are, wherever the network is."""
+    return tree_map_only(Tensor, Tensor.cpu, arguments)
 
 
 def name_of(func: Any) -> str:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from .label_layers import canonical
 from .labels import LabelTracer
-from .rules_common import argument, merge, name_of, resized, without
+from .rules_common import (
+    argument,
+    beside_labels,
+    merge,
+    name_of,
+    resized,
+    without,
+)
 from .rules_structure import structure
 from .trees import tree_leaves
 
@@ -35,7 +42,8 @@ def index(
     source = args[0]
     layers = []
     for layer in without(tr, source, dims, 'picked by computed positions'):
-        picked = func(canonical(layer), *args[1:], **kwargs)
+        rest = beside_labels(args[1:])
+        picked = func(canonical(layer), *rest, **kwargs)
         layers.append(picked if out.numel() else resized_to(layer, out))
     tr.set(out, layers, tr.tag(source).weight)
 
@@ -118,7 +126,8 @@ def place(
     ]
     if tag.writable and mutable and len(new) <= 1:
         if new and out.numel() and values.numel():
-            tag.layers[0].index_put_(positions, new[0].expand(values.shape))
+            places = beside_labels(positions)
+            tag.layers[0].index_put_(places, new[0].expand(values.shape))
         return
     dims = set(_indexed_axes(positions))
     merged = list(tr.layers(target))

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
-from .rules_common import argument, common_weight, name_of, unknown, whole
+from .rules_common import (
+    argument,
+    beside_labels,
+    common_weight,
+    name_of,
+    unknown,
+    whole,
+)
 from .size_facts import Choice
 from .sizes import attributes_in
 from .trees import tree_leaves
@@ -27,6 +34,7 @@ def structure(
         func = torch.ops.aten.reshape.default
     elif name_of(func) == '_to_copy':  # labels keep their type
         func, kwargs = torch.ops.aten.clone.default, {}
+    rest, kwargs = beside_labels((args[1:], kwargs))
     results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
     moved: list[list[Tensor]] = [[] for _ in results]
     picked: list[list[tuple[Tensor, str]]] = [[] for _ in results]
@@ -36,7 +44,7 @@ def structure(
             for result, into in zip(results, moved):
                 into.append(torch.tensor(only).expand(result.shape))
             continue
-        pieces = func(layer, *args[1:], **kwargs)
+        pieces = func(layer, *rest, **kwargs)
         many = not tag.writable and bool(tr.varying(layer))
         for i, (piece, into) in enumerate(zip(tree_leaves(pieces), moved)):
             if many and piece.numel() == 1 and not tr.is_opaque(piece):

@@ -425,6 +425,8 @@ def test_precision(monkeypatch, supported):
         made = layer(torch.zeros(1, 2)).dtype
     assert made == (torch.bfloat16 if supported else torch.float32)
     assert precision.precision() == str(made).removeprefix('torch.')
+    monkeypatch.setattr(precision, 'get_device', lambda: 'cuda')
+    assert precision.precision() == 'float32'  # mmcv's focal loss, 2.3.6
 
 
 def test_images(tmp_path):
@@ -961,6 +963,7 @@ def test_order_and_resuming(driver, capsys):
 
 def test_slow_processor(driver, capsys, monkeypatch):
     """It is said before hours are spent, and where to look meanwhile."""
+    monkeypatch.setattr(driver.module, 'get_device', lambda: 'cpu')
     for slow in (True, False):
         monkeypatch.setattr(
             driver.module,

@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from precision import precision
 from results import read_results, score, summaries
 
@@ -154,7 +155,7 @@ class Experiments:
             baseline = [self._baseline]
         if not baseline + tuning + repeats:
             print(f'nothing to do: {self.file} has all of it (--out FOLDER)')
-        elif precision() != 'bfloat16':
+        elif get_device() == 'cpu' and precision() != 'bfloat16':
             print(
                 'warning: this processor has no instructions for bfloat16; '
                 'experiments train in float32, which takes several times as '

@@ -1,0 +1,85 @@
+"""What could differ on a GPU. `tests/test_hook.py` trains on one, too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from stack import require
+from toy import CLASSES, ToyClassifier
+
+from mmgfp import GroupFisherPruner
+from mmgfp.adapt import load_model
+from mmgfp.config import load_config
+from mmgfp.cost import record_calls
+from mmgfp.preparation import demo_groups
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='needs a GPU'
+)
+
+SIDE = 16
+
+
+@pytest.mark.parametrize(
+    ('library', 'config'),
+    [
+        ('mmdet', 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'),
+        ('mmdet', 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'),
+        ('mmdet', 'mmdet::atss/atss_r50_fpn_1x_coco.py'),
+        ('mmpretrain', 'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py'),
+        (
+            'mmpretrain',
+            'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py',
+        ),
+    ],
+)
+def test_groups_are_those_of_a_cpu(library, config):
+    require(library)
+    model = load_model(load_config(config))
+    shape = (224, 224) if library == 'mmpretrain' else (128, 128)
+    expected = demo_groups(model, shape)
+    found = demo_groups(model.cuda(), shape)
+    assert [what_of(group) for group in found] == [
+        what_of(group) for group in expected
+    ]
+
+
+def what_of(group):
+    members = [
+        (m.tensor, m.axis, m.role, m.index.tolist()) for m in group.members
+    ]
+    return group.name, group.size, group.frozen, members
+
+
+def pruned(device):
+    """Scores of a batch, and what is left after half of the flops went."""
+    torch.manual_seed(0)
+    model = ToyClassifier(width=32).to(device)
+    images = torch.randn(8, 3, SIDE, SIDE).to(device)
+    labels = (torch.arange(8) % len(CLASSES)).to(device)
+    factor = torch.ones(8, device=device)
+    groups = demo_groups(model, (SIDE, SIDE))
+    calls = record_calls(model, lambda: model(images[:1]))
+    pruner = GroupFisherPruner(model, groups, calls, cut_to=8)
+    pruner.attach()
+    model(images, labels, factor, 'loss')['loss'].backward()
+    assert pruner.accumulate()
+    scores = pruner.fisher()
+    pruner.prune(lambda choices: pruner.ratio('flops') <= 0.5)
+    masked = model(images)
+    pruner.cut()
+    torch.testing.assert_close(model(images), masked, rtol=1e-4, atol=1e-5)
+    return scores, {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_scores_and_channels_are_those_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    scores, shapes = pruned('cuda')
+    expected, expected_shapes = pruned('cpu')
+    for found, wanted in zip(scores, expected, strict=True):
+        assert np.abs(wanted).max() > 0
+        np.testing.assert_allclose(
+            found, wanted, rtol=1e-3, atol=1e-5 * np.abs(wanted).max()
+        )
+    assert shapes == expected_shapes
