@@ -1,4 +1,4 @@
-"""Settings of every test: one thread unless told otherwise, same seeds."""
+"""Settings of every test: the CPU, one thread unless told otherwise, seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+# most tests compare with what they compute on the CPU
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
 
 

@@ -1,4 +1,8 @@
-"""What could differ on a GPU. `tests/test_hook.py` trains on one, too."""
+"""What could differ on a GPU.
+
+The tests leave GPUs alone unless told which to use; on one, run this file and
+test_hook.py, which trains there, with ``CUDA_VISIBLE_DEVICES=0``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from mmgfp.cost import record_calls
 from mmgfp.preparation import demo_groups
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='needs a GPU'
+    not torch.cuda.is_available(),
+    reason='needs a GPU, named by CUDA_VISIBLE_DEVICES',
 )
 
 SIDE = 16

@@ -95,7 +95,7 @@ def test_saved_files_agree(tmp_path):
         model.load_state_dict(checkpoint['state_dict'])
         assert flops(model) == structure.cost_after['flops']
         assert Path(f'{stem}.png').read_bytes()[:4] == b'\x89PNG'
-    for name, tensor in runner.model.state_dict().items():
+    for name, tensor in runner.model.cpu().state_dict().items():
         assert tensor.equal(checkpoint['state_dict'][name]), name
 
 
@@ -185,6 +185,7 @@ def test_averaged_weights(tmp_path, update_buffers):
         def after_train_iter(self, runner, *args, **kwargs):
             kept = pruning_hook(runner).pruner.structure().keep
             for name, tensor in runner.model.state_dict().items():
+                tensor = tensor.cpu()
                 full = torch.full(shapes[name], float('nan'))
                 positions = [
                     torch.as_tensor(kept.get((name, axis), range(n)))
@@ -203,7 +204,7 @@ def test_averaged_weights(tmp_path, update_buffers):
     assert_at_target(runner)
     (hook,) = [h for h in runner.hooks if type(h) is EMAHook]
     assert flops(hook.ema_model.module) == flops(runner.model)
-    for name, tensor in hook.ema_model.module.state_dict().items():
+    for name, tensor in hook.ema_model.module.cpu().state_dict().items():
         alive = expected[name][~expected[name].isnan()].reshape(tensor.shape)
         torch.testing.assert_close(tensor, alive)
         saved = load(tmp_path / 'epoch_3.pth')
@@ -224,8 +225,8 @@ def test_averaged_weights_are_what_is_saved(tmp_path):
     Structure.load(tmp_path / 'flops_0.50.json').apply(model)
     model.load_state_dict(saved['state_dict'])
     assert any(
-        not tensor.equal(runner.model.state_dict()[name])
-        for name, tensor in model.state_dict().items()
+        not tensor.equal(model.state_dict()[name])
+        for name, tensor in runner.model.cpu().state_dict().items()
     )
 
 
@@ -418,7 +419,8 @@ def test_scores_come_from_the_runs_own_batches(tmp_path):
         'stem': torch.zeros(4).double(),
         'conv1': torch.zeros(6).double(),
     }
-    model.double()
+    device = next(model.parameters()).device
+    model.cpu().double()
     for i in range(13):
         masks = {g: torch.ones(len(s)).double() for g, s in scores.items()}
         for mask in masks.values():
@@ -451,7 +453,7 @@ def test_scores_come_from_the_runs_own_batches(tmp_path):
             scores[group] += g.square()
         for handle in handles:
             handle.remove()
-    model.float()
+    model.to(device, torch.float)
     runner.train()
     flat = torch.cat(list(scores.values()))
     unit = int(flat.argmin())
