@@ -231,25 +231,39 @@ def test_page(report, tmp_path, monkeypatch):
 
 
 def test_machines(report):
-    """Each baseline has its own, and what began with it was run there."""
+    """Of each baseline, and others on which runs began with it."""
 
-    def run(baseline, seed, device, day):
+    def run(experiment, baseline, seed, device, day):
         machine = dict(device=device, threads='1', python='3', mmgfp='0')
         machine['date'] = f'2026-01-0{day}'
-        return dict(baseline_seed=baseline, seed=seed, machine=machine)
+        return dict(
+            experiment=experiment,
+            baseline_seed=baseline,
+            seed=seed,
+            machine=machine,
+        )
 
-    first = [run(0, 1, 'an abacus', 2), run(0, 0, 'an abacus', 1)]
+    first = [
+        run('unpruned', 0, 1, 'an abacus', 2),
+        run('baseline', 0, 0, 'an abacus', 1),
+    ]
     (line,) = report.machines(first)
     # the first runs do not say in what
     assert line.startswith('an abacus, bfloat16, 1 thread, ')
     assert line.endswith('2026-01-01 to 2026-01-02.')
-    other = dict(run(4, 5, 'a slide rule', 3), precision='float32')
+    other = run('baseline', 4, 5, 'a slide rule', 3)
+    other['precision'] = 'float32'
     (alone,) = report.machines([other])
     assert alone.startswith('a slide rule, float32, ')
-    assert report.machines([other, *first]) == [
+    elsewhere = run('unpruned', 0, 7, 'a pencil', 3)
+    found = report.machines([elsewhere, other, *first])
+    assert [found[0], found[2]] == [
         f'Baseline of seed 0 and runs of seed 0 1: {line}',
         f'Baseline of seed 4 and runs of seed 5: {alone}',
     ]
+    assert found[1].startswith(
+        'With the baseline of seed 0, runs of seed 7: a pencil, '
+    )
 
 
 def test_stages(report):

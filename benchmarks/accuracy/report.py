@@ -189,23 +189,28 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
 
 
 def machines(runs: Sequence[Result]) -> list[str]:
-    """Where each of the baselines was trained, and all that began with it."""
-    by_baseline: dict[int, list[Result]] = defaultdict(list)
-    for run in runs:
-        by_baseline[run['baseline_seed']].append(run)
+    """Where each of the baselines was trained, and what began with it."""
+    places: dict[tuple[int, str], list[Result]] = defaultdict(list)
+    # the machine of the baseline comes first
+    for run in sorted(runs, key=lambda run: run['experiment'] != 'baseline'):
+        places[run['baseline_seed'], run['machine']['device']].append(run)
     lines = []
-    for seed, together in sorted(by_baseline.items()):
+    for (seed, device), together in sorted(
+        places.items(), key=lambda place: place[0][0]
+    ):
         whose = ''
-        if len(by_baseline) > 1:
-            of = ' '.join(map(str, sorted({run['seed'] for run in together})))
-            whose = f'Baseline of seed {seed} and runs of seed {of}: '
+        if len(places) > 1:
+            of = sorted({run['seed'] for run in together})
+            whose = (
+                'Baseline of seed {} and runs of seed {}: '
+                if together[0]['experiment'] == 'baseline'
+                else 'With the baseline of seed {}, runs of seed {}: '
+            ).format(seed, ' '.join(map(str, of)))
         days = sorted(run['machine']['date'] for run in together)
         machine = dict(together[0]['machine'], date=span(days))
         # the first runs do not say
         exact = together[0].get('precision', 'bfloat16')
-        lines.append(
-            f'{whose}{machine["device"]}, {exact}, {with_what(machine)}'
-        )
+        lines.append(f'{whose}{device}, {exact}, {with_what(machine)}')
     return lines
 
 

@@ -23,7 +23,8 @@ train_dataloader = dict(
         _delete_=True, type='CroppedBatches', folder='train', padding=4
     ),
 )
-baseline = dict(epochs=20, lr=0.05)
-prune = dict(epochs=3, lr=0.01)
-finetune = dict(epochs=100, lr=0.1)
+env_cfg = dict(cudnn_benchmark=True)
+baseline = dict(epochs=8, lr=0.05)
+prune = dict(epochs=2, lr=0.01)
+finetune = dict(epochs=36, lr=0.1)
 rates = [0.1]
