@@ -168,6 +168,9 @@ def test_page(report, tmp_path, monkeypatch):
     (tmp_path / 'cifar10_latency_cuda_half.json').write_text(json.dumps(timed))
     lines = ''.join(f'{json.dumps(one)}\n' for one in results)
     (tmp_path / 'cifar10.jsonl').write_text(lines)
+    nothing_pruned = [r for r in results if r['pruning'] is None]
+    lines = ''.join(f'{json.dumps(one)}\n' for one in nothing_pruned)
+    (tmp_path / 'cifar10_resnet56.jsonl').write_text(lines)
     arguments = ['--results', str(tmp_path), '--out', str(tmp_path)]
     monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
     drawn = []
@@ -184,6 +187,7 @@ def test_page(report, tmp_path, monkeypatch):
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels == ['acts left, r = 1.00', 'baseline']
     page = (tmp_path / 'accuracy.md').read_text()
+    assert 'ResNet-56' not in page
     assert '- Control: 91.00; +1.00 to its baseline.\n' in page
     assert '- a pocket calculator, bfloat16, 1 thread, Python 3, ' in page
     assert 'mmgfp 0, 2026-01-02 to 2026-01-03.\n' in page
