@@ -9,6 +9,12 @@ their size, the baseline's too: 205 pictures of one size are learned by heart.
 commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
-    --seeds 0 1 --lrs 0.002 --jobs 2
+    --baseline-seed 2 --seeds 2 --lrs 0.002 --jobs 2 \\
+    --filter fisher_acts fisher_flops unpruned
+python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
+    --baseline-seed 2 --seeds 1 --lrs 0.002 --filter fisher_acts
+# on a GPU, with the baseline's folder in work_dirs/accuracy/bccd_fcos_scales
+python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
+    --baseline-seed 2 --seeds 3 4 --lrs 0.002 --filter unpruned --jobs 2
 python benchmarks/accuracy/report.py
 """
