@@ -5,8 +5,7 @@ test_hook.py, which trains there, with ``CUDA_VISIBLE_DEVICES=0``.
 
 Last run: NVIDIA H200, Python 3.12.3, torch 2.11.0, mmcv 2.3.6, mmdet 3.5.1,
 mmpretrain 1.3.6, 2026-11-27: all of this file and 27 of the 29 of test_hook.py
-passed; the other two expected channels to be cut at once, which they have asked
-for since.
+passed; the other two expected channels to be cut at once, and ask for it now.
 """
 
 from __future__ import annotations
