@@ -104,13 +104,13 @@ def section(
     config: Config, found: Mapping[str, Summary], latency: Any
 ) -> list[str]:
     """Words and tables of a list."""
-    others = [s for n, s in found.items() if n not in ('baseline', 'unpruned')]
+    others = [s for s in found.values() if s.target]
     others.sort(key=lambda s: -s.gain())
     lines = [f'## {config.title}', '', *config.about.strip().splitlines(), '']
     lines += [f'- {fact}' for fact in facts(config, found)]
     lines += ['', '```bash', *config.commands.strip().splitlines(), '```', '']
     ablations = [s for s in others if s.name.startswith('ablation')]
-    for target in sorted({s.target for s in others if s.target}, reverse=True):
+    for target in sorted({s.target for s in others}, reverse=True):
         rows = [s for s in others if s.target == target]
         rows = [s for s in rows if s not in ablations]
         lines += [f'### {target:.0%} of the flops', '']
@@ -180,12 +180,20 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         *machines(runs),
         *(f'Torch-Pruning {version}.' for version in sorted(peers)),
     ]
-    control = found.get('unpruned')
-    if control is not None:
-        words = f'{score_words(control)}{at_half(control)}'
-        gain = f'{control.gain():+.2f}'
-        lines.insert(2, f'Control: {words}; {gain} to its baseline.')
+    controls = [s for name, s in found.items() if name.startswith('unpruned')]
+    lines[2:2] = [control_words(control, config) for control in controls]
     return lines
+
+
+def control_words(control: Summary, config: Config) -> str:
+    """What came of training without losing a channel."""
+    words = f'{score_words(control)}{at_half(control)}'
+    epochs = control.runs[0]['phases']['finetune']['epochs']
+    longer = ''
+    if epochs != config.finetune.epochs:
+        longer = f' with {epochs} epochs of fine-tuning'
+    gain = f'{control.gain():+.2f}'
+    return f'Control{longer}: {words}; {gain} to its baseline.'
 
 
 def machines(runs: Sequence[Result]) -> list[str]:
@@ -200,12 +208,15 @@ def machines(runs: Sequence[Result]) -> list[str]:
     ):
         whose = ''
         if len(places) > 1:
-            of = sorted({run['seed'] for run in together})
-            whose = (
-                'Baseline of seed {} and runs of seed {}: '
-                if together[0]['experiment'] == 'baseline'
-                else 'With the baseline of seed {}, runs of seed {}: '
-            ).format(seed, ' '.join(map(str, of)))
+            begun = [r for r in together if r['experiment'] != 'baseline']
+            of = sorted({run['seed'] for run in begun})
+            runs_of = f'runs of seed {" ".join(map(str, of))}'
+            if begun == together:
+                whose = f'With the baseline of seed {seed}, {runs_of}: '
+            elif begun:
+                whose = f'Baseline of seed {seed} and {runs_of}: '
+            else:
+                whose = f'Baseline of seed {seed}: '
         days = sorted(run['machine']['date'] for run in together)
         machine = dict(together[0]['machine'], date=span(days))
         # the first runs do not say
@@ -293,17 +304,19 @@ def accuracy_table(
                     f'{summary.share(m):.1%}'
                     for m in ('flops', 'acts', 'params')
                 ),
-                ', '.join(
-                    (
-                        '**{:g}** {:.2f}'
-                        if lr == summary.lr
-                        else '{:g} {:.2f}'
-                    ).format(lr, value)
-                    for lr, value in sorted(summary.tuning.items())
-                ),
+                rates_words(summary),
             )
         )
     return lines
+
+
+def rates_words(summary: Summary) -> str:
+    """Every run at every rate; the one that was chosen is bold."""
+    words = []
+    for lr, values in sorted(summary.rates.items()):
+        rate = f'**{lr:g}**' if lr == summary.lr else f'{lr:g}'
+        words.append(' '.join([rate, *(f'{value:.2f}' for value in values)]))
+    return ', '.join(words)
 
 
 def mean_gain(summary: Summary, other: Summary) -> str:

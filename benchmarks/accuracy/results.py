@@ -25,6 +25,7 @@ class Summary:
         runs (Sequence[Result]): One per seed, in their order.
         tuning (Mapping): Rate -> accuracy with the seed that chose it, the
             first of those with most rates.
+        rates (Mapping): Rate -> accuracies with it, one per seed.
         baselines (Mapping): Seed -> accuracy of the baseline trained with it.
     """
 
@@ -32,6 +33,7 @@ class Summary:
     lr: float
     runs: Sequence[Result]
     tuning: Mapping[float, float]
+    rates: Mapping[float, Sequence[float]]
     baselines: Mapping[int, float]
 
     @property
@@ -99,11 +101,13 @@ def summaries(results: Sequence[Result]) -> dict[str, Summary]:
     found = {}
     for name, runs in sorted(by_name.items()):
         runs.sort(key=seeds_of)
-        rates: dict[Seeds, dict[float, float]] = defaultdict(dict)
+        tried: dict[Seeds, dict[float, float]] = defaultdict(dict)
+        rates: dict[float, list[float]] = defaultdict(list)
         for run in runs:
-            rates[seeds_of(run)][run['lr']] = score(run['finetuned'])
-        tuning = max(rates.values(), key=len)
+            tried[seeds_of(run)][run['lr']] = score(run['finetuned'])
+            rates[run['lr']].append(score(run['finetuned']))
+        tuning = max(tried.values(), key=len)
         lr = max(tuning, key=lambda rate: (tuning[rate], rate))
         chosen = [run for run in runs if run['lr'] == lr]
-        found[name] = Summary(name, lr, chosen, tuning, baselines)
+        found[name] = Summary(name, lr, chosen, tuning, rates, baselines)
     return found

@@ -101,3 +101,14 @@ pruning = dict(
     prune_share=1.0,
     save_at=(),
 )
+
+# What _torch_pruning.py puts in place of the two above: Torch-Pruning's own
+# grouping and importance, with the same target and pace.
+peer_imports = dict(imports=['mmgfp', 'data', 'models', 'peers', 'precision'])
+torch_pruning = dict(
+    _delete_=True,
+    type='TorchPruningHook',
+    target=dict(flops=0.5),
+    input_shape=input_shape,
+    interval=10,
+)

@@ -1,12 +1,3 @@
-# Torch-Pruning's own grouping and importance; the same target and pace.
 _base_ = ['_resnet20.py']
-custom_imports = dict(
-    imports=['mmgfp', 'data', 'models', 'peers', 'precision']
-)
-pruning = dict(
-    _delete_=True,
-    type='TorchPruningHook',
-    target=dict(flops=0.5),
-    input_shape={{_base_.input_shape}},
-    interval=10,
-)
+custom_imports = {{_base_.peer_imports}}
+pruning = {{_base_.torch_pruning}}

@@ -1,8 +1,9 @@
-# ResNet-56 with a long schedule, for a GPU; otherwise like ResNet-20's list.
+# ResNet-56: like ResNet-20's list, with a schedule that a CPU can bear.
+# *_finetune_36.py are for a GPU.
 _base_ = ['../cifar10/_resnet20.py']
 title = 'ResNet-56 on CIFAR-10'
 about = """
-Like ResNet-20, with 56 layers, longer fine-tuning and batches of twice as many
+Like ResNet-20, with 56 layers, shorter fine-tuning and batches of twice as many
 pictures, which are made at once so that a GPU need not wait for them.
 """
 commands = """
@@ -26,5 +27,5 @@ train_dataloader = dict(
 env_cfg = dict(cudnn_benchmark=True)
 baseline = dict(epochs=8, lr=0.05)
 prune = dict(epochs=2, lr=0.01)
-finetune = dict(epochs=36, lr=0.1)
-rates = [0.1]
+finetune = dict(epochs=8, lr=0.05)
+rates = [0.05]

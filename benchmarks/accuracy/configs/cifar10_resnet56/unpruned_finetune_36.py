@@ -1,0 +1,2 @@
+_base_ = ['unpruned.py']
+finetune = dict(epochs=36, lr=0.1)
