@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -1133,6 +1134,45 @@ def test_rates_of_the_list(driver):
         for lr in (0.03, 0.1)
         for name in ('fisher_acts', 'ours_l1')
     ]
+
+
+@pytest.mark.parametrize(
+    'path', sorted(HARNESS.glob('results/*.jsonl')), ids=lambda path: path.stem
+)
+def test_commands(path, tmp_path):
+    """Those of a list make the runs that its results have, and no other."""
+    import run
+    from mmengine.config import Config
+    from results import read_results
+
+    kept = read_results(path)
+    waiting = {
+        (r['baseline_seed'], r['experiment'], r['seed'], r['lr']): r
+        for r in kept
+    }
+
+    class Again(run.Experiments):
+        def _run(self, jobs, later):
+            for name, seed, lr in jobs:
+                number = self.args.baseline_seed
+                if name == 'baseline':
+                    lr = config.baseline.lr
+                    if (number, name, seed, lr) in made:
+                        continue
+                made.append((number, name, seed, lr))
+                with open(self.file, 'a') as file:
+                    result = waiting.pop(made[-1])
+                    self.results.append(result)
+                    file.write(f'{json.dumps(result)}\n')
+
+    config = Config.fromfile(HARNESS / f'configs/{path.stem}/baseline.py')
+    made = []
+    for line in config.commands.replace('\\\n', '').splitlines():
+        words = shlex.split(line, comments=True)
+        if len(words) > 1 and Path(words[1]).name == 'run.py':
+            folders = ['--out', str(tmp_path), '--work-dir', str(tmp_path)]
+            Again(run.parse_args([*words[2:], *folders])).run()
+    assert not waiting
 
 
 def test_failed_experiments(driver, capsys):

@@ -9,13 +9,18 @@ trained from random weights on the 205 pictures of the training split, in
 commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
-    --seeds 0 1 --jobs 2
+    --seeds 0 1 --jobs 2 --filter 'fisher_*'
+python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
+    --seeds 0 1 --jobs 2 --lrs 0.002 --filter unpruned
+python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
+    --seeds 0 --jobs 2 --lrs 0.002 \\
+    --filter ablation_finetune_120 'ablation_min*' 'ablation_prune*'
 # on another machine
 python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
     --seeds 2 --baseline-seed 2 --lrs 0.002 \\
     --filter fisher_acts unpruned ablation_finetune_30 'ablation_scale*'
 python benchmarks/accuracy/diagnose.py bccd_fcos --data-root DATA/bccd \\
-    --networks '*seed2*'
+    --networks '[!a]*seed2*' 'ablation_finetune_30*'
 python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8 --rounds 40 \\
     --networks 'fisher_*'
 python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8 --rounds 40 \\

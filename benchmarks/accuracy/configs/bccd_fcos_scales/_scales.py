@@ -9,6 +9,9 @@ their size, the baseline's too: 205 pictures of one size are learned by heart.
 commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
+    --filter baseline
+# on another machine
+python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
     --baseline-seed 2 --seeds 2 --lrs 0.002 --jobs 2 \\
     --filter fisher_acts fisher_flops unpruned
 python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\

