@@ -142,12 +142,16 @@ def test_page(report, tmp_path, monkeypatch):
         result('fisher_none', 0, 0.1, 85.2, acts=0.5, channels=2),
         result('unpruned_long', 0, 0.2, 92.5, epochs=9),
         result('ablation_interval_2', 0, 0.2, 88.0),
+        result('ablation_running_scores', 1, 0.2, 87.0),
         result('torch_pruning_fpgm', 0, 0.2, 79.0, epochs=30),
     ]
     # time is four times the acts
     shares = {one['experiment']: one['shares']['acts'] for one in results}
     networks = {
-        name: dict(ratio=dict(median=4 * acts, least=0, most=9))
+        name: dict(
+            ms=dict(median=12.345),
+            ratio=dict(median=4 * acts, least=0, most=9),
+        )
         for name, acts in shares.items()
         if 'unpruned' not in name
     }
@@ -173,7 +177,8 @@ def test_page(report, tmp_path, monkeypatch):
     nothing_pruned = [r for r in results if r['pruning'] is None]
     lines = ''.join(f'{json.dumps(one)}\n' for one in nothing_pruned)
     (tmp_path / 'cifar10_resnet56.jsonl').write_text(lines)
-    arguments = ['--results', str(tmp_path), '--out', str(tmp_path)]
+    out = tmp_path / 'new/docs'
+    arguments = ['--results', str(tmp_path), '--out', str(out)]
     monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
     drawn = []
     save = report.save_figure
@@ -184,16 +189,21 @@ def test_page(report, tmp_path, monkeypatch):
     )
     report.main()
     # without the baseline, which every line would meet; flops hardly differ
-    _, speed, _ = drawn
+    costs, speed, _ = drawn
+    (legend,) = costs.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *('baseline', 'control', 'Group Fisher (mmgfp)', 'Torch-Pruning')
+    ]
     for axes in speed.axes:
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels == ['acts left, r = 1.00', 'baseline']
-    page = (tmp_path / 'accuracy.md').read_text()
+    page = (out / 'accuracy.md').read_text()
     assert 'ResNet-56' not in page
     # 3 epochs are not what the list has now
     assert (
         '- Control with 3 epochs of fine-tuning: 91.00; +1.00 to its '
-        'baseline.\n- Control with 9 epochs of fine-tuning: 92.50; '
+        'baseline. **0.1**: 91.00 (0/0).\n'
+        '- Control with 9 epochs of fine-tuning: 92.50; '
     ) in page
     assert '`unpruned_long`' not in page
     assert '- a pocket calculator, bfloat16, 1 thread, Python 3, ' in page
@@ -202,30 +212,33 @@ def test_page(report, tmp_path, monkeypatch):
     assert '`fisher_internal` has the channels of `fisher_acts`' in page
     assert '`fisher_none` has the channels' not in page
     assert (
-        '| `fisher_acts` | 0 1 | 75.00 (74.00 to 76.00) | '
-        '85.00 (84.00 to 86.00) | -5.00 | -7.00 | 45.0% | 25.0% | 12.5% | '
-        '0.1 80.00, **0.2** 84.00 86.00 |'
+        '| `fisher_acts` | 2 | 75.00 (74.00 to 76.00) | '
+        '85.00 (84.00 to 86.00) | -5.00 | -7.00 (1 of 2) | 45.0% | 25.0% | '
+        '12.5% | 0.1: 80.00 (0/0); **0.2**: 84.00 (0/0), 86.00 (0/1) |'
     ) in page
     assert (
-        '| `torch_pruning_l1` | 0 1 | 74.75 (73.00 to 76.50) | '
-        '84.75 (83.00 to 86.50) | -5.25 | -8.00 | 50.0% | 25.0% | 12.5% | '
-        '**0.1** 83.00 86.50, 0.2 82.00 |'
+        '| `torch_pruning_l1` | 2 | 74.75 (73.00 to 76.50) | '
+        '84.75 (83.00 to 86.50) | -5.25 | -8.00 (1 of 2) | 50.0% | 25.0% | '
+        '12.5% | **0.1**: 83.00 (0/0), 86.50 (0/1); 0.2: 82.00 (0/0) |'
     ) in page
     # the control has the first seed only: 84 - 91, 83 - 91; 84 - 83, 86 - 86.5
     assert '`torch_pruning_l1` **+0.25** (+1.00, -0.50)' in page
     before, after = page.split('### Ablations')
     # with the seed that both have, 88 - 84
     assert (
-        '| `ablation_interval_2` | 0 | 78.00 | 88.00 | -2.00 | +4.00 | 50.0% |'
+        '| `ablation_interval_2` | 1 | 78.00 | 88.00 | -2.00 | +4.00 | 50.0% |'
         in after
     )
+    assert '- `ablation_running_scores`: Scores are not reset by a ' in after
+    assert '- `ablation_interval_2`' not in after  # which its name explains
     # the control was trained for less
     assert (
-        '| `torch_pruning_fpgm` | 0 | 69.00 | 79.00 | -11.00 |  | 50.0% |'
+        '| `torch_pruning_fpgm` | 1 | 69.00 | 79.00 | -11.00 |  | 50.0% |'
         in before
     )
     assert '`ablation_interval_2` |' not in before
-    tables, lost = page.split('### Where it is lost')
+    tables, lost = page.split('### On test and on training pictures')
+    assert 'without augmentation (a pocket calculator, 1 thread' in lost
     assert '`unpruned`' not in tables
     assert '| `unpruned` | 3 | 0.2 |  |  |  | 84.00 | 84.50 | 97.00 |' in lost
     exact, gpu, rounded = re.split('### Latency .*', page)
@@ -233,11 +246,12 @@ def test_page(report, tmp_path, monkeypatch):
     assert '### Latency on a GPU in half precision\n' in page
     assert 'rounds in turn; 2 threads of an abacus, 2026' in rounded
     assert 'rounds in turn; an abacus, 2026' in gpu
-    assert '| `fisher_internal` | 1.200 | 1.200 |' in gpu
-    assert '| `fisher_internal` | 1.200 | 1.200 |' in exact
-    assert '| `fisher_internal` | 52.0% | 62.0% | 1.200 | 1.200 |' in rounded
+    assert '| `baseline` | 1.00 (12.3 ms) | 1.00 (12.3 ms) |' in gpu
+    assert '| `fisher_internal` | 1.20 | 1.20 |' in gpu
+    assert '| `fisher_internal` | 1.20 | 1.20 |' in exact
+    assert '| `fisher_internal` | 52.0% | 62.0% | 1.20 | 1.20 |' in rounded
     for name in ('cifar10', 'cifar10_speed', 'cifar10_kept'):
-        picture = tmp_path / f'accuracy/{name}.png'
+        picture = out / f'accuracy/{name}.png'
         assert picture.read_bytes()[1:4] == b'PNG'
 
 
@@ -1095,7 +1109,7 @@ def test_rates_that_are_asked_again(driver):
 
 
 def test_gains():
-    """To the baseline that a run began with; by the seeds that chose."""
+    """To the baseline that a run began with; the first seed chooses."""
     from results import summaries
 
     def result(name, baseline, seed, lr, top1):
@@ -1117,8 +1131,14 @@ def test_gains():
             result('fisher_acts', 0, 2, 0.2, 89.5),
             result('fisher_acts', 0, 0, 0.4, 10.0),
             result('fisher_acts', 0, 0, 0.2, 87.0),
+            result('unpruned', 0, 0, 0.1, 91.0),
+            result('unpruned', 2, 2, 0.1, 85.0),
+            result('unpruned', 2, 2, 0.2, 86.0),
         ]
     )
+    # who adds a baseline of his own does not change what was compared
+    assert found['unpruned'].tuning == {0.1: 91.0}
+    assert found['unpruned'].gains() == [1.0, 5.0]
     chosen = found['fisher_acts']
     assert chosen.tuning == {0.1: 88.0, 0.2: 87.0, 0.4: 10.0}
     assert chosen.lr == 0.1

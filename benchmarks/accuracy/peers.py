@@ -91,9 +91,11 @@ class TorchPruningHook(Hook):
         outputs: Any = None,
     ) -> None:
         """Every few iterations, remove channels down to the line."""
+        if self._ratio <= self._target:
+            return
         if self._needs_gradients:
             self._batches.append(data_batch)
-        if (runner.iter + 1) % self._interval or self._ratio <= self._target:
+        if (runner.iter + 1) % self._interval:
             return
         done = (runner.iter + 1) / runner.max_iters
         goal = max(self._target, 1 - (1 - self._target) * done)

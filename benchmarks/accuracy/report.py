@@ -8,9 +8,12 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.lines import Line2D
 from mmengine.config import Config
 
 HERE = Path(__file__).parent
@@ -19,7 +22,14 @@ sys.path[:0] = [str(HERE), str(ROOT / 'tools')]
 
 from benchmark_report import row  # noqa: E402
 from environment import with_what  # noqa: E402
-from results import Result, Summary, read_results, seeds_of, summaries  # noqa: E402
+from results import (  # noqa: E402
+    Result,
+    Summary,
+    read_results,
+    score,
+    seeds_of,
+    summaries,
+)
 
 from mmgfp.figures import (  # noqa: E402
     BLUE,
@@ -44,6 +54,11 @@ FAMILIES = dict(
     torch_pruning=(ORANGE, '^', 'Torch-Pruning'),
 )
 
+# networks, whose correlation would say nothing
+FEW = 4
+
+LINES = (('baseline', '-', 'baseline'), ('unpruned', ':', 'control'))
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -67,7 +82,7 @@ def main() -> None:
             continue  # nothing was pruned yet
         latency = beside(file, 'latency')
         picture = args.out / 'accuracy' / f'{file.stem}.png'
-        picture.parent.mkdir(exist_ok=True)
+        picture.parent.mkdir(parents=True, exist_ok=True)
         config = Config.fromfile(HERE / 'configs' / file.stem / 'baseline.py')
         draw(found, latency, config.metric, picture)
         text += section(config, found, latency)
@@ -127,10 +142,25 @@ def section(
             '',
             *accuracy_table(ablations, alone, usual),
             '',
+            *purposes(config, ablations),
+            '',
         ]
     if latency is not None:
         lines += ['### Latency', '', *latency_table(latency)]
     return lines
+
+
+def purposes(config: Config, rows: Sequence[Summary]) -> list[str]:
+    """The comments at the top of configs that have one."""
+    words = []
+    for name in (summary.name for summary in rows):
+        path = Path(config.filename).with_name(f'{name}.py')
+        lines = path.read_text().splitlines()
+        top = takewhile(lambda line: line.startswith('#'), lines)
+        comment = ' '.join(line.removeprefix('# ') for line in top)
+        if comment:
+            words.append(f'- `{name}`: {comment}')
+    return words
 
 
 def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
@@ -152,7 +182,10 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
     pruning = Config.fromfile(
         Path(config.filename).with_name(f'{DEFAULT}.py')
     ).pruning
-    runs = [run for summary in found.values() for run in summary.runs]
+    rates = [
+        each for summary in found.values() for each in summary.rates.values()
+    ]
+    runs = [run for runs in rates for run in runs]
     peers = {run['torch_pruning'] for run in runs if 'torch_pruning' in run}
     each = ''
     if len(baseline.runs) > 1:
@@ -193,17 +226,22 @@ def control_words(control: Summary, config: Config) -> str:
     if epochs != config.finetune.epochs:
         longer = f' with {epochs} epochs of fine-tuning'
     gain = f'{control.gain():+.2f}'
-    return f'Control{longer}: {words}; {gain} to its baseline.'
+    each = rates_words(control)
+    return f'Control{longer}: {words}; {gain} to its baseline. {each}.'
 
 
 def machines(runs: Sequence[Result]) -> list[str]:
     """Where each of the baselines was trained, and what began with it."""
-    places: dict[tuple[int, str], list[Result]] = defaultdict(list)
+    places: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     # the machine of the baseline comes first
     for run in sorted(runs, key=lambda run: run['experiment'] != 'baseline'):
-        places[run['baseline_seed'], run['machine']['device']].append(run)
+        machine = run['machine']
+        # the first runs do not say in what
+        exact = run.get('precision', 'bfloat16')
+        place = (machine['device'], exact, with_what(dict(machine, date='')))
+        places[(run['baseline_seed'], *place)].append(run)
     lines = []
-    for (seed, device), together in sorted(
+    for (seed, device, exact, _), together in sorted(
         places.items(), key=lambda place: place[0][0]
     ):
         whose = ''
@@ -219,8 +257,6 @@ def machines(runs: Sequence[Result]) -> list[str]:
                 whose = f'Baseline of seed {seed}: '
         days = sorted(run['machine']['date'] for run in together)
         machine = dict(together[0]['machine'], date=span(days))
-        # the first runs do not say
-        exact = together[0].get('precision', 'bfloat16')
         lines.append(f'{whose}{device}, {exact}, {with_what(machine)}')
     return lines
 
@@ -264,9 +300,11 @@ def paired(rows: Sequence[Summary]) -> list[str]:
             each = ', '.join(f'{gain:+.2f}' for gain in differences)
             mean = f'**{statistics.mean(differences):+.2f}**'
             words.append(f'`{peer.name}` {mean} ({each})')
+    if not words:
+        return ['']
     return [
         '',
-        f'`{usual.name}` less each other criterion, mean and seed by seed: '
+        f'`{usual.name}` less each other criterion, mean and run by run: '
         + '; '.join(words)
         + '.',
         '',
@@ -286,15 +324,15 @@ def accuracy_table(
 ) -> list[str]:
     """Rows of a table; what they differ from baseline, control and others."""
     control, others = found.get('unpruned'), others or {}
-    head = ['experiment', 'seeds', 'before fine-tuning', 'fine-tuned']
+    head = ['experiment', 'runs', 'before fine-tuning', 'fine-tuned']
     head += ['− baseline', *others, *(['− control'] if control else [])]
-    head += ['flops', 'acts', 'params', 'rates']
+    head += ['flops', 'acts', 'params', 'rate, each run (baseline/seed)']
     lines = [row(*head), row('---', *['---:'] * (len(head) - 2), '---')]
     for summary in rows:
         lines.append(
             row(
                 f'`{summary.name}`',
-                ' '.join(str(run['seed']) for run in summary.runs),
+                str(len(summary.runs)),
                 score_words(summary, 'pruned'),
                 score_words(summary) + at_half(summary),
                 f'{summary.gain():+.2f}',
@@ -313,15 +351,27 @@ def accuracy_table(
 def rates_words(summary: Summary) -> str:
     """Every run at every rate; the one that was chosen is bold."""
     words = []
-    for lr, values in sorted(summary.rates.items()):
+    for lr, runs in sorted(summary.rates.items()):
         rate = f'**{lr:g}**' if lr == summary.lr else f'{lr:g}'
-        words.append(' '.join([rate, *(f'{value:.2f}' for value in values)]))
-    return ', '.join(words)
+        each = ', '.join(map(run_words, runs))
+        words.append(f'{rate}: {each}')
+    return '; '.join(words)
+
+
+def run_words(run: Result) -> str:
+    baseline, seed = seeds_of(run)
+    return f'{score(run["finetuned"]):.2f} ({baseline}/{seed})'
 
 
 def mean_gain(summary: Summary, other: Summary) -> str:
+    """With how many of the runs it is of, if not of all."""
     differences = gains(summary, other)
-    return f'{statistics.mean(differences):+.2f}' if differences else ''
+    if not differences:
+        return ''
+    words, runs = f'{statistics.mean(differences):+.2f}', len(summary.runs)
+    if len(differences) < runs:
+        words += f' ({len(differences)} of {runs})'
+    return words
 
 
 def control_gain(summary: Summary, control: Summary) -> str:
@@ -338,7 +388,7 @@ def training_of(summary: Summary) -> list[dict[str, float]]:
 def score_words(summary: Summary, phase: str = 'finetuned') -> str:
     values = summary.accuracies(phase)
     mean = f'{statistics.mean(values):.2f}'
-    if len(values) == 1:
+    if min(values) == max(values):
         return mean
     return f'{mean} ({min(values):.2f} to {max(values):.2f})'
 
@@ -407,7 +457,10 @@ def ratio_rows(latency: Any, metrics: Sequence[str]) -> list[str]:
             cells.append(f'{share:.1%}')
         for timing in times:
             each = timing['networks'][name]
-            cells.append(f'{each["ratio"]["median"]:.3f}')
+            words = f'{each["ratio"]["median"]:.2f}'
+            if name == 'baseline':
+                words += f' ({each["ms"]["median"]:.3g} ms)'
+            cells.append(words)
         lines.append(row(f'`{name}`', *cells))
     return lines
 
@@ -428,11 +481,12 @@ def diagnosis_table(diagnosis: Any) -> list[str]:
     ]
     heads = [words for words, _, _ in columns]
     lines = [
-        '### Where it is lost',
+        '### On test and on training pictures',
         '',
         'As they are; with statistics of BatchNorm made anew from training '
         'pictures; on training pictures without augmentation '
-        f'({with_what(diagnosis["machine"]).rstrip(".")}):',
+        f'({diagnosis["machine"]["device"]}, '
+        f'{with_what(diagnosis["machine"]).rstrip(".")}):',
         '',
         row('network', 'seed', 'rate', *heads),
         row('---', *['---:'] * (len(heads) + 2)),
@@ -474,22 +528,39 @@ def draw(
                     {n: each[n]['ratio']['median'] for n in each},
                 )
             )
-    figure = new_figure(4.4 * len(panels), 4.6)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for panel, (label, places) in zip(axes, panels):
+    rows = (len(panels) + 1) // 2
+    figure = new_figure(5.6 * min(2, len(panels)), 0.6 + 4.2 * rows)
+    axes = figure.subplots(rows, -(-len(panels) // rows), sharey=True)
+    for panel, (label, places) in zip(np.ravel(axes), panels):
         draw_panel(panel, found, places)
         panel.set_xlabel(label)
-    axes[0].set_ylabel(f'{metric}, fine-tuned,\nless that of the baseline')
-    handles, labels = axes[0].get_legend_handles_labels()
+        if panel.get_subplotspec().is_first_col():
+            words = f'{metric}, fine-tuned,\nless that of the baseline'
+            panel.set_ylabel(words)
+    for unused in np.ravel(axes)[len(panels) :]:
+        unused.remove()
     figure.legend(
-        handles,
-        labels,
-        title='mean and range over seeds; hollow: one seed',
+        handles=legend_of(found),
+        title='mean and range over runs; hollow: one run',
         loc='outside lower center',
-        ncols=2 * len(panels) - 1,
+        ncols=2,
         frameon=False,
     )
     save_figure(figure, path)
+
+
+def legend_of(found: Mapping[str, Summary]) -> list[Line2D]:
+    """What lines and markers stand for, if there are such."""
+    handles = [
+        Line2D([], [], color=GREY, linestyle=style, label=label)
+        for name, style, label in LINES
+        if name in found
+    ]
+    return handles + [
+        Line2D([], [], color=colour, marker=marker, linestyle='', label=label)
+        for family, (colour, marker, label) in FAMILIES.items()
+        if any(name.startswith(family) for name in found)
+    ]
 
 
 def several_targets(found: Mapping[str, Summary]) -> bool:
@@ -518,7 +589,7 @@ def draw_speed(found: Mapping[str, Summary], latency: Any, path: Path) -> None:
             # the network that was measured is that of the first seed
             left = [found[name].runs[0]['shares'][metric] for name in pruned]
             label = f'{metric} left'
-            if len(set(left)) > 1:
+            if len(set(left)) > 1 and len(left) > FEW:
                 label += f', r = {statistics.correlation(left, took):.2f}'
             axes.scatter(
                 left, took, s=14, c=colour, marker=marker, label=label
@@ -593,19 +664,14 @@ def draw_kept(kept: Mapping[str, Mapping[str, float]], path: Path) -> None:
 def draw_panel(
     axes: Any, found: Mapping[str, Summary], places: Mapping[str, float]
 ) -> None:
-    for name, style, label in (
-        ('baseline', '-', 'baseline'),
-        ('unpruned', ':', 'baseline, fine-tuned too'),
-    ):
+    for name, style, _ in LINES:
         if name in found:
-            height = found[name].gain()
-            axes.axhline(height, color=GREY, linestyle=style, label=label)
-    seen = set()
+            axes.axhline(found[name].gain(), color=GREY, linestyle=style)
     for name, summary in found.items():
         family = next((f for f in FAMILIES if name.startswith(f)), None)
         if family is None or name not in places:
             continue
-        colour, marker, label = FAMILIES[family]
+        colour, marker, _ = FAMILIES[family]
         mean, values = summary.gain(), summary.gains()
         axes.errorbar(
             places[name],
@@ -613,13 +679,11 @@ def draw_panel(
             yerr=[[mean - min(values)], [max(values) - mean]],
             color=colour,
             marker=marker,
-            # hollow: one seed, whose spread is not known
+            # hollow: one run, whose spread is not known
             markerfacecolor='white' if len(values) == 1 else colour,
             capsize=3,
             linestyle='',
-            label=None if family in seen else label,
         )
-        seen.add(family)
     spread_names(axes, found, places)
     axes.spines[['top', 'right']].set_visible(False)
 

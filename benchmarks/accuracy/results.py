@@ -21,11 +21,11 @@ class Summary:
 
     Attributes:
         name (str): Of its config.
-        lr (float): That rate, chosen with the first seed.
+        lr (float): That rate, chosen with the first seed; others do not
+            change it.
         runs (Sequence[Result]): One per seed, in their order.
-        tuning (Mapping): Rate -> accuracy with the seed that chose it, the
-            first of those with most rates.
-        rates (Mapping): Rate -> accuracies with it, one per seed.
+        tuning (Mapping): Rate -> accuracy with that first seed.
+        rates (Mapping): Rate -> all runs with it.
         baselines (Mapping): Seed -> accuracy of the baseline trained with it.
     """
 
@@ -33,7 +33,7 @@ class Summary:
     lr: float
     runs: Sequence[Result]
     tuning: Mapping[float, float]
-    rates: Mapping[float, Sequence[float]]
+    rates: Mapping[float, Sequence[Result]]
     baselines: Mapping[int, float]
 
     @property
@@ -101,13 +101,14 @@ def summaries(results: Sequence[Result]) -> dict[str, Summary]:
     found = {}
     for name, runs in sorted(by_name.items()):
         runs.sort(key=seeds_of)
-        tried: dict[Seeds, dict[float, float]] = defaultdict(dict)
-        rates: dict[float, list[float]] = defaultdict(list)
+        rates: dict[float, list[Result]] = defaultdict(list)
         for run in runs:
-            tried[seeds_of(run)][run['lr']] = score(run['finetuned'])
-            rates[run['lr']].append(score(run['finetuned']))
-        tuning = max(tried.values(), key=len)
+            rates[run['lr']].append(run)
+        tuning = {
+            run['lr']: score(run['finetuned'])
+            for run in runs
+            if seeds_of(run) == seeds_of(runs[0])
+        }
         lr = max(tuning, key=lambda rate: (tuning[rate], rate))
-        chosen = [run for run in runs if run['lr'] == lr]
-        found[name] = Summary(name, lr, chosen, tuning, rates, baselines)
+        found[name] = Summary(name, lr, rates[lr], tuning, rates, baselines)
     return found

@@ -1,3 +1,3 @@
-# Half as long: with all channels, more training loses what it had.
+# Half as long, for the control lost by training for longer.
 _base_ = ['fisher_acts.py']
 finetune = dict(epochs=30)
