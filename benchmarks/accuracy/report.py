@@ -700,6 +700,9 @@ def spread_names(
     right = max(places[n] for n in names)
     left = min(places[n] for n in names)
     width = max(right - left, 0.01)
+    # no ticks under the names
+    edge = right + 0.1 * width
+    axes.set_xticks([t for t in axes.get_xticks() if left <= t <= edge])
     axes.set_xlim(left - 0.08 * width, right + 0.95 * width)
     for i, name in enumerate(names):
         y = low + i * gap

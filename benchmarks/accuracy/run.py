@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: python benchmarks/accuracy/run.py cifar10 '
-        '--data-root DATA/cifar10 --weights cifar10_resnet20.th --jobs 2',
+        '--data-root DATA/cifar10 --weights DATA/cifar10_resnet20.th --jobs 2',
     )
     lists = sorted(p.name for p in (HERE / 'configs').iterdir() if p.is_dir())
     parser.add_argument('list', choices=lists, help='folder in configs/')

