@@ -119,6 +119,7 @@ def test_page(report, tmp_path, monkeypatch):
             pruned={'accuracy/top1': top1 - 10},
             finetuned={'accuracy/top1': top1},
             shares=dict(flops=flops, acts=acts, params=0.125),
+            cost=dict(flops=5e8, acts=2e6, params=1234567),
             widths={'backbone.conv1': (channels, 4)},
             machine=dict(
                 device='a pocket calculator',
@@ -209,6 +210,7 @@ def test_page(report, tmp_path, monkeypatch):
     assert '- a pocket calculator, bfloat16, 1 thread, Python 3, ' in page
     assert 'mmgfp 0, 2026-01-02 to 2026-01-03.\n' in page
     assert 'SGD, momentum 0.9, weight decay 0.0001, batches of 128.\n' in page
+    assert '500.00 M flops, 1.23 M params, 2.00 M acts, at 32x32' in page
     assert '`fisher_internal` has the channels of `fisher_acts`' in page
     assert '`fisher_none` has the channels' not in page
     assert (

@@ -210,12 +210,21 @@ def facts(config: Config, found: Mapping[str, Summary]) -> list[str]:
         f'{rise(config.finetune)}.',
         f'{optimizer["type"]}, {numbers}, batches of '
         f'{config.train_dataloader.batch_size}{extras}.',
+        f'The whole network: {cost_words(baseline.runs[0]["cost"])}, at '
+        f'{config.input_shape[1]}x{config.input_shape[0]} pixels.',
         *machines(runs),
         *(f'Torch-Pruning {version}.' for version in sorted(peers)),
     ]
     controls = [s for name, s in found.items() if name.startswith('unpruned')]
     lines[2:2] = [control_words(control, config) for control in controls]
     return lines
+
+
+def cost_words(cost: Mapping[str, int]) -> str:
+    return ', '.join(
+        f'{cost[metric] / 1e6:.2f} M {metric}'
+        for metric in ('flops', 'params', 'acts')
+    )
 
 
 def control_words(control: Summary, config: Config) -> str:
