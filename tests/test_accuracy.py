@@ -182,9 +182,11 @@ def test_page(report, tmp_path, monkeypatch):
     arguments = ['--results', str(tmp_path), '--out', str(out)]
     monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
     drawn = []
-    save = report.save_figure
+    import report_figures
+
+    save = report_figures.save_figure
     monkeypatch.setattr(
-        report,
+        report_figures,
         'save_figure',
         lambda figure, path: drawn.append(figure) or save(figure, path),
     )
