@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.lines import Line2D
 from results import Summary
 
@@ -63,22 +62,25 @@ def draw(
             )
     rows = (len(panels) + 1) // 2
     figure = new_figure(5.6 * min(2, len(panels)), 0.6 + 4.2 * rows)
-    axes = figure.subplots(rows, -(-len(panels) // rows), sharey=True)
-    for panel, (label, places) in zip(np.ravel(axes), panels):
+    axes = figure.subplots(
+        rows, -(-len(panels) // rows), sharey=True, squeeze=False
+    )
+    for panel, (label, places) in zip(axes.flat, panels):
         draw_panel(panel, found, places)
         panel.set_xlabel(label)
         if panel.get_subplotspec().is_first_col():
             words = f'{metric}, fine-tuned,\nless that of the baseline'
             panel.set_ylabel(words)
-    for unused in np.ravel(axes)[len(panels) :]:
-        unused.remove()
-    figure.legend(
+    legend = dict(
         handles=legend_of(found),
         title='mean and range over runs; hollow: one run',
-        loc='outside lower center',
-        ncols=2,
         frameon=False,
     )
+    if len(panels) < axes.size:
+        axes.flat[-1].set_axis_off()
+        axes.flat[-1].legend(loc='center', **legend)
+    else:
+        figure.legend(loc='outside lower center', ncols=2, **legend)
     save_figure(figure, path)
 
 
