@@ -201,7 +201,7 @@ def test_page(report, tmp_path, monkeypatch):
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels == ['acts left, r = 1.00', 'baseline']
     page = (out / 'accuracy.md').read_text()
-    assert 'ResNet-56' not in page
+    assert '## ResNet-56' not in page
     # 3 epochs are not what the list has now
     assert (
         '- Control with 3 epochs of fine-tuning: 91.00; +1.00 to its '
@@ -248,8 +248,8 @@ def test_page(report, tmp_path, monkeypatch):
     exact, gpu, rounded = re.split('### Latency .*', page)
     assert '### Latency with multiples of 16 channels\n' in page
     assert '### Latency on a GPU in half precision\n' in page
-    assert 'rounds in turn; 2 threads of an abacus, 2026' in rounded
-    assert 'rounds in turn; an abacus, 2026' in gpu
+    assert 'of a picture; 2 threads of an abacus, 2026' in rounded
+    assert 'of a picture; an abacus, 2026' in gpu
     assert '| `baseline` | 1.00 (12.3 ms) | 1.00 (12.3 ms) |' in gpu
     assert '| `fisher_internal` | 1.20 | 1.20 |' in gpu
     assert '| `fisher_internal` | 1.20 | 1.20 |' in exact

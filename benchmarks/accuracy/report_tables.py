@@ -136,8 +136,8 @@ def how(latency: Any) -> str:
     if latency.get('device', 'cpu') == 'cpu':
         where = f'{machine["threads"]} threads of {where}'
     return (
-        f' (medians of {latency["rounds"]} rounds in turn; {where}, '
-        f'{machine["date"]})'
+        f' (medians of {latency["rounds"]} rounds in turn; ms of a picture; '
+        f'{where}, {machine["date"]})'
     )
 
 

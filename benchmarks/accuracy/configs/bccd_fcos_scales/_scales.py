@@ -19,5 +19,9 @@ python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
 # on a GPU, with the baseline's folder in work_dirs/accuracy/bccd_fcos_scales
 python benchmarks/accuracy/run.py bccd_fcos_scales --data-root DATA/bccd \\
     --baseline-seed 2 --seeds 3 4 --lrs 0.002 --filter unpruned --jobs 2
+python benchmarks/accuracy/latency.py bccd_fcos_scales --device cpu \\
+    --batch 1 8 --rounds 40 --networks 'fisher_*'
+python benchmarks/accuracy/latency.py bccd_fcos_scales --device cpu \\
+    --batch 1 8 --rounds 40 --networks 'fisher_*' --round-to 8
 python benchmarks/accuracy/report.py
 """

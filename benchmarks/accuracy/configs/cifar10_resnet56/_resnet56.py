@@ -21,6 +21,8 @@ python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
 python benchmarks/accuracy/run.py cifar10_resnet56 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet56.th --seeds 0 --lrs 0.1 \\
     --filter unpruned_finetune_36
+python benchmarks/accuracy/latency.py cifar10_resnet56 --device cpu \\
+    --rounds 12 --networks 'fisher_*' 'torch_*'
 python benchmarks/accuracy/report.py
 """
 model = dict(backbone=dict(depth=56))
