@@ -115,7 +115,7 @@ class CriterionPruningHook(FisherPruningHook):
 
     def __init__(self, criterion: str = '', **kwargs: Any) -> None:
         # the mean of a group is that of what is left of it
-        super().__init__(**dict(dict(cut_to=1), **kwargs))
+        super().__init__(**{'cut_to': 1, **kwargs})
         if criterion not in CRITERIA:
             raise ValueError(
                 f'criterion={criterion!r}; expected one of {CRITERIA}'
