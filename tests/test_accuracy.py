@@ -249,6 +249,8 @@ def test_page(report, tmp_path, monkeypatch):
     assert '### Latency with multiples of 16 channels\n' in page
     assert '### Latency on a GPU in half precision\n' in page
     assert 'of a picture; 2 threads of an abacus, 2026' in rounded
+    # ratios of 1.0, 1.0, 2.0, 1.2 and so on lie between 0 and 9
+    assert 'of 3 rounds in turn, of which the furthest lies 8.00 off' in exact
     assert 'of a picture; an abacus, 2026' in gpu
     assert '| `baseline` | 1.00 (12.3 ms) | 1.00 (12.3 ms) |' in gpu
     assert '| `fisher_internal` | 1.20 | 1.20 |' in gpu
@@ -1031,6 +1033,41 @@ def test_order_and_resuming(driver, capsys):
     assert 'nothing to do' in capsys.readouterr().out
 
 
+def test_run_again(driver, capsys, monkeypatch):
+    """Elsewhere, with what the page has beside it."""
+    page = driver.folder / 'page'
+    monkeypatch.setattr(driver.module, 'RESULTS', page)
+    driver.run('--out', str(page), seeds='0')
+    assert 'docs/accuracy.md' not in capsys.readouterr().out
+    shutil.rmtree(driver.folder / 'work')
+    driver.baseline = 91.0
+    driver.run(seeds='05', lrs=['0.2'])
+    lines = capsys.readouterr().out.splitlines()
+    ended = [line.partition(' (')[0] for line in lines if '->' in line]
+    assert [line.partition('] ')[2] for line in ended] == [
+        'baseline_seed0: 91.00 -> 91.00 with 50.0% of the flops; '
+        'docs/accuracy.md has 90.00',
+        'fisher_acts_seed0_lr0.2: 91.20 -> 91.20 with 50.0% of the flops; '
+        'docs/accuracy.md has 90.20',
+        'ours_l1_seed0_lr0.2: 90.80 -> 90.80 with 50.0% of the flops; '
+        'docs/accuracy.md has 89.80',
+        'fisher_acts_seed5_lr0.2: 91.20 -> 91.20 with 50.0% of the flops',
+        'ours_l1_seed5_lr0.2: 90.80 -> 90.80 with 50.0% of the flops',
+    ]
+
+
+def test_without_torch_pruning(driver, monkeypatch):
+    """It is said before a baseline is trained, if it is needed."""
+    monkeypatch.setattr(driver.module, 'find_spec', lambda name: None)
+    with pytest.raises(
+        SystemExit, match=r'torch_pruning_l1 needs .*pip install --no-deps -r'
+    ):
+        driver.run('--filter', 'fisher_acts', 'torch_pruning_l1')
+    assert driver.began == []
+    driver.run()
+    assert len(driver.began) == 7
+
+
 def test_slow_processor(driver, capsys, monkeypatch):
     """It is said before hours are spent, and where to look meanwhile."""
     monkeypatch.setattr(driver.module, 'get_device', lambda: 'cpu')
@@ -1199,6 +1236,34 @@ def test_commands(path, tmp_path):
     assert not waiting
 
 
+@pytest.mark.parametrize(
+    'path',
+    sorted(HARNESS.glob('results/*_latency*.json')),
+    ids=lambda path: path.stem,
+)
+def test_latency_commands(path):
+    """Those of a list measure the networks that its tables have."""
+    import latency
+    from mmengine.config import Config
+    from results import read_results, summaries
+
+    name = path.stem.partition('_latency')[0]
+    found = summaries(read_results(path.with_name(f'{name}.jsonl')))
+    config = Config.fromfile(HARNESS / f'configs/{name}/baseline.py')
+    measured = {}
+    for line in config.commands.replace('\\\n', '').splitlines():
+        words = shlex.split(line, comments=True)
+        if len(words) > 1 and Path(words[1]).name == 'latency.py':
+            args = latency.parse_args(words[2:])
+            names = ['baseline', *latency.chosen(args, found)]
+            measured[latency.name_of(args)] = args.rounds, names
+    known = json.loads(path.read_text())
+    networks = [list(timing['networks']) for timing in known['times']]
+    rounds, names = measured[path.stem]
+    assert networks == [names] * len(networks)
+    assert known['rounds'] == rounds
+
+
 def test_failed_experiments(driver, capsys):
     """The others go on; a failed baseline ends the list."""
     driver.failing = ('fisher_acts',)
@@ -1340,7 +1405,7 @@ def test_latency_of_unknown_networks(tmp_path):
     file.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
     words = ['cifar10', '--out', str(tmp_path), '--networks', 'ours_*']
     with pytest.raises(
-        SystemExit, match=r'--networks ours_\*: .* it has fisher_acts$'
+        SystemExit, match=r'--networks ours_\*: .* they have fisher_acts$'
     ):
         latency.build_all(latency.parse_args(words))
 

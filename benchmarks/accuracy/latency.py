@@ -27,7 +27,7 @@ from benchmark_clocks import clock_of  # noqa: E402
 from benchmark_inference import WARMUP, Comparison, Progress  # noqa: E402
 from environment import machine  # noqa: E402
 from experiment import cost_of  # noqa: E402
-from results import Result, read_results, summaries  # noqa: E402
+from results import Result, Summary, read_results, summaries  # noqa: E402
 
 from mmgfp.adapt import build_model  # noqa: E402
 from mmgfp.cli import (  # noqa: E402
@@ -159,20 +159,8 @@ def build_all(args: argparse.Namespace) -> list[Subject]:
     found = summaries(read_results(results))
     if 'baseline' not in found:
         raise SystemExit(f'error: {results} has no baseline; run.py makes it')
-    pruned = [name for name in found if found[name].target]
-    for pattern in args.networks:
-        if not any(fnmatchcase(name, pattern) for name in pruned):
-            raise SystemExit(
-                f'error: --networks {pattern}: {results} has no pruned '
-                f'network of that name; it has {", ".join(pruned)}'
-            )
-    chosen = [
-        name
-        for name in pruned
-        if any(fnmatchcase(name, pattern) for pattern in args.networks)
-    ]
     subjects = []
-    for name in ('baseline', *chosen):
+    for name in ('baseline', *chosen(args, found)):
         config = Config.fromfile(HERE / 'configs' / args.list / f'{name}.py')
         model = build(config, found[name].runs[0], args.round_to)
         facts = read_preprocessing(config, model, config.input_shape)
@@ -180,6 +168,28 @@ def build_all(args: argparse.Namespace) -> list[Subject]:
         cost = cost_of(model, config.input_shape)
         subjects.append(Subject(name, str(results), model, facts, cost))
     return subjects
+
+
+def chosen(
+    args: argparse.Namespace, found: Mapping[str, Summary]
+) -> list[str]:
+    """Names of pruned networks.
+
+    Raises:
+        SystemExit: If the results have none for one of the patterns.
+    """
+    pruned = [name for name in found if found[name].target]
+    for pattern in args.networks:
+        if not any(fnmatchcase(name, pattern) for name in pruned):
+            raise SystemExit(
+                f'error: --networks {pattern}: no pruned network of that name '
+                f'in the results; they have {", ".join(pruned)}'
+            )
+    return [
+        name
+        for name in pruned
+        if any(fnmatchcase(name, pattern) for pattern in args.networks)
+    ]
 
 
 def build(config: Config, result: Result, round_to: int = 1) -> nn.Module:

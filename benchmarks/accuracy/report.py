@@ -77,6 +77,7 @@ def main() -> None:
             picture = picture.with_stem(f'{file.stem}_speed')
             draw_speed(found, latency, picture)
             text += [f'![Time against cost](accuracy/{picture.name})', '']
+            text += ['The networks of the table, time beside cost.', '']
         for other in sorted(args.results.glob(f'{file.stem}_latency_*.json')):
             text += other_latency_table(json.loads(other.read_text()))
         kept = {
@@ -88,6 +89,12 @@ def main() -> None:
             picture = picture.with_stem(f'{file.stem}_kept')
             draw_kept(kept, picture)
             text += [f'![Channels kept](accuracy/{picture.name})', '']
+            text += [
+                'Of all runs in the mean: *inner* is what the first '
+                'convolution of a block writes and the second alone reads, '
+                '*stream* what the blocks of a stage add up.',
+                '',
+            ]
         diagnosis = beside(file, 'diagnosis')
         if diagnosis is not None:
             text += diagnosis_table(diagnosis)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from results import Summary
 
 from mmgfp.figures import (
@@ -235,9 +236,10 @@ def spread_names(
     right = max(places[n] for n in names)
     left = min(places[n] for n in names)
     width = max(right - left, 0.01)
-    # no ticks under the names
+    # no ticks under the names, and not more than there is room for
     edge = right + 0.1 * width
-    axes.set_xticks([t for t in axes.get_xticks() if left <= t <= edge])
+    ticks = MaxNLocator(4).tick_values(left, edge)
+    axes.set_xticks([t for t in ticks if left <= t <= edge])
     axes.set_xlim(left - 0.08 * width, right + 0.95 * width)
     for i, name in enumerate(names):
         y = low + i * gap

@@ -130,13 +130,23 @@ def other_latency_table(latency: Any) -> list[str]:
 
 
 def how(latency: Any) -> str:
-    """It was measured."""
+    """It was measured, and how far rounds lie from the median, as a rule."""
     machine = latency['machine']
     where = machine['device']
     if latency.get('device', 'cpu') == 'cpu':
         where = f'{machine["threads"]} threads of {where}'
+    ratios = [
+        network['ratio']
+        for timing in latency['times']
+        for name, network in timing['networks'].items()
+        if name != 'baseline'
+    ]
+    off = statistics.median(
+        max(r['most'] - r['median'], r['median'] - r['least']) for r in ratios
+    )
     return (
-        f' (medians of {latency["rounds"]} rounds in turn; ms of a picture; '
+        f' (medians of {latency["rounds"]} rounds in turn, of which the '
+        f'furthest lies {off:.2f} off as a rule; ms of a picture; '
         f'{where}, {machine["date"]})'
     )
 

@@ -17,17 +17,20 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
 from precision import precision
-from results import read_results, score, summaries
+from results import read_results, score, seeds_of, summaries
 
 from mmgfp.cli import add_debug_option, errors_in_one_line, positive
 from mmgfp.progress import duration
 
 HERE = Path(__file__).parent
+
+RESULTS = HERE / 'results'  # those of the page
 
 Job = tuple[str, int, float]  # experiment, seed, learning rate
 
@@ -81,7 +84,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        default=HERE / 'results',
+        default=RESULTS,
         help='folder for <list>.jsonl (benchmarks/accuracy/results)',
     )
     parser.add_argument(
@@ -132,8 +135,8 @@ class Experiments:
         """All that is missing.
 
         Raises:
-            SystemExit: If an experiment failed, or the results in the file are
-                of another baseline.
+            SystemExit: If an experiment failed, the results in the file are
+                of another baseline, or a package is missing.
         """
         names = [name for name in self.configs if name != 'baseline']
         seeds = self.args.seeds
@@ -148,6 +151,7 @@ class Experiments:
         ]
         tuning = self._jobs(untuned, seeds[:1], self.lrs)
         repeats = [j for j in self._repeats(names, seeds) if j not in tuning]
+        self._check_peers(name for name, _, _ in tuning + repeats)
         if self._baseline_result.exists():
             self._check_baseline()
         elif tuning + repeats:
@@ -169,6 +173,26 @@ class Experiments:
             self._run(self._repeats(names, seeds), 0)
         if self._failed:
             raise SystemExit(f'error: failed: {", ".join(self._failed)}')
+
+    def _check_peers(self, names: Iterable[str]) -> None:
+        """Before a baseline is trained for nothing.
+
+        Raises:
+            SystemExit: If one of the experiments needs a package that is not
+                installed.
+        """
+        if find_spec('torch_pruning') is not None:
+            return
+        for name in names:
+            config = Config.fromfile(
+                self.configs[name], import_custom_modules=False
+            )
+            if 'peers' in config.custom_imports.imports:
+                raise SystemExit(
+                    f'error: {name} needs Torch-Pruning, which is not '
+                    f'installed: pip install --no-deps -r '
+                    f'{HERE / "requirements.txt"}'
+                )
 
     def _repeats(
         self, names: Sequence[str], seeds: Sequence[int]
@@ -285,7 +309,19 @@ class Experiments:
         with open(self.file, 'a') as file:
             file.write(json.dumps(result) + '\n')
         flops = result['shares']['flops']
-        return f'{outcome} with {flops:.1%} of the flops'
+        return f'{outcome} with {flops:.1%} of the flops{self._before(job)}'
+
+    def _before(self, job: Job) -> str:
+        """What the page has, if its run is repeated somewhere else."""
+        if self.args.out.resolve() == RESULTS:
+            return ''
+        name, seed, lr = job
+        for run in read_results(RESULTS / self.file.name):
+            same = seeds_of(run) == (self.args.baseline_seed, seed)
+            same = same and (job == self._baseline or run['lr'] == lr)
+            if same and run['experiment'] == name:
+                return f'; docs/accuracy.md has {score(run["finetuned"]):.2f}'
+        return ''
 
     def _check_baseline(self) -> bool:
         """Whether the results have the baseline of the folder.
