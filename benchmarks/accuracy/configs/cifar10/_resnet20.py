@@ -22,14 +22,11 @@ python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --filter 'fisher_*[!3]' 'torch_*[!3]'
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
-    --filter ours_bn_scale ours_l1 'ours_taylor*'
+    --filter 'ours_*'
 # 30 % of the flops
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
-    --filter fisher_acts_0.3 torch_pruning_l1_0.3 torch_pruning_taylor_0.3
-python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
-    --filter fisher_flops_0.3 fisher_internal_0.3 torch_pruning_fpgm_0.3
+    --filter '*_0.3'
 # ablations
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
