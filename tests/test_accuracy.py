@@ -1197,6 +1197,14 @@ def test_rates_of_the_list(driver):
     ]
 
 
+def commands_of(config, script):
+    """The arguments of a list's commands that call the script."""
+    for line in config.commands.replace('\\\n', '').splitlines():
+        words = shlex.split(line, comments=True)
+        if len(words) > 1 and Path(words[1]).name == script:
+            yield words[2:]
+
+
 @pytest.mark.parametrize(
     'path', sorted(HARNESS.glob('results/*.jsonl')), ids=lambda path: path.stem
 )
@@ -1231,11 +1239,9 @@ def test_commands(path, tmp_path):
 
     config = Config.fromfile(HARNESS / f'configs/{path.stem}/baseline.py')
     made = []
-    for line in config.commands.replace('\\\n', '').splitlines():
-        words = shlex.split(line, comments=True)
-        if len(words) > 1 and Path(words[1]).name == 'run.py':
-            folders = ['--out', str(tmp_path), '--work-dir', str(tmp_path)]
-            Again(run.parse_args([*words[2:], *folders])).run()
+    for words in commands_of(config, 'run.py'):
+        folders = ['--out', str(tmp_path), '--work-dir', str(tmp_path)]
+        Again(run.parse_args([*words, *folders])).run()
     assert not waiting
 
 
@@ -1254,12 +1260,10 @@ def test_latency_commands(path):
     found = summaries(read_results(path.with_name(f'{name}.jsonl')))
     config = Config.fromfile(HARNESS / f'configs/{name}/baseline.py')
     measured = {}
-    for line in config.commands.replace('\\\n', '').splitlines():
-        words = shlex.split(line, comments=True)
-        if len(words) > 1 and Path(words[1]).name == 'latency.py':
-            args = latency.parse_args(words[2:])
-            names = ['baseline', *latency.chosen(args, found)]
-            measured[latency.name_of(args)] = args.rounds, names
+    for words in commands_of(config, 'latency.py'):
+        args = latency.parse_args(words)
+        names = ['baseline', *latency.chosen(args, found)]
+        measured[latency.name_of(args)] = args.rounds, names
     known = json.loads(path.read_text())
     networks = [list(timing['networks']) for timing in known['times']]
     rounds, names = measured[path.stem]

@@ -313,13 +313,15 @@ class Experiments:
 
     def _before(self, job: Job) -> str:
         """What the page has, if its run is repeated somewhere else."""
-        if self.args.out.resolve() == RESULTS:
+        if self.args.out.resolve() == RESULTS.resolve():
             return ''
         name, seed, lr = job
         for run in read_results(RESULTS / self.file.name):
-            same = seeds_of(run) == (self.args.baseline_seed, seed)
-            same = same and (job == self._baseline or run['lr'] == lr)
-            if same and run['experiment'] == name:
+            if (
+                run['experiment'] == name
+                and seeds_of(run) == (self.args.baseline_seed, seed)
+                and (job == self._baseline or run['lr'] == lr)
+            ):
                 return f'; docs/accuracy.md has {score(run["finetuned"]):.2f}'
         return ''
 
