@@ -19,11 +19,8 @@ python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --filter unpruned 'fisher_*[!3]' 'torch_*[!3]'
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 0.1 --jobs 2 \\
-    --filter 'fisher_*[!3]' 'torch_*[!3]'
-python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 --jobs 2 \\
-    --filter 'ours_*'
-# 30 % of the flops
+    --filter 'fisher_*[!3]' 'torch_*[!3]' 'ours_*'
+# 30 % of the flops, with one rate first
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
     --filter '*_0.3'
@@ -42,6 +39,14 @@ python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --lrs 0.03 --jobs 2 --filter fisher_acts fisher_acts_0.3 \\
     fisher_flops fisher_none ours_l1 ours_taylor torch_pruning_fpgm \\
     torch_pruning_l1 torch_pruning_random torch_pruning_taylor
+# 30 % of the flops with the other rate
+python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 0.1 --jobs 2 \\
+    --filter '*_0.3'
+python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 0.1 \\
+    --filter fisher_acts_0.3
+# time
 python benchmarks/accuracy/latency.py cifar10 --device cpu --rounds 12 \\
     --networks 'fisher_*' 'torch_*' 'ours_*'
 python benchmarks/accuracy/latency.py cifar10 --device cpu --rounds 12 \\
