@@ -113,8 +113,8 @@ def test_page(report, tmp_path, monkeypatch):
             lr=lr,
             pruning=dict(target=dict(flops=0.5)) if pruned else None,
             phases={
-                key: dict(epochs=epochs, lr=0.02)
-                for key in ('baseline', 'prune', 'finetune')
+                key: dict(epochs=epochs, lr=rate)
+                for key, rate in (('prune', 0.02), ('finetune', lr))
             },
             pruned={'accuracy/top1': top1 - 10},
             finetuned={'accuracy/top1': top1},
@@ -133,6 +133,7 @@ def test_page(report, tmp_path, monkeypatch):
     results = [
         result('baseline', 0, 0.1, 90.0),
         result('unpruned', 0, 0.1, 91.0),
+        result('unpruned', 0, 0.2, 90.5),
         result('fisher_acts', 0, 0.1, 80.0),
         result('fisher_acts', 0, 0.2, 84.0),
         result('fisher_acts', 1, 0.2, 86.0, flops=0.4),
@@ -205,7 +206,7 @@ def test_page(report, tmp_path, monkeypatch):
     # 3 epochs are not what the list has now
     assert (
         '- Control with 3 epochs of fine-tuning: 91.00; +1.00 to its '
-        'baseline. **0.1**: 91.00 (0/0).\n'
+        'baseline. **0.1**: 91.00 (0/0); 0.2: 90.50 (0/0).\n'
         '- Control with 9 epochs of fine-tuning: 92.50; '
     ) in page
     assert '`unpruned_long`' not in page
@@ -217,7 +218,7 @@ def test_page(report, tmp_path, monkeypatch):
     assert '`fisher_none` has the channels' not in page
     assert (
         '| `fisher_acts` | 2 | 75.00 (74.00 to 76.00) | '
-        '85.00 (84.00 to 86.00) | -5.00 | -7.00 (1 of 2) | 45.0% | 25.0% | '
+        '85.00 (84.00 to 86.00) | -5.00 | -6.50 (1 of 2) | 45.0% | 25.0% | '
         '12.5% | 0.1: 80.00 (0/0); **0.2**: 84.00 (0/0), 86.00 (0/1) |'
     ) in page
     assert (
@@ -225,7 +226,8 @@ def test_page(report, tmp_path, monkeypatch):
         '84.75 (83.00 to 86.50) | -5.25 | -8.00 (1 of 2) | 50.0% | 25.0% | '
         '12.5% | **0.1**: 83.00 (0/0), 86.50 (0/1); 0.2: 82.00 (0/0) |'
     ) in page
-    # the control has the first seed only: 84 - 91, 83 - 91; 84 - 83, 86 - 86.5
+    # the control has the first seed only: 84 - 90.5, 83 - 91, at their rates;
+    # 84 - 83, 86 - 86.5
     assert '`torch_pruning_l1` **+0.25** (+1.00, -0.50)' in page
     before, after = page.split('### Ablations')
     # with the seed that both have, 88 - 84

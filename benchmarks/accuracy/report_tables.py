@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmark_report import row
@@ -75,14 +76,16 @@ def mean_gain(summary: Summary, other: Summary) -> str:
 
 
 def control_gain(summary: Summary, control: Summary) -> str:
-    """Empty where the control was trained otherwise."""
-    same = training_of(summary) == training_of(control)
-    return mean_gain(summary, control) if same else ''
+    """Of the control's runs those that were trained alike; maybe none."""
+    training = training_of(summary.runs[0])
+    runs = [run for each in control.rates.values() for run in each]
+    alike = [run for run in runs if training_of(run) == training]
+    return mean_gain(summary, replace(control, runs=alike))
 
 
-def training_of(summary: Summary) -> list[dict[str, float]]:
+def training_of(run: Result) -> list[dict[str, float]]:
     """Epochs and rates of pruning and of fine-tuning."""
-    return [summary.runs[0]['phases'][name] for name in ('prune', 'finetune')]
+    return [run['phases'][name] for name in ('prune', 'finetune')]
 
 
 def score_words(summary: Summary, phase: str = 'finetuned') -> str:
