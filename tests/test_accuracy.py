@@ -1264,7 +1264,10 @@ def test_latency_commands(path):
     measured = {}
     for words in commands_of(config, 'latency.py'):
         args = latency.parse_args(words)
-        names = ['baseline', *latency.chosen(args, found)]
+        names = ['baseline']
+        for network in latency.chosen(args, found):
+            rounded = [f'{network}, rounded'] if args.round_to > 1 else []
+            names += [network, *rounded]
         measured[latency.name_of(args)] = args.rounds, names
     known = json.loads(path.read_text())
     networks = [list(timing['networks']) for timing in known['times']]
@@ -1348,7 +1351,7 @@ def test_running_scores_outlive_a_step():
     pruner.detach()
 
 
-@pytest.mark.parametrize('name', ['bccd_fcos', 'cifar10'])
+@pytest.mark.parametrize('name', ['bccd_fcos', 'bccd_retinanet', 'cifar10'])
 def test_networks_of_known_widths(name):
     """Any channels, GroupNorm too: all shapes are those of the pruned one."""
     require('mmdet' if 'bccd' in name else 'mmpretrain')
@@ -1393,6 +1396,27 @@ def test_networks_of_known_widths(name):
             assert abs(width - left[layer]) <= 4 or width == 8
     with pytest.raises(RuntimeError, match='a network of its widths costs'):
         latency.build(config, dict(result, cost=dict(cost, flops=1)))
+
+
+def test_latency_of_rounded_widths():
+    """Beside the same network as it comes; the baseline stays whole."""
+    require('mmpretrain')
+    import latency
+    from results import read_results
+
+    words = ['cifar10', '--networks', 'fisher_acts', '--round-to', '8']
+    baseline, exact, rounded = latency.build_all(latency.parse_args(words))
+    costs = {
+        result['experiment']: result['cost']
+        for result in reversed(
+            read_results(HARNESS / 'results/cifar10.jsonl')
+        )  # the first remains
+    }
+    assert baseline.cost == costs['baseline']
+    assert (exact.name, exact.cost) == ('fisher_acts', costs['fisher_acts'])
+    assert rounded.name == 'fisher_acts, rounded'
+    first = rounded.model.backbone.layer1[0]
+    assert first.conv1.out_channels in (8, 16)
 
 
 def test_latency_of_unknown_networks(tmp_path):

@@ -66,8 +66,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=positive,
         default=1,
         metavar='CHANNELS',
-        help='measure widths rounded to the nearest multiples of this, and '
-        'not those of the results (1)',
+        help='measure each network with its widths rounded to the nearest '
+        'multiples of this, too (1: do not)',
     )
     parser.add_argument(
         '--batch', nargs='+', type=positive, default=[1, 128], help='(1 128)'
@@ -152,6 +152,8 @@ def name_of(args: argparse.Namespace) -> str:
 def build_all(args: argparse.Namespace) -> list[Subject]:
     """The networks of the first seed; the baseline comes first.
 
+    Each is followed by the same with rounded widths, if that is asked for.
+
     Raises:
         SystemExit: If the results have no baseline or none of the names.
     """
@@ -162,11 +164,16 @@ def build_all(args: argparse.Namespace) -> list[Subject]:
     subjects = []
     for name in ('baseline', *chosen(args, found)):
         config = Config.fromfile(HERE / 'configs' / args.list / f'{name}.py')
-        model = build(config, found[name].runs[0], args.round_to)
-        facts = read_preprocessing(config, model, config.input_shape)
-        model.to(args.device)
-        cost = cost_of(model, config.input_shape)
-        subjects.append(Subject(name, str(results), model, facts, cost))
+        result = found[name].runs[0]
+        models = {name: build(config, result)}
+        if args.round_to > 1 and name != 'baseline':
+            rounded = build(config, result, args.round_to)
+            models[f'{name}, rounded'] = rounded
+        for words, model in models.items():
+            facts = read_preprocessing(config, model, config.input_shape)
+            model.to(args.device)
+            cost = cost_of(model, config.input_shape)
+            subjects.append(Subject(words, str(results), model, facts, cost))
     return subjects
 
 
@@ -235,6 +242,8 @@ def units_gone(
     round_to: int = 1,
 ) -> np.ndarray:
     """So many of a group's units as its first convolution has lost."""
+    if group.frozen:  # what predicts is as wide as there are classes
+        return np.arange(0)
     for member in group.members:
         if member.role in ('producer', 'grouped') and member.layer in widths:
             left, full = widths[member.layer]

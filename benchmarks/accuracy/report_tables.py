@@ -112,7 +112,7 @@ def latency_table(latency: Any, metrics: Sequence[str] = ()) -> list[str]:
 
 
 def other_latency_table(latency: Any) -> list[str]:
-    """The same on a GPU, in half precision or with widths rounded."""
+    """The same on a GPU, in half precision or beside widths rounded."""
     words, lines = '', []
     metrics: Sequence[str] = ()
     if latency.get('device', 'cpu') == 'cuda':
@@ -124,8 +124,9 @@ def other_latency_table(latency: Any) -> list[str]:
         words += f' with multiples of {multiple} channels'
         metrics = ('flops', 'acts')
         lines += [
-            f'The same widths, rounded to the nearest multiple of {multiple}; '
-            'neither trained nor tested.',
+            'Each network as it comes and with its widths *rounded* to the '
+            f'nearest multiple of {multiple}, which was neither trained nor '
+            'tested; all in turn.',
             '',
         ]
     lines += latency_table(latency, metrics)

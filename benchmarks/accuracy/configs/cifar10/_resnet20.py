@@ -19,7 +19,7 @@ python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --filter unpruned 'fisher_*[!3]' 'torch_*[!3]'
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 0.1 --jobs 2 \\
-    --filter 'fisher_*[!3]' 'torch_*[!3]' 'ours_*'
+    --filter unpruned 'fisher_*[!3]' 'torch_*[!3]' 'ours_*'
 # 30 % of the flops, with one rate first
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
@@ -41,11 +41,8 @@ python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     torch_pruning_l1 torch_pruning_random torch_pruning_taylor
 # 30 % of the flops with the other rate
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 0.1 --jobs 2 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 0.1 --jobs 2 \\
     --filter '*_0.3'
-python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
-    --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 0.1 \\
-    --filter fisher_acts_0.3
 # time
 python benchmarks/accuracy/latency.py cifar10 --device cpu --rounds 12 \\
     --networks 'fisher_*' 'torch_*' 'ours_*'
