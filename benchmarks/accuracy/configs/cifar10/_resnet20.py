@@ -20,6 +20,9 @@ python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 --lrs 0.03 0.1 --jobs 2 \\
     --filter unpruned 'fisher_*[!3]' 'torch_*[!3]' 'ours_*'
+python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
+    --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 0.1 --jobs 2 \\
+    --filter ours_bn_scale ours_random ours_taylor_acts
 # 30 % of the flops, with one rate first
 python benchmarks/accuracy/run.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th --seeds 0 1 --lrs 0.03 --jobs 2 \\
