@@ -39,7 +39,7 @@ class Layout:
 
     def fits(self, rows: int, images: int, rois: Tensor | None = None) -> bool:
         """Whether there can be so many rows; see :meth:`owners`."""
-        if self.order == 'images':
+        if self.order == 'images' or images == 0:
             return rows == images
         if rows == 0 or self.order != 'rois':
             return rows % images == 0
@@ -80,9 +80,15 @@ def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
     """Images in what a network is called with; None if there is no tensor.
 
     A tensor is a batch of images, a list of tensors with three axes has one
-    image each.
+    image each. Without any tensor, an argument that is an empty list has none.
     """
-    return _count((args, dict(kwargs)))
+    found = _count((args, dict(kwargs)))
+    if found is None and any(
+        isinstance(value, list) and not value
+        for value in (*args, *kwargs.values())
+    ):
+        return 0
+    return found
 
 
 def _count(value: Any) -> int | None:

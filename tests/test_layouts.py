@@ -71,9 +71,10 @@ class Windows(Masked):
         x = x.view(n, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 3, 5, 1)
         x = x.reshape(n * 4, h * w // 4, c)
         x = relu(self.fc1(self.last('conv', x)))
-        x = x.reshape(n * h * w, -1)
+        x = x.reshape(n * h * w, x.shape[-1])
         x = relu(self.fc2(self.last('fc1', x)))
-        return self.fc3(self.last('fc2', x.view(n, h * w, -1).mean(1)))
+        x = x.view(n, h * w, x.shape[-1])
+        return self.fc3(self.last('fc2', x.mean(1)))
 
 
 class SequenceFirst(Masked):
@@ -140,6 +141,20 @@ def test_rows_of_images(net):
     assert layouts(pruner.groups) == net.expected
     cross_entropy(model(DATA), LABELS).backward()
     assert pruner.accumulate()
+
+
+@pytest.mark.parametrize('net', [Windows, SequenceFirst, Turns])
+def test_batch_without_images(net):
+    """It adds nothing to the scores."""
+    model = make(net)
+    pruner = prune(model, lambda m: m(DATA[:2]))
+    model(DATA).square().sum().backward()
+    assert pruner.accumulate()
+    expected = pruner.fisher()
+    model(DATA[:0]).square().sum().backward()
+    assert pruner.accumulate()
+    for found, scores in zip(pruner.fisher(), expected, strict=True):
+        assert scores.any() and (found == scores).all()
 
 
 # -- RoIs ---------------------------------------------------------------------
@@ -494,6 +509,9 @@ def test_owners():
     assert layout.owners(0, 3).tolist() == []
     assert layout.fits(6, 3, rois) and layout.fits(0, 3)
     assert not layout.fits(4, 3, rois) and not layout.fits(4, 3)
+    for order in ('images', 'blocks', 'turns', 'rois'):  # no images
+        assert Layout(0, order).fits(0, 0) and not Layout(0, order).fits(4, 0)
+        assert Layout(0, order).owners(0, 0).tolist() == []
 
 
 def test_images_are_counted():
@@ -502,6 +520,8 @@ def test_images_are_counted():
     assert count_images((), dict(inputs=[image, image])) == 2
     assert count_images(('x',), dict(a=dict(b=torch.zeros(7, 2)))) == 7
     assert count_images((None,), dict(mode='loss')) is None
+    assert count_images(([],), dict(data_samples=[])) == 0
+    assert count_images(([], torch.zeros(2, 3)), {}) == 2
 
 
 def test_extraction_is_recognised_by_what_is_passed():
