@@ -219,6 +219,7 @@ class FisherPruningHook(Hook):
             pruner,
             self.schedule,
             runner.max_iters,
+            accumulation(runner),
             f'{self.floor}, scope={self.scope!r} and '
             f'ignore={list(self.ignore)}',
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -152,6 +153,7 @@ def check_possible(
     pruner: GroupFisherPruner,
     schedule: Schedule,
     max_iterations: int,
+    accumulation: int,
     restrictions: str,
 ) -> None:
     """Raise if the target can never be reached.
@@ -160,6 +162,7 @@ def check_possible(
         pruner (GroupFisherPruner): Of the network as it is.
         schedule (Schedule): Has the target.
         max_iterations (int): Iterations of the whole training.
+        accumulation (int): Iterations per optimiser step.
         restrictions (str): What the user restricts pruning with, in words.
 
     Raises:
@@ -173,11 +176,14 @@ def check_possible(
             f'{restrictions} at least {least:.3f} of {metric} stays. Raise '
             'the target or lower the floors.'
         )
-    if schedule.interval > max_iterations:
+    # the last step may have fewer iterations
+    steps = math.ceil(max_iterations / accumulation)
+    if schedule.interval > steps:
         raise ValueError(
-            f'interval={schedule.interval}: the training has only '
-            f'{max_iterations} iterations, so nothing would be pruned. '
-            'Lower the interval or train longer.'
+            f'interval={schedule.interval}: the training has only {steps} '
+            f'optimiser steps (max_iters={max_iterations}, '
+            f'accumulative_counts={accumulation}), so nothing would be '
+            'pruned. Lower the interval or train longer.'
         )
 
 

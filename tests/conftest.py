@@ -19,3 +19,12 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=[True, False], ids=['waits', 'never'])
+def waits(request: pytest.FixtureRequest, monkeypatch) -> bool:
+    """Whether guards wait to know, as on a CPU, or never, as on a GPU."""
+    from mmgfp.guard import StepGuard
+
+    monkeypatch.setattr(StepGuard.__init__, '__defaults__', (request.param,))
+    return request.param

@@ -150,9 +150,24 @@ def test_target_below_the_floors(tmp_path):
     assert 'min_channels=8' in text
 
 
-def test_interval_longer_than_training(tmp_path):
-    text = refused(tmp_path, hook=dict(interval=25))
-    assert 'interval=25: the training has only 24 iterations' in text
+@pytest.mark.parametrize(
+    'accumulated, steps', [(1, 24), (4, 6), (5, 5), (30, 1)]
+)
+def test_interval_longer_than_training(tmp_path, accumulated, steps):
+    """It counts optimiser steps; the last one may have fewer batches."""
+    optimizer = dict(type='SGD', lr=0.05)
+    wrapper = dict(optimizer=optimizer, accumulative_counts=accumulated)
+    hook = dict(interval=steps + 1)
+    text = refused(tmp_path, hook=hook, optim_wrapper=wrapper)
+    assert f'interval={steps + 1}: the training has only {steps} opt' in text
+    assert f'max_iters=24, accumulative_counts={accumulated}' in text
+    runner = train(
+        tmp_path,
+        hook=dict(interval=steps, target=dict(flops=0.9)),
+        optim_wrapper=wrapper,
+    )
+    assert removals(tmp_path)
+    assert runner.iter == 24 or steps == 24
 
 
 def test_pattern_that_matches_nothing(tmp_path):
@@ -343,7 +358,7 @@ def test_bad_batch_is_skipped(tmp_path, kind, norm):
         assert tensor.isfinite().all(), name
 
 
-def test_bad_batch_among_accumulated_ones(tmp_path):
+def test_bad_batch_among_accumulated_ones(tmp_path, waits):
     config = make_config(
         tmp_path,
         train_dataloader=loader(shuffle=False, factors={0: 'nan'}),
@@ -359,29 +374,33 @@ def test_bad_batch_among_accumulated_ones(tmp_path):
         assert tensor.isfinite().all(), name
 
 
-def test_bad_batches_have_no_score(tmp_path):
-    def scores(factor):
+def test_bad_batches_have_no_score(tmp_path, waits):
+    def scores(factor, images):
         config = make_config(
             tmp_path / str(factor),
             train_dataloader=loader(
-                shuffle=False, factors=dict.fromkeys(range(8), factor)
+                shuffle=False, factors=dict.fromkeys(range(images), factor)
             ),
-            train_cfg=dict(by_epoch=True, max_epochs=1),
-            # three batches are good, or four: no removal, scores stay
+            train_cfg=dict(by_epoch=True, max_epochs=2),
+            # it ends before that
             hook=dict(interval=4, channels_per_step=1, after_target='train'),
             optim_wrapper=dict(
                 optimizer=dict(type='SGD', lr=0.0), accumulative_counts=2
             ),
         )
+        config.custom_hooks += [dict(type='Stop', iteration=4)]
         runner = Runner.from_cfg(config)
         torch.manual_seed(0)
         for parameter in runner.model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        runner.train()
+        with pytest.raises(KeyboardInterrupt):
+            runner.train()
         return pruning_hook(runner).pruner.fisher()
 
-    # the first of four batches is bad, or does not count
-    for a, b in zip(scores('inf'), scores(0.0), strict=True):
+    # the first of four batches is bad, or does not count; who does not wait
+    # loses the second of the same step as well
+    without = scores(0.0, 8 if waits else 16)
+    for a, b in zip(scores('inf', 8), without, strict=True):
         assert a.any()
         assert (a == b).all()
 
