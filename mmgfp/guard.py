@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .surgery import Keep, cuts_of, slice_tensor
+
 # So many batches in a row end the run. Mixed precision with a dynamic loss
 # scale skips a few at first.
 MAX_SKIPPED = 20
@@ -101,6 +103,24 @@ class StepGuard:
         self._begins = True
         return False
 
+    def cut(self, keep: Keep) -> None:
+        """Cut the noted statistics as the network is about to be cut.
+
+        That may happen between the batches of a step.
+
+        Args:
+            keep (Keep): What stays of each axis, see :mod:`mmgfp.surgery`.
+        """
+        names = {id(b): name for name, b in self._model.named_buffers()}
+        cuts = cuts_of(keep)
+        for dtype, (buffers, before) in self._statistics.items():
+            parts = before.split([b.numel() for b in buffers])
+            left = [
+                slice_tensor(part.view_as(b), cuts.get(names[id(b)], {}))
+                for b, part in zip(buffers, parts)
+            ]
+            self._statistics[dtype] = buffers, _flat(left)
+
     def news(self) -> tuple[int, int]:
         """Bad batches since the last call, and in a row until now.
 
@@ -155,17 +175,20 @@ class StepGuard:
                 for buffer in module.buffers(recurse=False):
                     by_type.setdefault(buffer.dtype, []).append(buffer)
         self._statistics = {
-            dtype: (buffers, torch.cat([b.flatten() for b in buffers]))
+            dtype: (buffers, _flat(buffers))
             for dtype, buffers in by_type.items()
         }
 
     def _restore_statistics(self, fine: Tensor) -> None:
         for buffers, before in self._statistics.values():
-            now = torch.cat([b.flatten() for b in buffers])
-            right = torch.where(fine, now, before)
+            right = torch.where(fine, _flat(buffers), before)
             parts = right.split([b.numel() for b in buffers])
             for buffer, part in zip(buffers, parts):
                 buffer.copy_(part.view_as(buffer))
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:

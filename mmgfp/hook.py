@@ -227,6 +227,7 @@ class FisherPruningHook(Hook):
         self._ratios = pruner.ratios()
         self._guard = StepGuard(model, optimizers(runner))
         self._guard.resume(self._tally.skipped_in_a_row)
+        pruner.on_cut = [self._guard.cut]
         pruner.attach()
 
     def _compare_targets(self, runner: Runner, before: Any) -> None:

@@ -25,7 +25,7 @@ from .removal import axis_sizes, kept_positions, lost_units, shrink_groups
 from .scores import STAYS, Scores, no_scores
 from .selection import Floor, Selector
 from .structure import Structure
-from .surgery import slice_model, slice_optimizer
+from .surgery import Keep, slice_model, slice_optimizer
 
 Normalizer = Literal['acts', 'flops', 'latency', 'none']
 
@@ -84,6 +84,8 @@ class GroupFisherPruner:
         self.model = model
         self.cut_to = cut_to
         self.cuts = 0  # how often channels were cut out
+        # told what stays of the network, before that is cut
+        self.on_cut: list[Callable[[Keep], None]] = []
         self.groups = [group for group in groups if not group.frozen]
         if not self.groups:
             raise ValueError(
@@ -367,6 +369,8 @@ class GroupFisherPruner:
                 slice_optimizer(optimizer, self.model, keep)
             for copy in copies:
                 slice_model(copy, keep)
+            for follow in self.on_cut:
+                follow(keep)
             slice_model(self.model, keep)
             self._structure = replace(
                 self._structure, axes=self._structure.compose(keep, sizes)

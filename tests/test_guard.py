@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mmgfp.guard import MAX_SKIPPED, StepGuard, are_finite
+from mmgfp.surgery import slice_model
+
+VECTORS = 'weight', 'bias', 'running_mean', 'running_var'
 
 
 class Training:
@@ -68,6 +72,31 @@ def test_bad_batch_among_accumulated_ones(waits):
         training.batch()
     assert same(before, training.state()) == []
     assert training.guard.news() == (1, 0)
+
+
+@pytest.mark.parametrize('waits', [True, False])
+def test_cut_between_accumulated_batches(waits):
+    """A bad step restores the statistics of the channels that are left."""
+    training = Training(waits, accumulate=3)
+    for _ in range(3):
+        training.batch()
+    before = training.state()
+    training.batch()
+    left = [0, 2]
+    axes = [('0.weight', 0), ('2.weight', 1)]
+    axes += [(f'1.{name}', 0) for name in VECTORS]
+    keep = {key: np.array(left) for key in axes}
+    training.guard.cut(keep)
+    slice_model(training.model, keep)
+    training.batch()
+    training.batch(float('nan'))
+    after = training.state()
+    for name in ('running_mean', 'running_var'):
+        assert after[f'1.{name}'].equal(before[f'1.{name}'][left]), name
+    assert after['2.weight'].equal(before['2.weight'][:, left])
+    for _ in range(3):
+        training.batch()
+    assert same(after, training.state()) == []
 
 
 @pytest.mark.parametrize('waits', [True, False])

@@ -30,6 +30,7 @@ from toy import (
 from mmgfp import Structure, preparation
 from mmgfp.checkpoint import load_plain_checkpoint
 
+pytestmark = pytest.mark.usefixtures('waits')
 STEM, CONV1 = ('stem.weight', 0), ('conv1.weight', 0)
 
 
@@ -244,6 +245,45 @@ def test_gradient_accumulation(tmp_path):
     assert [r['iter'] % 6 for r in removals(tmp_path)] == [0] * len(
         removals(tmp_path)
     )
+
+
+@pytest.mark.parametrize('cut_to', [1, 0])
+def test_epochs_that_end_within_an_optimiser_step(tmp_path, cut_to):
+    """What is masked is cut out there, before the network is saved."""
+    runner = train(
+        tmp_path,
+        model=dict(type='ToyClassifier', norm='BN'),
+        hook=dict(interval=1, cut_to=cut_to),
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.05), accumulative_counts=3
+        ),
+    )
+    assert_at_target(runner)
+    check_statistics(runner)
+
+
+def test_epochs_that_end_with_a_step_that_the_scaler_skips(tmp_path):
+    runner = train(
+        tmp_path,
+        model=dict(type='ToyClassifier', norm='BN'),
+        hook=dict(interval=2, cut_to=0),
+        # in the last batch of every epoch
+        train_dataloader=loader(shuffle=False, factors={31: 'inf'}),
+        optim_wrapper=dict(
+            type='CpuAmpOptimWrapper', optimizer=dict(type='SGD', lr=0.05)
+        ),
+    )
+    assert_at_target(runner)
+    check_statistics(runner)
+
+
+def check_statistics(runner: Runner) -> None:
+    norms = [runner.model.norm0, runner.model.norm1]
+    for norm in norms:
+        assert len(norm.running_mean) == len(norm.running_var)
+        assert len(norm.running_mean) == norm.num_features
+        assert norm.running_mean.isfinite().all()
+        assert norm.running_var.isfinite().all()
 
 
 def test_mixed_precision(tmp_path):

@@ -126,7 +126,7 @@ EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
         'few-left',
     ],
 )
-def test_resumed_equals_uninterrupted(tmp_path, changes, stop):
+def test_resumed_equals_uninterrupted(tmp_path, waits, changes, stop):
     kwargs = settings(**changes)
     whole = run(make_config(tmp_path / 'whole', **kwargs), EMA)
     interrupted = tmp_path / 'interrupted'

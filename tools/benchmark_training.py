@@ -106,6 +106,7 @@ class Ours:
         """Begin to observe."""
         self.pruner.attach()
         self.guard = StepGuard(self.pruner.model, [self.optimizer])
+        self.pruner.on_cut = [self.guard.cut]
 
     def begin(self) -> None:
         """Before an iteration."""
