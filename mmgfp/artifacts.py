@@ -17,15 +17,17 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.config import Config
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from .adapt import unwrap
+from .config_text import config_text, dotted_name
 from .files import complete
+from .kinds import imported, kind_of
 from .picture import draw_kept_channels
+from .registry import HOOKS
 from .structure import KEY, Structure
-
-PRUNING_HOOK = 'FisherPruningHook'
 
 
 def save_ratio(
@@ -96,6 +98,9 @@ def finetune_config(
         config (Config): The pruning config.
         stem (str): See :func:`save_ratio`.
         overrides (Mapping): Merged last, such as another learning rate.
+
+    Raises:
+        ValueError: If something in it cannot be written into a file.
     """
     here = '{{ fileDirname }}'
     child = copy.deepcopy(config)
@@ -104,12 +109,20 @@ def finetune_config(
         *without_pruning(config.get('custom_hooks') or ()),
         dict(type='mmgfp.StructureHook', structure=structure),
     ]
+    if config.get('default_hooks'):
+        child.default_hooks = {
+            name: hook
+            for name, hook in config.default_hooks.items()
+            if not _is_pruning_hook(hook)
+        }
+    architecture = imported(config.model.type)
     child.merge_from_dict(
         dict(
             custom_imports=_with_mmgfp(config.get('custom_imports')),
             model=dict(
                 type='mmgfp.PrunedModel',
-                architecture=config.model.type,
+                # a registry knows it by name, a class by its own
+                architecture=dotted_name(architecture) or architecture,
                 structure=structure,
             ),
             load_from=f'{here}/{stem}.pth',
@@ -121,19 +134,35 @@ def finetune_config(
     child.merge_from_dict(dict(overrides))
     return (
         f'# Fine-tunes the network that pruning left at {stem}.\n'
-        f'{child.pretty_text}'
+        f'{config_text(child)}'
     )
 
 
+def check_finetune_config(
+    config: Config, overrides: Mapping[str, Any]
+) -> None:
+    """Raise before pruning what writing a config would raise after it.
+
+    Args:
+        config (Config): The pruning config.
+        overrides (Mapping): See :func:`finetune_config`.
+
+    Raises:
+        ValueError: If something in it cannot be written into a file.
+    """
+    if config.get('model'):
+        finetune_config(config, 'slim', overrides)
+
+
 def without_pruning(hooks: Sequence[Any]) -> list[Any]:
-    """The custom hooks other than the pruning hook."""
+    """The custom hooks other than the pruning hook, whatever its criterion."""
     return [hook for hook in hooks if not _is_pruning_hook(hook)]
 
 
 def _is_pruning_hook(hook: Any) -> bool:
-    kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
-    name = kind.__name__ if isinstance(kind, type) else str(kind)
-    return name.rpartition('.')[2] == PRUNING_HOOK
+    kind = kind_of(hook, ROOT_HOOKS)
+    pruning = HOOKS.get('FisherPruningHook')
+    return isinstance(kind, type) and issubclass(kind, pruning)
 
 
 def _with_mmgfp(imports: Mapping[str, Any] | None) -> dict[str, Any]:

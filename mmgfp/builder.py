@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
+from .kinds import kind_of
 from .registry import MODELS
 from .structure import Structure
 
 
 @MODELS.register_module(name='PrunedModel')
 def build_pruned_model(
-    architecture: str, structure: str | os.PathLike, **kwargs: Any
+    architecture: str | type[nn.Module],
+    structure: str | os.PathLike,
+    **kwargs: Any,
 ) -> nn.Module:
     """Build the user's model and make it slim; returns it bare.
 
@@ -24,7 +29,7 @@ def build_pruned_model(
                      structure='work_dirs/prune/flops_0.50.json')
 
     Args:
-        architecture (str): Type of the model that was pruned.
+        architecture (str | type): Type of the model that was pruned.
         structure (str | os.PathLike): Structure file (.json), or a checkpoint
             that holds the structure.
         **kwargs: The model's own arguments.
@@ -44,6 +49,13 @@ def build_pruned_model(
 def _forget_pretrained(model: nn.Module) -> None:
     """Full-size weights from elsewhere no longer fit."""
     for module in model.modules():
-        init_cfg = getattr(module, 'init_cfg', None)
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            setattr(module, 'init_cfg', None)  # noqa: B010
+        found = getattr(module, 'init_cfg', None)
+        steps = found if isinstance(found, (list, tuple)) else [found]
+        kept = [step for step in steps if not _loads_weights(step)]
+        if len(kept) < len(steps):
+            setattr(module, 'init_cfg', kept or None)  # noqa: B010
+
+
+def _loads_weights(init_cfg: Any) -> bool:
+    kind = kind_of(init_cfg, WEIGHT_INITIALIZERS)
+    return isinstance(kind, type) and issubclass(kind, PretrainedInit)

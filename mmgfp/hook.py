@@ -27,7 +27,7 @@ from .arguments import (
     read_shape,
     refuse_unknown,
 )
-from .artifacts import save_ratio
+from .artifacts import check_finetune_config, save_ratio
 from .errors import type_and_line
 from .groups import ChannelGroup
 from .guard import StepGuard
@@ -180,6 +180,7 @@ class FisherPruningHook(Hook):
         """Find and prove channel groups, count cost, start observing."""
         model = unwrap(runner.model)
         check_not_compiled(model)
+        check_finetune_config(runner.cfg, self.finetune)
         pruner = self.pruner = prepare_pruner(
             self.pruner_type,
             model,

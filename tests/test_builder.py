@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from toy import ToyClassifier, train
@@ -60,20 +60,31 @@ def test_builds_in_any_scope(pruned):
     assert len(model.stem.weight) == len(pruned[1].stem.weight)
 
 
-def test_pretrained_weights_are_not_loaded(pruned):
+PRETRAINED = dict(checkpoint='/full/size.pth')
+CONSTANT = dict(type='Constant', layer='Conv2d', val=0.25)
+
+
+@pytest.mark.parametrize(
+    ('given', 'left'),
+    [
+        (dict(type='Pretrained', **PRETRAINED), None),
+        (dict(type=PretrainedInit, **PRETRAINED), None),
+        (dict(type='mmengine.model.PretrainedInit', **PRETRAINED), None),
+        ([CONSTANT, dict(type='Pretrained', **PRETRAINED)], [CONSTANT]),
+    ],
+    ids=['name', 'class', 'dotted name', 'one of several'],
+)
+def test_pretrained_weights_are_not_loaded(pruned, given, left):
     model = build_pruned_model(
-        'ToyClassifier',
-        f'{pruned[0]}.json',
-        init_cfg=dict(type='Pretrained', checkpoint='/full/size.pth'),
+        'ToyClassifier', f'{pruned[0]}.json', init_cfg=given
     )
     model.init_weights()  # would fail: there is no such file
-    assert model.init_cfg is None
+    assert model.init_cfg == left
 
 
 def test_other_initialisation_stays(pruned):
-    init = dict(type='Constant', layer='Conv2d', val=0.25)
     model = build_pruned_model(
-        'ToyClassifier', f'{pruned[0]}.json', init_cfg=init
+        ToyClassifier, f'{pruned[0]}.json', init_cfg=CONSTANT
     )
     model.init_weights()
     assert (model.stem.weight == 0.25).all()

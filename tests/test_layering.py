@@ -18,7 +18,8 @@ MODULES = sorted(p.stem for p in FOLDER.glob('*.py'))
 LIBRARIES = {'mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose', 'mmcv'}
 EXTRAS = ('onnx', 'onnxruntime')  # only exporting needs them
 EDGE = {  # may import mmengine
-    *('adapt', 'artifacts', 'builder', 'cli', 'config', 'demo', 'hook'),
+    *('adapt', 'artifacts', 'builder', 'cli', 'config', 'config_text'),
+    *('demo', 'hook', 'kinds'),
     *('predictions', 'preprocessing', 'randomness', 'registry'),
     'report_predictions',
     *('rounding', 'runner_state', 'samples', 'structure_hook'),

@@ -1,0 +1,157 @@
+"""A config as the text of a file that loads as the same config.
+
+MMEngine's own text does not load where a config has classes, paths or numbers
+that are not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from keyword import iskeyword
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.utils import get_object_from_string
+
+from .kinds import imported
+
+_LITERALS = (str, bytes, bool, int, complex, range, type(None))
+_WIDTH = 79
+
+
+def config_text(config: Config) -> str:
+    """The text of a config, which may have been written in pure Python.
+
+    Types that are classes become their dotted names, which registries know.
+    What its file imports or defines is no setting and left out.
+
+    Args:
+        config (Config): Of any library.
+
+    Raises:
+        ValueError: If a value has no text; the message says which.
+    """
+    lines = []
+    for key in config.to_dict():  # without imported names
+        value = config[key]
+        if not isinstance(value, (FunctionType, ModuleType, type)):
+            start = f'{key} = '
+            lines.append(start + _text(value, key, 0, len(start)))
+    text = '\n'.join([*lines, ''])
+    if 'import_module(' in text:
+        text = f'from importlib import import_module\n\n{text}'
+    return text
+
+
+def dotted_name(value: Any) -> str:
+    """The name that other processes can import a class or function by.
+
+    Returns:
+        str: '' if there is none.
+    """
+    name = '.'.join(_module_and_name(value))
+    if not all(part.isidentifier() for part in name.split('.')):
+        return ''
+    if name.startswith('__main__.'):  # of this process only
+        return ''
+    return name if get_object_from_string(name) is value else ''
+
+
+def _module_and_name(value: Any) -> tuple[str, str]:
+    name = getattr(value, '__qualname__', None)
+    if isinstance(name, str):
+        return str(value.__module__), name
+    # such as torch.float32, which is written as it is named
+    module, _, name = str(value).rpartition('.')
+    return module, name
+
+
+def _text(value: Any, place: str, margin: int, used: int) -> str:
+    """A value as an expression.
+
+    Args:
+        value (Any): The value.
+        place (str): Where in the config it is, for the error.
+        margin (int): Columns that the line is indented by.
+        used (int): Columns of the line that are taken.
+    """
+    value = imported(value)
+    if isinstance(value, Mapping):
+        return _mapping_text(value, place, margin, used)
+    if type(value) in (list, tuple, set, frozenset):
+        return _sequence_text(value, place, margin, used)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) is float:
+        return repr(value) if math.isfinite(value) else f'float("{value}")'
+    if type(value) in _LITERALS:
+        return repr(value)
+    if isinstance(value, Path):
+        return f'{_object_text(type(value))}({str(value)!r})'
+    if not dotted_name(value):
+        raise ValueError(
+            f'the config has {place}={value!r}, of type '
+            f'{type(value).__name__}, which cannot be written into the '
+            'fine-tuning config that pruning leaves; expected numbers, '
+            'strings, lists, dicts, and classes and functions of modules that '
+            'can be imported. Register what builds it, and give its name.'
+        )
+    if place.rpartition('.')[2] == 'type':
+        return repr(dotted_name(value))
+    return _object_text(value)
+
+
+def _object_text(value: Any) -> str:
+    # a config that has import statements counts as one of pure Python
+    module, name = _module_and_name(value)
+    return f'import_module({module!r}).{name}'
+
+
+def _mapping_text(
+    value: Mapping[Any, Any], place: str, margin: int, used: int
+) -> str:
+    named = all(
+        isinstance(key, str) and key.isidentifier() and not iskeyword(key)
+        for key in value
+    )
+    opening, sign, closing = ('dict(', '=', ')') if named else ('{', ': ', '}')
+    items = []
+    for key, item in value.items():
+        start = key if named else _text(key, f'a key of {place}', 0, 0)
+        start += sign
+        taken = margin + 4 + len(start)
+        items.append(start + _text(item, f'{place}.{key}', margin + 4, taken))
+    return _bracketed(opening, items, closing, margin, used)
+
+
+def _sequence_text(
+    value: Sequence[Any], place: str, margin: int, used: int
+) -> str:
+    items = [
+        _text(item, f'{place}[{i}]', margin + 4, margin + 4)
+        for i, item in enumerate(value)
+    ]
+    if isinstance(value, list):
+        return _bracketed('[', items, ']', margin, used)
+    if isinstance(value, tuple):
+        end = ',)' if len(items) == 1 else ')'
+        return _bracketed('(', items, end, margin, used)
+    kind = type(value).__name__
+    return _bracketed(f'{kind}([', sorted(items), '])', margin, used)
+
+
+def _bracketed(
+    opening: str, items: Sequence[str], closing: str, margin: int, used: int
+) -> str:
+    """Items between brackets, on one line if they fit."""
+    line = f'{opening}{", ".join(items)}{closing}'
+    # one column for what follows
+    if '\n' not in line and used + len(line) < _WIDTH:
+        return line
+    space = ' ' * (margin + 4)
+    lines = ''.join(f'{space}{item},\n' for item in items)
+    return f'{opening}\n{lines}{" " * margin}{closing.lstrip(",")}'
