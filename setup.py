@@ -21,9 +21,9 @@ def read_readme() -> str:
 
 # Two families of distributions bring the same import names (mmengine, mmcv,
 # mmdet, mmpretrain) and overwrite each other when both are installed. So
-# mmengine, which mmgfp needs as well, comes with the family the user picks:
-# `detection` and `classification` are the maintained one, `openmmlab-*` the
-# original one.
+# mmengine, which the hook, the builder and the tools need, comes with the
+# family the user picks: `detection` and `classification` are the maintained
+# one, `openmmlab-*` the original one.
 DETECTION = [
     'onedl-mmengine>=0.10.12',
     'onedl-mmcv>=2.3.6',

@@ -1,25 +1,45 @@
 """mmgfp: prunes MMDetection and MMPretrain models from their own configs.
 
 Importing it registers ``mmgfp.FisherPruningHook``, ``mmgfp.PrunedModel`` and
-``mmgfp.StructureHook``.
+``mmgfp.StructureHook`` where MMEngine is installed. The rest works without.
 """
 
-from .builder import build_pruned_model
+from typing import Any
+
 from .finder import find_groups
 from .groups import ChannelGroup
-from .hook import FisherPruningHook
 from .pruner import GroupFisherPruner
 from .structure import Structure
-from .structure_hook import StructureHook
 from .version import __version__
+
+_OF_MMENGINE = ('FisherPruningHook', 'StructureHook', 'build_pruned_model')
 
 __all__ = [
     'ChannelGroup',
-    'FisherPruningHook',
     'GroupFisherPruner',
     'Structure',
-    'StructureHook',
     '__version__',
-    'build_pruned_model',
     'find_groups',
 ]
+
+try:
+    import mmengine  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != 'mmengine':  # one that is there, but does not work
+        raise
+else:
+    from .builder import build_pruned_model
+    from .hook import FisherPruningHook
+    from .structure_hook import StructureHook
+
+    __all__ += ['FisherPruningHook', 'StructureHook', 'build_pruned_model']
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_MMENGINE:
+        raise ImportError(
+            f'mmgfp.{name} needs MMEngine, which is not installed; expected '
+            '`pip install onedl-mmengine`, or `pip install mmengine` beside '
+            'the original distributions of OpenMMLab'
+        )
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

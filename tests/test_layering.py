@@ -17,7 +17,9 @@ MODULES = sorted(p.stem for p in FOLDER.glob('*.py'))
 
 LIBRARIES = {'mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose', 'mmcv'}
 EXTRAS = ('onnx', 'onnxruntime')  # only exporting needs them
+REQUIRED = {'matplotlib', 'numpy', 'rich', 'scipy', 'torch'}  # by setup.py
 EDGE = {  # may import mmengine
+    '__init__',  # only to see whether it is there
     *('adapt', 'artifacts', 'builder', 'cli', 'config', 'config_text'),
     *('demo', 'hook', 'kinds'),
     *('predictions', 'preprocessing', 'randomness', 'registry'),
@@ -82,6 +84,13 @@ def test_no_cycles(name):
 def test_who_may_import_mmengine(name):
     packages = {package for package, _, _ in imports(FOLDER / f'{name}.py')}
     assert 'mmengine' not in packages or name in EDGE
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_installing_it_alone_brings_what_it_imports(name):
+    for package, _, inside in imports(FOLDER / f'{name}.py'):
+        known = {'mmgfp', 'mmengine', *REQUIRED, *sys.stdlib_module_names}
+        assert package in known or inside, package
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -167,22 +176,84 @@ def test_nobody_imports_the_edge(name):
     }
 
 
-def test_import_needs_neither_library():
-    """In a fresh process in which they cannot be found."""
-    code = f"""
-import sys
-for name in {[*sorted(LIBRARIES), *EXTRAS]!r}:
-    sys.modules[name] = None
-import mmgfp, mmgfp.adapt, mmgfp.cli, mmgfp.export, mmgfp.export_check
-import mmgfp.report
-print(mmgfp.find_groups.__name__)
-"""
+def run_without(packages: list[str], code: str) -> str:
+    """What a fresh process prints in which packages cannot be found."""
+    hide = f'import sys\nfor name in {packages!r}: sys.modules[name] = None\n'
     done = subprocess.run(
-        [sys.executable, '-c', code],
+        [sys.executable, '-c', hide + code],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == 'find_groups'
+    return done.stdout.strip()
+
+
+def test_import_needs_neither_library():
+    code = """
+import mmgfp, mmgfp.adapt, mmgfp.cli, mmgfp.export, mmgfp.export_check
+import mmgfp.report
+print(mmgfp.find_groups.__name__)
+"""
+    assert run_without([*LIBRARIES, *EXTRAS], code) == 'find_groups'
+
+
+WITHOUT = """
+import sys
+import torch, torchvision
+from torch.nn.functional import cross_entropy
+import mmgfp
+from mmgfp import *
+from mmgfp import ChannelGroup, GroupFisherPruner, Structure, find_groups
+from mmgfp.cost import record_calls
+
+torch.set_num_threads(1)
+images = torch.rand(2, 3, 32, 32)
+build = lambda: torchvision.models.squeezenet1_1(num_classes=5)
+run = lambda m: m(images)
+model = build()
+groups = find_groups(model, run, images=2)
+pruner = GroupFisherPruner(
+    model, groups, record_calls(model.eval(), lambda: run(model), images=2))
+pruner.attach()
+cross_entropy(run(model), torch.tensor([0, 1])).backward()
+pruner.accumulate()
+pruner.prune(lambda n: pruner.ratio('flops') <= 0.5)
+pruner.detach()
+pruner.structure().save(sys.argv[1])
+slim = build().eval()
+Structure.load(sys.argv[1]).apply(slim)
+slim.load_state_dict(model.state_dict())
+assert torch.equal(run(slim), run(model.eval()))
+for name in ('FisherPruningHook', 'StructureHook', 'build_pruned_model'):
+    try:
+        getattr(mmgfp, name)
+    except ImportError as error:
+        assert name in str(error) and 'pip install' in str(error), error
+    else:
+        raise AssertionError(name)
+assert not hasattr(mmgfp, 'no_such_name')
+print(f"{pruner.ratio('flops'):.1f}")
+"""
+
+
+def test_prunes_without_mmengine(tmp_path):
+    """Of what a library of detectors brings, torchvision is enough."""
+    code = f'sys.argv.append({str(tmp_path / "slim.json")!r})\n{WITHOUT}'
+    hidden = ['mmengine', *LIBRARIES, *EXTRAS, 'cv2', 'yapf', 'addict']
+    assert run_without(hidden, code) == '0.5'
+
+
+def test_a_broken_mmengine_is_not_taken_for_none(tmp_path):
+    (tmp_path / 'mmengine').mkdir()
+    broken = tmp_path / 'mmengine' / '__init__.py'
+    broken.write_text('import no_such_package')
+    code = f"""
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import mmgfp
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    assert run_without([], code) == 'no_such_package'
