@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -13,6 +14,27 @@ from .selection import Floor
 
 SAVE_AT = (0.75, 0.5, 0.25)
 PRUNE_SHARE = 0.6
+
+
+def named_arguments(cls: type, last: type) -> list[str]:
+    """Names of the arguments that a class takes, those of its own first.
+
+    Args:
+        cls (type): A class that hands ``**kwargs`` on to its bases.
+        last (type): The base that hands nothing on.
+    """
+    names: dict[str, None] = {}
+    for base in cls.__mro__[: cls.__mro__.index(last) + 1]:
+        if '__init__' not in vars(base):
+            continue
+        _, *arguments = inspect.signature(base.__init__).parameters.values()
+        names |= dict.fromkeys(
+            argument.name
+            for argument in arguments
+            if argument.kind
+            not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+        )
+    return list(names)
 
 
 def refuse_unknown(

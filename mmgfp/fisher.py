@@ -15,7 +15,7 @@ derivative of the batch loss with respect to image n's own activations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,13 +118,21 @@ class FisherTaps:
 
 
 class _Watcher:
-    """A hook. A class, not a closure: copies (EMA) must not observe."""
+    """A hook of the network that copies, also pickled ones, do not have.
+
+    They have :func:`_ignore` in its place.
+    """
 
     def __init__(self, taps: FisherTaps) -> None:
         self.taps = taps
 
-    def __deepcopy__(self, memo: dict) -> Any:
-        return _ignore
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return _do_nothing, ()
+
+
+def _do_nothing() -> Callable:
+    """What a copied hook is made by."""
+    return _ignore
 
 
 def _ignore(*args: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from .adapt import check_names, unwrap
 from .adapt import input_shape as config_shape
 from .arguments import (
     flag,
+    named_arguments,
     one_of,
     read_cut_to,
     read_floor,
@@ -142,7 +142,7 @@ class FisherPruningHook(Hook):
         report: bool = False,
         **unknown: Any,
     ) -> None:
-        known = list(inspect.signature(type(self)).parameters)[:-1]
+        known = named_arguments(type(self), FisherPruningHook)
         refuse_unknown(type(self).__name__, unknown, known)
         one_of('normalize_by', normalize_by, get_args(Normalizer))
         one_of('scope', scope, ('all', 'internal'))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import unserializable_hook
 
 from .groups import ChannelGroup
 from .removal import consumed_positions
@@ -74,8 +75,12 @@ class GradientMask:
         self._handles.clear()
 
 
+@unserializable_hook
 class _Fill:
-    """Hook of a parameter: zeros in its gradient, before it is summed."""
+    """Hook of a parameter: zeros in its gradient, before it is summed.
+
+    Copies of the parameter, also pickled ones, do without.
+    """
 
     def __init__(
         self, axes: Mapping[int, Tensor], device: torch.device

@@ -305,6 +305,20 @@ def test_unknown_argument_through_the_tool(tmp_path):
     assert "intervall=5; did you mean 'interval'?" in line
 
 
+def test_unknown_argument_of_a_hook_that_hands_arguments_on():
+    class Own(FisherPruningHook):
+        def __init__(self, *args, strength=1, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    with pytest.raises(ValueError) as error:
+        Own(target=HALF, strength=2, intervall=5)
+    text = str(error.value)
+    assert "intervall=5; did you mean 'interval'?" in text
+    assert 'Own has no argument' in text
+    assert 'strength, target, interval,' in text
+    assert not {'args', 'kwargs', 'unknown'} & set(text.split(', '))
+
+
 # -- batches without finite loss ---------------------------------------------
 
 

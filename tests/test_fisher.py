@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -355,6 +357,33 @@ def test_outputs_and_gradients_are_untouched():
     # the copy was made while the taps were on: it must not have observed
     pruner.accumulate()
     assert_scores(pruner, oracle(plain, DATA, LABELS))
+
+
+@pytest.mark.parametrize('attached', [True, False])
+def test_pickled_networks_do_not_observe(attached):
+    model, pruner = make(Residual)
+    if not attached:
+        pruner.detach()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    copies = [loaded, pickle.loads(pickle.dumps(model))]
+    loss_of(model, DATA, LABELS).backward()
+    pruner.accumulate()
+    expected = pruner.fisher()
+    for other in copies:
+        loss_of(other, DATA, LABELS).backward()
+        pruner.accumulate()
+        for (name, p), q in zip(
+            model.named_parameters(), other.parameters(), strict=True
+        ):
+            assert p.grad.equal(q.grad), name
+        # who observes wants as many images until somebody asks for scores
+        loss_of(other, DATA[:3], LABELS[:3]).backward()
+    for mine, before in zip(pruner.fisher(), expected, strict=True):
+        assert (mine == before).all()
+    assert any(f.any() for f in expected) == attached
 
 
 def test_not_finite_scores_are_refused():

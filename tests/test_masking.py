@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -18,6 +21,9 @@ from toy import (
     train,
     validated,
 )
+
+from mmgfp.finder import find_groups
+from mmgfp.masking import GradientMask
 
 MOMENTUM = dict(
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -139,6 +145,22 @@ def test_saving_in_between_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match='cut_to=1'):
         runner.train()
     assert not (tmp_path / 'mine.pth').exists()
+
+
+def test_masked_weights_are_sent_to_other_processes_without_a_warning():
+    model, images = ToyClassifier(), torch.rand(2, 3, 8, 8)
+    groups = [
+        group
+        for group in find_groups(model.eval(), lambda m: m(images), images=2)
+        if not group.frozen
+    ]
+    mask = GradientMask(model)
+    mask.put(groups, [np.arange(1) for _ in groups])
+    assert any(p._backward_hooks for p in model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for parameter in model.parameters():
+            ForkingPickler.dumps(parameter)
 
 
 @pytest.mark.parametrize('how', ['module', 'function', 'runner'])
