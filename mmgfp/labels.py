@@ -182,11 +182,12 @@ class LabelTracer(TorchDispatchMode):
         self.sizes = SizeRecord()
         self.reasons: list[str] = []
         self._stored = {
-            id(value): f'meets the tensor {name}.{key}, which is neither '
+            id(tensor): f'meets the tensor {name}.{key}, which is neither '
             'parameter nor buffer'
             for name, module in model.named_modules()
             for key, value in vars(module).items()
-            if isinstance(value, Tensor)
+            for tensor in tree_leaves(value)
+            if isinstance(tensor, Tensor)
         }
         self._tags = WeakIdKeyDictionary()
         for name, tensor in self.table.tensors.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .caches import nothing_remembered
 from .size_arguments import (
     argument,
     fresh_sizes,
@@ -27,6 +28,7 @@ from .sizes import (
     Extent,
     Size,
     attributes_in,
+    has_origin,
     term_of,
     traced_attributes,
 )
@@ -38,7 +40,7 @@ def watch_sizes(model: nn.Module, tracer: Labels) -> Iterator[None]:
     watch = _SizeWatch(tracer)
     Size.on_equal = watch.compared
     try:
-        with traced_attributes(model), watch:
+        with traced_attributes(model), nothing_remembered(), watch:
             yield
         for size, layers, axis, where in tracer.sizes.made:
             watch.add(size, layers, axis, where=where)
@@ -111,7 +113,7 @@ class _SizeWatch(TorchFunctionMode):
         where: str | None = None,
     ) -> None:
         """Note that a size counts positions of an axis."""
-        if isinstance(size, Size):
+        if has_origin(size):
             labels = self.labels(layers, axis)[positions]
             # a blank axis matters to an attribute that counts others, too
             blank = not attributes_in(size) and bool((labels < 0).all())
@@ -262,7 +264,7 @@ class _SizeWatch(TorchFunctionMode):
         self._count_groups(argument(args, kwargs, 1, 'num_groups'), out)
 
     def _count_groups(self, groups: Any, out: Tensor) -> None:
-        if isinstance(groups, Size) and attributes_in(groups):
+        if attributes_in(groups):
             labels = self.labels(self.layers(out), 1)
             labels = labels.reshape(int(groups), -1)
             self._note(groups, labels, self._tracer.where())

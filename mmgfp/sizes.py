@@ -5,6 +5,10 @@ While labels are traced, the whole numbers that modules store as attributes
 (``x.shape[1]``) are of the type :class:`Size`. It computes like any whole
 number and remembers how: an operation that is handed a size tells exactly
 which attribute it is, however many others have the same value.
+
+A size equals any number of its value, so that code which remembers results
+by sizes takes one for the other. What a trace has left behind is no more than
+a number in the next one, and :mod:`mmgfp.caches` sees to cached functions.
 """
 
 from __future__ import annotations
@@ -67,21 +71,29 @@ class Size(int):
 
     Attributes:
         term (Term): How it came about.
+        trace (object): The trace that it is from; of the class: the present
+            one.
     """
 
     term: Term
+    trace: object = None
     # called with both sides of each comparison that is true
     on_equal: Callable[[Any, Any], None] | None = None
+    # called before it is looked up anywhere
+    on_hash: Callable[[], None] | None = None
 
     def __new__(cls, value: int, term: Term | int) -> Any:
         """A plain number if nothing is known of it."""
         if isinstance(term, int):
             return int(value)
         size = super().__new__(cls, value)
-        size.term = term
+        size.term, size.trace = term, cls.trace
         return size
 
-    __hash__ = int.__hash__
+    def __hash__(self) -> int:
+        if Size.on_hash is not None:
+            Size.on_hash()
+        return int.__hash__(self)
 
     def __eq__(self, other: object) -> bool:
         equal = int.__eq__(self, other)
@@ -94,9 +106,11 @@ class Size(int):
         return equal if equal is NotImplemented else not equal
 
     def __neg__(self) -> int:
-        term = self.term
+        term = term_of(self)
         if isinstance(term, Computed) and (term.symbol, term.left) == ('-', 0):
             return Size(-int(self), term.right)
+        if isinstance(term, int):
+            return -term
         return Size(-int(self), Computed('-', 0, term))
 
     def __reduce__(self) -> tuple:
@@ -113,6 +127,8 @@ def _computing(symbol: str, name: str, swapped: bool) -> Callable:
         sides = (term_of(self), term_of(other))
         if swapped:
             sides = sides[::-1]
+        if all(isinstance(side, int) for side in sides):
+            return int(value)
         return Size(value, Computed(symbol, *sides))
 
     return method
@@ -128,9 +144,14 @@ for _symbol, _operator in _OPERATORS.items():
         )
 
 
+def has_origin(value: Any) -> bool:
+    """Whether a number is a size of the present trace."""
+    return isinstance(value, Size) and value.trace is Size.trace
+
+
 def term_of(value: Any) -> Term | int:
     """The origin of a number; the number itself if it has none."""
-    return value.term if isinstance(value, Size) else int(value)
+    return value.term if has_origin(value) else int(value)
 
 
 def attributes_in(value: Any) -> list[Attribute]:
@@ -144,7 +165,7 @@ def extents_in(value: Any) -> list[Extent]:
 
 
 def _sources(value: Any) -> list[Term]:
-    term = value.term if isinstance(value, Size) else value
+    term = value.term if has_origin(value) else value
     if isinstance(term, Computed):
         return _sources(term.left) + _sources(term.right)
     return [term] if isinstance(term, (Attribute, Extent)) else []
@@ -184,6 +205,7 @@ def describe(term: Term | int) -> str:
 @contextmanager
 def traced_attributes(model: nn.Module) -> Iterator[None]:
     """Give the numbers that modules store their origin while inside."""
+    Size.trace = object()
     originals: list[tuple[dict, str, Any, Any]] = []
     for name, module in model.named_modules():
         if type(module).__module__.startswith('torch.'):
@@ -211,12 +233,29 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
 
 
 def _without_origin(value: Any) -> Any:
+    """Without any size in it; what can be changed is changed in place."""
     if isinstance(value, Size):
         return int(value)
-    if type(value) in (list, tuple) and len(value) <= _LONGEST:
-        plain = [_without_origin(v) for v in value]
-        if any(a is not b for a, b in zip(plain, value)):
-            return type(value)(plain)
+    if isinstance(value, dict):
+        items = [x for item in value.items() for x in item]
+    elif isinstance(value, (list, tuple, set)):
+        items = list(value)
+    else:
+        return value
+    plain = [_without_origin(x) for x in items]
+    if all(a is b for a, b in zip(plain, items)):
+        return value
+    if isinstance(value, dict):
+        value.clear()
+        value.update(zip(plain[::2], plain[1::2]))
+    elif isinstance(value, list):
+        value[:] = plain
+    elif isinstance(value, set):
+        value.clear()
+        value.update(plain)
+    else:
+        named = hasattr(value, '_fields')
+        return type(value)(*plain) if named else type(value)(plain)
     return value
 
 

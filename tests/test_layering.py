@@ -121,6 +121,7 @@ def test_direction_of_the_core():
             'slots',
             'surgery',
             'sizes',
+            'caches',
             'label_layers',
             'size_facts',
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import cache
+from functools import cache, lru_cache
 
 import pytest
 import torch
@@ -443,3 +443,149 @@ def test_attribute_of_a_module_that_nothing_runs(recwarn):
 
     find_groups(_TwoStages().eval(), run, images=2, train=losses)
     assert 'stages.0' in str(recwarn.pop().message)
+
+
+# -- what is remembered from one call to the next -----------------------------
+
+
+@lru_cache(maxsize=16)
+def _by_heads(shape: tuple, heads: int) -> tuple:
+    """As einops does: the shape of a reshape, looked up by sizes."""
+    return (*shape[:-1], heads, shape[-1] // heads)
+
+
+def _remembering(compute):
+    """A decorator that hides its cache in a closure."""
+    cached = lru_cache(compute)
+    return lambda *args: cached(*args)
+
+
+class _CachedHeads(nn.Module):
+    """Attention whose sizes come out of one of several kinds of caches."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.heads = kind, 4
+        self.of_mine = lru_cache(_by_heads.__wrapped__)
+        self.last, self.seen = None, {}
+        self.qkv, self.proj = nn.Linear(8, 48), nn.Linear(16, 8)
+
+    @staticmethod
+    @lru_cache
+    def of_all(shape, heads):
+        return _by_heads.__wrapped__(shape, heads)
+
+    in_closure = staticmethod(_remembering(_by_heads.__wrapped__))
+
+    @lru_cache  # noqa: B019 - as networks do
+    def of_method(self, shape, heads):
+        return _by_heads.__wrapped__(shape, heads)
+
+    def split(self, x):
+        find = _by_heads if self.kind == 'plain' else getattr(self, self.kind)
+        return x.reshape(find(x.shape, self.heads)).transpose(1, 2)
+
+    def forward(self, x):
+        self.last = x.shape[1], [x.shape]
+        self.seen[x.shape[1], self.heads] = {'heads': self.heads}
+        query, key, value = map(self.split, self.qkv(x).chunk(3, -1))
+        mixed = (query @ key.transpose(-2, -1)).softmax(-1) @ value
+        return x + self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+CACHES = ('plain', 'of_mine', 'of_all', 'in_closure', 'of_method')
+
+
+class _TwoCached(Net):
+    kind = 'plain'
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.head = conv(3, 8), nn.Linear(8, 4)
+        self.blocks = nn.Sequential(
+            _CachedHeads(self.kind), _CachedHeads(self.kind)
+        )
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).mT[:, :16]
+        return self.head(self.blocks(x).mean(1))
+
+
+class _Around(Net):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize('kind', CACHES)
+def test_equal_blocks_behind_a_cache_are_told_apart(kind, monkeypatch):
+    monkeypatch.setattr(_TwoCached, 'kind', kind)
+    expected = {f'blocks.{i}.qkv': {f'blocks.{i}.heads'} for i in range(2)}
+
+    def attributes(model, prefix=''):
+        found = {
+            g.producers[0]: widths([g])
+            for g in find_groups(model.eval(), run, images=2)
+            if g.producers and 'qkv' in g.producers[0] and not g.frozen
+        }
+        return {
+            key.removeprefix(prefix): {v.removeprefix(prefix) for v in values}
+            for key, values in found.items()
+        }
+
+    assert attributes(_TwoCached()) == expected
+    # whatever has been called before, under whatever names
+    assert attributes(_Around(_TwoCached()), 'body.') == expected
+    model = _TwoCached().eval()
+    run(model)
+    assert attributes(model) == expected
+    assert attributes(model) == expected
+    groups = find_groups(model, run, images=2)
+    masked_is_slim(model, groups, run, slice_model)
+
+
+def test_no_size_outlives_its_trace(monkeypatch):
+    def sizes(value):
+        if isinstance(value, dict):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, (list, tuple)):
+            return [s for v in value for s in sizes(v)]
+        return [value] if isinstance(value, Size) else []
+
+    model = _TwoCached().eval()
+    seen = model.blocks[0].seen
+    find_groups(model, run)
+    assert model.blocks[0].seen is seen
+    assert seen == {(16, 4): {'heads': 4}}
+    assert model.blocks[0].last[0] == 16
+    assert not any(sizes(vars(m)) for m in model.modules())
+    # nor does one that is kept where nobody looks mean anything later
+    kept = []
+    monkeypatch.setattr(
+        _CachedHeads, 'split', lambda self, x: _keep(self, x, kept)
+    )
+    find_groups(_Around(_TwoCached()).eval(), run, images=2)
+    assert any(isinstance(size, Size) for size in kept)
+    assert not widths(find_groups(_TwoCached().eval(), run, images=2))
+
+
+def _keep(self, x, kept):
+    kept = kept or kept.append(self.heads) or kept
+    return x.reshape(*x.shape[:-1], kept[0], -1).transpose(1, 2)
+
+
+def test_other_caches_are_left_alone():
+    calls = []
+
+    @lru_cache
+    def load(name):
+        calls.append(name)
+        return name
+
+    load('weights')
+    find_groups(_TwoCached().eval(), run)
+    load('weights')
+    assert calls == ['weights']
