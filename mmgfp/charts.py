@@ -90,6 +90,7 @@ def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
     least = _least([values for values, _ in groups.values()])
     figure = new_figure(9, 1.6 + 0.24 * max(4, len(groups)))
     axes = figure.add_subplot()
+    median: str | None = 'median'  # for the legend, once
     for y, (values, gone) in enumerate(groups.values()):
         if y % 2:
             axes.axhspan(y - 0.5, y + 0.5, color=SHADE, zorder=0)
@@ -105,8 +106,9 @@ def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
                 markersize=4,
                 color='black',
                 linestyle='',
-                label='median' if first else None,
+                label=median,
             )
+            median = None
     axes.set_xscale('log')
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter('{x:g}')

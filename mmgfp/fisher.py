@@ -56,6 +56,11 @@ class FisherTaps:
         # of the latest forward: how many images, and whose the RoIs are
         self.images: int | None = None
         self.rois: dict[str, Tensor] = {}
+        # numbers of groups with a consumer out of reach of gradients
+        self.unreached: set[int] = set()
+        sizes = torch.tensor([group.size for group in groups])
+        self._num_groups = len(groups)
+        self._group = torch.arange(len(groups)).repeat_interleave(sizes)
         modules = dict(model.named_modules())
         taps = _unit_maps(groups)
         self._handles = [
@@ -72,7 +77,7 @@ class FisherTaps:
         for tap, unit in taps:
             self._handles.append(
                 modules[tap.module].register_forward_pre_hook(
-                    _PreHook(self, tap, torch.from_numpy(unit))
+                    _PreHook(self, tap, unit, _groups_of(unit, groups))
                 )
             )
 
@@ -115,6 +120,28 @@ class FisherTaps:
         """
         buffer, self.buffer = self.buffer, None
         return None if buffer is None else buffer[:, :-1]
+
+    def take_unreached(self) -> list[int]:
+        """Groups with a consumer that no gradient can reach, and forget them.
+
+        Their mask gradients in this iteration lack a part.
+        """
+        numbers = sorted(self.unreached)
+        self.unreached.clear()
+        return numbers
+
+    def images_per_group(self, gradients: Tensor) -> Tensor:
+        """How many images have a mask gradient other than zero, (G,).
+
+        Args:
+            gradients (Tensor): (N, U).
+        """
+        if self._group.device != gradients.device:
+            self._group = self._group.to(gradients.device)
+        shape = len(gradients), self._num_groups
+        units = torch.zeros(shape, device=gradients.device)
+        units.index_add_(1, self._group, (gradients != 0).float())
+        return (units > 0).sum(0)
 
 
 class _Watcher:
@@ -167,13 +194,23 @@ class _RoIWatcher(_Watcher):
 class _PreHook(_Watcher):
     """Forward pre-hook that sends a consumer's input through the tap."""
 
-    def __init__(self, taps: FisherTaps, tap: Tap, index: Tensor) -> None:
+    def __init__(
+        self,
+        taps: FisherTaps,
+        tap: Tap,
+        unit: np.ndarray,
+        groups: Sequence[int],
+    ) -> None:
         super().__init__(taps)
-        self.tap, self.index = tap, index
+        self.tap, self.index = tap, torch.from_numpy(unit)
+        self.groups = groups
 
     def __call__(self, module: nn.Module, args: tuple) -> tuple | None:
         source = args[0]
-        if not (torch.is_grad_enabled() and source.requires_grad):
+        if not torch.is_grad_enabled():
+            return None
+        if not source.requires_grad:
+            self.taps.unreached.update(self.groups)
             return None
         if self.index.device != source.device:
             self.index = self.index.to(source.device)
@@ -345,3 +382,10 @@ def _unit_maps(
             unit[mine] = start + tap.unit[mine]
         start += group.size
     return list(maps.values())
+
+
+def _groups_of(unit: np.ndarray, groups: Sequence[ChannelGroup]) -> list[int]:
+    """Numbers of the groups that some flat units are of."""
+    ends = np.cumsum([group.size for group in groups])
+    found = np.unique(np.searchsorted(ends, unit, side='right'))
+    return [int(g) for g in found if g < len(groups)]

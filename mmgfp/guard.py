@@ -24,8 +24,9 @@ class StepGuard:
     make the host wait for every iteration; there a bad batch takes a step
     with gradients of zero, and is told of when :meth:`news` is asked for.
 
-    Under DDP the gradients are the same on all ranks when a step is taken,
-    so all ranks judge alike without asking each other.
+    All ranks have to judge alike, or they would not prune at the same time.
+    Under DDP the gradients are the same on all ranks when a step is taken;
+    whatever else is judged must be agreed on before.
 
     Args:
         model (nn.Module): The network that trains.

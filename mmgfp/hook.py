@@ -39,7 +39,7 @@ from .preparation import (
     prepare_groups,
     prepare_pruner,
 )
-from .progress import Progress, Tally
+from .progress import Progress, Tally, listed, unscored_line
 from .pruner import GroupFisherPruner, Normalizer
 from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
@@ -54,6 +54,7 @@ from .runner_state import (
     optimizers,
     same_on_all_ranks,
     sum_over_ranks,
+    true_on_all_ranks,
 )
 from .structure import KEY, Structure
 
@@ -167,6 +168,7 @@ class FisherPruningHook(Hook):
 
         self.pruner: GroupFisherPruner | None = None
         self._guard: StepGuard | None = None  # while pruning
+        self._unscored: list[str] = []  # groups that the last step left out
         self._tally = Tally()
         self._random = RandomKeeper()
         # of a checkpoint that was loaded
@@ -287,7 +289,10 @@ class FisherPruningHook(Hook):
     def _observe(self, runner: Runner, guard: StepGuard) -> None:
         assert self.pruner is not None
         tally = self._tally
-        if not guard.judge(self.pruner.accumulate(self._factor, guard.fine())):
+        fine = self.pruner.accumulate(
+            self._factor, guard.fine(), true_on_all_ranks
+        )
+        if not guard.judge(fine):
             self._tell_of_bad_batches(runner)
             return
         tally.steps += guard.stepped
@@ -323,13 +328,20 @@ class FisherPruningHook(Hook):
             tally.start,
             accumulation(runner),
         )
+        pruner.share(sum_over_ranks)
+        unscored = pruner.unscored()
+        # what is known must not pay for what is not
+        least = pruner.reachable(unscored)[metric]
+        waits = bool(unscored) and least > schedule.target
+        self._tell_of_unscored(runner, unscored, waits)
         removals = pruner.prune(
-            lambda n: schedule.step_is_done(n, pruner.ratio(metric), goal),
+            lambda n: (
+                waits or schedule.step_is_done(n, pruner.ratio(metric), goal)
+            ),
             optimizers(runner),
             [average.module for average in averaged_models(runner)],
-            sum_over_ranks,
-            same_on_all_ranks,
-            runner.iter + 1,
+            agree=same_on_all_ranks,
+            iteration=runner.iter + 1,
         )
         if pruner.cuts > cuts:
             network_has_changed(runner)
@@ -339,7 +351,7 @@ class FisherPruningHook(Hook):
         if removals:
             tally.removed += sum(r.channels for r in removals)
             runner.message_hub.update_info('last_pruned', str(removals[-1]))
-        elif ratio > goal:
+        elif ratio > goal and not waits:
             raise ValueError(
                 f'nothing is left to prune above the floors: {metric} is at '
                 f'{ratio:.3f}, target {schedule.target}. Lower min_channels, '
@@ -358,6 +370,15 @@ class FisherPruningHook(Hook):
             )
             self._tell_what_is_next(runner)
             self._finish(runner)
+
+    def _tell_of_unscored(
+        self, runner: Runner, names: list[str], waits: bool
+    ) -> None:
+        """Log a change of which groups cannot be compared."""
+        if names != self._unscored:
+            self._unscored = names
+            line = unscored_line(names, waits)
+            runner.logger.warning(f'iteration {runner.iter + 1}: {line}')
 
     def _tell_what_is_next(self, runner: Runner) -> None:
         stem = self._stem(self.schedule.target)
@@ -405,11 +426,17 @@ class FisherPruningHook(Hook):
     def _tell_of_missed_target(self, runner: Runner) -> None:
         assert self.pruner is not None
         metric, target = self.schedule.metric, self.schedule.target
+        why = (
+            f'the last pruning step left out {listed(self._unscored)}, of '
+            'which there were no scores'
+            if self._unscored
+            else "use channels_per_step='auto' or a larger number, a smaller "
+            'interval or more epochs'
+        )
         runner.logger.warning(
             f'training has ended with {metric} at '
             f'{self.pruner.ratio(metric):.3f}, the target of {target} was not '
-            "reached: use channels_per_step='auto' or a larger number, a "
-            'smaller interval or more epochs'
+            f'reached: {why}'
         )
 
     def _report(self, runner: Runner) -> None:

@@ -71,6 +71,36 @@ class Progress:
         )
 
 
+def unscored_line(names: Sequence[str], waits: bool) -> str:
+    """What to log when other groups than before have no scores.
+
+    Args:
+        names (Sequence[str]): Of these groups.
+        waits (bool): Whether nothing is pruned until more have some.
+    """
+    if not names:
+        return 'all channel groups have scores again'
+    return (
+        f'no scores of {listed(names)}: since the last pruning step no '
+        'gradient has reached the layers that read these channels, or not '
+        'all of them, or only zeros. They are left out of pruning until '
+        'there are some'
+        + (
+            '; nothing is pruned until then, because the others alone cannot '
+            'reach the target'
+            if waits
+            else ''
+        )
+    )
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Channel groups by name, the first ones if there are many."""
+    more = len(names) - most
+    rest = f' and {more} more' if more > 0 else ''
+    return f'channel groups {", ".join(names[:most])}{rest}'
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, as a clock has them."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -65,10 +65,18 @@ class GroupFisherPruner:
         latency (LatencyTable, optional): Of the original network; makes
             latency a metric.
 
+    Attributes:
+        uses_gradients (bool): Whether scores come of mask gradients. Nothing
+            is observed without, and every group has scores at any time.
+        kept_share (float): Share of the scores that outlives a pruning step.
+
     Raises:
         ValueError: If there is no prunable group, or the structure does not
             fit the groups.
     """
+
+    uses_gradients: bool = True
+    kept_share: float = 0.0
 
     def __init__(
         self,
@@ -107,9 +115,9 @@ class GroupFisherPruner:
             self.cost_before['latency'] = latency.full
         self._structure = structure or Structure({})
         self._scores = self._known_scores()
-        # (U,), units of all groups: of this process, and of all together
-        self._fisher = self._no_scores()
-        self._shared = self._no_scores()
+        # see _split: of this process, and of all together
+        self._sums = self._no_sums()
+        self._shared = self._no_sums()
         # what was removed and is still there, masked: (size,) per group
         self._masked: list[np.ndarray] = [
             np.zeros(group.size, bool) for group in self.groups
@@ -162,11 +170,17 @@ class GroupFisherPruner:
     def _shares(self, cost: Mapping[str, float]) -> dict[str, float]:
         return {m: cost[m] / self.cost_before[m] for m in cost}
 
-    def reachable(self) -> dict[str, float]:
-        """Least remaining share of every metric, at the floors."""
+    def reachable(self, without: Sequence[str] = ()) -> dict[str, float]:
+        """Least remaining share of every metric, at the floors.
+
+        Args:
+            without (Sequence[str]): Groups that lose nothing.
+        """
         units = np.array(
             [
-                max(0, (~masked).sum() - self.floor.units(n, group.width))
+                0
+                if group.name in without
+                else max(0, (~masked).sum() - self.floor.units(n, group.width))
                 for group, masked, n in zip(
                     self.groups, self._masked, self._originals
                 )
@@ -177,8 +191,8 @@ class GroupFisherPruner:
     # -- scores -----------------------------------------------------------
 
     def attach(self) -> None:
-        """Start observing the network's consumers."""
-        if self._taps is None:
+        """Start observing the network's consumers, if need be."""
+        if self._taps is None and self.uses_gradients:
             self._taps = FisherTaps(self.model, self.groups)
 
     def detach(self) -> None:
@@ -187,8 +201,23 @@ class GroupFisherPruner:
             self._taps.detach()
             self._taps = None
 
+    def of_batch(self, gradients: Tensor) -> Tensor:
+        """What a batch adds to the scores: where criteria differ.
+
+        Args:
+            gradients (Tensor): (N, U) mask gradients, each of the loss of its
+                image alone; loss scales are divided out.
+
+        Returns:
+            Tensor: (U,).
+        """
+        return gradients.square().sum(0)
+
     def accumulate(
-        self, scale: float | Tensor = 1.0, valid: Tensor | None = None
+        self,
+        scale: float | Tensor = 1.0,
+        valid: Tensor | None = None,
+        everywhere: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Add the scores of this iteration's images; the host never waits.
 
@@ -201,23 +230,41 @@ class GroupFisherPruner:
                 (mixed precision, gradient accumulation). Defaults to 1.
             valid (Tensor, optional): Whether the iteration counts, shape ().
                 By default it does.
+            everywhere (Callable, optional): Turns whether the iteration
+                counts in this process into whether it does in all of them,
+                which have to call it in every iteration.
 
         Returns:
-            Tensor: Whether it does and its scores are finite, shape (); if
+            Tensor: Whether it counts and its scores are finite, shape (); if
             not, none is added.
         """
-        gradients = self._taps.take() if self._taps else None
-        fine = torch.ones((), dtype=torch.bool, device=self._fisher.device)
+        fine = torch.ones((), dtype=torch.bool, device=self._sums.device)
         if valid is not None:
             fine = fine & valid
-        if gradients is None:  # other processes may have some
-            return fine
-        scale = torch.as_tensor(scale, dtype=torch.float64)
-        factor = len(gradients) / scale.to(gradients.device)
-        fisher = (gradients.double() * factor).square().sum(0)
-        fine = fine & fisher.isfinite().all()
-        self._fisher = self._fisher + torch.where(fine, fisher, 0.0)
+        new = self._no_sums()
+        if self._taps is not None:
+            fine = fine & self._add_batch(self._taps, scale, new)
+        if everywhere is not None:
+            fine = everywhere(fine)
+        self._sums = self._sums + torch.where(fine, new, 0.0)
         return fine
+
+    def _add_batch(
+        self, taps: FisherTaps, scale: float | Tensor, sums: Tensor
+    ) -> Tensor:
+        """Add what the taps have seen; whether all of it is finite, ()."""
+        scores, images, unreached = self._split(sums)
+        for group in taps.take_unreached():
+            unreached[group] += 1
+        gradients = taps.take()
+        if gradients is None:  # other processes may have some
+            return torch.ones((), dtype=torch.bool, device=sums.device)
+        if isinstance(scale, Tensor):
+            scale = scale.double().to(gradients.device)
+        gradients = gradients.double() * (len(gradients) / scale)
+        scores += self.of_batch(gradients)
+        images += taps.images_per_group(gradients)
+        return gradients.isfinite().all() & scores.isfinite().all()
 
     def share(self, reduce: Callable[[Tensor], None]) -> None:
         """Sum over processes what each has accumulated since the last call.
@@ -228,24 +275,58 @@ class GroupFisherPruner:
         Args:
             reduce (Callable): Sums a tensor over processes, in place.
         """
-        reduce(self._fisher)
-        self._shared = self._shared + self._fisher
-        self._fisher = self._no_scores()
+        reduce(self._sums)
+        self._shared = self._shared + self._sums
+        self._sums = self._no_sums()
 
     def discard(self) -> None:
         """Forget the mask gradients of this iteration."""
         if self._taps is not None:
             self._taps.take()
+            self._taps.take_unreached()
 
     def fisher(self) -> list[np.ndarray]:
         """Accumulated scores per group, shape (size,) each."""
         sizes = np.cumsum([group.size for group in self.groups])[:-1]
-        total = (self._shared + self._fisher).cpu().numpy()
-        return list(np.split(total, sizes))
+        total, *_ = self._split(self._shared + self._sums)
+        return list(np.split(total.cpu().numpy(), sizes))
 
-    def _no_scores(self) -> Tensor:
+    def images(self) -> dict[str, int]:
+        """Images since the last step that gave a gradient, by group.
+
+        With several processes, ask after :meth:`share`.
+        """
+        _, images, _ = self._split(self._shared + self._sums)
+        names = [group.name for group in self.groups]
+        return dict(zip(names, map(int, images.tolist())))
+
+    def unscored(self) -> list[str]:
+        """Groups of which the time since the last step tells no scores.
+
+        No consumer had a gradient, or all had zeros only; or the input of one
+        was out of reach of gradients, as where a hook froze what is before
+        it. With several processes, ask after :meth:`share`.
+        """
+        if not self.uses_gradients:
+            return []
+        _, images, unreached = self._split(self._shared + self._sums)
+        lacks = ((images == 0) | (unreached > 0)).tolist()
+        return [group.name for group, no in zip(self.groups, lacks) if no]
+
+    def _split(self, sums: Tensor) -> Sequence[Tensor]:
+        """What was summed since the last step, as views of one flat vector.
+
+        Returns:
+            Sequence[Tensor]: Scores of the units of all groups, (U,); of each
+            group, (G,), images with a mask gradient, and iterations in which
+            one of its consumers was out of reach of gradients.
+        """
+        groups = len(self.groups)
+        return sums.split([len(sums) - 2 * groups, groups, groups])
+
+    def _no_sums(self) -> Tensor:
         device = next(self.model.parameters()).device
-        size = sum(group.size for group in self.groups)
+        size = sum(group.size + 2 for group in self.groups)
         return torch.zeros(size, dtype=torch.float64, device=device)
 
     # -- removal ----------------------------------------------------------
@@ -262,6 +343,8 @@ class GroupFisherPruner:
         """Remove the least important units and reset the scores.
 
         They are masked at once, and cut out as far as ``cut_to`` has it.
+        Groups without scores (:meth:`unscored`) lose nothing and keep what
+        they have accumulated.
 
         Args:
             done (Callable): Given the number of choices made in this call,
@@ -281,12 +364,15 @@ class GroupFisherPruner:
             self.share(reduce)
         there = [np.flatnonzero(~masked) for masked in self._masked]
         fisher = [f[units] for f, units in zip(self.fisher(), there)]
+        unscored = self.unscored()
+        compared = np.array([g.name not in unscored for g in self.groups])
         saving = self._unit_cost()
         selector = Selector(
             fisher,
             [g.width for g in self.groups],
             self._originals,
             self.floor,
+            compared,
         )
         taken: list[list[np.ndarray]] = [[] for _ in self.groups]
         removals: list[Removal] = []
@@ -307,6 +393,7 @@ class GroupFisherPruner:
             fisher,
             saving,
             [original[units] for original, units in zip(self._units, chosen)],
+            compared,
             iteration,
         )
         if agree is not None:
@@ -315,8 +402,19 @@ class GroupFisherPruner:
             for masked, units in zip(self._masked, chosen):
                 masked[units] = True
             self._cut(self._due(), optimizers, copies)
-        self._fisher, self._shared = self._no_scores(), self._no_scores()
+        self._reset(compared)
         return removals
+
+    def _reset(self, compared: np.ndarray) -> None:
+        """Begin anew after a step that has compared these groups, (G,)."""
+        total = self._shared + self._sums
+        scores, *counts = self._split(total)
+        kept = np.where(compared, self.kept_share, 1.0)
+        sizes = [group.size for group in self.groups]
+        scores *= torch.from_numpy(np.repeat(kept, sizes)).to(scores.device)
+        for count in counts:
+            count.zero_()
+        self._sums, self._shared = self._no_sums(), total
 
     def cut(
         self,
@@ -375,7 +473,7 @@ class GroupFisherPruner:
             self._structure = replace(
                 self._structure, axes=self._structure.compose(keep, sizes)
             )
-            self._shared, self._fisher = self._scores_without(gone)
+            self._shared, self._sums = self._sums_without(gone)
             self.groups = shrink_groups(self.groups, gone, keep, sizes)
             self._masked = _without(self._masked, gone)
             self._units = _without(self._units, gone)
@@ -386,18 +484,18 @@ class GroupFisherPruner:
         self._mask.put(self.groups, self._units_masked(), optimizers, copies)
         return cut
 
-    def _scores_without(
+    def _sums_without(
         self, gone: Sequence[np.ndarray]
     ) -> tuple[Tensor, Tensor]:
-        """Both vectors of scores, without some units of each group."""
-        stays = np.concatenate(
-            [
-                np.isin(np.arange(group.size), units, invert=True)
-                for group, units in zip(self.groups, gone)
-            ]
-        )
-        index = torch.from_numpy(stays).to(self._fisher.device)
-        return self._shared[index], self._fisher[index]
+        """Both vectors of sums, without some units of each group."""
+        stays = [
+            np.isin(np.arange(group.size), units, invert=True)
+            for group, units in zip(self.groups, gone)
+        ]
+        counts = np.ones(2 * len(self.groups), bool)
+        index = torch.from_numpy(np.concatenate([*stays, counts]))
+        index = index.to(self._sums.device)
+        return self._shared[index], self._sums[index]
 
     # -- what is kept -----------------------------------------------------
 
@@ -428,11 +526,14 @@ class GroupFisherPruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Scores since the last removal, by group; plain types and tensors."""
+        scores, *counts = self._split((self._shared + self._sums).cpu())
+        names = [group.name for group in self.groups]
+        by_group = scores.split([group.size for group in self.groups])
+        images, unreached = (map(int, count.tolist()) for count in counts)
         return {
-            'fisher': {
-                group.name: torch.from_numpy(scores.copy())
-                for group, scores in zip(self.groups, self.fisher())
-            }
+            'fisher': {n: s.clone() for n, s in zip(names, by_group)},
+            'images': dict(zip(names, images)),
+            'unreached': dict(zip(names, unreached)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -451,12 +552,21 @@ class GroupFisherPruner:
                     f'channel group {group.name}, expected {group.size}: '
                     'resume with the config that was interrupted'
                 )
+        names = [group.name for group in self.groups]
+        images, unreached = state.get('images'), state.get('unreached')
+        if images is None or unreached is None:  # earlier versions had none
+            images = {name: int(saved[name].any()) for name in names}
+            unreached = dict.fromkeys(names, 0)
+        counts = [float(c[n]) for c in (images, unreached) for n in names]
         # a runner may have put the checkpoint on another device
-        device = self._fisher.device
+        device = self._sums.device
         self._shared = torch.cat(
-            [saved[group.name].double().to(device) for group in self.groups]
+            [
+                *(saved[name].double().to(device) for name in names),
+                torch.tensor(counts, dtype=torch.float64, device=device),
+            ]
         )
-        self._fisher = self._no_scores()
+        self._sums = self._no_sums()
 
 
 def _why_frozen(groups: Sequence[ChannelGroup]) -> str:

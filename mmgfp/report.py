@@ -21,6 +21,7 @@ from .preprocessing import folder_pictures
 from .report_predictions import PICTURES, predictions
 from .run_files import Evaluation, SavedRatio
 from .run_networks import Network, PruningRun, read_pruning_run
+from .scores import STAYS
 
 SCORE_THR = 0.3
 
@@ -298,12 +299,14 @@ def _numbers(run: PruningRun) -> str:
         rows = []
         for name, group in scores.groups.items():
             values, chosen = scores.last_step(name)
+            known = f'{np.median(values):.2e}' if len(values) else 'none'
+            there = (group.removed == STAYS).sum() + chosen.sum()
             rows.append(
                 [
                     name,
-                    str(len(values)),
+                    str(there),
                     str(chosen.sum()),
-                    f'{np.median(values):.2e}',
+                    known,
                     ', '.join(group.layers),
                 ]
             )

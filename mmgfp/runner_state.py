@@ -83,6 +83,15 @@ def sum_over_ranks(tensor: Tensor) -> None:
     dist.all_reduce(tensor)
 
 
+def true_on_all_ranks(value: Tensor) -> Tensor:
+    """Whether something is so in all processes, shape (); nobody waits."""
+    if dist.get_world_size() == 1:
+        return value
+    exceptions = (~value).double()
+    dist.all_reduce(exceptions)
+    return exceptions == 0
+
+
 def same_on_all_ranks(choices: bytes) -> None:
     """Raise unless all processes have made the same choices.
 

@@ -28,11 +28,14 @@ class GroupScores:
             step began; infinite where that was nothing, 0 if not known.
         removed (np.ndarray): (size,) number of the step that removed it, from
             1; 0 if not known, :data:`STAYS` while it is there.
+        left_out (bool): Whether the last step did not compare the group, for
+            want of scores. Defaults to False.
     """
 
     layers: tuple[str, ...]
     scores: np.ndarray
     removed: np.ndarray
+    left_out: bool = False
 
     def order(self) -> np.ndarray:
         """Units, (size,), from the one to miss least to the most important.
@@ -67,9 +70,11 @@ class Scores:
 
         Returns:
             tuple[np.ndarray, np.ndarray]: Scores, and whether it removed the
-            unit; (k,) each.
+            unit; (k,) each, (0,) if it left the group out.
         """
         group = self.groups[name]
+        if group.left_out:
+            return np.zeros(0), np.zeros(0, bool)
         chosen = group.removed == self.step
         there = (group.removed == STAYS) | chosen
         return group.scores[there], chosen[there]
@@ -80,29 +85,35 @@ class Scores:
         fisher: Sequence[np.ndarray],
         saving: np.ndarray,
         chosen: Sequence[np.ndarray],
+        compared: np.ndarray,
         iteration: int = 0,
     ) -> Scores:
         """The record after one more step.
 
         Args:
             units (Sequence[np.ndarray]): Per group (k,) the units that were
-                compared.
+                there.
             fisher (Sequence[np.ndarray]): Per group (k,) their Fisher
                 information.
             saving (np.ndarray): (G,) what one unit of each group saved when
                 the step began.
             chosen (Sequence[np.ndarray]): Per group the units that went.
+            compared (np.ndarray): (G,) whether each group had scores; if not,
+                it keeps those of the last step that compared it.
             iteration (int): Training iterations until now.
         """
         step = self.step + 1
         groups = {}
         for g, (name, group) in enumerate(self.groups.items()):
+            if not compared[g]:
+                groups[name] = replace(group, left_out=True)
+                continue
             scores, removed = group.scores.copy(), group.removed.copy()
             scores[units[g]] = np.inf
             if saving[g] > 0:
                 scores[units[g]] = fisher[g] / saving[g]
             removed[chosen[g]] = step
-            groups[name] = replace(group, scores=scores, removed=removed)
+            groups[name] = GroupScores(group.layers, scores, removed)
         return replace(self, groups=groups, step=step, iteration=iteration)
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +130,7 @@ class Scores:
                         for s in group.scores.tolist()
                     ],
                     'removed': group.removed.tolist(),
+                    **({'left_out': True} if group.left_out else {}),
                 }
                 for name, group in self.groups.items()
             },
@@ -139,6 +151,7 @@ class Scores:
                 tuple(map(str, plain['layers'])),
                 np.array(scores, float),
                 np.array(plain['removed'], int),
+                bool(plain.get('left_out', False)),
             )
             if group.scores.ndim != 1 or (
                 group.scores.shape != group.removed.shape

@@ -56,6 +56,8 @@ class Selector:
         widths (Sequence[int]): Channels per unit.
         originals (Sequence[int]): Units each group had at first.
         floor (Floor): What must stay.
+        compared (np.ndarray, optional): (G,) whether a group has scores; if
+            not, it loses nothing. By default all have.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Selector:
         widths: Sequence[int],
         originals: Sequence[int],
         floor: Floor,
+        compared: np.ndarray | None = None,
     ) -> None:
         self._order = [np.argsort(f, kind='stable') for f in fisher]
         self._sorted = [
@@ -71,6 +74,7 @@ class Selector:
         ]
         self._taken = np.zeros(len(fisher), dtype=int)
         self._sizes = np.array([len(f) for f in fisher], dtype=int)
+        self._compared = True if compared is None else compared
         self._step = np.array([floor.step(w) for w in widths], dtype=int)
         self._floor = np.array(
             [floor.units(n, w) for n, w in zip(originals, widths)], dtype=int
@@ -91,7 +95,7 @@ class Selector:
         """
         left = self._sizes - self._taken
         bundle = np.where(left % self._step, left % self._step, self._step)
-        possible = left - bundle >= self._floor
+        possible = (left - bundle >= self._floor) & self._compared
         if not possible.any():
             return None
         importance = np.full(len(left), np.inf)

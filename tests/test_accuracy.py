@@ -23,7 +23,7 @@ from stack import require
 from torch import nn
 from toy import ROOT, command, environment
 
-from mmgfp import find_groups
+from mmgfp import GroupFisherPruner, find_groups
 from mmgfp.cost import record_calls
 
 HARNESS = ROOT / 'benchmarks' / 'accuracy'
@@ -681,8 +681,9 @@ def test_criteria():
         totals.append(taps.take().double().sum(0).numpy())
     taps.detach()
     for criterion, expected in (
-        ('taylor', abs(totals[0] + totals[1])),
-        ('batch_fisher', totals[0] ** 2 + totals[1] ** 2),
+        # of two images, whose losses were averaged
+        ('taylor', 2 * abs(totals[0] + totals[1])),
+        ('batch_fisher', 4 * totals[0] ** 2 + 4 * totals[1] ** 2),
     ):
         pruner = criteria.CriterionPruner(
             model, groups, calls, 'none', criterion=criterion
@@ -694,6 +695,63 @@ def test_criteria():
         found = np.concatenate(pruner.fisher())
         pruner.detach()
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def small(criterion: str) -> tuple[nn.Module, GroupFisherPruner]:
+    """A network and its attached pruner by a criterion."""
+    import criteria
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU()),
+        nn.Conv2d(5, 2, 1),
+    ).eval()
+    for norm in (model[1], model[4]):
+        nn.init.uniform_(norm.weight)
+    groups = find_groups(model, lambda m: m(IMAGES), images=len(IMAGES))
+    calls = record_calls(model, lambda: model(IMAGES), len(IMAGES))
+    pruner = criteria.CriterionPruner(
+        model, groups, calls, 'none', criterion=criterion
+    )
+    pruner.attach()
+    return model, pruner
+
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('scale', [4096.0, 0.5])
+def test_criteria_know_the_loss_scale_and_bad_batches(scale):
+    """Scores are those of the good batches, and of the plain loss."""
+    import criteria
+
+    def scores(criterion, scale, bad):
+        model, pruner = small(criterion)
+        for images in (IMAGES, bad * IMAGES, IMAGES.flip(1)):
+            loss = model(images).square().mean()
+            (scale * loss).backward()
+            fine = loss.isfinite()
+            assert pruner.accumulate(scale, fine) == fine
+        assert pruner.unscored() == []
+        torch.manual_seed(0)
+        return np.concatenate(pruner.fisher())
+
+    for criterion in criteria.CRITERIA:
+        expected = scores(criterion, 1.0, float('nan'))
+        assert expected.any() and np.isfinite(expected).all()
+        found = scores(criterion, scale, float('inf'))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'criterion', ['taylor', 'batch_fisher', 'running_fisher']
+)
+def test_criteria_see_bad_batches_themselves(criterion):
+    model, pruner = small(criterion)
+    model(float('nan') * IMAGES).sum().backward()
+    assert not pruner.accumulate()
+    assert not np.concatenate(pruner.fisher()).any()
 
 
 def check_magnitude(found, groups, tensors, roles):
@@ -1359,7 +1417,6 @@ def test_networks_of_known_widths(name):
     from experiment import cost_of, widths_of
     from mmengine.config import Config
 
-    from mmgfp import GroupFisherPruner
     from mmgfp.adapt import build_model
     from mmgfp.demo import cost_runner
     from mmgfp.preparation import demo_groups
@@ -1373,6 +1430,7 @@ def test_networks_of_known_widths(name):
     calls = record_calls(model, lambda: run(model))
     pruner = GroupFisherPruner(model, groups, calls)
     rng = np.random.default_rng(0)
+    pruner.uses_gradients = False
     pruner.fisher = lambda: [rng.random(g.size) for g in pruner.groups]
     pruner.prune(lambda choices: pruner.ratio('flops') <= 0.5)
     left = widths_of(model)

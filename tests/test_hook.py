@@ -300,6 +300,73 @@ def test_mixed_precision(tmp_path):
     assert removals(tmp_path) == removals(tmp_path / 'other')
 
 
+def freezing(tmp_path, part, *when, **kwargs) -> tuple[Runner, str]:
+    """Train with a part that is frozen meanwhile; its log."""
+    config = make_config(
+        tmp_path, model=dict(type='Necked'), log_level='INFO', **kwargs
+    )
+    config.custom_hooks += [dict(type='Freeze', part=part, begin=when[0])]
+    if len(when) > 1:
+        config.custom_hooks[-1].end = when[1]
+    runner = Runner.from_cfg(config)
+    runner.train()
+    (log,) = tmp_path.glob('*/*.log')
+    return runner, log.read_text()
+
+
+@pytest.mark.parametrize('pace', ['auto', 2])
+def test_what_a_hook_freezes_is_left_alone(tmp_path, pace):
+    """Nor has the rest to pay for what is frozen."""
+    hook = dict(channels_per_step=pace, target=dict(flops=0.3))
+    runner, log = freezing(tmp_path, 'backbone', 7, hook=hook)
+    assert [r['iter'] for r in removals(tmp_path)] == [3, 6]
+    frozen = removals(tmp_path)[-1]['left']
+    assert frozen == structure_of(runner)
+    assert len(runner.model.neck.weight) > 4
+    lines = [line for line in log.splitlines() if 'no scores of' in line]
+    (line,) = lines
+    names = 'backbone.0.0, backbone.2.0'
+    assert f'iteration 9: no scores of channel groups {names}: ' in line
+    assert 'nothing is pruned until then' in line
+    assert 'the target of 0.3 was not reached' in log
+    assert f'step left out channel groups {names}, of which' in log
+    assert runner.iter == 24
+
+
+def test_what_is_frozen_meanwhile_is_pruned_later(tmp_path):
+    runner, log = freezing(tmp_path, 'backbone', 4, 9)
+    assert [r['iter'] for r in removals(tmp_path)] == [3, 12]
+    assert pruning_hook(runner).pruner.ratio('flops') <= 0.5
+    assert log.count('no scores of') == 1
+    assert 'iteration 12: all channel groups have scores again' in log
+
+
+def test_the_rest_goes_on_if_it_can_reach_the_target(tmp_path):
+    hook = dict(target=dict(params=0.7))
+    runner, log = freezing(tmp_path, 'backbone.0', 4, hook=hook)
+    (first, *_) = removals(tmp_path)
+    assert first['iter'] == 3
+    kept = first['left'].get('backbone.0.0.weight')
+    assert structure_of(runner).get('backbone.0.0.weight') == kept
+    assert pruning_hook(runner).pruner.ratio('params') <= 0.7
+    assert 'no scores of channel groups backbone.0.0: ' in log
+    assert 'nothing is pruned until then' not in log
+
+
+def test_nothing_is_pruned_where_no_loss_has_a_gradient(tmp_path):
+    runner = train(
+        tmp_path,
+        train_dataloader=loader(factors=dict.fromkeys(range(32), 0.0)),
+        log_level='INFO',
+    )
+    assert not list(tmp_path.glob('removals_*'))
+    assert runner.iter == 24
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    assert text.count('no scores of channel groups stem, conv1: ') == 1
+    assert 'step left out channel groups stem, conv1, of which' in text
+
+
 def test_one_choice_per_step(tmp_path):
     runner = train(
         tmp_path,
@@ -332,7 +399,7 @@ def test_another_criterion(tmp_path):
     """What docs/method.md shows keeps the greatest filters."""
     page = (ROOT / 'docs/method.md').read_text()
     page = page.split('## Another criterion')[1]
-    code = page.split('```python\n')[1].split('```')[0]
+    code = page.split('```python\n')[2].split('```')[0]
     if 'MagnitudePruningHook' not in HOOKS:
         exec(compile(code, 'docs/method.md', 'exec'), {})
     config = make_config(

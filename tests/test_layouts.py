@@ -376,7 +376,8 @@ def test_all_processes_reduce_vectors_of_one_size(boxes):
     seen: list[Tensor] = []
     assert pruner.accumulate()
     pruner.share(seen.append)
-    assert [tuple(t.shape) for t in seen] == [(sum(TwoStage.units.values()),)]
+    units = TwoStage.units
+    assert [t.shape for t in seen] == [(sum(units.values()) + 2 * len(units),)]
 
 
 class Selecting(TwoStage):

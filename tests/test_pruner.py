@@ -9,13 +9,13 @@ per image and channel, and its own choice by trying every channel.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy, relu, softplus
 
 from mmgfp.cost import record_calls
 from mmgfp.finder import find_groups
@@ -444,3 +444,269 @@ def test_masks_are_not_copied():
     assert any(p._backward_hooks for p in model.parameters())
     pruner.cut()
     assert all(not p._backward_hooks for p in model.parameters())
+
+
+# -- groups without scores ---------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Two heads on a trunk; what its first two layers make is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.block = nn.Conv2d(6, 6, 3, padding=1)
+        self.a1, self.a2 = nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)
+        self.b1, self.b2 = nn.Conv2d(6, 7, 3), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x):
+        x = softplus(self.stem(x))
+        x = softplus(x + self.block(x))
+        return self.a2(softplus(self.a1(x))), self.b2(softplus(self.b1(x)))
+
+
+def branches(
+    pruner_type: type[GroupFisherPruner] = GroupFisherPruner, **kwargs
+) -> GroupFisherPruner:
+    torch.manual_seed(0)
+    model = Branches().double()
+    groups = find_groups(model, lambda m: m(IMAGES), images=len(IMAGES))
+    calls = record_calls(model, lambda: model(IMAGES), len(IMAGES))
+    pruner = pruner_type(model, groups, calls, 'none', **kwargs)
+    assert [g.name for g in pruner.groups] == ['stem', 'a1', 'b1']
+    pruner.attach()
+    return pruner
+
+
+IMAGES = torch.randn(
+    5, 3, 6, 6, generator=torch.Generator().manual_seed(2)
+).double()
+
+
+def learn(
+    pruner: GroupFisherPruner,
+    weight: Sequence[float] | None = (1.0,) * 5,
+    scale: float = 1.0,
+) -> Tensor:
+    """A batch whose images have these weights in the second head's loss."""
+    a, b = pruner.model(IMAGES)
+    loss = a.square().sum((1, 2, 3))
+    if weight is not None:
+        weights = torch.tensor(weight).double()
+        loss = loss + b.square().sum((1, 2, 3)) * weights
+    (loss.mean() * scale).backward()
+    return pruner.accumulate(scale)
+
+
+def freeze_all(model: Branches) -> None:
+    model.stem.requires_grad_(False)
+    model.block.requires_grad_(False)
+
+
+def freeze_part(model: Branches) -> None:
+    """The sum of both layers still has a gradient, the first one none."""
+    model.stem.requires_grad_(False)
+
+
+@pytest.mark.parametrize('cut_to', [1, 0])
+@pytest.mark.parametrize(
+    'freeze, weight, expected',
+    [
+        (None, None, ['b1']),
+        (None, [0.0] * 5, ['b1']),
+        (freeze_all, [1.0] * 5, ['stem']),
+        (freeze_part, [1.0] * 5, ['stem']),
+        (freeze_all, None, ['stem', 'b1']),
+        (None, [0.0, 0.0, 1.0, 0.0, 0.0], []),
+    ],
+    ids=['none', 'zeros', 'frozen', 'frozen in part', 'both', 'one image'],
+)
+def test_groups_without_gradients_are_left_out(
+    freeze, weight, expected, cut_to
+):
+    pruner = branches(cut_to=cut_to)
+    sizes = {g.name: g.size for g in pruner.groups}
+    assert pruner.unscored() == list(sizes)  # nothing has been seen yet
+    if freeze is not None:
+        freeze(pruner.model)
+    assert learn(pruner, weight)
+    assert pruner.unscored() == expected
+    removals = pruner.prune(lambda n: False)
+    left = dict(sizes)
+    for removal in removals:
+        left[removal.group] -= removal.channels
+    assert left == {n: sizes[n] if n in expected else 1 for n in sizes}
+    least = pruner.reachable(expected)
+    assert pruner.ratios() == pytest.approx(least)
+    # nothing is known until the next batch
+    assert pruner.unscored() == list(sizes)
+    assert pruner.prune(lambda n: False) == []
+
+
+def test_what_a_group_left_out_has_accumulated_stays():
+    """Also where other groups were cut, and there is nothing new."""
+    pruner = branches()
+    learn(pruner)
+    before = pruner.fisher()
+    assert all(scores.all() for scores in before)
+    freeze_all(pruner.model)
+    learn(pruner)
+    assert pruner.unscored() == ['stem']
+    for _ in range(2):
+        assert pruner.prune(lambda n: n == 2)
+        stem, *others = pruner.fisher()
+        assert (stem == before[0]).all()
+        assert not any(scores.any() for scores in others)
+        learn(pruner)
+        assert pruner.unscored() == ['stem']
+    pruner.model.requires_grad_(True)
+    pruner.prune(lambda n: True)
+    learn(pruner)
+    assert pruner.unscored() == []
+    assert (pruner.fisher()[0] > before[0]).all()
+
+
+def test_images_that_contributed_are_counted():
+    pruner = branches()
+    learn(pruner, [0.0, 1.0, 0.0, 1.0, 0.0])
+    learn(pruner, [0.0, 1.0, 0.0, 0.0, 0.0])
+    assert pruner.images() == dict(stem=10, a1=10, b1=3)
+    pruner.share(lambda sums: sums.mul_(2))  # another process has as many
+    assert pruner.images() == dict(stem=20, a1=20, b1=6)
+    pruner.prune(lambda n: n == 1)
+    assert set(pruner.images().values()) == {0}
+
+
+def test_one_process_with_gradients_is_enough():
+    with_b, without_b = branches(), branches()
+    learn(with_b)
+    learn(without_b, None)
+    assert without_b.unscored() == ['b1']
+    sums: list[Tensor] = []
+    with_b.share(lambda mine: sums.append(mine.clone()))
+    without_b.share(lambda mine: mine.add_(sums[0]))
+    assert without_b.unscored() == []
+    # and one that lacks a part is too much
+    frozen = branches()
+    freeze_part(frozen.model)
+    learn(frozen)
+    frozen.share(lambda mine: mine.add_(sums[0]))
+    assert frozen.unscored() == ['stem']
+
+
+def test_dead_channels_go_first():
+    pruner = branches()
+    with torch.no_grad():
+        pruner.model.a1.bias[3] = -1e3
+    learn(pruner)
+    assert pruner.fisher()[1].tolist().count(0) == 1
+    (removal,) = pruner.prune(lambda n: n == 1)
+    assert removal.group == 'a1'
+    assert pruner.structure().keep['a1.weight', 0].tolist() == [0, 1, 2, 4]
+
+
+def test_left_out_in_the_record():
+    pruner = branches()
+    learn(pruner)
+    pruner.prune(lambda n: n == 3, iteration=1)
+    first = pruner.structure().scores
+    learn(pruner, None)
+    pruner.prune(lambda n: n == 1, iteration=2)
+    second = pruner.structure().scores
+    assert (second.step, second.iteration) == (2, 2)
+    assert [g.left_out for g in second.groups.values()] == [False, False, True]
+    known = second.groups['b1'].scores
+    assert (known == first.groups['b1'].scores).all() and known.any()
+    learn(pruner)
+    pruner.prune(lambda n: n == 1, iteration=3)
+    third = pruner.structure().scores
+    assert not any(g.left_out for g in third.groups.values())
+
+
+def test_counts_are_taken_over():
+    pruner = branches()
+    learn(pruner, [0.0, 1.0, 0.0, 1.0, 0.0])
+    freeze_part(pruner.model)
+    learn(pruner, None)
+    state = copy.deepcopy(pruner.state_dict())
+    other = branches()
+    other.load_state_dict(state)
+    assert other.images() == pruner.images() == dict(stem=10, a1=10, b1=2)
+    assert other.unscored() == pruner.unscored() == ['stem']
+    for a, b in zip(pruner.fisher(), other.fisher(), strict=True):
+        assert a.any() and (a == b).all()
+
+
+def test_states_without_counts():
+    """As earlier versions saved them."""
+    pruner = branches()
+    learn(pruner, None)
+    state = dict(fisher=pruner.state_dict()['fisher'])
+    other = branches()
+    other.load_state_dict(state)
+    assert other.unscored() == ['b1']
+
+
+# -- other criteria ----------------------------------------------------------
+
+
+class Absolute(GroupFisherPruner):
+    def of_batch(self, gradients):
+        return gradients.abs().sum(0)
+
+
+class Signs(GroupFisherPruner):
+    """What is not finite does not show in the scores."""
+
+    def of_batch(self, gradients):
+        return (gradients > 0).double().sum(0)
+
+
+class Sizes(GroupFisherPruner):
+    uses_gradients = False
+
+    def fisher(self):
+        return [np.arange(g.size, 0, -1.0) for g in self.groups]
+
+
+@pytest.mark.parametrize('criterion', [Absolute, Signs])
+def test_criteria_cannot_forget_scale_and_bad_batches(criterion):
+    plain, scaled = branches(criterion), branches(criterion)
+    assert learn(plain)
+    assert learn(scaled, scale=4096.0)
+    assert not learn(scaled, [float('nan')] * 5)
+    a, b = scaled.model(IMAGES)
+    (a.square().mean() + b.square().mean()).backward()
+    assert not scaled.accumulate(valid=torch.tensor(False))
+    for found, expected in zip(scaled.fisher(), plain.fisher(), strict=True):
+        assert expected.any()
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    gradients = torch.randn(5, 18).double()
+    assert criterion.of_batch(plain, gradients).shape == (18,)
+
+
+def test_criteria_that_look_at_weights():
+    """They need no gradients, and nothing is observed for them."""
+    pruner = branches(Sizes)
+    assert not any(m._forward_pre_hooks for m in pruner.model.modules())
+    assert pruner.unscored() == []
+    assert pruner.accumulate() and not pruner.accumulate(
+        valid=torch.tensor(False)
+    )
+    assert len(pruner.prune(lambda n: n == 4)) == 4
+    assert [g.size for g in pruner.groups] == [4, 4, 6]
+
+
+def test_share_of_scores_that_outlives_a_step():
+    pruner = branches()
+    pruner.kept_share = 0.5
+    learn(pruner)
+    before = pruner.fisher()
+    pruner.prune(lambda n: True)
+    for found, scores in zip(pruner.fisher(), before, strict=True):
+        assert (found == 0.5 * scores).all()
+    learn(pruner, None)
+    kept = pruner.fisher()[2].copy()
+    assert pruner.unscored() == ['b1']
+    pruner.prune(lambda n: True)
+    assert (pruner.fisher()[2] == kept).all()

@@ -81,6 +81,7 @@ EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
 @pytest.mark.parametrize(
     'changes, stop',
     [
+        (dict(EPOCHS, model=dict(type='Necked'), freeze=(7, 10)), 9),
         (EPOCHS, 5),
         (dict(EPOCHS, **validated(augment=True)), 9),
         (ITERATIONS, 7),
@@ -117,6 +118,7 @@ EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
         ),
     ],
     ids=[
+        'frozen',
         'epochs',
         'validated',
         'iters',
@@ -128,17 +130,22 @@ EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
 )
 def test_resumed_equals_uninterrupted(tmp_path, waits, changes, stop):
     kwargs = settings(**changes)
-    whole = run(make_config(tmp_path / 'whole', **kwargs), EMA)
+    hooks = [EMA]
+    if 'freeze' in kwargs:
+        begin, end = kwargs.pop('freeze')
+        freeze = dict(type='Freeze', part='backbone', begin=begin, end=end)
+        hooks.append(freeze)
+    whole = run(make_config(tmp_path / 'whole', **kwargs), *hooks)
     interrupted = tmp_path / 'interrupted'
     with pytest.raises(KeyboardInterrupt):
         run(
             make_config(interrupted, **kwargs),
-            EMA,
+            *hooks,
             dict(type='Stop', iteration=stop),
         )
     forget_after_checkpoint(interrupted)
     torch.manual_seed(123)  # another process would start elsewhere
-    resumed = run(make_config(interrupted, **kwargs), EMA, resume=True)
+    resumed = run(make_config(interrupted, **kwargs), *hooks, resume=True)
     assert_same(whole, resumed)
     assert whole.iter == resumed.iter == 24
 

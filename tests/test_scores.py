@@ -30,6 +30,7 @@ def made() -> Scores:
         [np.array([4.0, 0.0, 6.0, 3.0]), np.array([1.0, 2.0])],
         saving,
         [np.array([1]), none],
+        np.array([True, True]),
         10,
     )
     return first.after(
@@ -37,6 +38,7 @@ def made() -> Scores:
         [np.array([8.0, 2.0, 1.0]), np.array([1.0, 2.0])],
         saving,
         [np.array([3]), none],
+        np.array([True, True]),
         20,
     )
 
@@ -65,6 +67,7 @@ def test_saving_does_not_change_what_was_saved_before():
         [np.ones(2), np.ones(2)],
         np.ones(2),
         [np.array([0]), np.array([0])],
+        np.array([True, True]),
     )
     assert json.dumps(scores.to_dict()) == before
 
@@ -86,6 +89,38 @@ def test_file(tmp_path):
     # a line for each tensor and each group, whatever their size
     longest = max(path.read_text().splitlines(), key=len)
     assert longest.startswith('"stem": {"layers"')
+
+
+def test_a_group_that_a_step_leaves_out():
+    scores = made()
+    none = np.array([], int)
+    third = scores.after(
+        [np.array([0, 2]), np.arange(2)],
+        [np.array([9.0, 9.0]), np.array([5.0, 6.0])],
+        np.ones(2),
+        [none, np.array([0])],
+        np.array([False, True]),
+        30,
+    )
+    assert third.groups['stem'].scores.tolist() == [4, 0, 1, 0.5, 0]
+    assert third.last_step('stem')[0].tolist() == []
+    assert third.last_step('stem')[1].tolist() == []
+    assert third.last_step('fc')[0].tolist() == [5, 6]
+    plain = json.loads(json.dumps(third.to_dict()))
+    assert plain['groups']['stem']['left_out'] is True
+    assert 'left_out' not in plain['groups']['fc']
+    read = Scores.from_dict(plain)
+    assert read.groups['stem'].left_out and not read.groups['fc'].left_out
+    # the next step compares it again
+    fourth = read.after(
+        [np.array([0, 2]), np.array([1])],
+        [np.array([9.0, 9.0]), np.array([6.0])],
+        np.ones(2),
+        [none, none],
+        np.array([True, True]),
+    )
+    assert not fourth.groups['stem'].left_out
+    assert fourth.last_step('stem')[0].tolist() == [9, 9]
 
 
 @pytest.mark.parametrize(

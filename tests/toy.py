@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,6 +39,7 @@ from torch.nn.functional import cross_entropy, relu
 from torch.utils.data import Dataset
 
 from mmgfp import FisherPruningHook
+from mmgfp.adapt import unwrap
 from mmgfp.trees import tree_leaves
 
 TESTS = Path(__file__).resolve().parent
@@ -139,6 +140,30 @@ class FixedSize(BaseModel):
         scores = self.fc(self.conv(inputs).flatten(1))
         if mode == 'loss':
             return dict(loss=cross_entropy(scores, labels))
+        return scores
+
+
+@MODELS.register_module(force=True)
+class Necked(BaseModel):
+    """A backbone, a neck and a head."""
+
+    def __init__(self, data_preprocessor: Any = None) -> None:
+        super().__init__(data_preprocessor)
+        self.backbone = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)),
+            nn.ReLU(),
+            nn.Sequential(nn.Conv2d(8, 10, 3, padding=1), nn.BatchNorm2d(10)),
+            nn.ReLU(),
+        )
+        self.neck = nn.Linear(10, 12)
+        self.head = nn.Linear(12, len(CLASSES))
+
+    def forward(self, inputs, labels=None, factor=None, mode='tensor'):
+        features = self.backbone(inputs).mean((2, 3))
+        scores = self.head(relu(self.neck(features)))
+        if mode == 'loss':
+            loss = cross_entropy(scores, labels, reduction='none')
+            return dict(loss=(loss * factor).mean())
         return scores
 
 
@@ -277,6 +302,34 @@ class Disturb(Hook):
             pruner.fisher = lambda: [
                 np.arange(group.size, 0, -1.0) for group in pruner.groups
             ]
+
+
+@HOOKS.register_module(force=True)
+class Freeze(Hook):
+    """Freezes a part of the model from one iteration to another."""
+
+    def __init__(self, part: str, begin: int, end: int = 10**9) -> None:
+        self.part, self.begin, self.end = part, begin, end
+
+    def before_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
+        frozen = self.begin <= runner.iter < self.end
+        unwrap(runner.model).get_submodule(self.part).requires_grad_(
+            not frozen
+        )
+
+
+@HOOKS.register_module(force=True)
+class Overflow(Hook):
+    """Scores of one rank are infinite in some iterations."""
+
+    priority = 'HIGHEST'
+
+    def __init__(self, rank: int, iterations: Sequence[int]) -> None:
+        self.rank, self.iterations = rank, iterations
+
+    def after_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
+        if runner.rank == self.rank and runner.iter in self.iterations:
+            pruning_hook(runner).pruner._taps.buffer.fill_(float('inf'))
 
 
 @HOOKS.register_module(force=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mmgfp import FisherPruningHook, GroupFisherPruner
 from mmgfp.groups import ChannelGroup
-from mmgfp.pruner import Removal
 from mmgfp.surgery import named_tensors
 
 CRITERIA = (
@@ -35,44 +34,22 @@ class CriterionPruner(GroupFisherPruner):
     def __init__(self, *args: Any, criterion: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.criterion = criterion
+        self.uses_gradients = criterion not in ('l1', 'bn_scale', 'random')
+        self.kept_share = KEPT if criterion == 'running_fisher' else 0.0
 
-    def accumulate(
-        self, scale: float | Tensor = 1.0, valid: Tensor | None = None
-    ) -> Tensor:
-        """Sum what the criterion needs of this iteration."""
-        if self.criterion == 'running_fisher':
-            return super().accumulate(scale, valid)
-        if self.criterion not in ('taylor', 'batch_fisher'):
-            self.discard()
-            return torch.ones_like(self._fisher[0], dtype=torch.bool)
-        assert self._taps is not None
-        gradients = self._taps.take()
-        assert gradients is not None
-        total = gradients.double().sum(0)
+    def of_batch(self, gradients: Tensor) -> Tensor:
+        """What the criterion sums over batches."""
+        if self.criterion == 'taylor':
+            return gradients.sum(0)
         if self.criterion == 'batch_fisher':
-            total = total.square()
-        self._fisher = self._fisher + total
-        return torch.ones_like(self._fisher[0], dtype=torch.bool)
+            return gradients.sum(0).square()
+        return super().of_batch(gradients)
 
     def fisher(self) -> list[np.ndarray]:
         """Scores by the criterion, shape (size,) per group."""
-        if self.criterion in ('batch_fisher', 'running_fisher'):
-            return super().fisher()
-        if self.criterion == 'taylor':
-            return [abs(total) for total in super().fisher()]
-        return [self._score(group) for group in self.groups]
-
-    def prune(self, *args: Any, **kwargs: Any) -> list[Removal]:
-        """With 'running_fisher' most of the scores outlive the step."""
-        before = list(zip(self._units, super().fisher()))
-        removals = super().prune(*args, **kwargs)
-        if self.criterion == 'running_fisher':
-            kept = [
-                KEPT * scores[np.isin(units, left)]
-                for (units, scores), left in zip(before, self._units)
-            ]
-            self._shared = self._fisher.new_tensor(np.concatenate(kept))
-        return removals
+        if not self.uses_gradients:
+            return [self._score(group) for group in self.groups]
+        return [abs(total) for total in super().fisher()]
 
     def _score(self, group: ChannelGroup) -> np.ndarray:
         if self.criterion == 'random':
