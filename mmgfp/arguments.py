@@ -27,7 +27,9 @@ def named_arguments(cls: type, last: type) -> list[str]:
     for base in cls.__mro__[: cls.__mro__.index(last) + 1]:
         if '__init__' not in vars(base):
             continue
-        _, *arguments = inspect.signature(base.__init__).parameters.values()
+        _, *arguments = inspect.signature(
+            vars(base)['__init__']
+        ).parameters.values()
         names |= dict.fromkeys(
             argument.name
             for argument in arguments

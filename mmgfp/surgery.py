@@ -19,8 +19,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from .slots import ATTRIBUTE
+from .trees import tree_leaves
 
 Keep = Mapping[tuple[str, int], np.ndarray]
+
+_INSTEAD = 'Use an optimizer such as SGD, Adam or AdamW while pruning.'
 
 _LAYOUTS = (
     torch.contiguous_format,
@@ -178,8 +181,10 @@ def slice_optimizer(
     of its parameter.
 
     Raises:
-        ValueError: See :func:`element_state`. Nothing is sliced then.
+        ValueError: See :func:`element_state` and :func:`check_own_state`.
+            Nothing is sliced then.
     """
+    check_own_state(optimizer)
     tensors = named_tensors(model)
     slim = [
         (optimizer.state[tensors[name]], key, slice_tensor(value, cuts))
@@ -206,18 +211,53 @@ def element_state(
     """
     found = []
     for key, value in optimizer.state.get(parameter, {}).items():
-        if not isinstance(value, Tensor) or value.numel() <= 1:
-            continue
-        if value.shape != parameter.shape:
-            raise ValueError(
-                f'{type(optimizer).__name__} keeps "{key}" of shape '
-                f'{tuple(value.shape)} for {name} of shape '
-                f"{tuple(parameter.shape)}; expected state of the parameter's "
-                'shape. Use an optimizer such as SGD, Adam or AdamW while '
-                'pruning.'
-            )
-        found.append((key, value))
+        for part in tree_leaves(value):
+            if not isinstance(part, Tensor) or part.numel() <= 1:
+                continue
+            if part is not value or value.shape != parameter.shape:
+                raise ValueError(
+                    f'{type(optimizer).__name__} keeps "{key}" of shape '
+                    f'{tuple(part.shape)} for {name} of shape '
+                    f'{tuple(parameter.shape)}; expected state of the '
+                    f"parameter's shape. {_INSTEAD}"
+                )
+            found.append((key, part))
     return found
+
+
+def check_own_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise if an optimiser keeps what cannot be one parameter's alone.
+
+    Raises:
+        ValueError: If it wraps an optimiser that has a state of its own, or
+            keeps a tensor larger than the parameter that it stands by.
+    """
+    kind = type(optimizer).__name__
+    inner = inner_optimizer(optimizer)
+    if inner is not None and inner.state is not optimizer.state:
+        raise ValueError(
+            f'{kind} keeps its state in another optimizer, of type '
+            f'{type(inner).__name__}, where it cannot be sliced. {_INSTEAD}'
+        )
+    for owner, state in optimizer.state.items():
+        most = owner.numel() if isinstance(owner, Tensor) else 0
+        for part in tree_leaves(state):
+            if isinstance(part, Tensor) and part.numel() > max(1, most):
+                raise ValueError(
+                    f'{kind} keeps {part.numel()} numbers beside a parameter '
+                    f'of {most}: there is no telling what they belong to. '
+                    f'{_INSTEAD}'
+                )
+
+
+def inner_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> torch.optim.Optimizer | None:
+    """The optimiser that one of another kind wraps."""
+    values = vars(optimizer).values()
+    return next(
+        (v for v in values if isinstance(v, torch.optim.Optimizer)), None
+    )
 
 
 def _refresh_attributes(

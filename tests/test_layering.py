@@ -120,6 +120,7 @@ def test_direction_of_the_core():
             'compiled',
             'slots',
             'surgery',
+            'optimizers',
             'sizes',
             'caches',
             'label_layers',

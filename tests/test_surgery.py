@@ -360,6 +360,69 @@ def test_state_of_another_shape_is_refused():
             assert torch.equal(after['state'][key][entry], value)
 
 
+class Swift(torch.optim.Optimizer):
+    """Keeps state in some form beside a parameter."""
+
+    def __init__(self, params, make):
+        self.make = make
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group['params']:
+                self.state[parameter]['own'] = self.make(parameter)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda p: p.flatten()[:2],
+        lambda p: [p.clone()],
+        lambda p: dict(rows=p.flatten().clone()),
+    ],
+    ids=['tensor', 'list', 'dict'],
+)
+def test_state_of_unknown_form_is_refused(make):
+    model, optimizer = trained(lambda p: Swift(p, make))
+    with pytest.raises(ValueError, match='Swift keeps "own" of shape'):
+        slice_optimizer(optimizer, model, KEEP)
+
+
+def test_state_of_many_parameters_beside_one_is_refused():
+    """Beside one, even, that loses nothing."""
+    model = Chain()
+    last = list(model.parameters())[-1]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.state[last]['flat'] = torch.zeros(last.numel() + 5)
+    with pytest.raises(ValueError, match=r'SGD keeps .* there is no telling'):
+        slice_optimizer(optimizer, model, KEEP)
+
+
+class Around(torch.optim.Optimizer):
+    """Leaves the steps to another optimiser."""
+
+    def __init__(self, params, shared):
+        self.base = torch.optim.Adam(params, 0.1)
+        super().__init__(self.base.param_groups, {})
+        if shared:
+            self.state = self.base.state
+
+    def step(self):
+        self.base.step()
+
+
+def test_state_in_another_optimizer():
+    model, optimizer = trained(lambda p: Around(p, shared=True))
+    slice_optimizer(optimizer, model, KEEP)
+    slice_model(model, KEEP)
+    state = optimizer.base.state[model.conv2.weight]
+    assert state['exp_avg'].shape == model.conv2.weight.shape
+    model, optimizer = trained(lambda p: Around(p, shared=False))
+    with pytest.raises(ValueError, match=r'Around keeps .* type Adam'):
+        slice_optimizer(optimizer, model, KEEP)
+
+
 def test_named_tensors():
     model = NETS['TiedProducers']()
     tensors = named_tensors(model)
