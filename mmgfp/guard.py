@@ -33,6 +33,8 @@ class StepGuard:
         optimizers (Sequence[Optimizer]): Its optimisers.
         waits (bool, optional): Whether to ask in every iteration. By default
             on a CPU only.
+        counted (Sequence[Optimizer], optional): Those whose steps are told of
+            in ``stepped``. By default all.
     """
 
     def __init__(
@@ -40,13 +42,17 @@ class StepGuard:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         waits: bool | None = None,
+        *,
+        counted: Sequence[torch.optim.Optimizer] | None = None,
     ) -> None:
         device = next(model.parameters()).device
         self.waits = device.type == 'cpu' if waits is None else waits
-        self.stepped = False  # whether this batch ended in a step
-        self._refused = False  # whether it was kept from doing so
+        self.stepped = False  # whether this batch ended in a counted step
+        self._refused = False  # whether one was kept from being taken
+        self._ended = False  # whether it ended in any, taken or not
         self._model = model
         self._optimizers = optimizers
+        self._counted = optimizers if counted is None else counted
         self._fine = torch.ones((), dtype=torch.bool, device=device)
         # bad batches since the last news; in a row until now, and at most
         self._counts = torch.zeros(3, dtype=torch.long, device=device)
@@ -63,7 +69,7 @@ class StepGuard:
 
     def begin(self) -> None:
         """Start a batch; before a step's first, note the norms' statistics."""
-        self.stepped = self._refused = False
+        self.stepped = self._refused = self._ended = False
         self._fine = torch.ones_like(self._fine)
         if self._begins:
             self._note_statistics()
@@ -86,7 +92,7 @@ class StepGuard:
             bool: False for a bad batch, as far as can be told without
             waiting.
         """
-        self._begins = self.stepped or self._refused
+        self._begins = self._ended
         bad = (~fine).long()
         skipped, in_a_row, most = self._counts.unbind()
         in_a_row = (in_a_row + bad) * bad
@@ -166,7 +172,9 @@ class StepGuard:
     def _after_step(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> None:
-        self.stepped = not self._refused
+        self._ended = True
+        if not self._refused and any(optimizer is o for o in self._counted):
+            self.stepped = True
 
     def _note_statistics(self) -> None:
         """Copy the running statistics, those of a type with one operation."""

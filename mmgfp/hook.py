@@ -34,6 +34,7 @@ from .guard import StepGuard
 from .preparation import (
     check_not_compiled,
     check_not_met,
+    check_optimizers,
     check_possible,
     check_work_dir,
     prepare_groups,
@@ -45,11 +46,10 @@ from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
 from .report import write_report
 from .runner_state import (
-    accumulation,
+    Trainers,
     averaged_models,
     before_each_batch,
     checkpoint_is_due,
-    loss_factor,
     network_has_changed,
     optimizers,
     same_on_all_ranks,
@@ -74,7 +74,9 @@ class FisherPruningHook(Hook):
         target (dict): Remaining share to stop at, of one metric: ``flops``
             (multiply-accumulates), ``acts`` (activations), ``params`` or
             ``latency``, such as ``dict(flops=0.5)``.
-        interval (int): Optimiser steps per pruning step. Defaults to 10.
+        interval (int): Optimiser steps per pruning step. With several
+            optimisers, iterations in which one took a step that trains
+            prunable layers. Defaults to 10.
         normalize_by (str): What scores are divided by: the 'acts', 'flops'
             or 'latency' that removing a channel saves now, or 'none'.
             Defaults to 'acts'.
@@ -218,17 +220,21 @@ class FisherPruningHook(Hook):
                 )
             passed = [share for share in self.save_at if ratio <= share]
             self._tally = Tally(start=ratio, saved=passed)
+        check_optimizers(optimizers(runner), pruner, runner.logger)
+        self._trainers = Trainers(runner, pruner.groups)
         check_possible(
             pruner,
             self.schedule,
             runner.max_iters,
-            accumulation(runner),
+            self._trainers.accumulation,
             f'{self.floor}, scope={self.scope!r} and '
             f'ignore={list(self.ignore)}',
         )
         self._progress = Progress(self.schedule, ratio)
         self._ratios = pruner.ratios()
-        self._guard = StepGuard(model, optimizers(runner))
+        self._guard = StepGuard(
+            model, optimizers(runner), counted=self._trainers.optimizers
+        )
         self._guard.resume(self._tally.skipped_in_a_row)
         pruner.on_cut = [self._guard.cut]
         pruner.attach()
@@ -269,8 +275,10 @@ class FisherPruningHook(Hook):
         """Get ready for the batch."""
         self._random.forget()
         if self._guard is not None:
+            assert self.pruner is not None
             self._guard.begin()
-            self._factor = loss_factor(runner)  # stepping changes it
+            # stepping changes it
+            self._factor = self._trainers.loss_factor(self.pruner.groups)
 
     def after_train_iter(
         self,
@@ -326,7 +334,7 @@ class FisherPruningHook(Hook):
             runner.iter + 1,
             runner.max_iters,
             tally.start,
-            accumulation(runner),
+            self._trainers.accumulation,
         )
         pruner.share(sum_over_ranks)
         unscored = pruner.unscored()

@@ -10,6 +10,7 @@ from logging import Logger
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .cost import METRICS, record_calls
@@ -17,6 +18,7 @@ from .demo import cost_runner, demo_runner, runnable
 from .finder import find_groups, restrict_groups
 from .groups import ChannelGroup
 from .latency import LatencyTable
+from .optimizers import check_optimizer
 from .pruner import GroupFisherPruner, Normalizer
 from .schedule import Schedule
 from .selection import Floor
@@ -147,6 +149,25 @@ def _is_compiled(value: Any) -> bool:
         or type(value).__name__ == 'OptimizedModule'
         or getattr(value, '_compiled_call_impl', None) is not None
     )
+
+
+def check_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer],
+    pruner: GroupFisherPruner,
+    logger: Logger,
+) -> None:
+    """Raise if an optimiser's state cannot be cut with the network.
+
+    Raises:
+        ValueError: Naming the optimiser and what to use instead.
+    """
+    names = {m.tensor for group in pruner.groups for m in group.members}
+    for optimizer in optimizers:
+        if trouble := check_optimizer(optimizer, pruner.model, names):
+            logger.warning(
+                f'{trouble}; whether its state can be cut with the network '
+                'shows when channels are removed'
+            )
 
 
 def check_possible(

@@ -227,7 +227,8 @@ class GroupFisherPruner:
 
         Args:
             scale (float | Tensor): What the loss was multiplied with besides
-                (mixed precision, gradient accumulation). Defaults to 1.
+                (mixed precision, gradient accumulation); of each unit if it
+                has shape (U,). Defaults to 1.
             valid (Tensor, optional): Whether the iteration counts, shape ().
                 By default it does.
             everywhere (Callable, optional): Turns whether the iteration

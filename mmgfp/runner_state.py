@@ -4,50 +4,131 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import BaseAveragedModel, is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from .adapt import unwrap
+from .groups import ChannelGroup, Member
+from .surgery import named_tensors
 
 
 def optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
     """All optimisers of a runner."""
+    return [part.optimizer for part in optim_wrappers(runner).values()]
+
+
+def optim_wrappers(runner: Runner) -> dict[str, OptimWrapper]:
+    """The wrapper of each optimiser by its name; '' for a single one."""
     wrapper = runner.optim_wrapper
-    if isinstance(wrapper, OptimWrapper):
-        return [wrapper.optimizer]
-    return [part.optimizer for part in wrapper.values()]
+    if isinstance(wrapper, OptimWrapperDict):
+        return dict(wrapper.items())
+    return {'': wrapper}
 
 
-def loss_factor(runner: Runner) -> float | Tensor:
-    """What the runner multiplies the loss of this iteration with.
+class Trainers:
+    """Which optimisers train the channel groups of a runner's network.
+
+    With several optimisers, as of a generator and a discriminator, each has
+    its own loss scale, accumulates gradients on its own, and takes steps when
+    the model says so. Those without a weight of any group do not count.
+
+    Args:
+        runner (Runner): That is going to train.
+        groups (Sequence[ChannelGroup]): The groups that may be pruned.
+    """
+
+    def __init__(self, runner: Runner, groups: Sequence[ChannelGroup]) -> None:
+        self._wrappers = optim_wrappers(runner)
+        self._device = next(runner.model.parameters()).device
+        first = next(iter(self._wrappers))
+        trains = {
+            id(parameter): name
+            for name, wrapper in self._wrappers.items()
+            for group in wrapper.optimizer.param_groups
+            for parameter in group['params']
+        }
+        tensors = named_tensors(unwrap(runner.model))
+        names = {
+            group.name: [
+                trains[id(tensors[member.tensor])]
+                for member in sorted(group.members, key=_reads, reverse=True)
+                if id(tensors.get(member.tensor)) in trains
+            ]
+            for group in groups
+        }
+        # whose loss reaches what reads a group: who trains that
+        self._trainer = {g: (n or [first])[0] for g, n in names.items()}
+        self._counted = {n for found in names.values() for n in found}
+        self._counted = self._counted or {first}
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those whose steps count."""
+        return [self._wrappers[name].optimizer for name in self._counted]
+
+    @property
+    def accumulation(self) -> int:
+        """Iterations per optimiser step, as far as the wrappers know."""
+        return min(
+            int(getattr(self._wrappers[name], '_accumulative_counts', 1))
+            for name in self._counted
+        )
+
+    def loss_factor(self, groups: Sequence[ChannelGroup]) -> float | Tensor:
+        """What the losses of this iteration are multiplied with.
+
+        Args:
+            groups (Sequence[ChannelGroup]): As they are now.
+
+        Returns:
+            float | Tensor: One for all units or, with several optimisers,
+            shape (U,).
+        """
+        factors = {
+            name: _loss_factor(wrapper, self._device)
+            for name, wrapper in self._wrappers.items()
+        }
+        if len(factors) == 1:
+            return next(iter(factors.values()))
+        return torch.cat(
+            [
+                torch.as_tensor(
+                    factors[self._trainer[group.name]],
+                    dtype=torch.float64,
+                    device=self._device,
+                ).expand(group.size)
+                for group in groups
+            ]
+        )
+
+
+def _reads(member: Member) -> bool:
+    return member.role in ('consumer', 'grouped')
+
+
+def _loss_factor(
+    wrapper: OptimWrapper, device: torch.device
+) -> float | Tensor:
+    """What a wrapper multiplies the loss of this iteration with.
 
     The loss scale of mixed precision, divided by the number of batches whose
     gradients are accumulated. A tensor where the scale is one, so that nobody
     waits for it.
     """
-    wrapper = runner.optim_wrapper
-    if not isinstance(wrapper, OptimWrapper):
-        return 1.0
     factor = float(wrapper.scale_loss(torch.ones(())))
     scaler = getattr(wrapper, 'loss_scaler', None)
     if not scaler:
         return factor
-    device = next(runner.model.parameters()).device
     one = torch.full((), factor, dtype=torch.float64, device=device)
     return scaler.scale(one)
-
-
-def accumulation(runner: Runner) -> int:
-    """Iterations per optimiser step."""
-    return int(getattr(runner.optim_wrapper, '_accumulative_counts', 1))
 
 
 def averaged_models(runner: Runner) -> Iterator[BaseAveragedModel]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from toy import (
@@ -148,6 +149,42 @@ def test_target_below_the_floors(tmp_path):
     assert "target={'flops': 0.5} cannot be reached" in text
     assert f'at least {share:.3f} of flops stays' in text
     assert 'min_channels=8' in text
+
+
+@pytest.mark.parametrize(
+    'kind, words',
+    [
+        ('LBFGS', 'LBFGS needs a closure in every step'),
+        ('Adafactor', 'Adafactor keeps "row_var" of shape'),
+    ],
+)
+def test_optimizer_that_cannot_follow(tmp_path, kind, words):
+    if not hasattr(torch.optim, kind):
+        pytest.skip(f'this torch has no {kind}')
+    runner = Runner.from_cfg(make_config(tmp_path))
+    make = getattr(torch.optim, kind)
+    runner.optim_wrapper = OptimWrapper(make(runner.model.parameters()))
+    with pytest.raises(ValueError, match=f'{words}.*SGD, Adam or AdamW'):
+        runner.train()
+    assert runner.iter == 0
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_optimizer_that_cannot_be_tried(tmp_path):
+    """It is told of, and the run goes on."""
+
+    class Moody(torch.optim.SGD):
+        def step(self, closure=None):
+            if len(self.param_groups[0]['params']) == 1:
+                raise KeyError('the others')
+            return super().step(closure)
+
+    runner = Runner.from_cfg(make_config(tmp_path))
+    runner.optim_wrapper = OptimWrapper(Moody(runner.model.parameters(), 0.1))
+    runner.train()
+    assert pruning_hook(runner).pruner.ratio('flops') <= 0.5
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'Moody cannot be tried: KeyError' in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -24,18 +24,20 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import (
     DATASETS,
     HOOKS,
     METRICS,
     MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
+    OPTIMIZERS,
 )
 from mmengine.runner import Runner
 from stack import loss_scaler
 from torch import nn
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy, relu, softplus
 from torch.utils.data import Dataset
 
 from mmgfp import FisherPruningHook
@@ -165,6 +167,69 @@ class Necked(BaseModel):
             loss = cross_entropy(scores, labels, reduction='none')
             return dict(loss=(loss * factor).mean())
         return scores
+
+
+@MODELS.register_module(force=True)
+class ToyGAN(BaseModel):
+    """A generator, and a discriminator that only training runs.
+
+    Args:
+        every (int): The generator is trained in every so many iterations.
+    """
+
+    def __init__(self, every: int = 1, data_preprocessor: Any = None) -> None:
+        super().__init__(data_preprocessor)
+        self.every = every
+        self.register_buffer('iteration', torch.zeros((), dtype=torch.long))
+        self.generator = nn.Sequential(
+            nn.Conv2d(3, 10, 3, padding=1),
+            nn.BatchNorm2d(10),
+            nn.ReLU(),
+            nn.Conv2d(10, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(12, 3, 3, padding=1),
+        )
+        self.discriminator = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(128, 1),
+        )
+
+    def forward(self, inputs, labels=None, factor=None, mode='tensor'):
+        return self.generator(inputs)
+
+    def train_step(self, data: dict, optim_wrapper: Any) -> dict:
+        real, factor = data['inputs'], data['factor'].mean()
+        judge = self.discriminator
+        fake = self.generator(torch.rand_like(real))
+        loss = softplus(-judge(real)) + softplus(judge(fake.detach()))
+        optim_wrapper['discriminator'].update_params(loss.mean())
+        self.iteration += 1
+        if self.iteration % self.every == 0:
+            judge.requires_grad_(False)
+            loss = softplus(-judge(fake)).mean() * factor
+            optim_wrapper['generator'].update_params(loss)
+            judge.requires_grad_(True)
+        return dict(loss=loss.mean())
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class OneEach:
+    """An optimiser for each part of the network that the config names."""
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Any) -> None:
+        self.parts = optim_wrapper_cfg
+
+    def __call__(self, model: nn.Module) -> OptimWrapperDict:
+        wrappers = {}
+        for name, part in self.parts.items():
+            parameters = getattr(model, name).parameters()
+            optimizer = dict(part['optimizer'], params=parameters)
+            wrapper = dict(dict(type='OptimWrapper'), **part)
+            wrapper['optimizer'] = OPTIMIZERS.build(optimizer)
+            wrappers[name] = OPTIM_WRAPPERS.build(wrapper)
+        return OptimWrapperDict(**wrappers)
 
 
 @DATASETS.register_module(force=True)
