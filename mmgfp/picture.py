@@ -145,6 +145,8 @@ def _title(structure: Structure) -> str:
     if not structure.cost_before:
         return structure.architecture
     shares = ', '.join(
-        f'{m} {structure.ratio(m):.0%}' for m in structure.cost_before
+        f'{metric} {structure.ratio(metric):.0%}'
+        for metric in structure.cost_before
+        if metric in structure.cost_after
     )
     return f'{structure.architecture}: {shares} of the original left'

@@ -104,6 +104,11 @@ def prepare_pruner(
     """
     if latency is not None:
         latency.check(full_shapes(model, structure))
+    elif structure is not None and 'latency' in structure.cost_before:
+        logger.warning(
+            'the network was pruned with a latency table; without one, its '
+            'latency is neither followed nor saved from now on'
+        )
     if cut_to is None:
         on_cpu = next(model.parameters()).device.type == 'cpu'
         cut_to = 1 if on_cpu else 8

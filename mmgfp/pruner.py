@@ -110,9 +110,12 @@ class GroupFisherPruner:
         self._cost = CostModel(
             model, self.groups, calls, latency, known.get('acts')
         )
-        self.cost_before = known or self._cost.total()
+        before = known or self._cost.total()
         if latency is not None:
-            self.cost_before['latency'] = latency.full
+            before['latency'] = latency.full
+        # what cannot be counted any more, as latency without its table, is
+        # not followed further
+        self.cost_before = {metric: before[metric] for metric in self.cost()}
         self._structure = structure or Structure({})
         self._scores = self._known_scores()
         # see _split: of this process, and of all together

@@ -108,7 +108,10 @@ def round_network(
     put_back(full, slim, structure)
     wanted.apply(full)
     before, after = (_cost(model, shape) for model in (slim, full))
-    return Rounded(full, replace(wanted, cost_after=after), before, changes)
+    # latency, which only a table tells, is not counted
+    original = {m: n for m, n in wanted.cost_before.items() if m in after}
+    wanted = replace(wanted, cost_before=original, cost_after=after)
+    return Rounded(full, wanted, before, changes)
 
 
 def _cost(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:

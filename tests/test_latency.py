@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -394,6 +395,28 @@ def test_pruning_for_latency(toy_config, tmp_path, monkeypatch):
     more = Structure.load(tmp_path / 'more' / 'latency_0.50.json')
     assert more.ratio('latency') <= 0.5
     assert more.cost_before == structure.cost_before
+    # and without the table, by what can be counted
+    runner = train(
+        tmp_path / 'flops',
+        hook=dict(target=dict(flops=0.4)),
+        load_from=str(tmp_path / 'run' / 'latency_0.70.pth'),
+    )
+    last = Structure.load(tmp_path / 'flops' / 'flops_0.40.json')
+    assert last.cost_before.keys() == {'flops', 'params', 'acts'}
+    assert last.cost_after.keys() == last.cost_before.keys()
+    assert last.cost_before['flops'] == structure.cost_before['flops']
+    assert last.ratio('flops') <= 0.4
+    assert (tmp_path / 'flops' / 'flops_0.40.png').exists()
+    (log,) = (tmp_path / 'flops').glob('*/*.log')
+    assert 'its latency is neither followed nor saved' in log.read_text()
+    # a table brings it back
+    train(
+        tmp_path / 'again',
+        hook=dict(hook, target=dict(latency=0.3)),
+        load_from=str(Path(runner.work_dir, 'flops_0.40.pth')),
+    )
+    again = Structure.load(tmp_path / 'again' / 'latency_0.30.json')
+    assert again.cost_before == structure.cost_before
 
 
 @pytest.mark.parametrize(
