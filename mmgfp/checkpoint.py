@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import tarfile
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from . import unpickler
+from .archive import kind_of_file, read_archive
+from .plain import shown
+from .unpickler import RefusedError
 
 
 def check_checkpoint(path: str | os.PathLike) -> None:
@@ -37,15 +39,14 @@ def _check_file(path: str) -> None:
         )
     if not os.path.isfile(path):
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
-    with open(path, 'rb') as file:
-        start = file.read(2)
-    if start == b'PK':
-        # the table of contents is at the end of an archive
-        if not zipfile.is_zipfile(path):
-            raise _unreadable(path, 'its end is missing')
-    # how older checkpoints, pickles, begin; the oldest ones are refused later
-    elif start[:1] != b'\x80' and not tarfile.is_tarfile(path):
+    kind = kind_of_file(path)
+    if kind is None:
         raise _unreadable(path, 'it does not begin like a checkpoint')
+    if kind == 'zip':
+        try:  # the table of contents is at the end of an archive
+            zipfile.ZipFile(path).close()
+        except Exception as error:  # a damaged file raises anything
+            raise _unreadable(path, _in_words(error)) from error
 
 
 def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -65,21 +66,15 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     path = os.fspath(path)
     _check_file(path)
     try:
-        _refuse_programs(path)
-        checkpoint = torch.load(
-            path,
-            map_location='cpu',
-            pickle_module=unpickler,
-            weights_only=False,  # torch's own unpickler, which ours replaces
-        )
-    except unpickler.RefusedError as error:
+        checkpoint = read_archive(path)
+    except RefusedError as error:
         raise ValueError(
             f'the checkpoint {path} holds objects other than tensors and '
             f'plain types ({error}), which are not loaded because that could '
             'run code'
         ) from error
     except Exception as error:  # a damaged file raises anything
-        raise _unreadable(path, _last_line(error)) from error
+        raise _unreadable(path, _in_words(error)) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f'{path} holds a {type(checkpoint).__name__}, '
@@ -88,16 +83,56 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return checkpoint
 
 
-def _refuse_programs(path: str) -> None:
-    """Complain about archives that torch reads without the unpickler."""
-    with open(path, 'rb') as file:
-        zipped = file.read(4) == b'PK\x03\x04'  # what torch goes by
-    if zipped:
-        records = torch._C.PyTorchFileReader(path).get_all_records()
-        if 'constants.pkl' in records:
-            raise unpickler.RefusedError('TorchScript')
-    elif tarfile.is_tarfile(path):
-        raise unpickler.RefusedError('a tar archive')
+def weights_of(
+    checkpoint: Mapping[str, Any], path: str | os.PathLike
+) -> dict[str, Any]:
+    """The weights in a checkpoint, which may consist of nothing else.
+
+    Args:
+        checkpoint (Mapping): As loaded.
+        path (str | os.PathLike): Where it is from, for the message.
+
+    Raises:
+        ValueError: If there are no tensors by name.
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) for name in weights
+    ):
+        raise ValueError(
+            f'the checkpoint {os.fspath(path)} holds no weights: expected '
+            f'tensors by name, got {shown(weights)}'
+        )
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f'the checkpoint {os.fspath(path)} holds no weights: expected '
+                f'tensors by name, got {shown(tensor)} for {shown(name)}'
+            )
+    return weights
+
+
+def meta_of(
+    checkpoint: Mapping[str, Any], path: str | os.PathLike
+) -> dict[str, Any]:
+    """What a checkpoint tells of its training; nothing if it does not.
+
+    Args:
+        checkpoint (Mapping): As loaded.
+        path (str | os.PathLike): Where it is from, for the message.
+
+    Raises:
+        ValueError: If that is something else.
+    """
+    meta = checkpoint.get('meta')
+    if meta is None:
+        return {}
+    if not isinstance(meta, dict):
+        raise ValueError(
+            f'the checkpoint {os.fspath(path)} is damaged: expected a dict '
+            f'under meta, got {shown(meta)}'
+        )
+    return meta
 
 
 def _unreadable(path: str, why: str) -> ValueError:
@@ -108,7 +143,7 @@ def _unreadable(path: str, why: str) -> ValueError:
     )
 
 
-def _last_line(error: Exception) -> str:
-    """What torch puts before it is advice on how to load the file anyway."""
-    text = str(error).partition('\n\nCheck the documentation')[0].strip()
-    return (text or type(error).__name__).splitlines()[-1].strip()[:200]
+def _in_words(error: Exception) -> str:
+    """Without characters that the file may have brought into it."""
+    text = ascii(str(error) or type(error).__name__)
+    return text[1:-1][:200]

@@ -22,10 +22,21 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from .errors import type_and_line
 from .files import complete
+from .plain import (
+    natural,
+    number,
+    plain_dict,
+    plain_list,
+    read_json,
+    shown,
+    text,
+)
 
 FORMAT = 'mmgfp-latency'
 VERSION = 1
+MAX_WIDTHS = 100  # of an axis; the tool measures about ten
 
 
 @dataclass(frozen=True)
@@ -101,24 +112,45 @@ class LatencyTable:
                 'tools/latency_table.py wrote'
             )
         try:
-            data = json.loads(Path(name).read_text(encoding='utf-8'))
-            if (data['format'], data['version']) != (FORMAT, VERSION):
-                raise ValueError(
-                    f'format {data["format"]!r}, version {data["version"]}'
-                )
-            return cls(
-                {n: tuple(shape) for n, shape in data['shapes'].items()},
-                data['calls'],
-                [Measured(**entry) for entry in data['operations']],
-                float(data['whole']),
-                data['about'],
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            return cls._from_dict(plain_dict(read_json(name, 'make it anew')))
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f'latency_table={name!r} is no table of this mmgfp '
-                f'({type(error).__name__}: {error}); expected what '
+                f'({type_and_line(error)}); expected what '
                 'tools/latency_table.py wrote'
             ) from error
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any]) -> LatencyTable:
+        if (data['format'], data['version']) != (FORMAT, VERSION):
+            raise ValueError(
+                f'format {shown(data["format"])}, '
+                f'version {shown(data["version"])}'
+            )
+        shapes = {
+            text(name): tuple(map(natural, plain_list(shape)))
+            for name, shape in plain_dict(data['shapes']).items()
+        }
+        operations = [
+            _read_measured(plain_dict(entry))
+            for entry in plain_list(data['operations'])
+        ]
+        calls = {
+            text(name): [natural(n) for n in plain_list(numbers)]
+            for name, numbers in plain_dict(data['calls']).items()
+        }
+        for name, numbers in calls.items():
+            if name not in shapes or max(numbers, default=0) >= len(
+                operations
+            ):
+                raise ValueError(f'{name} was not measured')
+        return cls(
+            shapes,
+            calls,
+            operations,
+            number(data['whole']),
+            plain_dict(data['about']),
+        )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise if the table is of another network.
@@ -137,6 +169,22 @@ class LatencyTable:
                     f'of shape {shape}, the network {there}. Make it with '
                     'tools/latency_table.py and the config to prune.'
                 )
+
+
+def _read_measured(entry: Mapping[str, Any]) -> Measured:
+    first, second = (
+        [natural(n) for n in plain_list(entry[axis])]
+        for axis in ('first', 'second')
+    )
+    ms = [
+        [number(n) for n in plain_list(row)] for row in plain_list(entry['ms'])
+    ]
+    for widths in (first, second):
+        if not 1 <= len(widths) <= MAX_WIDTHS or widths != sorted({*widths}):
+            raise ValueError(f'{len(widths)} widths that do not ascend')
+    if [len(row) for row in ms] != [len(second)] * len(first):
+        raise ValueError('not one time for each width')
+    return Measured(first, second, ms)
 
 
 class LatencyModel:

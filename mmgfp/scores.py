@@ -13,6 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from .plain import (
+    natural,
+    number,
+    plain_dict,
+    plain_list,
+    shown,
+    text,
+    truth,
+)
+
 # stands for the step that removed a unit which stays
 STAYS = -1
 
@@ -141,32 +151,39 @@ class Scores:
         """Read what :meth:`to_dict` gave.
 
         Raises:
-            ValueError: If a group has not one number of each kind per unit.
-            KeyError, TypeError, AttributeError: If it is something else.
+            ValueError: If a group has not one number of each kind per unit,
+                or something is of another type.
+            KeyError, TypeError: If something is missing.
         """
         groups = {}
-        for name, plain in data['groups'].items():
-            scores = [np.inf if s is None else s for s in plain['scores']]
-            group = GroupScores(
-                tuple(map(str, plain['layers'])),
-                np.array(scores, float),
-                np.array(plain['removed'], int),
-                bool(plain.get('left_out', False)),
-            )
-            if group.scores.ndim != 1 or (
-                group.scores.shape != group.removed.shape
-            ):
+        for name, plain in plain_dict(data['groups']).items():
+            scores = [
+                np.inf if s is None else number(s)
+                for s in plain_list(plain_dict(plain)['scores'])
+            ]
+            removed = [_step(n) for n in plain_list(plain['removed'])]
+            if len(scores) != len(removed):
                 raise ValueError(
-                    f'{len(group.scores)} scores and {len(group.removed)} '
-                    f'steps for the units of {name}'
+                    f'{len(scores)} scores and {len(removed)} '
+                    f'steps for the units of {shown(name)}'
                 )
-            groups[str(name)] = group
+            groups[text(name)] = GroupScores(
+                tuple(map(text, plain_list(plain['layers']))),
+                np.array(scores, float),
+                np.array(removed, int),
+                truth(plain.get('left_out', False)),
+            )
         return cls(
-            str(data['normalize_by']),
+            text(data['normalize_by']),
             groups,
-            int(data['step']),
-            int(data['iteration']),
+            natural(data['step']),
+            natural(data['iteration']),
         )
+
+
+def _step(value: Any) -> int:
+    stays = type(value) is int and value == STAYS
+    return STAYS if stays else natural(value)
 
 
 def no_scores(layers: Sequence[str], there: np.ndarray) -> GroupScores:

@@ -17,7 +17,17 @@ import numpy as np
 from torch import nn
 
 from .checkpoint import load_plain_checkpoint
+from .errors import type_and_line
 from .files import complete
+from .plain import (
+    natural,
+    number,
+    plain_dict,
+    plain_list,
+    read_json,
+    shown,
+    text,
+)
 from .scores import Scores
 from .slots import ATTRIBUTE
 from .surgery import Keep, named_tensors, read_width, slice_model
@@ -27,6 +37,8 @@ FORMAT = 'mmgfp-structure'
 # 2 adds attributes; structures without them are still written as 1.
 VERSIONS = (1, 2)
 KEY = 'mmgfp_structure'
+# Sizes of all axes together; networks of some gigabytes have three million.
+MAX_POSITIONS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,40 +122,43 @@ class Structure:
         Raises:
             ValueError: If it is no structure, of another version or damaged.
         """
-        if not isinstance(data, Mapping) or data.get('format') != FORMAT:
+        found = data.get('format') if isinstance(data, dict) else data
+        if type(found) is not str or found != FORMAT:
             raise ValueError(
                 f'{where} is not a structure of mmgfp: expected '
-                f'"format": "{FORMAT}", got '
-                f'{_format_of(data)!r}'
+                f'"format": "{FORMAT}", got {shown(found)}'
             )
-        known = [str(version) for version in VERSIONS]
-        if data.get('version') not in VERSIONS:
+        version = data.get('version')
+        if type(version) is not int or version not in VERSIONS:
+            known = [str(version) for version in VERSIONS]
             raise ValueError(
-                f'{where} has version {data.get("version")!r}; this mmgfp '
+                f'{where} has version {shown(version)}; this mmgfp '
                 f'{__version__} reads versions {" and ".join(known)}. It was '
-                f'written by mmgfp {data.get("mmgfp")}: install that release.'
+                f'written by mmgfp {shown(data.get("mmgfp"))}: install that '
+                'release.'
             )
         try:
-            axes = {}
-            for name, by_axis in data['tensors'].items():
-                for axis, entry in by_axis.items():
-                    axes[name, _natural(int(axis))] = _read_axis(entry)
-            for name, entry in data.get('attributes', {}).items():
-                axes[name, ATTRIBUTE] = _read_axis(entry)
-            cost, scores = data['cost'], data.get('scores')
+            axes = _read_axes(data)
+            before, after = (
+                _numbers(plain_dict(data['cost'])[k])
+                for k in ('before', 'after')
+            )
+            if before.keys() != after.keys():
+                raise ValueError('the cost is of other things than before')
+            scores = data.get('scores')
             return cls(
                 axes,
-                str(data['architecture']),
-                str(data['source']),
-                tuple(int(n) for n in data['input_shape']),
-                _numbers(cost['before']),
-                _numbers(cost['after']),
+                text(data['architecture']),
+                text(data['source']),
+                tuple(natural(n) for n in plain_list(data['input_shape'])),
+                before,
+                after,
                 None if scores is None else Scores.from_dict(scores),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{where} is damaged '
-                f'({type(error).__name__}: {error}); give the '
+                f'({type_and_line(error)}); give the '
                 'checkpoint beside it instead'
             ) from error
 
@@ -175,7 +190,8 @@ class Structure:
                 '.pth that pruning leaves in its work dir'
             )
         if path.endswith('.json'):
-            return cls.from_dict(_read_json(path), path)
+            content = read_json(path, 'give the checkpoint beside it instead')
+            return cls.from_dict(content, path)
         checkpoint = load_plain_checkpoint(path)
         if KEY not in checkpoint:
             raise ValueError(
@@ -288,21 +304,6 @@ def full_shapes(
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def _format_of(data: Any) -> Any:
-    return data.get('format') if isinstance(data, Mapping) else data
-
-
-def _read_json(path: str) -> Any:
-    with open(path, encoding='utf-8') as file:
-        try:
-            return json.load(file)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f'{path} is damaged: not valid JSON ({error}); '
-                'give the checkpoint beside it instead'
-            ) from error
-
-
 def _to_json(data: Any, lines: int) -> str:
     """With a line for each entry, down to some level."""
     if not lines or not isinstance(data, dict):
@@ -314,8 +315,8 @@ def _to_json(data: Any, lines: int) -> str:
     return '{\n' + ',\n'.join(entries) + '\n}'
 
 
-def _numbers(cost: Mapping[str, Any]) -> dict[str, float]:
-    return {str(k): float(v) for k, v in cost.items()}
+def _numbers(cost: Any) -> dict[str, float]:
+    return {text(k): number(v) for k, v in plain_dict(cost).items()}
 
 
 def _to_runs(kept: np.ndarray) -> list[list[int]]:
@@ -329,12 +330,32 @@ def _to_runs(kept: np.ndarray) -> list[list[int]]:
     ]
 
 
-def _read_axis(entry: Mapping[str, Any]) -> Axis:
-    """Read half-open runs; check before anything of their size is made."""
-    size = _natural(entry['size'])
+def _read_axes(data: Mapping[str, Any]) -> dict[tuple[str, int], Axis]:
+    entries = {
+        (text(name), natural(int(text(axis)))): entry
+        for name, by_axis in plain_dict(data['tensors']).items()
+        for axis, entry in plain_dict(by_axis).items()
+    }
+    for name, entry in plain_dict(data.get('attributes', {})).items():
+        entries[text(name), ATTRIBUTE] = entry
+    axes, positions = {}, 0
+    for key, entry in entries.items():
+        size, runs = _read_runs(plain_dict(entry))
+        positions += size
+        if positions > MAX_POSITIONS:
+            raise ValueError(f'the axes are longer than {MAX_POSITIONS}')
+        kept = [np.arange(first, after) for first, after in runs]
+        axes[key] = Axis(size, np.concatenate(kept))
+    return axes
+
+
+def _read_runs(entry: Mapping[str, Any]) -> tuple[int, list[list[int]]]:
+    """Size of an axis and half-open runs, of which nothing is made yet."""
+    size, runs = natural(entry['size']), plain_list(entry['keep'])
     end = 0
-    for first, after in entry['keep']:
-        if not end <= _natural(first) < _natural(after) <= size:
+    for run in runs:
+        first, after = plain_list(run)
+        if not end <= natural(first) < natural(after) <= size:
             raise ValueError(
                 f'[{first}, {after}] does not continue an ascending choice '
                 f'of positions below {size}'
@@ -342,11 +363,4 @@ def _read_axis(entry: Mapping[str, Any]) -> Axis:
         end = after
     if not end:
         raise ValueError('nothing is kept of an axis')
-    runs = [np.arange(first, after) for first, after in entry['keep']]
-    return Axis(size, np.concatenate(runs))
-
-
-def _natural(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f'{value!r} is no natural number')
-    return value
+    return size, runs

@@ -1,139 +1,729 @@
-"""An unpickler that executes nothing: tensors, arrays and plain types only.
+"""A reader of pickles that calls nothing that a file names.
 
-Meant as the ``pickle_module`` of :func:`torch.load`, which uses nothing of a
-module but :class:`Unpickler` and :func:`load`. What torch has of this kind,
-``weights_only=True``, refuses the log buffers that mmengine puts into every
-checkpoint of a training run, and before torch 2.6 could not be told otherwise.
+It knows the operations that Python writes for protocols 2 to 4, and a closed
+list of constructors, whose arguments it checks. What comes out are tensors,
+arrays of numbers or text, and plain types; not nested without end; not larger
+than the file lets expect.
+
+``torch.load(weights_only=True)`` is no substitute. Told to accept the log
+buffers of mmengine, it hands numpy a state that may declare bytes to be
+pointers; and of its own it ends Python with a segmentation fault when a key of
+a dict is a tuple within tuples (both seen in torch 2.10).
 """
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
+import struct
 from collections import OrderedDict
-from typing import IO, Any, ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import IO, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-__all__ = ['Unpickler', 'load']
+__all__ = ['Limits', 'RefusedError', 'Source', 'Storage', 'StorageType']
+
+
+# A checkpoint of a training run has less than 100 000 operations; a million
+# takes a second and at most some hundred megabytes.
+MAX_OPERATIONS = 5_000_000
+MAX_DEPTH = 64  # of containers within containers; usual is 8
+MAX_NUMBER = 2**40  # of sizes, strides and the like
+MAX_KEY = 2**60  # larger whole numbers can be chosen to have one hash
 
 
 class RefusedError(pickle.UnpicklingError):
-    """The file names a class or a function that is not known to be harmless.
+    """The file asks for something that is not known to be harmless.
 
     Args:
-        name (str): What was refused.
+        what (str): What was refused.
     """
+
+
+class Source:
+    """A file of known length, which never promises more than it has.
+
+    Args:
+        file (IO[bytes]): Open for reading.
+        size (int): Bytes that are left in it.
+    """
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file = file
+        self.left = size
+
+    def read(self, size: int) -> bytes:
+        """Exactly so many bytes."""
+        if not 0 <= size <= self.left:
+            raise EOFError(f'{size} bytes are announced, {self.left} are left')
+        data = self._file.read(size)
+        if len(data) != size:
+            raise EOFError(f'{size} bytes are announced, {len(data)} are left')
+        self.left -= size
+        return data
+
+    def readinto(self, memory: Any) -> int:
+        """Fill a buffer; returns how many bytes that were."""
+        read = self._file.readinto(memory)  # type: ignore[attr-defined]
+        self.left -= read
+        return read
+
+    def line(self) -> str:
+        """Text up to the end of a line, without it."""
+        data = self._file.readline(min(self.left, 256))
+        self.left -= len(data)
+        if not data.endswith(b'\n'):
+            raise EOFError('a name has no end')
+        return data[:-1].decode('ascii')
+
+
+class Limits:
+    """How much may be made of a file.
+
+    Args:
+        size (int): Bytes of the whole file.
+    """
+
+    def __init__(self, size: int) -> None:
+        # tensors that share memory, and bytes that are text first, count more
+        # than once; nothing counts as often as this
+        self._bytes = 8 * size + 2**24
+        self.operations = 0
+
+    def use_bytes(self, number: int) -> None:
+        """Count bytes of tensors and arrays before they are made."""
+        self._bytes -= number
+        if self._bytes < 0:
+            raise ValueError('tensors larger than the file')
+
+    def use_operation(self) -> None:
+        """Count an operation."""
+        self.operations += 1
+        if self.operations > MAX_OPERATIONS:
+            raise ValueError(f'more than {MAX_OPERATIONS} operations')
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """Stands for a class of storages, which a file only names."""
+
+    dtype: torch.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return torch.empty(0, dtype=self.dtype).element_size()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Memory of tensors, as bytes, and what they are elements of."""
+
+    memory: Tensor
+    kind: StorageType
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return self.memory.numel() // self.kind.itemsize
+
+    def check(self) -> None:
+        """Complain of what no program writes, once the memory is read."""
+        if self.kind.dtype == torch.bool and (self.memory > 1).any():
+            raise ValueError('truth values that are neither 0 nor 1')
+
+
+class _Name:
+    """Stands for a class that a file only names."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class _Ignored:
     """Takes the place of objects that nobody needs."""
 
-    def __setstate__(self, state: Any) -> None:
-        pass
+
+class _DType:
+    """Type of the elements of an array, until it is known entirely."""
+
+    def __init__(self, kind: str) -> None:
+        self.dtype = np.dtype(kind)
 
 
-def _ignore(*args: Any) -> None:
-    """Takes the place of ``getattr`` in pickled log buffers."""
+@dataclass(frozen=True)
+class _Constructor:
+    """What a file may call: a function of this module."""
+
+    name: str
+    make: Callable[..., Any]
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How bytes are written in the protocol that torch uses."""
-    if encoding != 'latin1':
-        raise RefusedError(f'_codecs.encode to {encoding}')
-    return text.encode(encoding)
+# -- checks of single values -------------------------------------------------
+
+
+def _is_natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_NUMBER
+
+
+def _naturals(values: Any) -> tuple[int, ...]:
+    if type(values) not in (tuple, list, torch.Size) or not (
+        len(values) <= 32 and all(map(_is_natural, values))
+    ):
+        raise ValueError('sizes that are no natural numbers')
+    return tuple(values)
+
+
+def _key(value: Any) -> Any:
+    """Keys are hashed: plain values, of which many with one hash are rare."""
+    if type(value) in (str, bytes, float, bool, type(None)) or (
+        type(value) is int and abs(value) < MAX_KEY
+    ):
+        return value
+    raise RefusedError(f'a key that is a {_kind(value)}')
+
+
+def _kind(value: Any) -> str:
+    named = type(value) in (_Name, _Constructor)
+    return value.name if named else type(value).__name__
+
+
+# -- what a file may call ----------------------------------------------------
+
+
+def _make_ordered_dict(limits: Limits, pairs: Any = ()) -> OrderedDict:
+    if type(pairs) not in (tuple, list) or not all(
+        type(pair) in (tuple, list) and len(pair) == 2 for pair in pairs
+    ):
+        raise ValueError('an OrderedDict that is not made of pairs')
+    return OrderedDict((_key(key), value) for key, value in pairs)
+
+
+def _make_set(
+    kind: type[set] | type[frozenset],
+) -> Callable[..., Any]:
+    def make(limits: Limits, values: Any = ()) -> Any:
+        if type(values) not in (tuple, list):
+            raise RefusedError(f'a {kind.__name__} of a {_kind(values)}')
+        return kind(map(_key, values))
+
+    return make
+
+
+def _make_bytes(limits: Limits, text: Any = '', encoding: Any = '') -> bytes:
+    """Bytes in the protocol that torch uses."""
+    if type(text) is not str or type(encoding) is not str:
+        raise RefusedError(f'bytes of a {_kind(text)}')
+    if text and encoding != 'latin1':
+        raise RefusedError(f'_codecs.encode to {encoding!r}')
+    limits.use_bytes(len(text))
+    return text.encode('latin1')
+
+
+def _make_ignored(limits: Limits, *_: Any) -> _Ignored:
+    """Log buffers refer to their own methods."""
+    return _Ignored()
+
+
+def _make_size(limits: Limits, sizes: Any) -> torch.Size:
+    return torch.Size(_naturals(sizes))
+
+
+def _make_device(limits: Limits, kind: Any, index: Any = 0) -> torch.device:
+    if (
+        type(kind) is not str
+        or not re.fullmatch(r'[a-z]{1,20}(:\d{1,3})?', kind)
+        or type(index) is not int
+        or not 0 <= index < 128
+    ):
+        raise ValueError('a device that is none')
+    return torch.device(
+        kind if ':' in kind or not index else f'{kind}:{index}'
+    )
+
+
+def _make_dtype(
+    limits: Limits, kind: Any, align: Any = False, copy: Any = True
+) -> _DType:
+    # Numbers, truth values and text. Objects would be pointers.
+    if type(kind) is not str or not re.fullmatch(
+        r'b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,6}', kind
+    ):
+        raise RefusedError(f'elements of the type {_shown(kind)}')
+    return _DType(kind)
+
+
+def _make_empty_array(
+    limits: Limits, kind: Any, shape: Any, code: Any
+) -> np.ndarray:
+    """An array whose state comes next."""
+    if kind is not _ARRAY:
+        raise RefusedError(f'an array that is a {_kind(kind)}')
+    return np.empty(0)
+
+
+def _make_scalar(limits: Limits, dtype: Any, data: Any) -> np.generic:
+    if type(dtype) is not _DType or type(data) is not bytes:
+        raise ValueError('a number of numpy that is none')
+    if len(data) != dtype.dtype.itemsize:
+        raise ValueError('a number of numpy of another size')
+    return np.frombuffer(data, dtype.dtype)[0]
+
+
+def _set_array(limits: Limits, array: np.ndarray, state: Any) -> None:
+    if type(state) is not tuple or len(state) != 5:
+        raise ValueError('the state of an array')
+    _, shape, dtype, fortran, data = state
+    if (
+        type(dtype) is not _DType
+        or type(fortran) is not bool
+        or type(data) is not bytes
+        or array.shape != (0,)
+    ):
+        raise ValueError('the state of an array')
+    shape = _naturals(shape)
+    if math.prod(shape) * dtype.dtype.itemsize != len(data):
+        raise ValueError(
+            f'an array of the shape {shape} and {len(data)} bytes'
+        )
+    if dtype.dtype.kind == 'b' and data.strip(b'\0\1'):
+        raise ValueError('truth values that are neither 0 nor 1')
+    limits.use_bytes(len(data))
+    # numpy's own, of values that are all known to be what they should be
+    whole: Any = (1, shape, dtype.dtype, fortran, data)
+    array.__setstate__(whole)
+
+
+def _set_dtype(dtype: _DType, state: Any) -> None:
+    """Only the order of bytes; the rest follows from the kind."""
+    if (
+        type(state) is not tuple
+        or len(state) != 8
+        or type(state[1]) is not str
+        or state[1] not in ('<', '>', '=', '|')
+        or any(part is not None for part in state[2:5])
+    ):
+        raise ValueError('the state of a dtype')
+    order: Any = state[1]
+    if order in '<>':
+        dtype.dtype = dtype.dtype.newbyteorder(order)
+
+
+def _make_tensor(
+    limits: Limits,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Tensor:
+    """A tensor within a storage; the bounds are checked in Python's integers,
+    which do not overflow.
+    """
+    if type(storage) is not Storage or type(requires_grad) is not bool:
+        raise ValueError('a tensor without storage')
+    if metadata is not None and (type(metadata) is not dict or metadata):
+        raise ValueError('a tensor with metadata')
+    size, stride = _naturals(size), _naturals(stride)
+    if len(size) != len(stride) or not _is_natural(offset):
+        raise ValueError('a tensor whose strides do not fit its shape')
+    numel = math.prod(size)
+    end = offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1
+    if (end if numel else offset) > storage.numel:
+        raise ValueError(
+            f'a tensor of the shape {size} and strides {stride} in a storage '
+            f'of {storage.numel} elements'
+        )
+    limits.use_bytes(numel * storage.kind.itemsize)
+    tensor = torch.empty(0, dtype=storage.kind.dtype)
+    tensor.set_(storage.memory.untyped_storage(), offset, size, stride)
+    return tensor.requires_grad_(requires_grad)
+
+
+def _make_parameter(
+    limits: Limits, data: Any, requires_grad: Any, hooks: Any
+) -> torch.nn.Parameter:
+    if type(data) is not Tensor or type(requires_grad) is not bool:
+        raise RefusedError(f'a parameter of a {_kind(data)}')
+    return torch.nn.Parameter(data, requires_grad)
 
 
 def _known() -> dict[str, Any]:
     """Everything that a file may name."""
-    known: dict[str, Any] = {
-        'mmengine.logging.history_buffer.HistoryBuffer': _Ignored,
-        'builtins.getattr': _ignore,
-        '_codecs.encode': _encode,
-        'collections.OrderedDict': OrderedDict,
-        'torch.Size': torch.Size,
-        'torch.device': torch.device,
-        'numpy.ndarray': np.ndarray,
-        'numpy.dtype': np.dtype,
+    known: dict[str, Any] = {'numpy.ndarray': _ARRAY, _BUFFER: _Name(_BUFFER)}
+    for name in ('min', 'max', 'current', 'mean'):  # in protocol 4
+        known[f'{_BUFFER}.{name}'] = _Name(name)
+    constructors: dict[str, Callable[..., Any]] = {
+        'builtins.getattr': _make_ignored,
+        'builtins.set': _make_set(set),
+        'builtins.frozenset': _make_set(frozenset),
+        'builtins.bytes': _make_bytes,
+        '_codecs.encode': _make_bytes,
+        'collections.OrderedDict': _make_ordered_dict,
+        'torch.Size': _make_size,
+        'torch.device': _make_device,
+        'torch._utils._rebuild_tensor': _make_tensor,
+        'torch._utils._rebuild_tensor_v2': _make_tensor,
+        'torch._utils._rebuild_parameter': _make_parameter,
+        'numpy.dtype': _make_dtype,
     }
-    for kind in (set, frozenset, bytearray, complex):
-        known[f'builtins.{kind.__name__}'] = kind
-    for name in _REBUILD:
-        known[f'torch._utils.{name}'] = getattr(torch._utils, name)
+    for package in ('numpy.core', 'numpy._core'):  # until 1.26, from 2.0
+        constructors[f'{package}.multiarray._reconstruct'] = _make_empty_array
+        constructors[f'{package}.multiarray.scalar'] = _make_scalar
+    for name, make in constructors.items():
+        known[name] = _Constructor(name, make)
     for name, value in vars(torch).items():
         if isinstance(value, torch.dtype):
             known[f'torch.{name}'] = value
-    numpy = {
-        '_reconstruct': np.ones(0).__reduce__()[0],
-        'scalar': np.float64(0).__reduce__()[0],
-    }
-    for name, function in numpy.items():
-        for package in ('numpy.core', 'numpy._core'):  # until 1.26, from 2.0
-            known[f'{package}.multiarray.{name}'] = function
+    for package in ('torch', 'torch.cuda'):
+        for name, dtype in _STORAGES.items():
+            known[f'{package}.{name}Storage'] = StorageType(dtype)
     return known
 
 
-_REBUILD = (
-    '_rebuild_tensor',
-    '_rebuild_tensor_v2',
-    '_rebuild_parameter',
-    '_rebuild_sparse_tensor',
-)
+_ARRAY = _Name('numpy.ndarray')
+_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
+_STORAGES = {
+    'Double': torch.float64,
+    'Float': torch.float32,
+    'Half': torch.float16,
+    'BFloat16': torch.bfloat16,
+    'Long': torch.int64,
+    'Int': torch.int32,
+    'Short': torch.int16,
+    'Char': torch.int8,
+    'Byte': torch.uint8,
+    'Bool': torch.bool,
+    'ComplexDouble': torch.complex128,
+    'ComplexFloat': torch.complex64,
+}
 _KNOWN = _known()
-# what may be handed a state: no class and no function, which could be changed
-_STATEFUL = (_Ignored, OrderedDict, np.ndarray, np.dtype)
+_LEAVES = (
+    *(str, bytes, int, float, bool, type(None)),
+    *(Tensor, torch.nn.Parameter, torch.Size, torch.device, torch.dtype),
+    *(np.ndarray, _Ignored),
+)
 
 
-# The implementation in C offers no place for what is checked here.
-_PythonUnpickler: Any = pickle._Unpickler
+# -- the operations ----------------------------------------------------------
 
 
-class Unpickler(_PythonUnpickler):
-    """Knows what is in :data:`_KNOWN`, and refuses everything else."""
+def _shown(text: Any) -> str:
+    """Something from a file, in a message."""
+    return ascii(text)[1:-1][:80] if type(text) is str else _kind(text)
 
-    dispatch: ClassVar = dict(_PythonUnpickler.dispatch)  # by opcode
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Look a global up; nothing is imported."""
-        module = module.replace('__builtin__', 'builtins')
+class _Unpickler:
+    """State of reading one pickle: a stack, marks on it, and a memo."""
+
+    def __init__(
+        self,
+        source: Source,
+        limits: Limits,
+        storage: Callable[[Any], Storage] | None,
+    ) -> None:
+        self.source = source
+        self.limits = limits
+        self.storage = storage
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        while True:
+            code = self.source.read(1)
+            self.limits.use_operation()
+            if code == pickle.STOP:
+                return self.stack.pop()
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise RefusedError('an operation that torch never writes')
+            operation(self)
+
+    # numbers and text
+
+    def number(self, form: str) -> Any:
+        (value,) = struct.unpack(form, self.source.read(struct.calcsize(form)))
+        return value
+
+    def push_number(self, form: str) -> None:
+        self.stack.append(self.number(form))
+
+    def protocol(self) -> None:
+        if self.number('<B') > 5:
+            raise ValueError('a protocol of pickle that is not known')
+
+    def frame(self) -> None:
+        self.source.read(8)  # its length; what is in it follows
+
+    def long(self) -> None:
+        data = self.source.read(self.number('<B'))
+        self.stack.append(int.from_bytes(data, 'little', signed=True))
+
+    def text(self, form: str) -> None:
+        data = self.source.read(self.number(form))
+        self.stack.append(data.decode('utf-8'))
+
+    def data(self, form: str) -> None:
+        self.stack.append(self.source.read(self.number(form)))
+
+    def constant(self, value: Any) -> None:
+        self.stack.append(value)
+
+    # containers
+
+    def mark(self) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def marked(self) -> list[Any]:
+        values, self.stack = self.stack, self.marks.pop()
+        return values
+
+    def make_tuple(self) -> None:
+        values = self.marked()
+        self.stack.append(tuple(values))
+
+    def make_short_tuple(self, size: int) -> None:
+        if len(self.stack) < size:
+            raise ValueError('a tuple of nothing')
+        self.stack[-size:] = [tuple(self.stack[-size:])]
+
+    def empty_list(self) -> None:
+        self.stack.append([])
+
+    def empty_dict(self) -> None:
+        self.stack.append({})
+
+    def empty_set(self) -> None:
+        self.stack.append(set())
+
+    def make_frozenset(self) -> None:
+        values = self.marked()
+        self.stack.append(frozenset(map(_key, values)))
+
+    def append(self) -> None:
+        self.extend([self.stack.pop()])
+
+    def appends(self) -> None:
+        self.extend(self.marked())
+
+    def extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise RefusedError(f'elements of a {_kind(target)}')
+        target.extend(values)
+
+    def add_items(self) -> None:
+        values = self.marked()
+        target = self.stack[-1]
+        if type(target) is not set:
+            raise RefusedError(f'elements of a {_kind(target)}')
+        target.update(map(_key, values))
+
+    def set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.update([key, value])
+
+    def set_items(self) -> None:
+        self.update(self.marked())
+
+    def update(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) not in (dict, OrderedDict) or len(values) % 2:
+            raise RefusedError(f'items of a {_kind(target)}')
+        for key, value in zip(values[::2], values[1::2]):
+            target[_key(key)] = value
+
+    # memo
+
+    def put(self, form: str) -> None:
+        self.memo[self.number(form)] = self.stack[-1]
+
+    def memoize(self) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def get(self, form: str) -> None:
+        self.stack.append(self.memo[self.number(form)])
+
+    # what is known by name
+
+    def name(self) -> None:
+        module = self.source.line()
+        self.push_name(module, self.source.line())
+
+    def stack_name(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise RefusedError(f'a name that is a {_kind(name)}')
+        self.push_name(module, name)
+
+    def push_name(self, module: str, name: str) -> None:
+        module = 'builtins' if module == '__builtin__' else module
         found = _KNOWN.get(f'{module}.{name}')
         if found is None:
-            raise RefusedError(f'{module}.{name}')
-        return found
+            raise RefusedError(_shown(f'{module}.{name}'))
+        self.stack.append(found)
 
-    def _call(self) -> None:
-        function = self.stack[-2]
-        if not any(function is known for known in _KNOWN.values()):
-            raise RefusedError(f'call of a {type(function).__name__}')
-        self.load_reduce()
+    def call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not _Constructor or type(arguments) is not tuple:
+            raise RefusedError(f'call of a {_kind(function)}')
+        self.stack.append(function.make(self.limits, *arguments))
 
-    def _make(self) -> None:
-        if self.stack[-2] is not _Ignored:
-            raise RefusedError(f'instance of {self.stack[-2]}')
-        self.load_newobj()
+    def make_object(self) -> None:
+        _, kind = self.stack.pop(), self.stack.pop()
+        if type(kind) is not _Name or kind is _ARRAY:
+            raise RefusedError(f'instance of a {_kind(kind)}')
+        self.stack.append(_Ignored())
 
-    def _set_state(self) -> None:
-        if not isinstance(self.stack[-2], _STATEFUL):
-            raise RefusedError(f'state of a {type(self.stack[-2]).__name__}')
-        self.load_build()
+    def set_state(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is _Ignored:
+            return
+        if type(target) is _DType:
+            _set_dtype(target, state)
+        elif type(target) is np.ndarray:
+            _set_array(self.limits, target, state)
+        elif type(target) is OrderedDict:
+            target._metadata = _metadata(state)  # type: ignore[attr-defined]
+        else:
+            raise RefusedError(f'state of a {_kind(target)}')
 
-    def _refuse(self) -> None:
-        raise RefusedError('an operation that torch never writes')
-
-    dispatch[pickle.REDUCE[0]] = _call
-    dispatch[pickle.NEWOBJ[0]] = _make
-    dispatch[pickle.BUILD[0]] = _set_state
-    dispatch.update(
-        dict.fromkeys(
-            (
-                *(pickle.INST[0], pickle.OBJ[0], pickle.NEWOBJ_EX[0]),
-                *(pickle.EXT1[0], pickle.EXT2[0], pickle.EXT4[0]),
-            ),
-            _refuse,
-        )
-    )
+    def stored(self) -> None:
+        if self.storage is None:
+            raise RefusedError('a storage where none is expected')
+        self.stack.append(self.storage(self.stack.pop()))
 
 
-def load(file: IO[bytes], **options: Any) -> Any:
-    """Unpickle one object, as :func:`pickle.load` does."""
-    return Unpickler(file, **options).load()
+def _metadata(state: Any) -> OrderedDict:
+    """Versions of modules, which a state dict has as an attribute."""
+    metadata: Any = state.get('_metadata') if type(state) is dict else None
+    if type(metadata) not in (dict, OrderedDict) or len(state) != 1:
+        raise ValueError('the state of an OrderedDict')
+    for name, entries in metadata.items():
+        if (
+            type(name) is not str
+            or type(entries) is not dict
+            or not isinstance(entries.get('version', 1), (int, type(None)))
+        ):
+            raise ValueError('the state of an OrderedDict')
+    return metadata
+
+
+def _operation(name: str, *arguments: Any) -> Callable[[_Unpickler], None]:
+    method = getattr(_Unpickler, name)
+    return lambda unpickler: method(unpickler, *arguments)
+
+
+_OPERATIONS = {
+    pickle.PROTO: _operation('protocol'),
+    pickle.FRAME: _operation('frame'),
+    pickle.MARK: _operation('mark'),
+    pickle.NONE: _operation('constant', None),
+    pickle.NEWTRUE: _operation('constant', True),
+    pickle.NEWFALSE: _operation('constant', False),
+    pickle.BININT: _operation('push_number', '<i'),
+    pickle.BININT1: _operation('push_number', '<B'),
+    pickle.BININT2: _operation('push_number', '<H'),
+    pickle.BINFLOAT: _operation('push_number', '>d'),
+    pickle.LONG1: _operation('long'),
+    pickle.BINUNICODE: _operation('text', '<I'),
+    pickle.SHORT_BINUNICODE: _operation('text', '<B'),
+    pickle.BINSTRING: _operation('text', '<i'),  # Python 2
+    pickle.SHORT_BINSTRING: _operation('text', '<B'),  # Python 2
+    pickle.BINBYTES: _operation('data', '<I'),
+    pickle.SHORT_BINBYTES: _operation('data', '<B'),
+    pickle.EMPTY_TUPLE: _operation('constant', ()),
+    pickle.TUPLE: _operation('make_tuple'),
+    pickle.TUPLE1: _operation('make_short_tuple', 1),
+    pickle.TUPLE2: _operation('make_short_tuple', 2),
+    pickle.TUPLE3: _operation('make_short_tuple', 3),
+    pickle.EMPTY_LIST: _operation('empty_list'),
+    pickle.EMPTY_DICT: _operation('empty_dict'),
+    pickle.EMPTY_SET: _operation('empty_set'),
+    pickle.FROZENSET: _operation('make_frozenset'),
+    pickle.APPEND: _operation('append'),
+    pickle.APPENDS: _operation('appends'),
+    pickle.ADDITEMS: _operation('add_items'),
+    pickle.SETITEM: _operation('set_item'),
+    pickle.SETITEMS: _operation('set_items'),
+    pickle.BINPUT: _operation('put', '<B'),
+    pickle.LONG_BINPUT: _operation('put', '<I'),
+    pickle.MEMOIZE: _operation('memoize'),
+    pickle.BINGET: _operation('get', '<B'),
+    pickle.LONG_BINGET: _operation('get', '<I'),
+    pickle.GLOBAL: _operation('name'),
+    pickle.STACK_GLOBAL: _operation('stack_name'),
+    pickle.REDUCE: _operation('call'),
+    pickle.NEWOBJ: _operation('make_object'),
+    pickle.BUILD: _operation('set_state'),
+    pickle.BINPERSID: _operation('stored'),
+}
+
+
+# -- the result --------------------------------------------------------------
+
+
+def _contents(value: Any) -> Iterable[Any]:
+    if type(value) in (dict, OrderedDict):
+        yield from value.values()
+        yield from vars(value).values() if type(value) is OrderedDict else ()
+    elif type(value) in (list, tuple):
+        yield from value
+    elif type(value) not in (*_LEAVES, set, frozenset) and not (
+        isinstance(value, np.generic)
+    ):
+        raise RefusedError(f'a {_kind(value)} in place of a value')
+
+
+def _measure(
+    value: Any, depth: int, known: dict[int, tuple[int, int]]
+) -> tuple[int, int]:
+    """Levels and values of what was read, counted as often as it is there.
+
+    Something that contains itself has no end of levels.
+    """
+    if type(value) in _LEAVES:
+        return 0, 1
+    found = known.get(id(value))
+    if depth + (found[0] if found else 0) > MAX_DEPTH:
+        raise ValueError(f'values nested more than {MAX_DEPTH} deep')
+    if found is None:
+        levels, number = 0, 1
+        for part in _contents(value):
+            more, parts = _measure(part, depth + 1, known)
+            levels, number = max(levels, more + 1), number + parts
+        found = known[id(value)] = levels, number
+    return found
+
+
+def load(
+    source: Source,
+    limits: Limits,
+    storage: Callable[[Any], Storage] | None = None,
+) -> Any:
+    """Read one pickle.
+
+    Args:
+        source (Source): Stands behind it afterwards.
+        limits (Limits): Of the whole file.
+        storage (Callable, optional): Finds what a persistent id names.
+
+    Raises:
+        RefusedError: If it asks for something that is not known.
+        Exception: Of any kind, if it is damaged.
+    """
+    before = limits.operations
+    content = _Unpickler(source, limits, storage).load()
+    number = _measure(content, 0, {})[1]
+    if number > 16 * (limits.operations - before) + 1000:
+        raise ValueError('values that repeat each other without end')
+    return content

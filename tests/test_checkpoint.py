@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import tarfile
@@ -11,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from crafted import crafted, harmless
 from mmengine.logging import HistoryBuffer, MessageHub
 from nets import Chain
 from torch import nn
 
-from mmgfp import unpickler
-from mmgfp.checkpoint import check_checkpoint, load_plain_checkpoint
+from mmgfp.checkpoint import (
+    check_checkpoint,
+    load_plain_checkpoint,
+    meta_of,
+    weights_of,
+)
 from mmgfp.structure import KEY, Structure
 
 
@@ -60,22 +64,29 @@ def test_plain_pickle_is_not_executed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('program', 'refused'),
+    ('name', 'why'),
     [
-        (b'cposix\nmkdir\n.', 'posix.mkdir'),
-        (b"(S'x'\nicollections\nOrderedDict\n.", 'operation'),
-        (b'(cnumpy\ndtype\no.', 'operation'),
-        (b'\x82\x01.', 'operation'),
-        (b'\x80\x02K\x01)R.', 'call of a int'),
-        (b'\x80\x02cnumpy\ndtype\n)\x81.', 'instance of'),
-        (b'\x80\x02ctorch._utils\n_rebuild_tensor\n}b.', 'state of a fun'),
-        (b'c__builtin__\nset\n}b.', 'state of a type'),
-        (b'c_codecs\nencode\n(Va\nVrot13\ntR.', 'to rot13'),
+        ('reduce of eval', r'plain types \(builtins\.eval\)'),
+        ('call of a number', 'call of a int'),
+        ('old instance', 'an operation that torch never writes'),
+        ('new object of OrderedDict', r'instance of a collections\.Ordered'),
+        ('state of a function', r'state of a torch\._utils\._rebuild'),
+        ('encode to a program', "_codecs.encode to 'rot13'"),
+        ('array of objects', 'elements of the type O'),
+        ('tensor beyond its storage', r'shape \(7,\) .* of 6 elements'),
+        ('storage that is not there', "its record 'data/1' is missing"),
+        ('list that contains itself', 'nested more than 64 deep'),
+        ('lists of the list before', 'repeat each other without end'),
+        ('bomb of one record', 'records that are compressed'),
+        ('records that overlap', 'records that are larger than the file'),
+        ('damaged storage', "Bad CRC-32 for file 'archive/data/0'"),
     ],
 )
-def test_what_a_pickle_may_not_do(program, refused):
-    with pytest.raises(unpickler.RefusedError, match=refused):
-        unpickler.load(io.BytesIO(program))
+def test_why_a_file_is_refused(name, why, tmp_path):
+    path = tmp_path / 'bad.pth'
+    path.write_bytes(crafted(name))
+    with pytest.raises(ValueError, match=why):
+        load_plain_checkpoint(path)
 
 
 def test_programs_are_not_read(tmp_path):
@@ -116,6 +127,51 @@ def test_what_mmengine_saves(tmp_path):
         torch.equal(v, loaded['state_dict'][k])
         for k, v in content['state_dict'].items()
     )
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'_use_new_zipfile_serialization': False}, {'pickle_protocol': 4}],
+    ids=['zip', 'before torch 1.6', 'protocol 4'],
+)
+def test_everything_that_may_be_in_a_checkpoint(options, tmp_path):
+    for content in harmless():
+        torch.save(content, tmp_path / 'a.pth', **options)
+        assert_same(content, load_plain_checkpoint(tmp_path / 'a.pth'))
+
+
+def assert_same(expected, found) -> None:
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        assert getattr(found, '_metadata', {}) == (
+            getattr(expected, '_metadata', {})
+        )
+        for key, value in expected.items():
+            assert_same(value, found[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for a, b in zip(expected, found):
+            assert_same(a, b)
+    elif isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype
+        assert found.stride() == expected.stride()
+        assert found.requires_grad == expected.requires_grad
+        assert torch.equal(found, expected)
+    elif isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype.newbyteorder('=')
+        assert found.flags.f_contiguous == expected.flags.f_contiguous
+        assert np.array_equal(found, expected)
+    else:
+        assert found == expected
+
+
+def test_tensors_that_share_memory_still_do(tmp_path):
+    a = torch.arange(12)
+    torch.save({'a': a, 'b': a[3:7]}, tmp_path / 'a.pth')
+    loaded = load_plain_checkpoint(tmp_path / 'a.pth')
+    loaded['a'][3] = 50
+    assert loaded['b'].tolist() == [50, 4, 5, 6]
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -160,6 +216,25 @@ def test_folder(tmp_path):
     for load in (load_plain_checkpoint, check_checkpoint):
         with pytest.raises(ValueError, match='is a folder; expected a file'):
             load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ({'state_dict': torch.ones(2)}, 'got a Tensor'),
+        ({'state_dict': {'a': 1}}, "got 1 for 'a'"),
+        ({'state_dict': {3: torch.ones(2)}}, 'got a dict'),
+    ],
+)
+def test_weights_that_are_none(content, words):
+    with pytest.raises(ValueError, match=f'a.pth holds no weights.*{words}'):
+        weights_of(content, 'a.pth')
+
+
+def test_meta_that_is_none():
+    assert meta_of({}, 'a.pth') == meta_of({'meta': None}, 'a.pth') == {}
+    with pytest.raises(ValueError, match='a dict under meta, got a Tensor'):
+        meta_of({'meta': torch.ones(2)}, 'a.pth')
 
 
 def test_missing(tmp_path):

@@ -270,8 +270,9 @@ def test_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('{', 'JSONDecodeError'),
-        ('[]', 'TypeError'),
+        ('{', 'not valid JSON'),
+        ('[' * 100_000, 'not valid JSON'),
+        ('[]', 'a list is no mapping'),
         ('{"format": "mmgfp-structure", "version": 1}', "'mmgfp-structure'"),
         ('{"format": "mmgfp-latency", "version": 9}', 'version 9'),
         ('{"format": "mmgfp-latency", "version": 1}', "'shapes'"),
@@ -280,6 +281,44 @@ def test_round_trip(tmp_path):
 def test_damaged(tmp_path, text, message):
     file = tmp_path / 'table.json'
     file.write_text(text)
+    with pytest.raises(ValueError, match='is no table of this mmgfp') as info:
+        LatencyTable.load(file)
+    assert message in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(whole='NaN'), 'is no number'),
+        (dict(calls={'a.weight': [1]}), 'a.weight was not measured'),
+        (dict(calls={'b.weight': [0]}), 'b.weight was not measured'),
+        (dict(calls={'a.weight': [-1]}), '-1 is no natural number'),
+        (dict(operations=[dict(first=[2, 1], second=[1], ms=[[1], [1]])]),
+         '2 widths that do not ascend'),
+        (dict(operations=[dict(first=[], second=[1], ms=[])]), '0 widths'),
+        (dict(operations=[dict(first=[*range(1, 9999)], second=[1], ms=[])]),
+         '9998 widths'),
+        (dict(operations=[dict(first=[1], second=[1, 2], ms=[[1]])]),
+         'not one time for each width'),
+        (dict(operations=[dict(first=[1], second=[1], ms=[[10**400]])]),
+         'is no number'),
+        (dict(about=None), 'None is no mapping'),
+    ],
+)  # fmt: skip
+def test_damaged_parts(tmp_path, change, message):
+    table = dict(
+        format='mmgfp-latency',
+        version=1,
+        shapes={'a.weight': [2, 3]},
+        calls={'a.weight': [0]},
+        operations=[dict(first=[1, 2], second=[3], ms=[[1.0], [2.0]])],
+        whole=2.0,
+        about={},
+    )
+    file = tmp_path / 'table.json'
+    file.write_text(json.dumps(table))
+    assert LatencyTable.load(file).layers == 2
+    file.write_text(json.dumps(dict(table, **change)))
     with pytest.raises(ValueError, match='is no table of this mmgfp') as info:
         LatencyTable.load(file)
     assert message in str(info.value)

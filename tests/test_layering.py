@@ -132,7 +132,9 @@ def test_direction_of_the_core():
         *('rules_compiled', 'rules', 'groups'),
         *(
             'version',
+            'plain',
             'unpickler',
+            'archive',
             'checkpoint',
             'files',
             'scores',

@@ -194,6 +194,12 @@ def damage(data: dict, *path, value) -> dict:
     return data
 
 
+def scores(**changes) -> dict:
+    group = dict(dict(layers=['a'], scores=[1.0], removed=[1]), **changes)
+    groups = dict(a=group)
+    return dict(normalize_by='acts', step=1, iteration=1, groups=groups)
+
+
 STEM = ('tensors', 'stem.weight', '0')
 
 DAMAGED = {
@@ -221,6 +227,20 @@ DAMAGED = {
     'positions in place of runs': ((*STEM, 'keep'), [0, 1, 2]),
     'shape is a word': (('input_shape',), 'large'),
     'cost is a word': (('cost', 'before'), {'flops': 'many'}),
+    'cost of other things': (('cost', 'after'), {'flops': 1.0}),
+    'cost that is infinite': (('cost', 'after', 'flops'), 1e308),
+    'size is a truth value': ((*STEM, 'size'), True),
+    'huge': (STEM, {'size': 10**12, 'keep': [[0, 10**12]]}),
+    'huger': (STEM, {'size': 10**30, 'keep': [[0, 10**30]]}),
+    'axis without end': (('tensors', 'stem.weight'), {'9' * 5000: {}}),
+    'name that is a number': (('architecture',), 3),
+    'list in a list': (('input_shape',), [[16], [16]]),
+    'scores that are a word': (('scores',), 'all'),
+    'steps that are fractional': (('scores',), scores(removed=[0.5])),
+    'steps without end': (('scores',), scores(removed=[10**30])),
+    'scores without end': (('scores',), scores(scores=[10**400])),
+    'scores of text': (('scores',), scores(scores=['1'])),
+    'scores in lists': (('scores',), scores(scores=[[1.0]])),
 }
 
 
@@ -246,6 +266,34 @@ def test_truncated_json(data, tmp_path):
         Structure.load(file)
 
 
+@pytest.mark.parametrize(
+    'text',
+    [
+        '[' * 100_000,
+        '{"format": ' * 100_000,
+        '{"format": NaN}',
+        '{"format": Infinity}',
+        f'{{"format": {"9" * 10_000}}}',
+    ],
+    ids=['lists', 'dicts', 'nan', 'infinity', 'digits'],
+)
+def test_json_that_is_made_to_do_harm(text, tmp_path):
+    file = tmp_path / 'bad.json'
+    file.write_text(text)
+    with pytest.raises(ValueError, match='not valid JSON') as error:
+        Structure.load(file)
+    assert str(error.value).isprintable()
+
+
+def test_words_of_a_structure_are_printable(data, tmp_path):
+    data['architecture'] = 'a\nerror: all is well\x1b[2J'
+    data['tensors']['x\ny'] = {'0': {'size': 1, 'keep': [[0, 1]]}}
+    structure = Structure.from_dict(data)
+    with pytest.raises(ValueError) as error:
+        structure.check(nn.Linear(1, 1))
+    assert str(error.value).isprintable()
+
+
 @pytest.mark.parametrize('content', ['{}', '[]', '3', '{"format": "onnx"}'])
 def test_not_a_structure(content, tmp_path):
     file = tmp_path / 'other.json'
@@ -262,7 +310,7 @@ def test_other_version(data):
     message = str(error.value)
     assert 'new.json has version 3' in message
     assert 'reads versions 1 and 2' in message
-    assert 'mmgfp 7.1' in message
+    assert "mmgfp '7.1'" in message
 
 
 def test_missing_file(tmp_path):
