@@ -14,9 +14,11 @@ import torch
 from .labels import Rule
 from .rules_channelwise import (
     batch_norm,
+    beside_buffer,
     constant,
     fold,
     group_norm,
+    halves,
     layer_norm,
     overwrite,
     pointwise,
@@ -47,7 +49,7 @@ for _rule, _ops in {
         squeeze unsqueeze select unbind
         expand repeat flip roll clone contiguous detach alias _to_copy
         lift_fresh pixel_shuffle pixel_unshuffle diagonal view_as movedim tile
-        unfold swapaxes""",
+        unfold swapaxes rot90""",
     split: 'split split_with_sizes chunk',
     cut: 'slice narrow',
     join: 'cat stack concat',
@@ -57,20 +59,30 @@ for _rule, _ops in {
     index: 'index',
     index_along: 'index_select gather',
     embedding: 'embedding',
-    order: 'sort topk cummax cummin cumsum kthvalue',
+    order: 'sort topk cummax cummin cumsum cumprod logcumsumexp kthvalue',
     place: 'index_put _unsafe_index_put',
     roi_pool: 'roi_align roi_pool',
     deformable: 'deform_conv2d',
-    sample: 'grid_sampler_2d grid_sampler cudnn_grid_sampler',
-    spatial: """max_pool2d_with_indices max_pool1d_with_indices avg_pool1d
-        avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d mkldnn_max_pool2d
-        adaptive_max_pool2d max_pool2d upsample_nearest1d upsample_nearest2d
-        upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
-        _upsample_bicubic2d_aa _upsample_nearest_exact2d upsample_linear1d
-        reflection_pad1d reflection_pad2d replication_pad1d
-        replication_pad2d""",
-    reduction: 'mean sum amax amin max min var std var_mean prod any all '
-    'argmax argmin linalg_vector_norm norm logsumexp',
+    sample: 'grid_sampler_2d grid_sampler_3d grid_sampler cudnn_grid_sampler',
+    spatial: """max_pool1d_with_indices max_pool2d_with_indices
+        max_pool3d_with_indices max_pool1d max_pool2d max_pool3d
+        mkldnn_max_pool2d mkldnn_max_pool3d avg_pool1d avg_pool2d avg_pool3d
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+        _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d
+        fractional_max_pool3d max_unpool2d max_unpool3d
+        upsample_nearest1d upsample_nearest2d upsample_nearest3d
+        _upsample_nearest_exact1d _upsample_nearest_exact2d
+        _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d
+        upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
+        _upsample_bicubic2d_aa _upsample_lanczos2d_aa
+        reflection_pad1d reflection_pad2d reflection_pad3d
+        replication_pad1d replication_pad2d replication_pad3d""",
+    reduction: 'mean sum amax amin max min var std var_mean std_mean prod any '
+    'all argmax argmin linalg_vector_norm norm logsumexp median nanmedian '
+    'mode nansum nanmean aminmax count_nonzero',
+    halves: 'glu',
+    beside_buffer: 'log_sigmoid_forward',
     softmax: '_softmax _log_softmax softmax log_softmax',
     batch_norm: """native_batch_norm _native_batch_norm_legit
         _native_batch_norm_legit_no_training cudnn_batch_norm
@@ -126,6 +138,7 @@ _POINTWISE_NAMES = """
     logical_and logical_or logical_not bitwise_not _prelu_kernel sin cos floor
     ceil round erf reciprocal sign native_dropout bernoulli lerp addcmul
     addcdiv rsub remainder floor_divide isnan isinf celu selu prelu
+    rrelu_with_noise
 """
 
 

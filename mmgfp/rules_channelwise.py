@@ -5,6 +5,7 @@ Element-wise operations, pooling, interpolation, reductions and normalisation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ def pointwise(
         t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
     ]
     results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+    if not results:
+        return
     if name_of(func) == 'mul' and any(
         a is not None and _is_zero(a) for a in args
     ):
@@ -119,18 +122,42 @@ def constant(
 def spatial(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Pooling and interpolation of (N, C, *) tensors."""
-    source = args[0]
-    results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-    channel = source.dim() - (results[0].dim() - 2) - 1
-    layers = without(
-        tr,
-        source,
-        range(channel + 1, source.dim()),
-        f'{name_of(func)} over these channels',
-    )
-    for result in results:
+    """Pooling and interpolation of (N, C, *) tensors.
+
+    What comes besides, such as the indices of unpooling, is of the same
+    channels.
+    """
+    name, shape = name_of(func), args[0].shape
+    (dims,) = map(int, re.findall(r'(\d)d', name))
+    layers: list[Tensor] = []
+    for source in args:
+        if isinstance(source, Tensor) and source.shape == shape:
+            axes = range(source.dim() - dims, source.dim())
+            reason = f'{name} over these channels'
+            for layer in without(tr, source, axes, reason):
+                layers = merge(tr, layers, layer)
+    for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         tr.set(result, [resized(layer, result.shape) for layer in layers])
+
+
+def halves(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``F.glu``: the first half of an axis is multiplied with the second."""
+    dim = argument('dim', func, args, kwargs)
+    merged: list[Tensor] = []
+    for layer in tr.layers(args[0]):
+        for half in layer.chunk(2, dim):
+            merged = merge(tr, merged, canonical(half))
+    tr.set(out, merged)
+
+
+def beside_buffer(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Element-wise; the second result is for the backward alone."""
+    pointwise(tr, func, args, kwargs, out[0])
+    tr.set(out[1], [])
 
 
 def unfold(

@@ -160,10 +160,12 @@ def freeze_holes(tr: LabelTracer, labels: np.ndarray) -> None:
 
 def argument(name: str, func: Any, args: tuple, kwargs: dict) -> Any:
     """An argument by name; where it stands differs between operations."""
-    for value, argument in zip(args, func._schema.arguments):
+    for place, argument in enumerate(func._schema.arguments):
         if argument.name == name:
-            return value
-    return kwargs.get(name)
+            if place < len(args):
+                return args[place]
+            return kwargs.get(name, argument.default_value)
+    return None
 
 
 def beside_labels(arguments: Any) -> Any:

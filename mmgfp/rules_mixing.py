@@ -57,6 +57,10 @@ def convolve(
                 tr.freeze(layer, f'the kernel of {tr.where()} is computed')
         tr.set(out, [tr.opaque(out, f'comes out of {tr.where()}')])
         return
+    for layer in tr.layers(source):
+        if not tr.is_opaque(layer) and 1 not in tr.varying(layer):
+            reason = f'the convolution {tr.where()} runs over these channels'
+            tr.freeze(layer, reason)
     inputs, blank = _channel_labels(tr, source, 1), _blank(tr, source)
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
     if groups == 1:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Size as Shape
 from torch import Tensor, nn
 
 from .surgery import own_numbers
@@ -27,6 +28,8 @@ from .surgery import own_numbers
 # Numbers outside are no widths: one unit cannot go, or paths and counters.
 _LEAST, _MOST = 2, 1 << 16
 _LONGEST = 64  # lists beyond hold data, not widths
+# What torch's own modules read, where no tensor of theirs tells it.
+_READ_BY_TORCH = ('num_features', 'num_groups', 'unflattened_size')
 
 
 @dataclass(frozen=True)
@@ -208,12 +211,13 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
     Size.trace = object()
     originals: list[tuple[dict, str, Any, Any]] = []
     for name, module in model.named_modules():
-        if type(module).__module__.startswith('torch.'):
-            continue  # surgery knows their numbers, or they have none
+        of_torch = type(module).__module__.startswith('torch.')
         prefix = f'{name}.' if name else ''
         stored, known = vars(module), own_numbers(module)
         for key, value in list(stored.items()):
             if key.startswith('_') or key in known:
+                continue
+            if of_torch and key not in _READ_BY_TORCH:
                 continue
             traced = _with_origin(value, prefix + key)
             if traced is not None:
@@ -261,7 +265,7 @@ def _without_origin(value: Any) -> Any:
 
 def _with_origin(value: Any, name: str) -> Any:
     """A number, or a list or tuple of numbers, with origins; else None."""
-    if type(value) in (list, tuple) and 0 < len(value) <= _LONGEST:
+    if type(value) in (list, tuple, Shape) and 0 < len(value) <= _LONGEST:
         if not any(_is_width(v) for v in value):
             return None
         return type(value)(

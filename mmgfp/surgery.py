@@ -304,6 +304,9 @@ def own_numbers(module: nn.Module) -> tuple[str, ...]:
     weight = module._parameters.get('weight')
     if _is_convolution(module, () if weight is None else weight.shape):
         return _CONVOLUTION
+    stored = (weight, module._buffers.get('running_mean'))
+    if all(tensor is None for tensor in stored):
+        return ()
     for kind, names in _NUMBERS:
         if isinstance(module, kind):
             return names

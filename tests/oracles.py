@@ -121,7 +121,7 @@ def _multiply(mask: np.ndarray) -> Callable:
     def hook(module: nn.Module, args: tuple) -> tuple:
         x = args[0]
         shape = [1] * x.dim()
-        axis = -1 if isinstance(module, nn.Linear) else -3
+        axis = -1 - len(getattr(module, 'kernel_size', ()))
         shape[axis] = len(mask)
         return x * torch.as_tensor(mask, dtype=x.dtype).view(shape), *args[1:]
 
