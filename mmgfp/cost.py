@@ -11,28 +11,64 @@ Conventions (those that reproduce the paper's unpruned rows):
 Multiply-accumulates of a call are output positions times weight elements,
 grouped convolutions included. So the cost of a pruned network follows from
 the positions, which one forward tells, and the sizes of the weight's axes.
+
+A layer may compute its kernel: from a weight of its own, element by element
+(weight standardisation), which then counts as that weight does, or in another
+way, which is a fixed cost of the module that runs. A product of which both
+factors depend on the input, as in an attention, is no layer: it is left out,
+and told. What torch counts by itself is compared with all that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .compiled import around_compiled, by_name
 from .groups import ChannelGroup
 from .latency import LatencyModel, LatencyTable
-from .operations import Weights
+from .origins import PRODUCTS, Origins
+from .slots import layer_of
+from .surgery import named_tensors
+from .trees import tree_leaves
+
+try:
+    # not its mode, whose hooks fail where a network asks for gradients
+    from torch.utils.flop_counter import flop_registry
+except ImportError:  # older torch
+    flop_registry = {}
 
 Metric = Literal['flops', 'params', 'acts', 'latency']
 # those that are counted; latency is only known from a table
 METRICS: tuple[Metric, ...] = ('flops', 'params', 'acts')
+
+# Share of the multiply-accumulates from which a difference is told.
+_DOUBT = 0.01
+
+# What a row is called that has no weight of its own.
+_COMPUTED = '{} (computed kernels)'
+
+_ATTENTION = 'aten::_scaled_dot_product_'
+
+# One operation for several linear layers: each row meets each matrix.
+_FUSED = (
+    'aten::_native_multi_head_attention',
+    'aten::_transformer_encoder_layer_fwd',
+    'aten::mkldnn_rnn_layer',
+    'aten::_cudnn_rnn',
+    'aten::miopen_rnn',
+)
 
 
 @dataclass
@@ -40,18 +76,48 @@ class Calls:
     """What one forward did with the weights of a network.
 
     Attributes:
-        positions (dict[str, int]): Output positions per image of a weight,
-            summed over all its calls: h * w for a convolution (of the input
-            for a transposed one), rows for a linear layer.
+        positions (dict[str, float]): Multiply-accumulates per image and
+            element of a weight, a parameter or buffer, summed over all its
+            calls: h * w for a convolution (of the input for a transposed
+            one), rows for a linear layer.
         outputs (dict[str, float]): Elements per image that one slice of the
             weight's output axis makes. A slice of a grouped transposed
             convolution, an input of it, need not make a whole channel.
-        output_axis (dict[str, int]): Axis of the weight that makes outputs.
+        output_axis (dict[str, int | None]): Axis of the weight that makes
+            outputs; None if no axis does, and ``outputs`` are all there are.
+        fixed (dict[str, dict[str, float]]): By name of a module, flops and
+            acts of kernels that it computes from no single weight.
+        left_out (float): Multiply-accumulates per image of products of two
+            activations, which are no layers.
     """
 
-    positions: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, float] = field(default_factory=dict)
-    output_axis: dict[str, int] = field(default_factory=dict)
+    output_axis: dict[str, int | None] = field(default_factory=dict)
+    fixed: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: float = 0
+
+    def total_fixed(self, metric: str) -> float:
+        """Sum of ``flops`` or ``acts`` that no weight has."""
+        return sum(cost[metric] for cost in self.fixed.values())
+
+    def unattributed(self, flops: float) -> dict[str, float]:
+        """Shares of the work that no weight does.
+
+        Args:
+            flops (float): Of the whole network.
+
+        Returns:
+            dict: ``computed_kernels``, a share of the flops;
+            ``products_of_activations``, of the flops and those products.
+        """
+        fixed, left_out = self.total_fixed('flops'), self.left_out
+        return {
+            'computed_kernels': fixed / flops if fixed else 0.0,
+            'products_of_activations': left_out / (flops + left_out)
+            if left_out
+            else 0.0,
+        }
 
 
 class _CallRecorder(TorchDispatchMode):
@@ -60,19 +126,39 @@ class _CallRecorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, images: int) -> None:
         super().__init__()
         self.calls = Calls()
+        # multiply-accumulates of operations that torch's counter knows: as
+        # counted here, and by torch
+        self.seen = self.expected = 0
+        self.unknown: list[str] = []  # what was done to weights besides
+        self.origins = Origins(model)
         self._images = images
-        self._find = Weights(model).find
+        self._names = {id(m): n for n, m in model.named_modules()}
+        self._stack: list[str] = []
+        self._added = 0  # how many operations were counted
 
-    def _add(
-        self, name: str, weight: Tensor, axis: int, positions: int, out: Tensor
-    ) -> None:
-        calls, images = self.calls, self._images
-        calls.output_axis[name] = axis
-        per_slice = out.numel() / images / weight.shape[axis]
-        calls.positions[name] = (
-            calls.positions.get(name, 0) + positions // images
-        )
-        calls.outputs[name] = calls.outputs.get(name, 0) + per_slice
+    @contextmanager
+    def modules(self) -> Iterator[None]:
+        """Know which module is being executed."""
+
+        def enter(module: nn.Module, args: tuple) -> None:
+            outer = self._stack[-1] if self._stack else ''
+            self._stack.append(self._names.get(id(module), outer))
+
+        def leave(module: nn.Module, args: tuple, output: Any) -> None:
+            self._stack.pop()
+
+        handles = [
+            nn_module.register_module_forward_pre_hook(enter),
+            nn_module.register_module_forward_hook(leave),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _where(self) -> str:
+        return (self._stack and self._stack[-1]) or 'the network itself'
 
     def __torch_dispatch__(
         self,
@@ -81,56 +167,181 @@ class _CallRecorder(TorchDispatchMode):
         args: tuple = (),
         kwargs: dict | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        operation = func._schema.name
-        if operation == 'aten::convolution':
-            self._convolution(*args, out=out)
-        elif operation in ('aten::addmm', 'aten::mm', 'aten::bmm'):
-            self._linear(args[-1] if len(args) == 2 else args[2], out)
-        elif operation == 'torchvision::deform_conv2d':
-            self._compiled(args[1], out)
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # layers come in one piece
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        self._note(func, args, kwargs, out)
+        self.origins.note(func, args, kwargs, out)
         return out
+
+    def _note(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        operation = func._schema.name
+        before = self.calls.left_out, self._added
+        if operation == 'aten::convolution':
+            macs = self._convolution(*args, out=out)
+        elif operation in PRODUCTS:
+            a, b = (args[i] for i in PRODUCTS[operation])
+            macs = self._product(a, b, out)
+        elif operation.startswith(_ATTENTION):
+            macs = self._attention(*args[:3])
+        elif operation in _FUSED:
+            macs = self._fused(operation, args)
+        elif operation == 'torchvision::deform_conv2d':
+            macs = self._compiled(args[1], out)
+        elif operation == 'aten::_trilinear':  # of nn.Bilinear
+            macs = len(args[0]) * args[1].numel()
+            self._add(args[1], 0, macs, out.numel())
+        else:
+            macs = 0
+            if func.namespace not in ('aten', 'prim', 'prims'):
+                self._doubt(operation, tree_leaves((args, kwargs)), before)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.seen += macs
+            self.expected += formula(*args, **kwargs, out_val=out) // 2
+
+    def _add(
+        self,
+        kernel: Tensor,
+        axis: int | None,
+        macs: int,
+        acts: int,
+        images: int | None = None,
+    ) -> None:
+        """Count an operation with a kernel.
+
+        Args:
+            kernel (Tensor): As the operation got it.
+            axis (int | None): The axis of it that makes outputs, if any.
+            macs (int): Multiply-accumulates, of all images.
+            acts (int): Elements of the result.
+            images (int, optional): That it is for, if not all.
+        """
+        calls, images = self.calls, images or self._images
+        self._added += 1
+        name = self.origins.weight_of(kernel)
+        if name is None:
+            known = calls.fixed.setdefault(
+                self._where(), {'flops': 0, 'acts': 0}
+            )
+            known['flops'] += _ratio(macs, images)
+            known['acts'] += _ratio(acts, images)
+            return
+        stored = self.origins.stored[name]
+        positions = _ratio(macs, images * stored.numel())
+        calls.positions[name] = calls.positions.get(name, 0) + positions
+        made = None
+        if axis is not None:
+            made = self.origins.output_axis(name, kernel, axis)
+        made = calls.output_axis.setdefault(name, made)
+        slices = 1 if made is None else stored.shape[made]
+        per_slice = acts / images / slices
+        calls.outputs[name] = calls.outputs.get(name, 0) + per_slice
+
+    def _convolution(
+        self, source: Tensor, weight: Tensor, *settings: Any, out: Tensor
+    ) -> int:
+        transposed, groups = settings[4], settings[6]
+        sliding = source if transposed else out
+        macs = sliding.numel() // sliding.shape[1] * weight.numel()
+        axis = 1 if transposed and groups == 1 else 0
+        self._add(weight, axis, macs, out.numel())
+        return macs
+
+    def _product(self, a: Tensor, b: Tensor, out: Tensor) -> int:
+        """``a @ b``: one of them is a weight, or is computed from weights."""
+        macs = a.numel() * (b.shape[-1] if b.dim() > 1 else 1)
+        depends = [self.origins.of(factor).data for factor in (a, b)]
+        stored = [self.origins.stored_in(factor) for factor in (a, b)]
+        if b.dim() == 1 and not any(depends):  # for the norm of a weight
+            return macs
+        # what has no axis for images is computed once
+        once = all(stored) and all(a.stride())
+        add = partial(
+            self._add, macs=macs, acts=out.numel(), images=1 if once else None
+        )
+        if stored[1] or (not stored[0] and depends == [True, False]):
+            add(b, -1 if b.dim() > 1 else None)
+        elif stored[0] or depends == [False, True]:
+            add(a, -2 if b.dim() > 1 else 0)
+        else:
+            self.calls.left_out += macs / self._images
+        return macs
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> int:
+        tokens = key.shape[-2]
+        rows = query.numel() // query.shape[-1]
+        macs = rows * tokens * (query.shape[-1] + value.shape[-1])
+        self.calls.left_out += macs / self._images
+        return macs
+
+    def _fused(self, operation: str, args: tuple) -> int:
+        """Several linear layers, each on all rows of the first argument."""
+        matrices = [
+            t
+            for t in tree_leaves(args[1:])
+            if isinstance(t, Tensor)
+            and t.dim() == 2
+            and self.origins.stored_in(t) is not None
+        ]
+        if not matrices:
+            return 0
+        source = args[0]
+        width = matrices[0].shape[1]
+        rows = source.numel() // width
+        if not operation.endswith(('_rnn', '_rnn_layer')):
+            pairs = rows * source.shape[1]
+            self.calls.left_out += 2 * pairs * width / self._images
+        for matrix in matrices:
+            acts = rows * len(matrix)
+            self._add(matrix, 0, rows * matrix.numel(), acts)
+        return sum(rows * matrix.numel() for matrix in matrices)
 
     def around(self, cls: type, call: Callable, args: Sequence[Any]) -> Any:
         """Compiled convolutions; one made of visible ones counts itself."""
         weight = by_name(call, args).get('weight')
-        found = self._find(weight) if isinstance(weight, Tensor) else None
-        before = self.calls.positions.get(found[0]) if found else None
+        before = self.calls.left_out, self._added
         out = call(*args)
-        if found and self.calls.positions.get(found[0]) == before:
-            self._compiled(found[1], out)
+        if before == (self.calls.left_out, self._added) and isinstance(
+            weight, Tensor
+        ):
+            self._compiled(weight, out)
+        self._doubt(cls.__name__, args, before)
         return out
 
-    def _compiled(self, weight: Tensor, out: Any) -> None:
-        found = self._find(weight)
+    def _compiled(self, weight: Tensor, out: Any) -> int:
         if (
-            found is not None
-            and isinstance(out, Tensor)
-            and out.dim() == weight.dim() > 2
-            and out.shape[1] == weight.shape[0]
+            not isinstance(out, Tensor)
+            or not out.dim() == weight.dim() > 2
+            or out.shape[1] != weight.shape[0]
         ):
-            self._add(*found, 0, out.numel() // out.shape[1], out)
+            return 0
+        macs = out.numel() // out.shape[1] * weight.numel()
+        self._add(weight, 0, macs, out.numel())
+        return macs
 
-    def _convolution(
-        self, source: Tensor, weight: Tensor, *settings: Any, out: Tensor
+    def _doubt(
+        self, operation: str, given: Sequence[Any], before: tuple
     ) -> None:
-        found = self._find(weight)
-        if found is None:
-            return
-        transposed, groups = settings[4], settings[6]
-        sliding = source if transposed else out
-        positions = sliding.numel() // sliding.shape[1]
-        axis = 1 if transposed and groups == 1 else 0
-        self._add(*found, axis, positions, out)
+        """Note an operation with a weight that was not counted."""
+        if before == (self.calls.left_out, self._added) and any(
+            isinstance(t, Tensor)
+            and t.dim() > 1
+            and not self.origins.of(t).data
+            and self.origins.weight_of(t) is not None
+            for t in given
+        ):
+            self.unknown.append(f'{operation} in {self._where()}')
 
-    def _linear(self, matrix: Tensor, out: Tensor) -> None:
-        found = self._find(matrix)
-        if found is None or found[1].dim() != 2:
-            return
-        # a batched product repeats the matrix, with stride 0
-        as_stored = matrix.stride()[-2:] == found[1].stride()
-        rows = out.numel() // out.shape[-1]
-        self._add(*found, 1 if as_stored else 0, rows, out)
+
+def _ratio(number: int, divisor: int) -> float:
+    """Exact where it is a whole number."""
+    whole, rest = divmod(number, divisor)
+    return number / divisor if rest else whole
 
 
 def record_calls(
@@ -138,15 +349,43 @@ def record_calls(
 ) -> Calls:
     """Run the model once and note the calls of its weights.
 
+    Warns of operations with weights of which nobody knows what they compute,
+    and if what is counted differs from what torch counts by more than a
+    hundredth. (Torch counts products of activations, too; torch 2.0 nothing.)
+
     Args:
         model (nn.Module): In eval mode.
         run (Callable): Runs it on demo input, without arguments.
         images (int): Images in that input. Defaults to 1.
     """
     recorder = _CallRecorder(model, images)
-    with torch.no_grad(), around_compiled(recorder.around), recorder:
+    with (
+        torch.no_grad(),
+        recorder.modules(),
+        recorder.origins.inputs(),
+        around_compiled(recorder.around),
+        recorder,
+    ):
         run()
+    for operation in dict.fromkeys(recorder.unknown):
+        warnings.warn(
+            f'{operation} takes a weight, and what it computes with it is '
+            'not known: its cost counts as nothing',
+            stacklevel=2,
+        )
+    _compare(recorder.seen, recorder.expected)
     return recorder.calls
+
+
+def _compare(counted: int, expected: int) -> None:
+    """Warn if what was counted differs from what torch counts."""
+    if abs(counted - expected) > _DOUBT * expected:
+        warnings.warn(
+            f'{counted:,} multiply-accumulates are accounted for, products '
+            f'of activations included, and torch.utils.flop_counter counts '
+            f'{expected:,}: what is pruned by cost may be wrong',
+            stacklevel=3,
+        )
 
 
 def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
@@ -154,23 +393,32 @@ def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
 
     Returns:
         dict: Module name -> ``{'flops', 'params', 'acts'}``. A parameter of
-        the network itself has a row under its own name.
+        the network itself has a row under its own name, and so have the
+        kernels that a module computes from no single weight.
     """
     table: dict[str, dict[str, int]] = {}
     metrics: tuple[str, ...] = METRICS
     total = dict.fromkeys(metrics, 0)
-    for name, parameter in model.named_parameters():
-        module = name.rpartition('.')[0] or name  # '' is the total
-        row = table.setdefault(module, dict.fromkeys(metrics, 0))
-        cost = {'params': parameter.numel(), 'flops': 0, 'acts': 0}
+    rows: list[tuple[str, dict[str, float]]] = []
+    parameters = dict(model.named_parameters())
+    for name, tensor in named_tensors(model).items():
+        cost: dict[str, float] = {'params': 0, 'flops': 0, 'acts': 0}
+        if name in parameters:
+            cost['params'] = tensor.numel()
+        elif name not in calls.positions:
+            continue
         if name in calls.positions:
+            cost['flops'] = calls.positions[name] * tensor.numel()
             axis = calls.output_axis[name]
-            channels = parameter.shape[axis]
-            cost['flops'] = calls.positions[name] * parameter.numel()
-            cost['acts'] = round(calls.outputs[name] * channels)
+            slices = 1 if axis is None else tensor.shape[axis]
+            cost['acts'] = calls.outputs[name] * slices
+        rows.append((layer_of(name), cost))
+    rows += [(_COMPUTED.format(n), cost) for n, cost in calls.fixed.items()]
+    for module, cost in rows:  # '' is the total
+        row = table.setdefault(module, dict.fromkeys(metrics, 0))
         for key, value in cost.items():
-            row[key] += value
-            total[key] += value
+            row[key] += round(value)
+            total[key] += round(value)
     return {'': total, **table}
 
 
@@ -179,7 +427,8 @@ class CostModel:
 
     Every parameter has at most two axes that shrink; its size is then
     ``rest * a0 * a1`` and the cost of removing one unit of each group are
-    three matrix-vector products.
+    three matrix-vector products. So have buffers that layers multiply with;
+    kernels that are computed from no single weight cost what they cost.
 
     Args:
         model (nn.Module): The network the groups belong to.
@@ -202,8 +451,13 @@ class CostModel:
         latency: LatencyTable | None = None,
         acts: float | None = None,
     ) -> None:
-        names = [n for n, _ in model.named_parameters()]
-        shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        parameters = dict(model.named_parameters())
+        shapes = {
+            name: tuple(tensor.shape)
+            for name, tensor in named_tensors(model).items()
+            if name in parameters or name in calls.positions
+        }
+        names = list(shapes)
         self._row = {n: i for i, n in enumerate(names)}
         axes = _shrinking_axes(groups, shapes)
         self._axes = axes
@@ -216,10 +470,11 @@ class CostModel:
                     self.sizes[axes[name].index(axis), i] = n
                 else:
                     rest[i] *= n
-            if name in calls.positions:
-                positions[i] = calls.positions[name]
-                outputs[i] = calls.outputs[name]
-        self._weight = {'params': rest, 'flops': rest * positions}
+            positions[i] = calls.positions.get(name, 0)
+            outputs[i] = calls.outputs.get(name, 0)
+        owned = np.array([name in parameters for name in names])
+        self._weight = {'params': rest * owned, 'flops': rest * positions}
+        self._fixed_flops = calls.total_fixed('flops')
         self._set_outputs(calls, shapes, outputs)
         self._widths = [self._width_matrix(groups, k) for k in (0, 1)]
         self._latency: LatencyModel | None = None
@@ -259,10 +514,12 @@ class CostModel:
     ) -> None:
         """Activations per output channel, on the axis that makes outputs."""
         self._outputs = np.zeros((2, len(self._row)))
-        self._fixed_acts = 0.0
+        self._fixed_acts = calls.total_fixed('acts')
         for name, axis in calls.output_axis.items():
             i = self._row[name]
-            if axis in self._axes[name]:
+            if axis is None:
+                self._fixed_acts += outputs[i]
+            elif axis in self._axes[name]:
                 self._outputs[self._axes[name].index(axis), i] = outputs[i]
             else:
                 self._fixed_acts += outputs[i] * shapes[name][axis]
@@ -303,7 +560,7 @@ class CostModel:
         volume = self.sizes.prod(0)
         acts = (self._outputs * self.sizes).sum() + self._fixed_acts
         cost = {
-            'flops': float(self._weight['flops'] @ volume),
+            'flops': float(self._weight['flops'] @ volume + self._fixed_flops),
             'params': float(self._weight['params'] @ volume),
             'acts': float(acts),
         }

@@ -17,7 +17,7 @@ from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
 from .selfcheck import check_groups
-from .slots import Trace
+from .slots import Trace, layer_of
 
 
 def find_groups(
@@ -98,7 +98,7 @@ def _trace(model: nn.Module, run: Run, train: Run | None) -> Trace:
 
 
 def _warn_of_unused(parameters: Sequence[str]) -> None:
-    layers = list(dict.fromkeys(p.rpartition('.')[0] for p in parameters))
+    layers = list(dict.fromkeys(layer_of(p) for p in parameters))
     some = ', '.join(layers[:3]) + (', ...' if len(layers) > 3 else '')
     warnings.warn(
         f'{len(layers)} layers take no part in the demo forward ({some}), and '

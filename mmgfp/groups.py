@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from .layouts import ROW_PER_IMAGE, Layout
-from .slots import ATTRIBUTE, Trace, Use
+from .slots import ATTRIBUTE, Trace, Use, layer_of
 
 Role = Literal['producer', 'consumer', 'grouped', 'affine', 'width']
 
@@ -49,7 +49,7 @@ class Member:
     @property
     def layer(self) -> str:
         """Name of the module that owns the tensor."""
-        return self.tensor.rpartition('.')[0] or self.tensor
+        return layer_of(self.tensor)
 
     @property
     def width(self) -> int:

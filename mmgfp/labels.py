@@ -30,7 +30,7 @@ from .label_layers import along, canonical, squeezed
 from .size_facts import SizeRecord, axis_labels
 from .size_watch import watch_sizes
 from .sizes import attributes_in
-from .slots import SlotTable, Trace, Use
+from .slots import SlotTable, Trace, Use, layer_of
 from .surgery import compute_again
 from .trees import tree_leaves
 from .widths import settle_sizes
@@ -315,8 +315,8 @@ class LabelTracer(TorchDispatchMode):
         """The innermost module being executed, for messages."""
         for frame in reversed(self.stack):
             name = self.module_names.get(id(frame.module))
-            if name:
-                return name
+            if name:  # not what computes a layer's weight
+                return name.partition('.parametrizations.')[0]
         return 'the network itself'
 
     def result(self) -> Trace:
@@ -469,7 +469,7 @@ class LabelTracer(TorchDispatchMode):
             return None
         frame = self.stack[-1]
         name = self.module_names.get(id(frame.module))
-        if name is None or weight.rpartition('.')[0] != name:
+        if name is None or layer_of(weight) != name:
             return None
         for layer in () if frame.source is None else self.layers(frame.source):
             dims = {d % layer.dim() for d in self.varying(layer)}

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .origins import Origins
 
 
 @dataclass(frozen=True)
@@ -105,35 +106,13 @@ def run_operation(
     )
 
 
-class Weights:
-    """The weights of a network, as operations get them.
-
-    They are recognised by their storage, so that transposed views count; not
-    by its address, which all weights on the meta device share.
-
-    Args:
-        model (nn.Module): The network.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._known = {
-            StorageWeakRef(p.untyped_storage()): (n, p)
-            for n, p in model.named_parameters()
-            if p.dim() > 1
-        }
-
-    def find(self, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """Name and parameter that a tensor is a view of, if any."""
-        return self._known.get(StorageWeakRef(tensor.untyped_storage()))
-
-
 class _Recorder(TorchDispatchMode):
     """Notes the operations that weights take part in."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: dict[str, list[Operation]] = {}
-        self._weights = Weights(model)
+        self.origins = Origins(model)
 
     def __torch_dispatch__(
         self,
@@ -142,6 +121,7 @@ class _Recorder(TorchDispatchMode):
         args: tuple = (),
         kwargs: dict | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
         operation = func._schema.name
         if operation == 'aten::convolution':
             source, weight, bias = args[:3]
@@ -153,7 +133,9 @@ class _Recorder(TorchDispatchMode):
         elif operation in ('aten::addmm', 'aten::mm'):
             source, weight = args[-2:]
             self._note(weight, tuple(source.shape), (), len(args) == 3)
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
+        self.origins.note(func, args, kwargs, out)
+        return out
 
     def _note(
         self,
@@ -162,10 +144,10 @@ class _Recorder(TorchDispatchMode):
         settings: tuple[Any, ...],
         bias: bool,
     ) -> None:
-        known = self._weights.find(weight)
-        if known is None:
+        name = self.origins.weight_of(weight)
+        if name is None:
             return
-        name, stored = known
+        stored = self.origins.stored[name]
         expected = tuple(stored.shape)
         if not settings:  # a matrix is transposed for the product
             expected = expected[::-1]
@@ -180,11 +162,14 @@ def record_operations(
 ) -> dict[str, list[Operation]]:
     """What one forward does with the weights, by name of the weight.
 
+    Convolutions with kernels that are computed from a weight of the same
+    shape are among them.
+
     Args:
         model (nn.Module): In eval mode.
         run (Callable): Runs it on demo input, without arguments.
     """
     recorder = _Recorder(model)
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), recorder.origins.inputs(), recorder:
         run()
     return recorder.found

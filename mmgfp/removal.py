@@ -14,7 +14,7 @@ from torch import nn
 from .groups import ChannelGroup, Member, Tap
 from .slots import ATTRIBUTE
 from .structure import Structure
-from .surgery import Keep, named_tensors, read_width
+from .surgery import Keep, length_of, named_tensors, read_width
 
 Sizes = Mapping[tuple[str, int], int]
 
@@ -60,17 +60,23 @@ def consumed_positions(
 ) -> dict[tuple[str, int], np.ndarray]:
     """Positions along the consumers' axes that read some units.
 
+    Zeros there leave nothing of them. Of a weight that is stored as direction
+    and length (``torch.nn.utils.weight_norm``) they are those of the length.
+
     Args:
         groups (Sequence[ChannelGroup]): All groups.
         gone (Sequence[np.ndarray]): Per group the units.
     """
     read: dict[tuple[str, int], list[np.ndarray]] = {}
     for group, units in zip(groups, gone):
-        for member in group.members if len(units) else ():
+        members = {(m.tensor, m.axis): m for m in group.members}
+        for key, member in members.items() if len(units) else ():
             if member.role in ('consumer', 'grouped'):
-                read.setdefault((member.tensor, member.axis), []).append(
-                    member.index[units].ravel()
-                )
+                # without a direction there is no norm to divide by
+                length = (length_of(member.tensor), member.axis)
+                if length in members:
+                    key, member = length, members[length]
+                read.setdefault(key, []).append(member.index[units].ravel())
     return {key: np.concatenate(parts) for key, parts in read.items()}
 
 

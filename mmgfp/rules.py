@@ -26,11 +26,12 @@ from .rules_channelwise import (
     softmax,
     spatial,
     unfold,
+    weight_norm,
 )
 from .rules_common import name_of, unknown
 from .rules_compiled import deformable, roi_pool, sample
 from .rules_indexing import embedding, index, index_along, order, place
-from .rules_mixing import addmm, attention, batched_add, convolution, mm
+from .rules_mixing import addmm, attention, batched_add, convolution, mm, mv
 from .rules_structure import (
     channel_shuffle,
     cut,
@@ -89,12 +90,14 @@ for _rule, _ops in {
         miopen_batch_norm batch_norm_with_update
         _batch_norm_with_update""",
     group_norm: 'native_group_norm',
+    weight_norm: '_weight_norm_interface',
     layer_norm: 'native_layer_norm',
     unfold: 'im2col',
     fold: 'col2im',
     convolution: 'convolution _convolution',
     addmm: 'addmm',
     mm: 'mm bmm',
+    mv: 'mv dot',
     batched_add: 'baddbmm',
     attention: """_scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention

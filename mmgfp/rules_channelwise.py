@@ -23,6 +23,7 @@ from .rules_common import (
     name_of,
     resized,
     rows_of,
+    unmixed,
     whole,
     without,
 )
@@ -253,10 +254,61 @@ def _drop(layer: Tensor, dims: Sequence[int]) -> Tensor:
 def batch_norm(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Each channel meets its own weight, bias and statistics."""
+    """Each channel meets its own weight, bias and statistics.
+
+    In training mode, as weights may be standardised, the statistics are those
+    of all other axes.
+    """
     source, result = args[0], tree_leaves(out)[0]
-    _affine(tr, source, 1, [t for t in args[1:5] if isinstance(t, Tensor)])
-    tr.set(result, tr.layers(source))
+    vectors = [t for t in args[1:5] if isinstance(t, Tensor)]
+    _affine(tr, source, 1, vectors)
+    weight = common_weight(tr, [source, *vectors])
+    layers = tr.layers(source)
+    if argument('training', func, args, kwargs):
+        others = [d for d in range(source.dim()) if d != 1]
+        if weight is not None:
+            layers = _own_rows(tr, layers, others)
+        else:
+            layers = tuple(
+                unmixed(tr, layers, others, 'statistics of a batch norm')
+            )
+    tr.set(result, layers, weight)
+
+
+def weight_norm(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """``v * g / |v|``, with a norm for each index of one axis."""
+    direction, length = args[:2]
+    axis = argument('dim', func, args, kwargs) or 0
+    others = [d for d in range(direction.dim()) if d != axis]
+    merged: list[Tensor] = []
+    for layer in (
+        *tr.layers(length),
+        *_own_rows(tr, tr.layers(direction), others),
+    ):
+        merged = merge(tr, merged, layer.expand(direction.shape))
+    weight = common_weight(tr, [direction, length])
+    kernel, norms = tree_leaves(out)
+    tr.set(kernel, merged, weight)
+    tr.set(norms, [])
+
+
+def _own_rows(
+    tr: LabelTracer, layers: Sequence[Tensor], dims: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Labels of a weight that is normalised along some of its axes.
+
+    What differs along those must stay, but is still what it is.
+    """
+    for layer in layers:
+        if not tr.is_opaque(layer) and tr.varying(layer) & set(dims):
+            tr.freeze(
+                layer,
+                f'one norm over these channels in {tr.where()}, which '
+                'computes its kernel',
+            )
+    return tuple(layers)
 
 
 def group_norm(
@@ -278,7 +330,8 @@ def group_norm(
         freeze_holes(tr, labels)
         if groups == 1:
             tr.freeze(labels, f'GroupNorm of one group in {tr.where()}')
-    tr.set(tree_leaves(out)[0], layers)
+    kernel = common_weight(tr, args[:1])
+    tr.set(tree_leaves(out)[0], layers, kernel)
 
 
 def layer_norm(
@@ -308,7 +361,8 @@ def layer_norm(
                     layer, f'LayerNorm over these channels in {tr.where()}'
                 )
         layers.append(layer)
-    tr.set(tree_leaves(out)[0], layers)
+    kernel = common_weight(tr, args[:1])
+    tr.set(tree_leaves(out)[0], layers, kernel)
 
 
 def _affine(

@@ -77,12 +77,12 @@ def _shrink(*layers: Tensor) -> tuple[Tensor, ...]:
 def common_weight(tr: LabelTracer, operands: Sequence[Tensor]) -> str | None:
     """The parameter behind all labelled operands, the largest of them.
 
-    None if an activation has a part in it.
+    The last one of several; so it is with labels that meet. None if an
+    activation has a part in it.
     """
-    sizes = {tr.tag(t).weight: t.numel() for t in operands if tr.layers(t)}
-    if None in sizes or not sizes:
-        return None
-    return max(sizes, key=lambda name: sizes[name])
+    found = [(t.numel(), tr.tag(t).weight) for t in operands if tr.layers(t)]
+    names = [name for _, name in sorted(found, key=lambda pair: pair[0])]
+    return None if None in names or not names else names[-1]
 
 
 def without(

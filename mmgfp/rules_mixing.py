@@ -129,6 +129,19 @@ def mm(
     _matmul(tr, func, args[0], args[1], None, out)
 
 
+def mv(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
+) -> None:
+    """``a @ b`` of a matrix and a vector, or of two vectors.
+
+    Of weights alone it belongs to a norm, such as a spectral one.
+    """
+    what = 'a product with a single vector'
+    if all(tr.tag(factor).weight is not None for factor in args[:2]):
+        what = 'a norm of the whole weight'
+    unknown(tr, func, args, kwargs, out, what)
+
+
 def _matmul(
     tr: LabelTracer,
     func: Any,

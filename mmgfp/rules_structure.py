@@ -243,4 +243,4 @@ def pad(
         for d in padded - inner:
             grown = grown.narrow(d, 0, 1)
         layers.append(grown.expand(out.shape))
-    tr.set(out, layers)
+    tr.set(out, layers, tr.tag(source).weight)

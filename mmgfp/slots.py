@@ -68,6 +68,20 @@ class SlotTable:
         return (*self.axes[i], int(slot - self.starts[i]))
 
 
+def layer_of(name: str) -> str:
+    """The module that a parameter or buffer belongs to.
+
+    What ``torch.nn.utils.parametrize`` keeps beside a layer belongs to the
+    layer. A tensor of the network itself stands for itself.
+
+    Args:
+        name (str): Such as ``'conv1.weight'`` or
+            ``'conv1.parametrizations.weight.original1'``.
+    """
+    layer, parametrized, _ = name.partition('.parametrizations.')
+    return layer if parametrized else name.rpartition('.')[0] or name
+
+
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()

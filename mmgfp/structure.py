@@ -291,13 +291,13 @@ class Structure:
 def full_shapes(
     model: nn.Module, structure: Structure | None
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters before a structure was applied.
+    """Shapes of parameters and buffers before a structure was applied.
 
     Args:
         model (nn.Module): As it is, slim if there is a structure.
         structure (Structure, optional): What it has lost.
     """
-    shapes = {n: list(p.shape) for n, p in model.named_parameters()}
+    shapes = {n: list(t.shape) for n, t in named_tensors(model).items()}
     for (name, axis), entry in structure.axes.items() if structure else ():
         if name in shapes and axis != ATTRIBUTE:
             shapes[name][axis] = entry.size

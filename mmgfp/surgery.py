@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .slots import ATTRIBUTE
 from .trees import tree_leaves
@@ -81,7 +83,9 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
             if grad is not None:
                 tensor.grad = slice_tensor(grad, cuts)
     for module, shapes in before.items():
-        _refresh_attributes(module, shapes)
+        with torch.no_grad():
+            _normalise_again(module)
+            _refresh_attributes(module, shapes)
     for (name, axis), kept in keep.items():
         if axis == ATTRIBUTE:
             write_width(model, name, len(kept))
@@ -147,7 +151,8 @@ def _owners(
 ) -> dict[nn.Module, dict[str, torch.Size]]:
     """Modules that hold one of these tensors, and all their shapes.
 
-    Layers with tied weights each have numbers of their own to refresh.
+    Layers with tied weights each have numbers of their own to refresh. A
+    layer holds what ``torch.nn.utils`` computes its weight from, too.
     """
     owners = {}
     for module in model.modules():
@@ -155,9 +160,43 @@ def _owners(
             **dict(module.named_parameters(recurse=False)),
             **dict(module.named_buffers(recurse=False)),
         }
-        if any(id(tensor) in ids for tensor in own.values()):
+        computed = [hook.name for hook in _weight_norms(module)]
+        if is_parametrized(module):
+            lists: Any = module.parametrizations
+            for name, made in lists.items():
+                if any(id(p) in ids for p in made.parameters()):
+                    computed.append(name)
+        if computed or any(id(tensor) in ids for tensor in own.values()):
+            with torch.no_grad():
+                own.update({n: getattr(module, n) for n in computed})
             owners[module] = {name: t.shape for name, t in own.items()}
     return owners
+
+
+def length_of(direction: str) -> str:
+    """Where the length of a direction is stored by ``weight_norm``.
+
+    Args:
+        direction (str): Name of a parameter that may be a direction.
+
+    Returns:
+        str: '' if the name is not that of one.
+    """
+    for ending, other in (('_v', '_g'), ('.original1', '.original0')):
+        if direction.endswith(ending):
+            return direction.removesuffix(ending) + other
+    return ''
+
+
+def _weight_norms(module: nn.Module) -> list[WeightNorm]:
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, WeightNorm)]
+
+
+def _normalise_again(module: nn.Module) -> None:
+    """Weights that a hook computes before each forward, and keeps."""
+    for hook in _weight_norms(module):
+        setattr(module, hook.name, hook.compute_weight(module))
 
 
 def _set_data(tensor: Tensor, data: Tensor) -> None:
@@ -264,7 +303,7 @@ def _refresh_attributes(
     module: nn.Module, before: Mapping[str, torch.Size]
 ) -> None:
     """Make a module's own numbers agree with its tensors."""
-    weight = before.get('weight')  # reparametrised ones compute theirs
+    weight = before.get('weight')  # some compute theirs in their own way
     if weight is not None and _is_convolution(module, weight):
         _refresh_convolution(module, weight)
     elif isinstance(module, nn.Linear):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from .cost import METRICS
+from .cost import METRICS, Calls
 from .groups import ChannelGroup
 
 # Names of layers are long; a narrower table would cut them off.
@@ -67,6 +67,29 @@ def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     for name, cost in rows.items():
         table.add_row(name, *(f'{cost[m]:,.0f}' for m in METRICS))
     return table
+
+
+def cost_notes(calls: Calls, flops: float) -> list[str]:
+    """What a table of cost does not say about work that no weight does.
+
+    Args:
+        calls (Calls): From :func:`mmgfp.cost.record_calls`.
+        flops (float): Of the whole network.
+    """
+    shares, notes = calls.unattributed(flops), []
+    if calls.fixed:
+        notes.append(
+            f'{shares["computed_kernels"]:.1%} of the flops are in kernels '
+            'that modules compute from no single weight: they count, and '
+            'pruning leaves them as they are.'
+        )
+    if calls.left_out:
+        notes.append(
+            'Not in the flops: products of two activations, as in attention, '
+            f'{shares["products_of_activations"]:.1%} of all '
+            'multiply-accumulates.'
+        )
+    return notes
 
 
 def render(table: Table, width: int = TABLE_WIDTH) -> str:

@@ -866,9 +866,12 @@ class WeightNorm(nn.Module):
 
 
 class Normalised(Net):
-    """A weight computed from others cannot be sliced."""
+    """A filter with a norm of its own can go, an input of it cannot."""
 
-    prunable: ClassVar = {group('conv3', 'conv4', 6)}
+    prunable: ClassVar = {
+        group('conv2', 'conv3', 6),
+        group('conv3', 'conv4', 6),
+    }
     frozen: ClassVar = {'conv1': 'kernel', 'conv4': OUTPUT}
 
     def __init__(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from mmengine.analysis import ActivationAnalyzer, FlopAnalyzer
 from mmengine.config import Config
 from nets import NETS, Chain, GroupedConv, InvertedResidual, Net, conv, run
 from nets_detection import DETECTION_NETS
+from nets_kernels import KERNEL_NETS, Standardised
 from oracles import choose_units, count_by_hooks, kept
 from stack import CLASSIFICATION
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
@@ -245,13 +248,14 @@ def counted(model, images: int = 2):
     return record_calls(model, lambda: model(batch), images)
 
 
+ALL = {**NETS, **KERNEL_NETS}
 # hooks see modules only
-BY_HOOKS = sorted(set(NETS) - {'FunctionalWeight', 'Normalised'})
+BY_HOOKS = sorted(set(ALL) - {'FunctionalWeight'})
 
 
 @pytest.mark.parametrize('name', BY_HOOKS)
 def test_small_nets(name):
-    model = NETS[name]().eval()
+    model = ALL[name]().eval()
     found = count_cost(model, counted(model))
     assert found[''] == count_by_hooks(model, run, images=2)
     rows = [row for module, row in found.items() if module]
@@ -313,13 +317,329 @@ def test_visible_functions_count_once():
     assert row['flops'] == 3 * 8 * 9 * 256
 
 
+# -- kernels that are no parameters ------------------------------------------
+
+PIXELS = 16 * 16
+
+
+class Sized(Net):
+    """A layer with flops and acts that are known, by name of the row."""
+
+    rows: ClassVar[dict[str, tuple[int, int]]]
+    left_out: ClassVar[int] = 0
+
+
+class Experts(Sized):
+    """The input says how kernels are mixed."""
+
+    rows: ClassVar = {
+        'route': (3 * 4, 4),
+        'kernels': (4 * 8 * 3 * 9, 8 * 3 * 9),
+        'the network itself (computed kernels)': (
+            PIXELS * 8 * 3 * 9,
+            PIXELS * 8,
+        ),
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = nn.Parameter(torch.rand(4, 8 * 3 * 9))
+        self.route = nn.Linear(3, 4)
+
+    def forward(self, x):
+        n = len(x)
+        mixed = self.route(x.mean((2, 3))).softmax(1) @ self.kernels
+        x = x.reshape(1, n * 3, 16, 16)
+        kernel = mixed.view(n * 8, 3, 3, 3)
+        return F.conv2d(x, kernel, padding=1, groups=n).view(n, 8, 16, 16)
+
+
+class Modulated(Sized):
+    """A kernel of its own for each image, scaled by its input."""
+
+    rows: ClassVar = {
+        'scale': (3 * 3, 3),
+        'kernel': (PIXELS * 8 * 3 * 9, PIXELS * 8),
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.rand(8, 3, 3, 3))
+        self.scale = nn.Linear(3, 3)
+
+    def forward(self, x):
+        n = len(x)
+        scale = self.scale(x.mean((2, 3))).view(n, 1, 3, 1, 1)
+        kernel = (self.kernel * scale).view(n * 8, 3, 3, 3)
+        x = x.reshape(1, n * 3, 16, 16)
+        return F.conv2d(x, kernel, padding=1, groups=n).view(n, 8, 16, 16)
+
+
+class Projected(Sized):
+    """Distributions, whose means a buffer gives, in a module of its own."""
+
+    rows: ClassVar = {
+        'conv': (PIXELS * 3 * 8 * 9, PIXELS * 8),
+        'head': (2 * PIXELS * 8, 2 * PIXELS),
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(3, 8)
+        self.head = nn.Module()
+        self.head.register_buffer('vector', torch.arange(8.0))
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).mT.softmax(-1)
+        vector = self.head.vector
+        return x @ vector, F.linear(x, vector[None])
+
+
+class LowRank(Sized):
+    """A product of two parameters is added to a third, or used as it is."""
+
+    rows: ClassVar = {
+        'weight': (PIXELS * 8 * 3, PIXELS * 8),
+        'down': (2 * 8 * 2 * 3, 2 * 8 * 3),
+        'the network itself (computed kernels)': (PIXELS * 24, PIXELS * 8),
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8, 3))
+        self.up = nn.Parameter(torch.rand(8, 2))
+        self.down = nn.Parameter(torch.rand(2, 3))
+
+    def forward(self, x):
+        x = x.flatten(2).mT
+        added = F.linear(x, self.weight + self.up @ self.down)
+        return added, F.linear(x, self.up @ self.down)
+
+
+class Views(Sized):
+    """Views and transposes, on either side of a product."""
+
+    rows: ClassVar = {
+        'left': (PIXELS * 8 * 3, PIXELS * 8),
+        'einsum': (PIXELS * 8 * 3, PIXELS * 8),
+        'conv': (PIXELS * 8 * 3, PIXELS * 8),
+        'parts': (PIXELS * (2 * 3 + 2 * 4 * 3), PIXELS * (2 + 2 * 4)),
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Parameter(torch.rand(8, 3))
+        self.einsum = nn.Parameter(torch.rand(8, 3))
+        self.conv = nn.Conv1d(3, 8, 1, bias=False)
+        self.parts = nn.Parameter(torch.rand(6, 3))
+
+    def forward(self, x):
+        rows = x.flatten(2).mT
+        small, large = self.parts.split([2, 4])
+        return (
+            self.left @ x.flatten(2),
+            torch.einsum('nchw,oc->nohw', x, self.einsum),
+            F.linear(rows, self.conv.weight.squeeze(-1)),
+            F.linear(rows, small),
+            F.linear(rows, large),
+            F.linear(rows, large * 2),
+        )
+
+
+class SelfAttention(Sized):
+    """In eval mode torch runs all of it as one operation."""
+
+    rows: ClassVar = {
+        'first': (PIXELS * 3 * 8, PIXELS * 8),
+        'attention': (PIXELS * 8 * 24, PIXELS * 24),
+        'attention.out_proj': (PIXELS * 8 * 8, PIXELS * 8),
+    }
+    left_out: ClassVar = 2 * PIXELS * PIXELS * 8
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.first(x.flatten(2).mT)
+        return self.attention(*self.given(x))[0]
+
+    def given(self, x):
+        return x, x, x
+
+
+class CrossAttention(SelfAttention):
+    """Query, key and value have parts of one weight."""
+
+    def given(self, x):
+        return x + 1, x + 2, x
+
+
+class Explicit(SelfAttention):
+    """Written out."""
+
+    def forward(self, x):
+        x = self.first(x.flatten(2).mT)
+        weights = self.attention.in_proj_weight
+        q, k, v = F.linear(x, weights).chunk(3, -1)
+        return self.attention.out_proj((q @ k.mT).softmax(-1) @ v)
+
+
+class Recurrent(Sized):
+    rows: ClassVar = {
+        'rnn': (PIXELS * 2 * 20 * (3 + 5), PIXELS * 2 * 2 * 20),
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(3, 5, batch_first=True, bidirectional=True)
+
+    def forward(self, x):
+        return self.rnn(x.flatten(2).mT)[0]
+
+
+class Bilinear(Sized):
+    rows: ClassVar = {'pair': (PIXELS * 4 * 3 * 3, PIXELS * 4)}
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.Bilinear(3, 3, 4)
+
+    def forward(self, x):
+        x = x.flatten(2).mT
+        return self.pair(x, x + 1)
+
+
+class Inference(Sized):
+    """In this mode layers reach the dispatcher in one piece."""
+
+    rows: ClassVar = {
+        'conv': (PIXELS * 3 * 8 * 9, PIXELS * 8),
+        'linear': (8 * 5, 5),
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv(3, 8)
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x):
+        with torch.inference_mode():
+            return self.linear(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize('images', [1, 2])
+@pytest.mark.parametrize(
+    'net',
+    [
+        *(Experts, Modulated, Projected, LowRank, Views, SelfAttention),
+        *(CrossAttention, Explicit, Recurrent, Bilinear),
+        Inference,
+    ],
+)
+def test_every_kernel_counts(net, images, recwarn):
+    model = net().eval()
+    calls = counted(model, images)
+    found = count_cost(model, calls)
+    rows = {
+        name: (row['flops'], row['acts'])
+        for name, row in found.items()
+        if row['flops'] and name
+    }
+    assert rows == net.rows
+    assert calls.left_out == net.left_out
+    total = CostModel(model, [], calls).total()
+    assert total == found['']
+    assert not [w for w in recwarn if 'flop_counter' in str(w.message)]
+
+
+def test_shares_without_a_weight():
+    calls = counted(LowRank())
+    flops = count_cost(LowRank(), calls)['']['flops']
+    assert calls.unattributed(flops) == dict(
+        computed_kernels=PIXELS * 24 / flops, products_of_activations=0
+    )
+    calls = counted(SelfAttention())
+    flops = count_cost(SelfAttention(), calls)['']['flops']
+    shares = calls.unattributed(flops)
+    whole = flops + SelfAttention.left_out
+    assert shares['products_of_activations'] == pytest.approx(
+        SelfAttention.left_out / whole
+    )
+    assert shares['computed_kernels'] == 0
+
+
+def test_compiled_convolutions_with_computed_kernels():
+    """One from a weight of the same shape, one from two matrices."""
+    from torchvision.ops import deform_conv2d
+
+    class Deformed(Standardised):
+        def forward(self, x):
+            offset = x.new_zeros(len(x), 18, 16, 16)
+            made = (self.up @ self.down).view(8, 3, 3, 3)
+            known = deform_conv2d(x, offset, self.kernel(), padding=1)
+            return known + deform_conv2d(x, offset, made, padding=1)
+
+    class Model(Net):
+        def __init__(self):
+            super().__init__()
+            self.layer = Deformed(3, 8, 3, bias=False)
+            self.layer.up = nn.Parameter(torch.rand(8, 2))
+            self.layer.down = nn.Parameter(torch.rand(2, 27))
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model = Model()
+    found = count_cost(model, counted(model))
+    one = dict(flops=PIXELS * 8 * 27, acts=PIXELS * 8)
+    assert found['layer (computed kernels)'] == dict(one, params=0)
+    making = 8 * 2 * 27
+    assert found['layer']['flops'] == one['flops'] + making
+
+
+def test_what_torch_counts_besides_is_told(monkeypatch):
+    pytest.importorskip('torch.utils.flop_counter')  # torch 2.0 lacks it
+    monkeypatch.setattr('mmgfp.cost.PRODUCTS', {})
+    with pytest.warns(UserWarning, match='flop_counter counts') as caught:
+        counted(SelfAttention())
+    assert any('0 multiply' in str(w.message) for w in caught)
+
+
+def test_a_network_that_asks_for_gradients_is_counted():
+    class Model(Chain):
+        def forward(self, x):
+            with torch.enable_grad():
+                return super().forward(x * self.conv1.weight.sum())
+
+    model = Model()
+    found = count_cost(model, counted(model))
+    assert found == count_cost(Chain(), counted(Chain()))
+
+
+def test_an_unknown_operation_with_a_weight_is_told():
+    class Opaque(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, source, kernel):
+            array = source.numpy().sum(1, keepdims=True)
+            return torch.from_numpy(array * kernel.numpy().sum())
+
+    class Model(Chain):
+        def forward(self, x):
+            return Opaque.apply(x, self.conv1.weight)
+
+    with pytest.warns(UserWarning, match='Opaque in the network itself'):
+        counted(Model())
+
+
 # -- as a function of what is left -------------------------------------------
 
 
 @cache
 def modelled(name: str):
     torch.manual_seed(0)
-    model = NETS[name]().eval()
+    model = ALL[name]().eval()
     groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
     return model, groups, counted(model)
 

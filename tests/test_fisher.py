@@ -12,6 +12,7 @@ import pytest
 import torch
 from masked import Masked, assert_scores
 from nets import NETS as NETS_OF_ALL_KINDS
+from nets_kernels import KERNEL_NETS
 from oracles import randomize
 from stack import loss_scaler, require
 from torch import Tensor, nn
@@ -252,6 +253,48 @@ def test_equals_gradients_of_the_consumers_weights(net):
                     for unit, slices in enumerate(member.index):
                         gradient[unit] += by_slice.sum(1)[slices].sum()
             expected[group.name] += gradient.square()
+    calls = record_calls(model, lambda: model(images[:1]))
+    pruner = GroupFisherPruner(model, groups, calls)
+    pruner.attach()
+    loss_of_outputs(model(images)).backward()
+    assert pruner.accumulate()
+    assert_scores(pruner, expected, 1e-7)
+    assert all(scores.any() for scores in expected.values())
+
+
+@pytest.mark.parametrize('name', sorted(KERNEL_NETS))
+def test_computed_kernels_do_not_matter_to_masks(name):
+    """Masks on the consumers' inputs, differentiated by autograd."""
+    net = KERNEL_NETS[name]
+    if not net.prunable:
+        pytest.skip('nothing can be pruned')
+    model = randomize(net()).double().eval()
+    images = net.batch().double()
+    groups = find_groups(model, lambda m: m(images), images=len(images))
+    modules = dict(model.named_modules())
+    expected = {}
+    for group in (g for g in groups if not g.frozen):
+        masks = [torch.ones(group.size).double() for _ in images]
+        expected[group.name] = torch.zeros(group.size).double()
+        for image, mask in zip(images, masks):
+            mask.requires_grad_()
+
+            def multiply(module, args, mask=mask):
+                x = args[0]
+                axis = -1 if isinstance(module, nn.Linear) else 1
+                shape = [1] * x.dim()
+                shape[axis] = len(mask)
+                return x * mask.view(shape)
+
+            handles = [
+                modules[layer].register_forward_pre_hook(multiply)
+                for layer in group.consumers
+            ]
+            loss = loss_of_outputs(model(image[None]))
+            (gradient,) = torch.autograd.grad(loss, mask)
+            expected[group.name] += gradient.square()
+            for handle in handles:
+                handle.remove()
     calls = record_calls(model, lambda: model(images[:1]))
     pruner = GroupFisherPruner(model, groups, calls)
     pruner.attach()

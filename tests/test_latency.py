@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from nets import Chain, GroupedConv, InvertedResidual, Residual, run
+from nets_kernels import Filters
 from scipy.interpolate import RegularGridInterpolator
 from scipy.sparse import csr_matrix
 from torch import nn
@@ -26,7 +27,7 @@ from mmgfp.structure import Structure
 sys.path.insert(0, str(ROOT / 'tools'))
 import latency_table
 
-NETS = [Chain, Residual, InvertedResidual, GroupedConv]
+NETS = [Chain, Residual, InvertedResidual, GroupedConv, Filters]
 SHARES = (0, 0.3, 0.5, 1)
 
 
@@ -224,10 +225,13 @@ def products(operation, a, b):
 @pytest.mark.parametrize('rest', [0.0, 500.0])
 def test_marginal_is_the_difference_of_totals(net, rest):
     rng = np.random.default_rng(0)
-    _, groups, cost, table = cost_of(
+    model, groups, cost, table = cost_of(
         net, lambda op, a, b: products(op, a, b) + 20 * a + 7 * b, rest
     )
     assert cost.total()['latency'] == pytest.approx(table.full)
+    assert len(table.calls) == sum(
+        isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()
+    )
     for _ in range(3):
         for g, saved in enumerate(cost.marginal('latency')):
             one = np.zeros(len(groups))

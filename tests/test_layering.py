@@ -118,6 +118,7 @@ def test_direction_of_the_core():
             'errors',
             'trees',
             'compiled',
+            'origins',
             'slots',
             'surgery',
             'optimizers',

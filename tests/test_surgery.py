@@ -11,10 +11,14 @@ from mmcv.ops import DeformConv2d
 from nets import NETS as PLAIN_NETS
 from nets import Chain, run
 from nets_detection import DETECTION_NETS
+from nets_kernels import KERNEL_NETS
 from oracles import choose_units, kept
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mmgfp.finder import find_groups
+from mmgfp.removal import axis_sizes
+from mmgfp.structure import Structure
 from mmgfp.surgery import (
     named_tensors,
     slice_model,
@@ -22,7 +26,7 @@ from mmgfp.surgery import (
     slice_tensor,
 )
 
-NETS = {**PLAIN_NETS, **DETECTION_NETS}
+NETS = {**PLAIN_NETS, **DETECTION_NETS, **KERNEL_NETS}
 KEEP = {
     ('conv1.weight', 0): np.array([0, 2, 3, 7]),
     ('bn.weight', 0): np.array([0, 2, 3, 7]),
@@ -109,6 +113,41 @@ def test_gradients_are_sliced():
     assert model.conv2.weight.grad.shape == (2, 4, 3, 3)
 
 
+@pytest.mark.parametrize('name', KERNEL_NETS)
+def test_computed_kernels_are_cut_with_what_they_come_from(name):
+    """At once, and again in a fresh network that reads the structure."""
+    model = KERNEL_NETS[name]().eval()
+    groups = find_groups(model, run, images=2)
+    sizes = axis_sizes(model, groups)
+    keep = kept(model, groups, choose_units(groups))
+    full = {n: tuple(m.weight.shape) for n, m in layers_of(model)}
+    slice_model(model, keep)
+    for layer, module in layers_of(model):
+        shape = list(full[layer])
+        for group in groups:
+            for member in group.members:
+                if member.layer == layer and member.tensor.endswith(
+                    ('weight', '_v', 'original', 'original1')
+                ):
+                    left = keep.get((member.tensor, member.axis))
+                    if left is not None:
+                        shape[member.axis] = len(left)
+        assert list(module.weight.shape) == shape, layer
+    copy.deepcopy(model)  # no graph is left behind
+    fresh = KERNEL_NETS[name]().eval()
+    Structure(Structure({}).compose(keep, sizes)).apply(fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(run(fresh), run(model))
+
+
+def layers_of(model):
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    ]
+
+
 @pytest.mark.parametrize('name', NETS)
 def test_nothing_but_sizes_changes(name):
     torch.manual_seed(0)
@@ -130,7 +169,10 @@ def check_attributes(module: nn.Module) -> None:
     """A new module built from the attributes has the same shapes."""
     if hasattr(module, 'in_channels'):  # a convolution of any library
         parts = {k: v for k, v in vars(module).items() if 'groups' in k}
-        twin = type(module)(
+        kind = type(module)
+        if is_parametrized(module):
+            kind = kind.__base__
+        twin = kind(
             module.in_channels,
             module.out_channels,
             module.kernel_size,
@@ -156,8 +198,10 @@ def check_attributes(module: nn.Module) -> None:
     else:
         return
     shapes = {k: v.shape for k, v in module.state_dict().items()}
-    if 'parametrizations.weight.original0' not in shapes:
+    if 'weight' in shapes or not hasattr(module, 'weight'):
         assert shapes == {k: v.shape for k, v in twin.state_dict().items()}
+    elif module.weight is not None:  # computed from others
+        assert module.weight.shape == twin.weight.shape
 
 
 @pytest.mark.parametrize(

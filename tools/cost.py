@@ -16,7 +16,7 @@ from mmgfp.cli import (
 )
 from mmgfp.cost import count_cost, record_calls
 from mmgfp.demo import cost_runner
-from mmgfp.table import cost_table
+from mmgfp.table import cost_notes, cost_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,13 +43,22 @@ def report(args: argparse.Namespace) -> None:
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
     run = cost_runner(shape)
-    rows = count_cost(model, record_calls(model, lambda: run(model)))
+    calls = record_calls(model, lambda: run(model))
+    rows = count_cost(model, calls)
     total = rows.pop('')
     title = f'{type(model).__name__} at {shape[0]}x{shape[1]}'
     shown = {**rows, title: total} if args.per_module else {title: total}
-    Console(stderr=args.json == '-').print(cost_table(shown))
+    console = Console(stderr=args.json == '-')
+    console.print(cost_table(shown))
+    for note in cost_notes(calls, total['flops']):
+        console.print(note)
     if args.json:
-        result = {'config': args.config, 'shape': list(shape), **total}
+        result = {
+            'config': args.config,
+            'shape': list(shape),
+            **total,
+            **calls.unattributed(total['flops']),
+        }
         if args.per_module:
             result['modules'] = rows
         write_json(args.json, result)

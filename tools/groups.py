@@ -22,7 +22,7 @@ from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.groups import ChannelGroup
 from mmgfp.preparation import demo_groups
-from mmgfp.table import TABLE_WIDTH, groups_table
+from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,6 +43,7 @@ def flops_shares(
         group.name: sum(
             rows[layer]['flops']
             for layer in {*group.producers, *group.consumers}
+            if layer in rows  # others multiply with nothing
         )
         / rows['']['flops']
         for group in groups
@@ -94,6 +95,7 @@ def report(args: argparse.Namespace) -> None:
         'seconds': round(seconds, 2),
         'cost': {m: int(before[m]) for m in METRICS},
         'least_remaining': {m: least[m] / before[m] for m in METRICS},
+        **calls.unattributed(before['flops']),
         'groups': [to_plain(g, shares[g.name]) for g in groups],
     }
 
@@ -111,6 +113,8 @@ def report(args: argparse.Namespace) -> None:
         f'Largest possible reduction at {shape[0]}x{shape[1]}, one unit left '
         f'per group: {reach}.'
     )
+    for note in cost_notes(calls, before['flops']):
+        console.print(note)
     if args.json:
         write_json(args.json, result)
 

@@ -40,7 +40,7 @@ from mmgfp.preparation import demo_groups
 from mmgfp.progress import duration
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import random_removal
-from mmgfp.surgery import slice_model
+from mmgfp.surgery import named_tensors, slice_model
 
 # Shares of the full widths that are measured; one channel besides.
 SHARES = (0, 0.125, 0.25, 0.5, 0.75, 1)
@@ -111,9 +111,10 @@ def measure(args: argparse.Namespace) -> None:
             f'{i} of {len(operations)} operations{left}', highlight=False
         )
         found.measure(operation, args.device, args.rounds)
+    stored = named_tensors(model)
     place = {operation: i for i, operation in enumerate(operations)}
     table = LatencyTable(
-        {n: tuple(model.get_parameter(n).shape) for n in calls},
+        {n: tuple(stored[n].shape) for n in calls},
         {n: [place[op] for op in ops] for n, ops in calls.items()},
         [found.known[key_of(operation)] for operation in operations],
         whole_network(model, run, args.device, args.rounds),

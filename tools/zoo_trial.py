@@ -209,6 +209,9 @@ def _prune(
         trial.note(
             flops=int(before['flops']),
             reach=round(reach, 4),
+            computed_kernels=round(
+                calls.unattributed(before['flops'])['computed_kernels'], 4
+            ),
             frozen=frozen_reasons(model, groups, rows),
         )
     if not open_groups:
