@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup, Tap
-from .layouts import count_images, images_of_rois
+from .layouts import count_images, images_of_rois, picked_images
 
 # Elements of a block of products. On CPUs 4 MB in single precision, which
 # stays in the cache: smaller ones lose more in starting two threads, all at
@@ -58,8 +58,8 @@ class FisherTaps:
         self.rois: dict[str, Tensor] = {}
         # numbers of groups with a consumer out of reach of gradients
         self.unreached: set[int] = set()
+        self.groups = groups
         sizes = torch.tensor([group.size for group in groups])
-        self._num_groups = len(groups)
         self._group = torch.arange(len(groups)).repeat_interleave(sizes)
         modules = dict(model.named_modules())
         taps = _unit_maps(groups)
@@ -138,7 +138,7 @@ class FisherTaps:
         """
         if self._group.device != gradients.device:
             self._group = self._group.to(gradients.device)
-        shape = len(gradients), self._num_groups
+        shape = len(gradients), len(self.groups)
         units = torch.zeros(shape, device=gradients.device)
         units.index_add_(1, self._group, (gradients != 0).float())
         return (units > 0).sum(0)
@@ -230,13 +230,25 @@ class _PreHook(_Watcher):
         rois = self.taps.rois.get(layout.extractor)
         if layout.order == 'images' and images in (None, rows):
             return rows, None
-        if images is None or not layout.fits(rows, images, rois):
-            raise RuntimeError(_misfit(self.tap, rows, images, rois))
-        return images, layout.owners(rows, images, rois, source.device)
+        if images is not None:
+            owners = None
+            if layout.axis == 0 and layout.order in ('images', 'picked'):
+                owners = picked_images(source, images)
+            fits = rows == 0 or layout.fits(rows, images, rois)
+            if owners is None and fits:
+                owners = layout.owners(rows, images, rois, source.device)
+            if owners is not None:
+                return images, owners
+        read = [self.taps.groups[g] for g in self.groups]
+        raise RuntimeError(_misfit(self.tap, read, rows, images, rois))
 
 
 def _misfit(
-    tap: Tap, rows: int, images: int | None, rois: Tensor | None
+    tap: Tap,
+    read: Sequence[ChannelGroup],
+    rows: int,
+    images: int | None,
+    rois: Tensor | None,
 ) -> str:
     if images is None:
         return (
@@ -248,14 +260,17 @@ def _misfit(
         'images': f'{images}, one for each image of the batch',
         'blocks': f'as many for each of the {images} images',
         'turns': f'as many for each of the {images} images',
+        'picked': f'rows that were picked from those of {images} images',
         'rois': f'as many for each RoI that {tap.layout.extractor} extracted'
         f' ({"none in this iteration" if rois is None else len(rois)})',
     }[tap.layout.order]
     return (
         f'the input of {tap.module} has {rows} rows along axis '
         f'{tap.layout.axis}, expected {expected}, as in the demo forward. '
-        'Scores need to know the image of every row: leave the layers before '
-        f'{tap.module} alone with the option `ignore`.'
+        'Scores need to know the image of every row. Known are rows that were '
+        'picked by a mask, by numbers or by a slice from a batch with a row '
+        f'per image. Leave the channels that {tap.module} reads alone: '
+        f'ignore={[name for group in read for name in group.producers]}'
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 # the same boxes are chosen.
 CHANGE = 1e-4
 
-Order = Literal['images', 'blocks', 'turns', 'rois']
+Order = Literal['images', 'blocks', 'turns', 'rois', 'picked']
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Layout:
         axis (int): The axis of the input along which the rows lie.
         order (str): 'images' for a row per image, 'blocks' for equally many
             in a row per image, 'turns' for images that take turns, 'rois' for
-            equally many in a row per RoI.
+            equally many in a row per RoI, 'picked' for a row per image, or
+            of some images, which :func:`picked_images` tells.
         extractor (str): For 'rois' the module that extracts them.
     """
 
@@ -39,7 +40,7 @@ class Layout:
 
     def fits(self, rows: int, images: int, rois: Tensor | None = None) -> bool:
         """Whether there can be so many rows; see :meth:`owners`."""
-        if self.order == 'images' or images == 0:
+        if self.order in ('images', 'picked') or images == 0:
             return rows == images
         if rows == 0 or self.order != 'rois':
             return rows % images == 0
@@ -185,3 +186,136 @@ def images_of_rois(
                 images = torch.arange(len(boxes))
                 return images.repeat_interleave(counts).to(outputs.device)
     return None
+
+
+# Operations that leave every row where it is, by the names of their gradients
+# without number.
+_ROW_WISE = frozenset(
+    f'{name}Backward'
+    for name in (
+        *('Add', 'Sub', 'Mul', 'Div', 'Neg', 'Mm', 'Addmm', 'Convolution'),
+        *('NativeBatchNorm', 'CudnnBatchNorm', 'NativeGroupNorm'),
+        *('NativeLayerNorm', 'NativeDropout', 'Relu', 'LeakyRelu'),
+        *('PreluKernel', 'Elu', 'Gelu', 'Silu', 'Sigmoid', 'Tanh'),
+        *('Softplus', 'Hardtanh', 'Hardswish', 'Hardsigmoid', 'Mish'),
+        *('AvgPool2D', 'AdaptiveAvgPool2D', 'MaxPool2DWithIndices'),
+        *('ToCopy', 'Clone', 'Alias', '_Tap'),
+    )
+)
+
+# Those that do if the size of the first axis stays.
+_RESHAPING = {'ViewBackward', 'UnsafeViewBackward', 'ReshapeAliasBackward'}
+
+_PICKING = {
+    *('IndexBackward', 'IndexSelectBackward', 'SliceBackward'),
+    *('SplitBackward', 'SplitWithSizesBackward'),
+}
+
+
+def picked_images(source: Tensor, images: int) -> Tensor | None:
+    """The image of every row, if rows were picked from a batch, (rows,).
+
+    Follows how the tensor was made, through layers that leave rows where they
+    are, back to where a tensor with a row per image was indexed: by a mask,
+    by numbers or by a slice.
+
+    Args:
+        source (Tensor): Has a gradient; the rows are its first axis.
+        images (int): Images in the batch.
+
+    Returns:
+        Tensor | None: None if it was made otherwise.
+    """
+    # results of operations, and which rows of them are looked for
+    rows = torch.arange(len(source), device=source.device)
+    start: tuple[Any, int] = (source.grad_fn, source.output_nr)
+    sought = {start: rows}
+    sizes = {start: len(source)}
+    open_ends = [start]
+    found: list[Tensor] = []
+    while open_ends:
+        result = open_ends.pop()
+        node, number = result
+        name = type(node).__name__.rstrip('0123456789')
+        rows, size = sought[result], sizes[result]
+        picked = _picked(node, name, number)
+        if picked is not None:
+            rows = picked.to(rows.device)[rows]
+            size = node._saved_self_sym_sizes[0]
+            if size == images:
+                found.append(rows)
+                continue
+        elif _is_parameter(node, name):
+            continue
+        elif not _leaves_rows(node, name, size):
+            return None
+        for parent in node.next_functions:
+            if parent[0] is None:
+                continue
+            if parent not in sought:
+                sought[parent], sizes[parent] = rows, size
+                open_ends.append(parent)
+            elif not rows.equal(sought[parent]):
+                return None
+    if not found or not all(rows.equal(found[0]) for rows in found):
+        return None
+    return found[0]
+
+
+def _picked(node: Any, name: str, number: int) -> Tensor | None:
+    """Rows of its input that an operation picks; None if it picks none.
+
+    Args:
+        node (Any): Gradient of the operation.
+        name (str): That of its class, without number.
+        number (int): Which result of the operation it is about.
+    """
+    if name not in _PICKING:
+        return None
+    size, *others = node._saved_self_sym_sizes
+    if name == 'IndexBackward':
+        index, *rest = node._saved_indices
+        if (
+            index is None
+            or index.dim() != 1
+            or any(other is not None for other in rest)
+        ):
+            return None
+        if index.dtype in (torch.bool, torch.uint8):
+            return index.nonzero().flatten()
+        return index % size
+    if _axis(node._saved_dim, 1 + len(others)) != 0:
+        return None
+    if name == 'IndexSelectBackward':
+        return node._saved_index
+    rows = torch.arange(size)
+    if name == 'SliceBackward':
+        return rows[node._saved_start : node._saved_end : node._saved_step]
+    if name == 'SplitBackward':
+        return rows.split(node._saved_split_size)[number]
+    return rows.split(list(node._saved_split_sizes))[number]
+
+
+def _is_parameter(node: Any, name: str) -> bool:
+    """Whether it is one, or one of another shape or type."""
+    while name in {'TBackward', 'ToCopyBackward'} | _RESHAPING:
+        ((node, _),) = node.next_functions
+        name = type(node).__name__.rstrip('0123456789')
+    return name == 'AccumulateGrad'
+
+
+def _leaves_rows(node: Any, name: str, size: int) -> bool:
+    """Whether an operation leaves rows, of which it makes so many."""
+    if name in _RESHAPING:
+        return node._saved_self_sym_sizes[0] == size
+    if name == 'MeanBackward':
+        dims = len(node._saved_self_sym_sizes)
+        return 0 not in [_axis(dim, dims) for dim in node._saved_dim]
+    if name in _PICKING:  # along another axis
+        return name != 'IndexBackward' or node._saved_indices[0] is None
+    return name in _ROW_WISE
+
+
+def _axis(dim: int, dims: int) -> int:
+    """From 0; torch tells some negative ones without sign."""
+    return (dim - (1 << 64) if dim >> 63 == 1 else dim) % dims

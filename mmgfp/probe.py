@@ -22,7 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup, Tap
-from .layouts import ImageChange, Layout, Order, images_of_rois
+from .layouts import (
+    ImageChange,
+    Layout,
+    Order,
+    images_of_rois,
+    picked_images,
+)
 from .modes import nothing_recomputed
 from .precision import Run
 from .selfcheck import randomize_
@@ -40,6 +46,7 @@ class Call:
         trained (bool): Whether a gradient reaches the input.
         rois (dict[str, Tensor]): By extractor, the latest last, the image of
             every RoI extracted before.
+        picked (Tensor, optional): See :func:`picked_images`.
         changed (list): Per image and axis which positions of the input change
             with that image, as a bool vector; None if it gets another shape.
     """
@@ -47,6 +54,7 @@ class Call:
     source: Tensor
     trained: bool
     rois: dict[str, Tensor]
+    picked: Tensor | None = None
     changed: list[list[Tensor] | None] = field(default_factory=list)
 
 
@@ -137,8 +145,10 @@ def _observe(
     calls: dict[str, list[Call]] = defaultdict(list)
 
     def note(name: str, source: Tensor, rois: dict[str, Tensor]) -> None:
+        trained = source.requires_grad
+        picked = picked_images(source, images) if trained else None
         calls[name].append(
-            Call(source.detach().clone(), source.requires_grad, dict(rois))
+            Call(source.detach().clone(), trained, dict(rois), picked)
         )
 
     _watch(model, names, run, images, note)
@@ -248,6 +258,10 @@ def _layout(
                     'belong to it'
                 )
             depends[image] |= any(map(torch.any, changed))
+            # of the rows that were picked none may be of the image
+            depends[image] |= call.picked is not None and not bool(
+                (call.picked == image).any()
+            )
     if not all(depends):
         return _silent(name)
     return _agreed(tap, calls, images)
@@ -269,7 +283,8 @@ def _agreed(tap: Tap, calls: Sequence[Call], images: int) -> Layout | str:
             'the demo forward has one RoI per image, so that it cannot be '
             f'told whether {tap.module} sees RoIs or images'
         )
-    found = plain or rois or first('blocks') or first('turns')
+    found = plain or rois or first('picked')
+    found = found or first('blocks') or first('turns')
     if found:
         return found[0]
     return (
@@ -285,9 +300,13 @@ def _agrees(layout: Layout, calls: Sequence[Call], images: int) -> bool:
             return False
         rows = call.source.shape[layout.axis]
         rois = call.rois.get(layout.extractor)
-        if not layout.fits(rows, images, rois):
+        picked = call.picked if layout.axis == 0 else None
+        if layout.order == 'picked' and picked is not None:
+            owners = picked.cpu()
+        elif layout.fits(rows, images, rois):
+            owners = layout.owners(rows, images, rois)
+        else:
             return False
-        owners = layout.owners(rows, images, rois)
         for image, changed in enumerate(call.changed):
             assert changed is not None
             if (changed[layout.axis] & (owners != image)).any():

@@ -15,7 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost import record_calls
 from mmgfp.finder import find_groups
-from mmgfp.layouts import Layout, count_images, images_of_rois
+from mmgfp.layouts import (
+    Layout,
+    count_images,
+    images_of_rois,
+    picked_images,
+)
 from mmgfp.pruner import GroupFisherPruner
 
 DATA = torch.randn(
@@ -486,6 +491,7 @@ def test_rows_that_do_not_fit_are_an_error():
     message = str(error.value)
     assert 'the input of fc1 has 4 rows' in message
     assert 'as many for each of the 3 images' in message
+    assert "that fc1 reads alone: ignore=['conv']" in message
     pruner.detach()
 
 
@@ -494,6 +500,158 @@ def test_without_calling_the_network():
     prune(model, lambda m: m(DATA[:2]))
     with pytest.raises(RuntimeError, match='call the network itself'):
         model.fc1(torch.zeros(4, 2, 6).double().requires_grad_())
+
+
+# -- some images only ---------------------------------------------------------
+
+
+class Tasks(Masked):
+    """The second head learns from the images that have a label for it."""
+
+    units: ClassVar = dict(conv=6, hidden=5)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+        self.hidden = nn.Linear(6, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.last_layer = nn.Linear(5, 2, bias=False)
+
+    def forward(self, x, pick=None):
+        x = relu(self.conv(x)).mean((2, 3))
+        first = self.head(self.m('conv', x))
+        if pick is not None:
+            x = pick(x)
+        x = relu(self.norm(self.hidden(self.m('conv', x))))
+        return first, self.last_layer(self.m('hidden', x))
+
+
+LABELLED = torch.tensor([False, True, True, False, True])
+TWICE = torch.tensor([3, 1, 1, 3])
+PICKS = {
+    'mask': (lambda x: x[LABELLED], [1, 2, 4]),
+    'numbers': (lambda x: x[[4, 0, -2]], [4, 0, 3]),
+    'twice the same': (lambda x: x.index_select(0, TWICE), [3, 1, 1, 3]),
+    'first': (lambda x: x[:2], [0, 1]),
+    'part': (lambda x: x.split([1, 4])[1], [1, 2, 3, 4]),
+    'one': (lambda x: x[[3]], [3]),
+    'none': (lambda x: x[:0], []),
+    'mask of a mask': (lambda x: x[LABELLED][[True, False, True]], [1, 4]),
+}
+
+
+def tasks_loss(outputs) -> Tensor:
+    first, second = outputs
+    weight = torch.linspace(-1, 2, second.shape[1])
+    loss = first.square().mean(1).mean() + second.sum() * 0
+    if len(second):
+        loss = loss + (second.square() * weight).sum(1).mean()
+    return loss
+
+
+@pytest.mark.parametrize('demo', ['all', 'some', 'none'])
+@pytest.mark.parametrize('pick', PICKS)
+def test_rows_of_some_images(pick, demo):
+    """Whatever the demo has labels for."""
+    model = make(Tasks)
+    choose, images = PICKS[pick]
+    pick_demo = {'all': None, 'some': lambda x: x[1:], 'none': lambda x: x[:0]}
+    pruner = prune(
+        model,
+        lambda m: m(DATA[:2]),
+        train=lambda m: m(DATA[:2], pick_demo[demo]),
+    )
+    pruner.detach()
+    expected = {g: torch.zeros(n).double() for g, n in model.units.items()}
+    for i in range(5):  # the whole loss, of which one image's masks are cut
+        rows = [r for r, image in enumerate(images) if image == i]
+        masks = model.new_masks()
+        first, _ = model(DATA[i : i + 1])
+        loss = first.square().mean() / 5 + masks['hidden'].sum() * 0
+        if rows:
+            mine = DATA[[i]].expand(len(rows), -1, -1, -1)
+            _, second = model(mine)
+            weight = torch.linspace(-1, 2, 2)
+            loss = loss + (second.square() * weight).sum() / len(images)
+        gradients = torch.autograd.grad(loss, list(masks.values()))
+        for group, gradient in zip(masks, gradients, strict=True):
+            expected[group] += (5 * gradient).square()
+    model.masks = None
+    pruner.attach()
+    tasks_loss(model(DATA, choose)).backward()
+    assert pruner.accumulate()
+    if demo == 'none':  # nothing is known of what is behind no rows
+        del expected['hidden']
+    else:
+        assert pruner.images()['hidden'] == len(set(images))
+    assert_scores(pruner, expected)
+
+
+PICKING = {
+    'x[[4, 0, -1]]': True,
+    'x[m].relu() * 2 + 1': True,
+    'x[m][:, :2]': True,
+    'x[:, [0, 1]][m]': True,
+    'x[m].flatten(1)': True,
+    'x[m].mean((-2, -1))': True,
+    'x[::2]': True,
+    'x.chunk(2)[1]': True,
+    'net(x[m])': True,
+    'x[m].mean((2, 3)) @ lin.weight.t()': True,
+    'x[torch.zeros(6, dtype=torch.bool)]': True,
+    'x.relu()': False,
+    'x[m].flatten(0, 1)': False,
+    'x[m].flip(0)': False,
+    'x[m].mean(0)': False,
+    'x[m] + x[~m]': False,
+    'x[m].mean((2, 3)) @ x[m].mean((2, 3)).t()': False,
+    '(lambda y: y[[0, 1]] + y[[1, 0]])(x[m].relu())': False,
+    'x.mean((2, 3))[torch.tensor([[0], [1]])]': False,
+}
+
+
+@pytest.mark.parametrize('code', PICKING)
+def test_picked_images(code):
+    """Each row depends on the image that it is said to be of."""
+    x = torch.randn(6, 4, 5, 5).requires_grad_() * 1
+    net = nn.Sequential(
+        *(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6).eval(), nn.ReLU()),
+        *(nn.GroupNorm(2, 6), nn.SiLU(), nn.MaxPool2d(2, padding=1)),
+        *(nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        *(nn.Dropout(0.5), nn.Linear(6, 5, bias=False), nn.LayerNorm(5)),
+        *(nn.GELU(), nn.Linear(5, 5), nn.Hardswish(), nn.LeakyReLU()),
+        *(nn.PReLU(), nn.Softplus(), nn.ELU(), nn.Sigmoid(), nn.Tanh()),
+    )
+    m = torch.tensor([True, False, True, True, False, False])
+    names = dict(x=x, m=m, net=net, lin=nn.Linear(4, 4), torch=torch)
+    y = eval(code, names)
+    picked = picked_images(y, len(x))
+    assert (picked is not None) == PICKING[code]
+    if picked is None:
+        return
+    assert len(picked) == len(y)
+    for row, image in zip(y, picked.tolist(), strict=True):
+        (gradient,) = torch.autograd.grad(row.sum(), x, retain_graph=True)
+        found = gradient.flatten(1).any(1).nonzero().flatten().tolist()
+        assert found == [image]
+
+
+def test_rows_mixed_after_they_were_picked_are_frozen():
+    class Mixed(Tasks):
+        def forward(self, x, pick=None):
+            turn = (lambda x: pick(x).flip(0)) if pick else None
+            return super().forward(x, turn)
+
+    found = reasons(
+        find_groups(
+            make(Mixed),
+            lambda m: m(DATA[:2]),
+            2,
+            lambda m: m(DATA[:2], lambda x: x[[0, 1, 1]]),
+        )
+    )
+    assert 'belongs to: images are mixed there' in found['conv']
 
 
 # -- the parts ----------------------------------------------------------------
