@@ -11,6 +11,8 @@ import copy
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,32 @@ from mmengine.runner.checkpoint import weights_to_cpu
 
 from .adapt import unwrap
 from .config_text import config_text, dotted_name
+from .errors import type_and_line
 from .files import complete
 from .kinds import imported, kind_of
-from .picture import draw_kept_channels
 from .registry import HOOKS
 from .structure import KEY, Structure
+
+
+def stems(metric: str, shares: Sequence[float]) -> dict[float, str]:
+    """Common part of the names of what is saved at each share.
+
+    Such as 'flops_0.50', or 'flops_0.500' if there is 0.499 as well.
+
+    Args:
+        metric (str): That the shares are of.
+        shares (Sequence[float]): All that are saved.
+    """
+    names = {}
+    for share in shares:
+        others = [other for other in shares if other != share]
+        digits = next(
+            n
+            for n in count(2)
+            if all(f'{share:.{n}f}' != f'{other:.{n}f}' for other in others)
+        )
+        names[share] = f'{metric}_{share:.{digits}f}'
+    return names
 
 
 def save_ratio(
@@ -35,8 +58,10 @@ def save_ratio(
     structure: Structure,
     stem: str,
     finetune: Mapping[str, Any],
-) -> str:
+) -> list[str]:
     """Write all files of one ratio; call on the main process.
+
+    All of them appear, or none. Only the picture may be missing.
 
     Args:
         runner (Runner): Whose model is slim.
@@ -45,19 +70,41 @@ def save_ratio(
         finetune (Mapping): Overrides for the fine-tuning config.
 
     Returns:
-        str: Path of the checkpoint.
+        list[str]: Their paths; the checkpoint is the first.
     """
     path = os.path.join(runner.work_dir, stem)
-    structure.save(f'{path}.json')
-    draw_kept_channels(structure, unwrap(runner.model), f'{path}.png')
-    if runner.cfg.get('model'):
-        config = finetune_config(runner.cfg, stem, finetune)
-        with complete(f'{path}_finetune.py') as partial:
-            Path(partial).write_text(config, encoding='utf-8')
-    checkpoint = slim_checkpoint(runner)
-    with complete(f'{path}.pth') as partial:
-        torch.save(checkpoint, partial)
-    return f'{path}.pth'
+    saved = []
+    with ExitStack() as files:
+
+        def partial(ending: str) -> str:
+            saved.append(f'{path}{ending}')
+            return files.enter_context(complete(saved[-1]))
+
+        torch.save(slim_checkpoint(runner), partial('.pth'))
+        structure.save(partial('.json'))
+        if runner.cfg.get('model'):
+            config = finetune_config(runner.cfg, stem, finetune)
+            Path(partial('_finetune.py')).write_text(config, encoding='utf-8')
+        else:  # one of an earlier run had another network
+            Path(f'{path}_finetune.py').unlink(missing_ok=True)
+    if _draw(runner, structure, f'{path}.png'):
+        saved.append(f'{path}.png')
+    return saved
+
+
+def _draw(runner: Runner, structure: Structure, path: str) -> bool:
+    """Draw what was kept; nobody needs it, so that no failure ends a run."""
+    try:
+        from .picture import draw_kept_channels  # matplotlib may be missing
+
+        draw_kept_channels(structure, unwrap(runner.model), path)
+    except Exception as error:
+        Path(path).unlink(missing_ok=True)  # of an earlier run
+        runner.logger.warning(
+            f'the picture {path} was not drawn: {type_and_line(error)}'
+        )
+        return False
+    return True
 
 
 def slim_checkpoint(runner: Runner) -> dict[str, Any]:

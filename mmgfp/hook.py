@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from .arguments import (
     read_shape,
     refuse_unknown,
 )
-from .artifacts import check_finetune_config, save_ratio
+from .artifacts import check_finetune_config, save_ratio, stems
 from .errors import type_and_line
 from .groups import ChannelGroup
 from .guard import StepGuard
@@ -44,13 +45,13 @@ from .progress import Progress, Tally, listed, unscored_line
 from .pruner import GroupFisherPruner, Normalizer
 from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
-from .report import write_report
 from .runner_state import (
     Trainers,
     averaged_models,
     before_each_batch,
     checkpoint_is_due,
     network_has_changed,
+    on_main_process,
     optimizers,
     same_on_all_ranks,
     sum_over_ranks,
@@ -157,6 +158,7 @@ class FisherPruningHook(Hook):
         self.normalize_by = normalize_by
         self.scope = scope
         self.save_at = read_save_at(save_at, self.schedule.target)
+        self._stems = stems(self.schedule.metric, self.save_at)
         self.after_target = after_target
         self.floor = read_floor(min_channels, min_ratio, round_to)
         self.cut_to = read_cut_to(cut_to)
@@ -212,7 +214,7 @@ class FisherPruningHook(Hook):
                 return
         else:
             check_not_met(self.schedule, ratio)
-            check_work_dir(runner.work_dir, map(self._stem, self.save_at))
+            check_work_dir(runner.work_dir, self._stems.values())
             if not runner.cfg.get('load_from'):
                 runner.logger.warning(
                     'load_from is not set: the scores of a network that is '
@@ -389,7 +391,7 @@ class FisherPruningHook(Hook):
             runner.logger.warning(f'iteration {runner.iter + 1}: {line}')
 
     def _tell_what_is_next(self, runner: Runner) -> None:
-        stem = self._stem(self.schedule.target)
+        stem = self._stems[self.schedule.target]
         config = Path(runner.work_dir, f'{stem}_finetune.py')
         if config.is_file():
             runner.logger.info(f'to recover accuracy, train with {config}')
@@ -450,6 +452,8 @@ class FisherPruningHook(Hook):
     def _report(self, runner: Runner) -> None:
         # it runs models and pipelines of others; the training has succeeded
         try:
+            from .report import write_report  # matplotlib may be missing
+
             path = write_report(runner.work_dir)
         except Exception as error:
             runner.logger.warning(
@@ -461,22 +465,16 @@ class FisherPruningHook(Hook):
     # -- checkpoints ------------------------------------------------------
 
     def _save(self, runner: Runner, share: float) -> None:
-        if not dist.is_main_process():
-            return
-        assert self.pruner is not None
-        path = save_ratio(
-            runner,
-            self._current_structure(runner),
-            self._stem(share),
-            self.finetune,
-        )
-        runner.logger.info(
-            f'saved {path}, at {self.pruner.ratio(self.schedule.metric):.3f}, '
-            'with its structure, fine-tuning config and picture'
-        )
+        stem = self._stems[share]
+        on_main_process(f'saving {stem}', lambda: self._write(runner, stem))
 
-    def _stem(self, share: float) -> str:
-        return f'{self.schedule.metric}_{share:.2f}'
+    def _write(self, runner: Runner, stem: str) -> None:
+        assert self.pruner is not None
+        structure = self._current_structure(runner)
+        path, *others = save_ratio(runner, structure, stem, self.finetune)
+        ratio = self.pruner.ratio(self.schedule.metric)
+        names = ', '.join(os.path.basename(other) for other in others)
+        runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')
 
     def _current_structure(self, runner: Runner) -> Structure:
         assert self.pruner is not None

@@ -18,7 +18,7 @@ from .cost import METRICS
 from .scores import Scores
 from .structure import Structure
 
-_STRUCTURE = re.compile(r'((?:flops|acts|params|latency)_\d\.\d\d)\.json')
+_STRUCTURE = re.compile(r'((?:flops|acts|params|latency)_\d\.\d\d+)\.json')
 # Numbers of a validation that tell nothing of the network.
 _NO_METRICS = ('data_time', 'time', 'step')
 

@@ -16,6 +16,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from .adapt import unwrap
+from .errors import type_and_line
 from .groups import ChannelGroup, Member
 from .surgery import named_tensors
 
@@ -171,6 +172,32 @@ def true_on_all_ranks(value: Tensor) -> Tensor:
     exceptions = (~value).double()
     dist.all_reduce(exceptions)
     return exceptions == 0
+
+
+def on_main_process(what: str, work: Callable[[], None]) -> None:
+    """Let the main process do something; if it fails, all of them end.
+
+    The others would wait for it in vain, until their timeout.
+
+    Args:
+        what (str): Names the work in their message.
+        work (Callable): Called by the main process alone.
+
+    Raises:
+        RuntimeError: In the others; the main process raises what it met.
+    """
+    failure: Exception | None = None
+    if dist.is_main_process():
+        try:
+            work()
+        except Exception as error:  # is raised below
+            failure = error
+    told = [failure and type_and_line(failure)]
+    dist.broadcast_object_list(told)
+    if failure is not None:
+        raise failure
+    if told[0]:
+        raise RuntimeError(f'process 0 failed while {what}: {told[0]}')
 
 
 def same_on_all_ranks(choices: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from toy import (
     write_config,
 )
 
-from mmgfp import FisherPruningHook, Structure
+from mmgfp import FisherPruningHook
 from mmgfp.guard import MAX_SKIPPED
 
 HALF = dict(flops=0.5)
@@ -499,13 +500,34 @@ def test_interrupted_writing(tmp_path, monkeypatch, function):
         runner.train()
     monkeypatch.undo()
     assert len(calls) == 1
-    assert not list(tmp_path.glob('*.pth.partial'))
-    for path in tmp_path.glob('flops_*'):
-        if path.suffix == '.json':
-            assert Structure.load(path).axes
-        else:
-            assert path.suffix in ('.png', '.py', '.partial')
-    assert not list(tmp_path.glob('flops_*.pth'))
+    assert not list(tmp_path.glob('flops_*'))
+
+
+@pytest.mark.parametrize('how', ['missing', 'fails'])
+def test_pictures_that_cannot_be_drawn_end_no_run(tmp_path, monkeypatch, how):
+    (tmp_path / 'flops_0.50.png').write_text('of an earlier run')
+    if how == 'missing':
+        for name in ('mmgfp.picture', 'mmgfp.figures', 'mmgfp.report'):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setitem(sys.modules, 'matplotlib.axes', None)
+    else:
+        saving = 'matplotlib.figure.Figure.savefig'
+        monkeypatch.setattr(saving, lambda *_, **__: 1 / 0)
+        drawing = 'matplotlib.backends.backend_agg.FigureCanvasAgg.print_png'
+        monkeypatch.setattr(drawing, lambda *_, **__: 1 / 0)
+    runner = train(tmp_path, hook=dict(report=True))
+    assert pruning_hook(runner).pruner.ratio('flops') <= 0.5
+    assert not list(tmp_path.glob('*.png'))
+    left = sorted(p.name for p in tmp_path.glob('flops_0.50*'))
+    ends = '.json', '.pth', '_finetune.py'
+    assert left == [f'flops_0.50{end}' for end in ends]
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    error = dict(missing='ModuleNotFoundError', fails='ZeroDivisionError')[how]
+    for stem in ('flops_0.75', 'flops_0.50'):
+        assert f'{stem}.png was not drawn: {error}' in text
+    if how == 'missing':
+        assert 'the report was not written: ModuleNotFoundError' in text
 
 
 def test_weights_of_another_network(tmp_path):

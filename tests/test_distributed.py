@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,22 @@ def test_scores_that_are_infinite_on_one_rank(tmp_path):
     assert removals(tmp_path, 0) == removals(tmp_path, 1)
     # without these two, the third and the sixth are those
     assert [r['iter'] for r in removals(tmp_path)][:2] == [4, 8]
+
+
+def test_a_failure_to_save_ends_all_processes(tmp_path):
+    """With what went wrong, long before the timeout of half an hour."""
+    config = make_config(tmp_path / 'run', **data(4))
+    config.custom_hooks += [dict(type='FullDisk')]
+    config.dump(tmp_path / 'config.py')
+    began = time.monotonic()
+    ends = launch(tmp_path / 'config.py', expected=None)
+    assert time.monotonic() - began < LIMIT / 2
+    assert all(code not in (0, -signal.SIGKILL) for code, _ in ends)
+    words = 'No space left on device'
+    assert words in ends[0][1]
+    assert 'process 0 failed while saving flops_0.75' in ends[1][1]
+    assert words in ends[1][1]
+    assert not list((tmp_path / 'run').glob('flops_*'))
 
 
 def test_ranks_that_choose_otherwise(tmp_path):

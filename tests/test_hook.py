@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from toy import (
     validated,
 )
 
-from mmgfp import Structure, preparation
+from mmgfp import FisherPruningHook, Structure, preparation
 from mmgfp.checkpoint import load_plain_checkpoint
+from mmgfp.run_files import saved_ratios
 
 pytestmark = pytest.mark.usefixtures('waits')
 STEM, CONV1 = ('stem.weight', 0), ('conv1.weight', 0)
@@ -41,6 +43,7 @@ def flops(model: nn.Module) -> int:
 
 
 FULL = flops(ToyClassifier())
+RUNNER = inspect.signature(Runner).parameters
 ITER_BASED = dict(
     train_cfg=dict(by_epoch=False, max_iters=24),
     train_dataloader={
@@ -590,6 +593,53 @@ def test_log_of_start_and_end(tmp_path):
     hook = dict(target=dict(flops=0.3))
     train(tmp_path / 'second', load_from=saved, hook=hook)
     assert 'load_from is not set' not in log(tmp_path / 'second')
+
+
+def test_the_log_names_what_was_written(tmp_path):
+    """A runner made of objects has no model in its config."""
+    train(tmp_path)
+    config = make_config(tmp_path, log_level='INFO')
+    model = ToyClassifier()
+    model.init_weights()
+    settings = config.to_dict()
+    settings.update(model=model)
+    (tmp_path / 'flops_0.75_finetune.py').write_text('of an earlier run')
+    Runner(**{k: v for k, v in settings.items() if k in RUNNER}).train()
+    assert not list(tmp_path.glob('*_finetune.py'))
+    log = max(tmp_path.glob('*/*.log'), key=lambda p: p.stat().st_mtime)
+    text = log.read_text()
+    assert 'flops_0.50.pth, at 0.4' in text
+    assert 'with flops_0.50.json, flops_0.50.png\n' in text
+    assert '_finetune.py' not in text.split('Hooks will be executed')[-1]
+    assert 'to recover accuracy' not in text
+
+
+@pytest.mark.parametrize(
+    'save_at, names',
+    [
+        ([0.499, 0.5, 0.75], ['flops_0.499', 'flops_0.500', 'flops_0.75']),
+        ([0.9, 0.5004], ['flops_0.48', 'flops_0.50', 'flops_0.90']),
+        ([0.12345, 0.1234], ['flops_0.1234', 'flops_0.1235']),
+    ],
+)
+def test_every_share_has_a_name_of_its_own(save_at, names):
+    target = min([0.48] if 0.9 in save_at else save_at)
+    hook = FisherPruningHook(target=dict(flops=target), save_at=save_at)
+    assert sorted(hook._stems.values()) == names
+
+
+def test_shares_close_together_are_saved_apart(tmp_path):
+    hook = dict(
+        target=dict(flops=0.5), save_at=[0.504, 0.75], channels_per_step=1
+    )
+    train(tmp_path, hook=dict(hook, interval=1))
+    found = [ratio.stem for ratio in saved_ratios(tmp_path)]
+    assert found == ['flops_0.75', 'flops_0.504', 'flops_0.500']
+    for ratio in saved_ratios(tmp_path):
+        assert ratio.checkpoint.is_file()
+        assert ratio.finetune_config.is_file()
+        share = float(ratio.stem.removeprefix('flops_'))
+        assert ratio.structure.ratio('flops') <= share
 
 
 def test_finding_groups_for_long_says_where_it_is(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ class Watch(Hook):
         pruner = pruning_hook(runner).pruner
         prune = pruner.prune
 
-        def noting(*args):
+        def noting(*args, **kwargs):
             cost = pruner._cost.marginal('acts')
             self.seen = {
                 group.name: fisher / c
@@ -56,7 +56,7 @@ class Watch(Hook):
                     pruner.groups, pruner.fisher(), cost
                 )
             }
-            return prune(*args)
+            return prune(*args, **kwargs)
 
         pruner.prune = noting
 
@@ -605,7 +605,7 @@ def test_a_page_that_fails_harms_no_training(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError('disk full\nand more')
 
-    monkeypatch.setattr(mmgfp.hook, 'write_report', fail)
+    monkeypatch.setattr(mmgfp.report, 'write_report', fail)
     train(tmp_path, hook=dict(report=True))
     assert (tmp_path / 'flops_0.50.pth').is_file()
     (log,) = tmp_path.glob('*/*.log')

@@ -353,6 +353,22 @@ class Stop(Hook):
 
 
 @HOOKS.register_module(force=True)
+class FullDisk(Hook):
+    """Lets checkpoints of saved ratios fail in the middle, on this process."""
+
+    def before_train(self, runner: Runner) -> None:
+        real = torch.save
+
+        def save(what: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+            if str(path).endswith('.pth.partial'):
+                Path(path).write_bytes(b'half')
+                raise OSError(28, 'No space left on device')
+            real(what, path, *args, **kwargs)
+
+        torch.save = save
+
+
+@HOOKS.register_module(force=True)
 class Disturb(Hook):
     """Turns the scores of one rank around before they are compared."""
 
