@@ -260,17 +260,21 @@ def test_a_rank_that_hangs_ends_the_run_within_the_timeout(tmp_path):
     assert 'Timed out' in output or 'timeout' in output.lower()
 
 
-def test_scores_that_are_infinite_on_one_rank(tmp_path):
+@pytest.mark.parametrize('waits', [True, False])
+def test_scores_that_are_infinite_on_one_rank(tmp_path, waits):
     """Gradients are finite after all: both skip the batch, none waits."""
     config = make_config(tmp_path, **data(4))
     config.env_cfg = dict(dist_cfg=dict(backend='gloo', timeout=20))
     overflow = dict(type='Overflow', rank=1, iterations=[0, 4])
     config.custom_hooks += [overflow]
+    if not waits:
+        config.custom_hooks += [dict(type='NeverWait')]
     config.dump(tmp_path / 'config.py')
     launch(tmp_path / 'config.py')
     assert removals(tmp_path, 0) == removals(tmp_path, 1)
-    # without these two, the third and the sixth are those
-    assert [r['iter'] for r in removals(tmp_path)][:2] == [4, 8]
+    # the third and the sixth that count; without waiting, all of them do
+    first = [4, 8] if waits else [3, 6]
+    assert [r['iter'] for r in removals(tmp_path)][:2] == first
 
 
 def test_a_failure_to_save_ends_all_processes(tmp_path):

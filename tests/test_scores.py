@@ -10,6 +10,7 @@ import torch
 from nets import InvertedResidual, run
 
 from mmgfp import GroupFisherPruner, find_groups
+from mmgfp.charts import draw_scores
 from mmgfp.cost import record_calls
 from mmgfp.scores import STAYS, Scores, no_scores
 from mmgfp.structure import Axis, Structure
@@ -91,7 +92,7 @@ def test_file(tmp_path):
     assert longest.startswith('"stem": {"layers"')
 
 
-def test_a_group_that_a_step_leaves_out():
+def test_a_group_that_a_step_leaves_out(tmp_path):
     scores = made()
     none = np.array([], int)
     third = scores.after(
@@ -111,6 +112,11 @@ def test_a_group_that_a_step_leaves_out():
     assert 'left_out' not in plain['groups']['fc']
     read = Scores.from_dict(plain)
     assert read.groups['stem'].left_out and not read.groups['fc'].left_out
+    draw_scores(read, tmp_path / 'scores.png')  # without that group
+    none_left = third.after(
+        [none] * 2, [none] * 2, np.ones(2), [none] * 2, np.zeros(2)
+    )
+    draw_scores(none_left, tmp_path / 'none.png')
     # the next step compares it again
     fourth = read.after(
         [np.array([0, 2]), np.array([1])],
