@@ -44,8 +44,10 @@ def demo_groups(
         tell (Callable, optional): See :func:`mmgfp.finder.find_groups`.
 
     Raises:
+        ValueError: If the model is a student with its teacher.
         UnsteadyError: If rounding errors decide the outputs at all sizes.
     """
+    check_single(model)
     trouble = None
     # one image could not show which rows of an input belong to which
     for size, mode in runnable(model, shape, images=2):
@@ -57,6 +59,31 @@ def demo_groups(
             trouble = error
     assert trouble is not None  # for there is one size at least
     raise trouble
+
+
+def check_single(model: nn.Module) -> None:
+    """Raise if a model holds a network and a copy that follows its weights.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    parts = dict(model.named_children())
+    if not {'student', 'teacher'} <= parts.keys():
+        return
+    student, teacher = (
+        {name: p.shape for name, p in parts[part].named_parameters()}
+        for part in ('student', 'teacher')
+    )
+    if student and student == teacher:
+        raise ValueError(
+            f'{type(model).__name__} holds a network twice, as student and '
+            'teacher, whose tensors follow those of the student and would '
+            'have to lose the same channels; expected a single network. '
+            'Prune the network itself: a config whose `model` is what this '
+            'one builds twice (`detector` in MMDetection), with the trained '
+            "weights by `init_cfg=dict(type='Pretrained', checkpoint=..., "
+            "prefix='student')`."
+        )
 
 
 def prepare_groups(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from toy import (
     Stop,
@@ -131,6 +131,25 @@ def test_results_in_use_are_not_replaced(tmp_path):
     assert 'flops_0.50_finetune' in text
     assert '--work-dir' in text
     assert (tmp_path / 'flops_0.50.json').read_text() == before
+
+
+@MODELS.register_module()
+class ToyPair(ToyClassifier):
+    """A classifier that teaches a copy of itself."""
+
+    def __init__(self, other: int = 0) -> None:
+        super().__init__()
+        self.student = torch.nn.Linear(3, 4)
+        self.teacher = torch.nn.Linear(3, 4 + other)
+
+
+def test_student_and_teacher_of_one_kind(tmp_path):
+    text = refused(tmp_path / 'a', model=dict(type='ToyPair'))
+    assert 'ToyPair holds a network twice, as student and teacher' in text
+    assert 'expected a single network' in text
+    assert "prefix='student'" in text
+    assert not [*(tmp_path / 'a').glob('*.pth')]
+    train(tmp_path / 'b', model=dict(type='ToyPair', other=1))
 
 
 def test_target_already_met(tmp_path):
