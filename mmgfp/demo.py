@@ -12,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
 from torch import nn
 
 from .adapt import CLASSIFICATION, CONVOLUTIONAL, library
 from .modes import modes_kept, training
 from .randomness import random_state, set_random_state
 from .samples import BOXES, demo_boxes, demo_samples
-from .trees import tree_leaves
+from .trees import any_floats, look_into, tree_leaves
 
 Mode = Literal['tensor', 'predict', 'loss']
 
@@ -73,7 +72,7 @@ def demo_runner(
         data = demo_data(model, shape, images, mode)
         with _same_draws():
             if mode == 'predict':
-                return _plain(model(**data))
+                return model(**data)
             with _proposing(model, shape, proposals) as raw:
                 if mode == 'loss':
                     with training(model):
@@ -129,14 +128,14 @@ def runnable(
 
 
 def _trouble(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:
-    """What a forward raises; '' if nothing."""
+    """What a forward raises or lacks; '' if nothing."""
     try:
         with modes_kept(model), torch.no_grad():
             model.eval()
-            run(model)
+            tensors, _ = look_into(run(model))
     except Exception as error:
         return repr(error)
-    return ''
+    return '' if any_floats(tensors) else 'no numbers come out'
 
 
 def demo_data(
@@ -278,12 +277,3 @@ def _same_draws() -> Iterator[None]:
         yield
     finally:
         set_random_state(before)
-
-
-def _plain(outputs: Any) -> Any:
-    """Results as dicts of what they hold, so that their tensors are seen."""
-    if isinstance(outputs, BaseDataElement):
-        return {k: _plain(v) for k, v in outputs.items()}
-    if isinstance(outputs, (list, tuple)):
-        return [_plain(value) for value in outputs]
-    return outputs

@@ -25,7 +25,7 @@ from .adapt import CLASSIFICATION, library
 from .decoding import OneStage, TwoStage, is_two_stage, why_not
 from .errors import first_line, type_and_line
 from .preprocessing import Preprocessing
-from .trees import tree_leaves
+from .trees import look_into
 from .version import __version__
 
 # The oldest torch that mmgfp supports writes it, and its RoiAlign has the
@@ -195,7 +195,7 @@ def _activation(
 
 
 def _tensors(outputs: Any) -> tuple[Tensor, ...]:
-    return tuple(x for x in tree_leaves(outputs) if isinstance(x, Tensor))
+    return tuple(look_into(outputs)[0])
 
 
 def _names(model: nn.Module, outputs: Any) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class FisherTaps:
         self._group = torch.arange(len(groups)).repeat_interleave(sizes)
         modules = dict(model.named_modules())
         taps = _unit_maps(groups)
+        self.batches = any(tap.layout.batches for tap, _ in taps)
         self._handles = [
             model.register_forward_pre_hook(
                 _ImageCounter(self), with_kwargs=True
@@ -171,7 +172,7 @@ class _ImageCounter(_Watcher):
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if torch.is_grad_enabled():
-            self.taps.images = count_images(args, kwargs)
+            self.taps.images = count_images(args, kwargs, self.taps.batches)
             self.taps.rois.clear()
 
 

@@ -32,7 +32,7 @@ from .size_watch import watch_sizes
 from .sizes import attributes_in
 from .slots import SlotTable, Trace, Use, layer_of
 from .surgery import compute_again
-from .trees import tree_leaves
+from .trees import tree_leaves, values_in
 from .widths import settle_sizes
 
 # what a tensor is that no operation made
@@ -276,10 +276,9 @@ class LabelTracer(TorchDispatchMode):
 
     def end(self, outputs: Any) -> None:
         """Channels that reach an output must stay."""
-        for out in tree_leaves(outputs):
-            if isinstance(out, Tensor):
-                for layer in self.layers(out):
-                    self.freeze(layer, 'reaches an output of the network')
+        for out in values_in(outputs):
+            for layer in self.layers(out):
+                self.freeze(layer, 'reaches an output of the network')
 
     def unused(self) -> list[str]:
         """Parameters that no operation has seen; attributes like counted ones.

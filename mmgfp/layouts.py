@@ -7,12 +7,14 @@ window attention several per image, and sequences often come first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from .trees import Part, parts_of, replaced
 
 # Of the spread of an image's values. Large enough to show, small enough that
 # the same boxes are chosen.
@@ -32,11 +34,14 @@ class Layout:
             equally many in a row per RoI, 'picked' for a row per image, or
             of some images, which :func:`picked_images` tells.
         extractor (str): For 'rois' the module that extracts them.
+        batches (bool): Whether a list of tensors with three axes that the
+            network is given has a batch each, and not an image each.
     """
 
     axis: int = 0
     order: Order = 'images'
     extractor: str = ''
+    batches: bool = False
 
     def fits(self, rows: int, images: int, rois: Tensor | None = None) -> bool:
         """Whether there can be so many rows; see :meth:`owners`."""
@@ -77,36 +82,79 @@ class Layout:
 ROW_PER_IMAGE = Layout()
 
 
-def count_images(args: tuple, kwargs: Mapping[str, Any]) -> int | None:
+def count_images(
+    args: tuple, kwargs: Mapping[str, Any], batches: bool = False
+) -> int | None:
     """Images in what a network is called with; None if there is no tensor.
 
     A tensor is a batch of images, a list of tensors with three axes has one
     image each. Without any tensor, an argument that is an empty list has none.
+
+    Args:
+        args (tuple): Of the call.
+        kwargs (Mapping): Of the call.
+        batches (bool): See :class:`Layout`. Defaults to False.
     """
-    found = _count((args, dict(kwargs)))
-    if found is None and any(
-        isinstance(value, list) and not value
-        for value in (*args, *kwargs.values())
-    ):
-        return 0
-    return found
+    value = (args, kwargs)
+    path = _path_to_batch(value, batches)
+    return None if path is None else len(_at(value, path))
 
 
-def _count(value: Any) -> int | None:
-    if isinstance(value, Tensor):
-        return len(value) if value.dim() else None
-    if _is_image_list(value):
-        return len(value)
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        counts = (_count(v) for v in value)
-        return next((n for n in counts if n is not None), None)
+def _path_to_batch(
+    value: tuple[tuple, Mapping[str, Any]], batches: bool
+) -> list[Part] | None:
+    """The steps to the first batch; in objects only if nowhere else."""
+    path = _path(value, batches, False, {})
+    if path is None:
+        path = _path_to_empty_list(*value)
+    return _path(value, batches, True, {}) if path is None else path
+
+
+def _path_to_empty_list(
+    args: tuple, kwargs: Mapping[str, Any]
+) -> list[Part] | None:
+    for i, arguments in enumerate((args, kwargs)):
+        for part in parts_of(arguments):
+            if isinstance(part.value, list) and not part.value:
+                return [Part(arguments, 'item', i), part]
     return None
 
 
+def _path(
+    value: Any, batches: bool, objects: bool, seen: dict[int, Any]
+) -> list[Part] | None:
+    if isinstance(value, Tensor):
+        return [] if value.dim() else None
+    if not batches and _is_image_list(value):
+        return []
+    # reading an iterator would take from it
+    if isinstance(value, Iterator) or id(value) in seen:
+        return None
+    seen[id(value)] = value
+    for part in parts_of(value):
+        if objects or part.kind == 'item':
+            rest = _path(part.value, batches, objects, seen)
+            if rest is not None:
+                return [part, *rest]
+    return None
+
+
+def _at(value: Any, path: Sequence[Part]) -> Any:
+    return path[-1].value if path else value
+
+
+def _put(value: Any, path: Sequence[Part], new: Any) -> Any:
+    """A copy with something else at the end of a path."""
+    if not path:
+        return new
+    first, *rest = path
+    return replaced(
+        value, [first._replace(value=_put(first.value, rest, new))]
+    )
+
+
 def _is_image_list(value: Any) -> bool:
-    """Whether this is a list of single images."""
+    """Whether this may be a list of single images."""
     return (
         isinstance(value, list)
         and len(value) > 0
@@ -118,32 +166,30 @@ class ImageChange:
     """Forward pre-hook of the network that changes an image of its batch.
 
     The batch is the first tensor, as for :func:`count_images`.
+
+    Args:
+        image (int): Its number.
+        batches (bool): See :class:`Layout`. Defaults to False.
     """
 
-    def __init__(self, image: int) -> None:
-        self.image = image
+    def __init__(self, image: int, batches: bool = False) -> None:
+        self.image, self.batches = image, batches
+        self.listed = False  # whether the batch was a list of tensors
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple:
         """Args and kwargs to go on with."""
-        self._found = False
-        return self._change((args, kwargs))
-
-    def _change(self, value: Any) -> Any:
-        if self._found:
+        value = (args, kwargs)
+        path = _path_to_batch(value, self.batches)
+        if path is None:
             return value
-        if _is_image_list(value) or (
-            isinstance(value, Tensor) and value.dim() > 0
-        ):
-            self._found = True
-            if self.image < len(value) and value[0].is_floating_point():
-                batch = list(value)
-                batch[self.image] = _noisy(batch[self.image])
-                return torch.stack(batch) if torch.is_tensor(value) else batch
-        elif type(value) in (list, tuple):
-            return type(value)(self._change(v) for v in value)
-        elif type(value) is dict:
-            return {k: self._change(v) for k, v in value.items()}
-        return value
+        found = _at(value, path)
+        self.listed |= isinstance(found, list)
+        if self.image >= len(found) or not found[0].is_floating_point():
+            return value
+        batch = list(found)
+        batch[self.image] = _noisy(batch[self.image])
+        new = torch.stack(batch) if torch.is_tensor(found) else batch
+        return _put(value, path, new)
 
 
 def _noisy(image: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .compiled import around_compiled
-from .trees import tree_map_only
+from .trees import map_tensors
 
 Run = Callable[[nn.Module], Any]
 
@@ -61,6 +61,6 @@ def _in_a_known_precision(
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    return tree_map_only(
-        Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree
+    return map_tensors(
+        lambda t: t.to(dtype) if t.is_floating_point() else t, tree
     )

@@ -78,13 +78,18 @@ def find_layouts(
         train (Callable, optional): Runs it for its losses on as many.
     """
     taps = {t.module: t for g in groups if not g.frozen for t in g.taps}
-    found = _layouts(model, taps, run, images, train)
+    found, listed = _layouts(model, taps, run, images, train)
+    batches = False
+    if listed and _unknown(found):  # a list may hold something else
+        others, _ = _layouts(model, taps, run, images, train, batches=True)
+        batches = _unknown(others) < _unknown(found)
+        found = others if batches else found
     silent = [name for name in taps if found[name] == _silent(name)]
     if silent:  # what untrained weights make may die out on the way
         lively = copy.deepcopy(model)
         randomize_(lively, seed=0)
         with suppress(Exception):  # boxes, for one, cannot be any numbers
-            again = _layouts(lively, taps, run, images, train)
+            again, _ = _layouts(lively, taps, run, images, train, batches)
             found |= {name: again[name] for name in silent}
     return [_with_layouts(group, found) for group in groups]
 
@@ -95,26 +100,39 @@ def _layouts(
     run: Run,
     images: int,
     train: Run | None,
-) -> dict[str, Layout | str]:
-    """Layout of each consumer's input, or why there is none, by name."""
-    calls: Calls | None = None
+    batches: bool = False,
+) -> tuple[dict[str, Layout | str], bool]:
+    """Layout of each consumer's input, or why there is none, by name.
+
+    And whether the network is given a list of tensors, which may be images
+    or, with ``batches``, are batches.
+    """
+    seen: tuple[Calls, bool] | None = None
     if train is not None:
         try:
-            calls = _observe(model, taps, train, images)
+            seen = _observe(model, taps, train, images, batches)
         except Exception:  # the demo may lack what these losses need
-            calls = None
-    if calls is None:
-        calls = _observe(model, taps, run, images)
+            seen = None
+    if seen is None:
+        seen = _observe(model, taps, run, images, batches)
+    calls, listed = seen
     moved = any(
         changed is not None and any(map(torch.any, changed))
         for some in calls.values()
         for call in some
         for changed in call.changed
     )
-    return {
-        name: _layout(tap, calls.get(name, ()), images, moved)
-        for name, tap in taps.items()
-    }
+    found: dict[str, Layout | str] = {}
+    for name, tap in taps.items():
+        layout = _layout(tap, calls.get(name, ()), images, moved)
+        if isinstance(layout, Layout):
+            layout = replace(layout, batches=batches)
+        found[name] = layout
+    return found, listed
+
+
+def _unknown(found: Mapping[str, Layout | str]) -> int:
+    return sum(isinstance(layout, str) for layout in found.values())
 
 
 def _silent(name: str) -> str:
@@ -139,9 +157,14 @@ def _with_layouts(
 
 
 def _observe(
-    model: nn.Module, names: Mapping[str, Tap], run: Run, images: int
-) -> Calls:
-    """The calls of the consumers when the network runs."""
+    model: nn.Module,
+    names: Mapping[str, Tap],
+    run: Run,
+    images: int,
+    batches: bool,
+) -> tuple[Calls, bool]:
+    """The calls of the consumers; whether the images came as a list."""
+    listed = False
     calls: dict[str, list[Call]] = defaultdict(list)
 
     def note(name: str, source: Tensor, rois: dict[str, Tensor]) -> None:
@@ -154,12 +177,14 @@ def _observe(
     _watch(model, names, run, images, note)
     for image in range(images if images > 1 else 0):
         compare = _comparison(calls)
-        _watch(model, names, run, images, compare, changed_image=image)
+        change = ImageChange(image, batches)
+        _watch(model, names, run, images, compare, change)
+        listed |= change.listed
         for some in calls.values():
             for call in some:
                 if len(call.changed) == image:  # not called this time
                     call.changed.append(None)
-    return calls
+    return calls, listed
 
 
 def _comparison(calls: Calls) -> See:
@@ -192,7 +217,7 @@ def _watch(
     run: Run,
     images: int,
     see: See,
-    changed_image: int | None = None,
+    change: ImageChange | None = None,
 ) -> None:
     """Run a copy, and see the inputs of consumers and the RoIs so far."""
     model = copy.deepcopy(model)
@@ -216,10 +241,8 @@ def _watch(
         module.register_forward_hook(extraction(name), with_kwargs=True)
         if name in names:
             module.register_forward_pre_hook(consumer(name))
-    if changed_image is not None:
-        model.register_forward_pre_hook(
-            ImageChange(changed_image), with_kwargs=True
-        )
+    if change is not None:
+        model.register_forward_pre_hook(change, with_kwargs=True)
     torch.manual_seed(0)
     with torch.enable_grad(), nothing_recomputed():
         run(model)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -15,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost import record_calls
 from mmgfp.finder import find_groups
+from mmgfp.fisher import FisherTaps
 from mmgfp.layouts import (
     Layout,
     count_images,
@@ -425,7 +429,8 @@ def test_losses_that_cannot_be_computed():
     def fails(model):
         raise KeyError('gt_instances')
 
-    groups = find_groups(make(TwoStage), run, 2, fails)
+    with pytest.warns(UserWarning, match='losses cannot be computed'):
+        groups = find_groups(make(TwoStage), run, 2, fails)
     assert layouts(groups) == TwoStage.expected
 
 
@@ -681,6 +686,104 @@ def test_images_are_counted():
     assert count_images((None,), dict(mode='loss')) is None
     assert count_images(([],), dict(data_samples=[])) == 0
     assert count_images(([], torch.zeros(2, 3)), {}) == 2
+
+
+def test_images_in_objects_are_counted():
+    image = torch.zeros(3, 4, 4)
+    sample = SimpleNamespace(box=torch.zeros(7, 4))
+    batch = SimpleNamespace(images=[image, image], size=torch.tensor(4.0))
+    batch.me = batch
+    assert count_images((batch,), {}) == 2
+    assert count_images((UserDict(x=torch.zeros(5, 3, 4, 4)),), {}) == 5
+    # what is in no object comes first
+    assert count_images((sample, torch.zeros(5, 3, 4, 4)), {}) == 5
+    assert count_images((iter([image]),), {}) is None
+
+
+def test_lists_of_batches():
+    pair = [torch.zeros(4, 3, 20), torch.zeros(4, 3, 20)]
+    assert count_images((pair,), {}) == 2
+    assert count_images((pair,), {}, batches=True) == 4
+
+
+# -- what networks are given -------------------------------------------------
+
+
+class Siamese(nn.Module):
+    """Compares two sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv1d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv1d(8, 10, 3, padding=1)
+        self.mix = nn.Linear(20, 6)
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, pair):
+        a, b = self.encode(pair[0]), self.encode(pair[1])
+        return self.out(relu(self.mix((a - b).abs().flatten(0, 1)))).view(
+            len(a), -1
+        )
+
+    def encode(self, x):
+        x = relu(self.conv2(relu(self.conv1(x))))
+        return x.unflatten(2, (2, -1)).transpose(1, 2).flatten(2)
+
+
+PAIR = torch.randn(
+    *(2, 4, 3, 4), generator=torch.Generator().manual_seed(5)
+).to(DATA.dtype)
+
+
+@pytest.mark.parametrize('kind', [list, tuple])
+@pytest.mark.parametrize('pairs', [2, 4])
+def test_a_pair_of_batches_is_one_batch_of_pairs(kind, pairs):
+    """Whatever it is packed into: scores are summed per pair."""
+
+    def run(model):
+        return model(kind(PAIR[:, :pairs]))
+
+    model = make(Siamese)
+    groups = find_groups(model, run, pairs)
+    prunable = {g.name: g for g in groups if not g.frozen}
+    assert prunable.keys() == {'conv1', 'conv2', 'mix'}
+    taps = FisherTaps(model, list(prunable.values()))
+    run(model).square().mean(1).sum().backward()
+    found = taps.take()
+    taps.detach()
+    assert found is not None and len(found) == pairs
+    for i in range(pairs):  # one pair at a time
+        taps = FisherTaps(model, list(prunable.values()))
+        model(kind(PAIR[:, i : i + 1])).square().mean(1).sum().backward()
+        alone = taps.take()
+        taps.detach()
+        assert alone is not None
+        assert torch.allclose(found[i], alone[0], rtol=1e-7, atol=1e-9)
+
+
+@dataclass(frozen=True)
+class Batch:
+    labels: list
+    images: Tensor
+
+
+@pytest.mark.parametrize(
+    'pack', [lambda x: Batch([1], x), lambda x: UserDict(x=UserDict(y=x))]
+)
+def test_images_in_objects_are_followed(pack):
+    """Rows that are no images are given to theirs."""
+
+    class Unpacking(Windows):
+        def forward(self, batch):
+            if isinstance(batch, Tensor):
+                return super().forward(batch)
+            images = getattr(batch, 'images', None)
+            return super().forward(
+                batch['x']['y'] if images is None else images
+            )
+
+    groups = find_groups(make(Unpacking), lambda m: m(pack(DATA[:2])), 2)
+    assert layouts(groups) == Windows.expected
 
 
 def test_extraction_is_recognised_by_what_is_passed():

@@ -51,7 +51,7 @@ from mmgfp.selfcheck import (
 )
 from mmgfp.structure import KEY, Structure
 from mmgfp.surgery import slice_model
-from mmgfp.trees import tree_leaves
+from mmgfp.trees import look_into
 from mmgfp.weights import vary_weights_
 
 Result = dict[str, Any]
@@ -396,12 +396,8 @@ def outputs(model: nn.Module, run: Run) -> list[Tensor]:
     model.eval()  # a statement: some return nothing
     torch.manual_seed(0)  # for models that draw something
     with torch.no_grad():
-        leaves = tree_leaves(run(model))
-    return [
-        leaf.detach()
-        for leaf in leaves
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    ]
+        found, _ = look_into(run(model))
+    return [t.detach() for t in found if t.is_floating_point()]
 
 
 def ratio(cost: Mapping[str, float], before: Mapping[str, float]) -> float:
