@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .groups import ChannelGroup, build_groups
 from .labels import trace_labels
@@ -18,6 +20,11 @@ from .rules import find_rule
 from .rules_compiled import watch_compiled
 from .selfcheck import check_groups
 from .slots import Trace, layer_of
+from .trees import any_floats, look_into
+
+
+class NoOutputsError(TypeError):
+    """Nothing that a network returns can be compared."""
 
 
 def find_groups(
@@ -29,12 +36,14 @@ def find_groups(
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model.
 
-    The model's mode, parameters and random state are left as they were.
+    The model's mode, parameters, buffers and random state are left as they
+    were.
 
     Args:
         model (nn.Module): A built model.
         run (Callable): ``run(model)`` runs it on demo input and returns its
-            outputs.
+            outputs: tensors, in lists, mappings or attributes of objects,
+            and maybe numbers.
         images (int): Images in the demo input. With two or more it is found
             out which image each row of a layer's input belongs to. Defaults
             to 1.
@@ -47,12 +56,13 @@ def find_groups(
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
+        NoOutputsError: If what the run returns holds no tensor.
         UnsteadyError: If rounding errors decide what it puts out there.
 
     Returns:
         list[ChannelGroup]: In execution order, frozen ones included.
     """
-    train = train and in_training(train)
+    run, train = _looking_into(run), train and in_training(train)
     tell = tell or (lambda stage: None)
     modes = {m: m.training for m in model.modules()}
     devices = sorted(
@@ -62,19 +72,54 @@ def find_groups(
         try:
             model.eval()
             tell('following channels through the network')
-            trace = _trace(model, run, train)
+            with _values_kept(model):
+                trace = _trace(model, run, train)
             if train is not None and trace.unused and not trace.trained:
                 _warn_of_unused(trace.unused)
             groups = [_freeze_single(group) for group in build_groups(trace)]
             tell('telling which rows belong to which image')
             groups = find_layouts(model, groups, run, images, train)
-            also = train if trace.trained else None
             tell(f'proving {len(groups)} channel groups')
-            groups = check_groups(model, groups, run, also)
+            groups = check_groups(model, groups, run, train)
         finally:
             for module, training in modes.items():
                 module.training = training
     return groups
+
+
+@contextmanager
+def _values_kept(model: nn.Module) -> Iterator[None]:
+    """What forwards write into parameters and buffers is taken back."""
+    tensors = [
+        t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)
+    ]
+    before = [t.detach().clone() for t in tensors]
+    try:
+        yield
+    finally:
+        for tensor, value in zip(tensors, before):
+            if not torch.equal(tensor, value):
+                tensor.data.copy_(value)
+
+
+def _looking_into(run: Run) -> Run:
+    """The same forward; what it returns as a list of what can be compared."""
+
+    def looked_into(model: nn.Module) -> list[Tensor]:
+        outputs = run(model)
+        tensors, numbers = look_into(outputs)
+        if not any_floats(tensors):
+            raise NoOutputsError(
+                f'run(model) returned a value of the type '
+                f'{type(outputs).__name__} that holds no floating-point '
+                'numbers in tensors; expected all that the network puts out, '
+                'as tensors in lists, mappings or attributes of objects: '
+                'channels that reach an output must stay, and slim networks '
+                'are compared by their outputs'
+            )
+        return tensors + numbers
+
+    return looked_into
 
 
 def _freeze_single(group: ChannelGroup) -> ChannelGroup:
@@ -112,6 +157,8 @@ def _try(model: nn.Module, run: Run) -> None:
     try:
         with torch.no_grad():
             run(model)
+    except NoOutputsError:
+        raise
     except Exception as error:
         raise RuntimeError(
             f'{type(model).__name__} does not run on the demo input '

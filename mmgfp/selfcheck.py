@@ -4,6 +4,11 @@ A part of every group is removed from a copy of the network; the copy's
 outputs must equal those of another copy whose consumers' input slices are
 zeroed instead. What differs or fails to run is located by bisection and
 frozen with the reason. A group that passed may be pruned; nothing else may.
+Where nothing was compared, nothing passes.
+
+The same goes for the losses, where they can be computed: they may read
+channels that no output shows, and compare them with something of a fixed
+width.
 
 Each group loses another share, so that what only works as long as two groups
 lose equally many channels does not pass; and all of it is done twice. The
@@ -20,6 +25,7 @@ rounding errors themselves.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,16 +34,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .draws import draws_numbers, same_draws
 from .errors import type_and_line
 from .groups import ChannelGroup
+from .layouts import ImageChange
 from .precision import Run, in_double
 from .removal import axis_sizes, consumed_positions, kept_positions
 from .surgery import compute_again, named_tensors, slice_model
-from .trees import tree_leaves
+from .trees import values_in
 
 TOLERANCE = 1e-5
 
 _NOT_RUNNING = 'the slim network does not run'
+_NOTHING = 'there are no numbers to compare'
 
 # relative change of weights that has to change next to nothing
 _NUDGE = 1e-12
@@ -51,7 +60,7 @@ def check_groups(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     run: Run,
-    also: Run | None = None,
+    train: Run | None = None,
     seed: int = 0,
 ) -> list[ChannelGroup]:
     """Freeze the groups whose removal is not the same as masking.
@@ -61,9 +70,8 @@ def check_groups(
         groups (Sequence[ChannelGroup]): As found; frozen ones pass through.
         run (Callable): ``run(model)`` runs a network on demo input and
             returns its outputs.
-        also (Callable, optional): What a slim network has to run besides.
-            Not compared: which boxes losses compare with which may hang on
-            rounding errors.
+        train (Callable, optional): Runs it for its losses. A warning says if
+            they cannot be computed, so that they tell nothing.
         seed (int): For the random parameters and what is removed. Defaults
             to 0.
 
@@ -75,13 +83,23 @@ def check_groups(
     Returns:
         list[ChannelGroup]: The same groups in the same order.
     """
-    check = _Check(model, run, also, seed)
     candidates = {g.name: g for g in groups if not g.frozen and g.size > 1}
     failed: dict[str, str] = {}
+    outputs = _Check(model, run, seed)
+    losses = train and _LossCheck(model, train, outputs.weights(), seed)
 
     def difference(names: Sequence[str]) -> str:
         chosen = [candidates[name] for name in names]
-        return check.difference(chosen, [removal[name] for name in names])
+        gone = [removal[name] for name in names]
+        found = outputs.difference(chosen, gone)
+        if not found and losses and turn == 0:
+            found = losses.difference(chosen, gone)
+        return found
+
+    def moves(names: Sequence[str]) -> bool:
+        chosen = [candidates[name] for name in names]
+        gone = [removal[name] for name in names]
+        return outputs.moved or bool(losses and losses.moves(chosen, gone))
 
     def bisect(names: Sequence[str], trouble: str) -> None:
         if len(names) == 1:
@@ -106,13 +124,16 @@ def check_groups(
     for turn in range(2):
         removal = random_shares(list(candidates.values()), seed + turn)
         for name, units in removal.items():
-            end = -turn  # they are in order: the first, then the last
-            units[end] = range(candidates[name].size)[end]
+            # they are in order: the first, and the last of several or then
+            for end in {-turn, turn - 1} if len(units) > 1 else {-turn}:
+                units[end] = range(candidates[name].size)[end]
         names = list(candidates)
         while (names := [n for n in names if n not in failed]) and (
             trouble := difference(names)
         ):
             bisect(names, trouble)
+        if names and not moves(names):
+            failed |= dict.fromkeys(names, 'masking it changes no output')
     return [
         g.freeze(f'fails the self-check: {failed[g.name]}')
         if g.name in failed
@@ -132,27 +153,28 @@ class _Check:
     Args:
         model (nn.Module): The network; not changed.
         run (Callable): Runs a network on demo input.
-        also (Callable, optional): See :func:`check_groups`.
         seed (int): For the random parameters.
     """
 
-    def __init__(
-        self, model: nn.Module, run: Run, also: Run | None, seed: int
-    ) -> None:
-        self.run, self.also = run, also
+    def __init__(self, model: nn.Module, run: Run, seed: int) -> None:
+        self.run = run
+        self.moved = False  # whether masking has changed what is compared
         self._model, self._seed = model, seed
         self._draws = iter(_DRAWS)
         self._steady = False  # whether the weights stood the test
         self._single: nn.Module = model
         self._double: nn.Module | None = None
+        self._whole: list[Tensor] = []  # outputs of the unmasked copy
         if not self._draw():
-            self._take(jitter_)
+            self._take(_DRAWS[-1])
 
     def _draw(self) -> bool:
         """Take the next weights with which the network gives numbers."""
         for draw in self._draws:
             self._take(draw)
-            if self._outputs(self._single, self.run, self.also) is not None:
+            outputs = _numbers(self._single, self.run)
+            if outputs is not None:
+                self._whole = outputs
                 return True
         return False
 
@@ -164,39 +186,33 @@ class _Check:
         draw(copied, self._seed)
         self._single, self._double = copied, None
 
-    def _outputs(
-        self, model: nn.Module, run: Run, also: Run | None = None
-    ) -> list[Tensor] | None:
-        """What comes out; None for an error or numbers that are not finite."""
-        try:
-            with torch.no_grad():
-                outputs = _tensors(run(model))
-                if also is not None:
-                    also(model)
-        except Exception:  # boxes, for one, cannot be any numbers
-            return None
-        finite = all(bool(t.isfinite().all()) for t in outputs)
-        return outputs if finite else None
+    def weights(self) -> nn.Module:
+        """A copy of the network with the weights in use."""
+        return self._single
 
     def difference(
         self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> str:
-        """As :func:`removal_difference`."""
-        found = removal_difference(
-            self._single, groups, removal, self.run, self.also
-        )
-        if not found or _NOT_RUNNING in found:
+        """What differs, or does not run, without some units; '' if nothing.
+
+        Args:
+            groups (Sequence[ChannelGroup]): Groups that lose units.
+            removal (Sequence[np.ndarray]): Their units to remove.
+        """
+        expected, found = _compare(self._single, groups, removal, self.run)
+        self.moved |= not _identical(expected, self._whole)
+        if not found or found == _NOTHING or _NOT_RUNNING in found:
             return found
         if self._double is None:
             self._double = copy.deepcopy(self._single).double()
         run = in_double(self.run)
         try:
-            found = removal_difference(self._double, groups, removal, run)
+            _, found = _compare(self._double, groups, removal, run)
         except Exception:  # something may insist on single precision
             return found
         if not found or self._steady:
             return found
-        self._steady = self._is_steady(self._double, run)
+        self._steady = _is_steady(self._double, run)
         if self._steady:
             return found
         if not self._draw():
@@ -205,10 +221,8 @@ class _Check:
 
     def _unsteady(self) -> Exception:
         name = type(self._model).__name__
-        once, again = (
-            self._outputs(self._single, self.run) or [] for _ in range(2)
-        )
-        if compare_outputs(once, again):
+        once, again = (_numbers(self._single, self.run) for _ in range(2))
+        if once and again and compare_outputs(once, again):
             return ValueError(
                 f'{name} puts out something else each time that it is run on '
                 'the demo input; expected a run(model) that repeats itself: '
@@ -220,15 +234,170 @@ class _Check:
             'without ties: larger images, as a rule'
         )
 
-    def _is_steady(self, double: nn.Module, run: Run) -> bool:
-        """Whether hardly different weights give hardly different outputs."""
-        near = shared_copy(double)
-        for parameter in near.parameters():
-            parameter.data = parameter.data * (1 + _NUDGE)
-        before, after = self._outputs(double, run), self._outputs(near, run)
-        if before is None or after is None:
+
+class _LossCheck:
+    """Whether slim copies have the losses of masked ones, in training mode.
+
+    Often they only have to be computable: where they insist on single
+    precision, draw random numbers, or choose (such as boxes) by numbers that
+    rounding errors tell apart. Nor is compared what depends on weights but on
+    no image, such as a penalty.
+
+    Args:
+        model (nn.Module): The network; not changed.
+        train (Callable): Runs it for its losses on demo input.
+        copied (nn.Module): A copy with the weights that are tried first.
+        seed (int): For other ones.
+    """
+
+    def __init__(
+        self, model: nn.Module, train: Run, copied: nn.Module, seed: int
+    ) -> None:
+        self._model, self._train, self._seed = model, train, seed
+        self._single = copied
+        self._others = iter((jitter_, _as_it_is))
+        self._with_grad = False  # only penalties of gradients need it
+        self._works = True
+
+    def _run(self, model: nn.Module) -> list[Tensor]:
+        with torch.set_grad_enabled(self._with_grad), same_draws():
+            return [t.detach() for t in values_in(self._train(model))]
+
+    def moves(
+        self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
+    ) -> bool:
+        """Whether masking changes a loss."""
+        if not self._works:
             return False
-        return not compare_outputs(before, after)
+        whole, masked = (copy.deepcopy(self._single) for _ in range(2))
+        mask_consumers(masked, groups, removal)
+        return not _identical(self._run(masked), self._run(whole))
+
+    def difference(
+        self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
+    ) -> str:
+        """As :meth:`_Check.difference`."""
+        while self._works:
+            try:
+                # training may write into parameters
+                expected, found = _compare(
+                    self._single, groups, removal, self._run, copy.deepcopy
+                )
+                if not _all_finite(expected):
+                    raise ArithmeticError('they are no finite numbers')
+            except Exception as error:  # not even with masks
+                self._go_on(error)
+                continue
+            if not found or (
+                _NOT_RUNNING not in found
+                and not self._is_sure(groups, removal)
+            ):
+                return ''
+            return f'where the losses are computed, {found}'
+        return ''
+
+    def _go_on(self, error: Exception) -> None:
+        """With gradients, or with other weights, or not at all."""
+        draw = next(self._others, None) if self._with_grad else None
+        if draw is not None:
+            self._single = copy.deepcopy(self._model).eval()
+            draw(self._single, self._seed)
+        elif self._with_grad:
+            self._works = False
+            warnings.warn(
+                'the losses cannot be computed on made-up ground truth '
+                f'({type_and_line(error)}). If they compare features with '
+                'something outside of the network that keeps its width, name '
+                'the layers that make these features in `ignore`.',
+                stacklevel=6,
+            )
+        self._with_grad = True
+
+    def _is_sure(
+        self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
+    ) -> bool:
+        """Whether a difference is one of what losses make of images."""
+        double = copy.deepcopy(self._single).double()
+        run = in_double(self._effect)
+        try:
+            _, found = _compare(double, groups, removal, run, copy.deepcopy)
+            return (
+                found not in ('', _NOTHING)
+                and _is_steady(double, run)
+                and not draws_numbers(lambda: run(double))
+            )
+        except Exception:  # something may insist on single precision
+            return False
+
+    def _effect(self, model: nn.Module) -> list[Tensor]:
+        """What a change of an image does to the losses."""
+        before = self._run(model)
+        change = model.register_forward_pre_hook(
+            ImageChange(0), with_kwargs=True
+        )
+        try:
+            after = self._run(model)
+        finally:
+            change.remove()
+        pairs = zip(before, after)
+        return [b - a for a, b in pairs if a.is_floating_point()]
+
+
+def _compare(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+    run: Run,
+    copied: Callable[[nn.Module], nn.Module] | None = None,
+) -> tuple[list[Tensor], str]:
+    """Compare masking and slicing.
+
+    Args:
+        model (nn.Module): In eval mode; not changed.
+        groups (Sequence[ChannelGroup]): Groups that lose units.
+        removal (Sequence[np.ndarray]): Their units to remove.
+        run (Callable): See :func:`check_groups`.
+        copied (Callable, optional): Copies the model; :func:`shared_copy`
+            where nothing writes into parameters, as by default.
+
+    Returns:
+        tuple: What comes out of the masked copy; what differs, or ''.
+    """
+    copied = copied or shared_copy
+    masked, slim = copied(model), copied(model)
+    mask_consumers(masked, groups, removal)
+    slice_model(
+        slim, kept_positions(groups, removal, axis_sizes(slim, groups))
+    )
+    with torch.no_grad():
+        expected = values_in(run(masked))
+        try:
+            outputs = values_in(run(slim))
+        except Exception as error:  # the user's forward may raise anything
+            return expected, f'{_NOT_RUNNING} ({type_and_line(error)})'
+    return expected, compare_outputs(expected, outputs)
+
+
+def _is_steady(double: nn.Module, run: Run) -> bool:
+    """Whether hardly different weights give hardly different outputs."""
+    near = shared_copy(double)
+    for parameter in near.parameters():
+        parameter.data = parameter.data * (1 + _NUDGE)
+    before, after = _numbers(double, run), _numbers(near, run)
+    if before is None or after is None:
+        return False
+    return not compare_outputs(before, after)
+
+
+def _numbers(model: nn.Module, run: Run) -> list[Tensor] | None:
+    """What comes out; None for an error or numbers that are not finite."""
+    try:
+        with torch.no_grad():
+            outputs = values_in(run(model))
+    except Exception:  # boxes, for one, cannot be any numbers
+        return None
+    usable = _any_numbers(outputs) and _all_finite(outputs)
+    return outputs if usable else None
 
 
 def random_removal(
@@ -257,57 +426,29 @@ def random_shares(
     }
 
 
-def removal_difference(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    removal: Sequence[np.ndarray],
-    run: Run,
-    also: Run | None = None,
-) -> str:
-    """Compare masking and slicing; '' if they agree.
-
-    Args:
-        model (nn.Module): In eval mode; not changed.
-        groups (Sequence[ChannelGroup]): Groups that lose units.
-        removal (Sequence[np.ndarray]): Their units to remove.
-        run (Callable): See :func:`check_groups`.
-        also (Callable, optional): See :func:`check_groups`.
-    """
-    masked, slim = shared_copy(model), shared_copy(model)
-    mask_consumers(masked, groups, removal)
-    slice_model(
-        slim, kept_positions(groups, removal, axis_sizes(slim, groups))
-    )
-    with torch.no_grad():
-        expected = _tensors(run(masked))
-        try:
-            outputs = _tensors(run(slim))
-            if also is not None:
-                also(slim)
-        except Exception as error:  # the user's forward may raise anything
-            return f'{_NOT_RUNNING} ({type_and_line(error)})'
-    return compare_outputs(expected, outputs)
-
-
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules whose tensors share the memory of the model's.
+    """A copy of the modules whose parameters share memory with the model's.
 
-    Tensors that are replaced in the copy, as slicing does, stay as they are
-    in the model; nothing must be written into them.
+    Parameters that are replaced in the copy, as slicing does, stay as they
+    are in the model; nothing must be written into them. Forwards may write
+    into buffers, which are copied.
     """
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if isinstance(tensor, nn.Parameter):
-            memo[id(tensor)] = nn.Parameter(tensor.data, tensor.requires_grad)
-        else:
-            memo[id(tensor)] = tensor.detach()
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.data, p.requires_grad)
+        for p in model.parameters()
+    }
     return copy.deepcopy(model, memo)
 
 
 def compare_outputs(
     expected: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> str:
-    """Describe the first difference beyond tolerance; '' if there is none."""
+    """Describe the first difference beyond tolerance; '' if there is none.
+
+    That there is nothing to compare counts as one.
+    """
+    if not _any_numbers(expected):
+        return _NOTHING
     if len(expected) != len(outputs):
         return f'{len(outputs)} outputs instead of {len(expected)}'
     for i, (a, b) in enumerate(zip(expected, outputs)):
@@ -326,6 +467,11 @@ def relative_error(expected: Tensor, output: Tensor) -> float:
     """Largest difference over the largest magnitude."""
     if expected.numel() == 0:
         return 0.0
+    if expected.is_complex() or output.is_complex():
+        expected, output = (
+            torch.view_as_real(t.to(torch.complex128))
+            for t in (expected, output)
+        )
     expected, output = expected.double(), output.double()
     scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     return float((expected - output).abs().max() / scale)
@@ -392,5 +538,17 @@ def jitter_(model: nn.Module, seed: int) -> None:
 _DRAWS = (randomize_, partial(randomize_, gain=0.5), jitter_)
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+def _as_it_is(model: nn.Module, seed: int) -> None:
+    """Weights that losses can be computed with, if with any."""
+
+
+def _any_numbers(outputs: Sequence[Tensor]) -> bool:
+    return any(t.numel() for t in outputs)
+
+
+def _all_finite(outputs: Sequence[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in outputs)
+
+
+def _identical(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return len(a) == len(b) and all(map(torch.equal, a, b))

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import ClassVar
+
 import pytest
 import torch
-from nets import Chain, InvertedResidual, Net, Residual, conv, run
-from torch import nn
+from nets import (
+    OUTPUT,
+    Chain,
+    InvertedResidual,
+    Net,
+    Residual,
+    conv,
+    group,
+    run,
+)
+from oracles import layout
+from torch import Tensor, nn
 
-from mmgfp.finder import find_groups, restrict_groups
+from mmgfp.finder import NoOutputsError, find_groups, restrict_groups
 
 
 def reasons(groups) -> dict[str, str]:
@@ -28,6 +43,34 @@ def test_mode_is_restored_when_the_forward_fails():
     with pytest.raises(RuntimeError):
         find_groups(model, lambda model: model(torch.zeros(1, 4, 8, 8)))
     assert all(m.training for m in model.modules())
+
+
+def test_what_forwards_write_is_taken_back():
+    class Writing(Chain):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('queue', torch.zeros(4, 5))
+            self.momentum = conv(6, 5)
+
+        def forward(self, x, losses=False):
+            out = super().forward(x)
+            with torch.no_grad():
+                self.queue[:2] = out.mean((2, 3))
+                if losses:
+                    mine = self.momentum.weight.data
+                    mine.mul_(0.5).add_(self.conv3.weight.data, alpha=0.5)
+            return out
+
+    def losses(model):
+        return model(model.batch(), losses=True)
+
+    model = Writing()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # layers take no part
+        find_groups(model, run, 2, losses)
+    after = model.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in before)
 
 
 def test_frozen_stages():
@@ -118,3 +161,94 @@ def test_stages_are_told():
         'telling which rows belong to which image',
         f'proving {len(groups)} channel groups',
     ]
+
+
+# -- outputs in objects ------------------------------------------------------
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    features: Tensor
+
+
+class Slots:
+    __slots__ = ('features', 'logits')
+
+    def __init__(self, logits, features):
+        self.logits, self.features = logits, features
+
+
+class Head:
+    """Holds the network, which is no output, and itself."""
+
+    def __init__(self, network, **outputs):
+        self.network, self.owner, self._outputs = network, self, outputs
+
+    @property
+    def features(self):
+        return self._outputs['features']
+
+
+def listed(logits, features):
+    return dict(logits=logits, features=features.tolist())
+
+
+PACKED = {
+    'dataclass': Output,
+    'namespace': SimpleNamespace,
+    'slots': Slots,
+    'nested': lambda **outputs: [dict(a=SimpleNamespace(b=Output(**outputs)))],
+    'object': lambda **outputs: Head(nn.Linear(2, 2), **outputs),
+    'generator': lambda **outputs: (x for x in outputs.values()),
+    'array': lambda logits, features: (logits, features.detach().numpy()),
+    'numbers': listed,
+}
+
+
+class Packing(Net):
+    """Returns what the second layer makes besides."""
+
+    prunable: ClassVar = {group('conv1', 'conv2', 8), group('fc1', 'fc2', 10)}
+
+    def __init__(self, pack):
+        super().__init__()
+        self.pack = pack
+        self.conv1, self.conv2 = conv(3, 8), conv(8, 12)
+        self.fc1, self.fc2 = nn.Linear(12, 10), nn.Linear(10, 5)
+
+    def forward(self, x):
+        features = self.conv2(self.conv1(x).relu()).mean((2, 3))
+        logits = self.fc2(self.fc1(features).relu())
+        return self.pack(logits=logits, features=features)
+
+
+@pytest.mark.parametrize('kind', PACKED)
+def test_outputs_are_seen_in_whatever_holds_them(kind):
+    groups = find_groups(Packing(PACKED[kind]), run, images=2)
+    assert layout(groups) == Packing.prunable
+    left = kind not in ('array', 'numbers')  # torch sees these no more
+    assert reasons(groups)['conv2'].startswith(
+        OUTPUT if left else 'fails the self-check: output'
+    )
+
+
+NOTHING = {
+    'None': lambda x: None,
+    'text': lambda x: 'done',
+    'empty': lambda x: [],
+    'no boxes': lambda x: x.new_zeros(0, 4),
+    'numbers alone': lambda x: x.flatten()[:5].tolist(),
+    'classes alone': lambda x: SimpleNamespace(label=x.argmax(1)),
+    'a network': lambda x: nn.Linear(2, 2),
+    'a function': lambda x: lambda: x,
+}
+
+
+@pytest.mark.parametrize('kind', NOTHING)
+def test_outputs_that_hold_no_tensor_are_refused(kind):
+    with pytest.raises(NoOutputsError) as error:
+        find_groups(Chain(), lambda m: NOTHING[kind](run(m)), images=2)
+    message = str(error.value)
+    assert message.startswith('run(model) returned a value of the type')
+    assert '\n' not in message

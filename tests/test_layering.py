@@ -143,6 +143,7 @@ def test_direction_of_the_core():
         ),
         'removal',
         *(
+            'draws',
             'modes',
             'precision',
             'selfcheck',

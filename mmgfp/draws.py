@@ -1,0 +1,59 @@
+"""Random numbers that networks draw while they are looked at."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """What is drawn is the same each time, and what is drawn later as well."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if _on_cuda() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
+
+
+def _on_cuda() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def draws_numbers(run: Callable[[], Any]) -> bool:
+    """Whether torch draws random numbers in a run, but for seeded ones."""
+    with _Draws() as draws:
+        run()
+    return draws.found
+
+
+class _Draws(TorchDispatchMode):
+    """Notes that an operation draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get('generator') is None:
+            self.found |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **kwargs)
