@@ -50,6 +50,7 @@ from .runner_state import (
     averaged_models,
     before_each_batch,
     checkpoint_is_due,
+    cut_checkpoint,
     network_has_changed,
     on_main_process,
     optimizers,
@@ -181,6 +182,13 @@ class FisherPruningHook(Hook):
         self._resumed: dict[str, Any] = {}
 
     # -- start ------------------------------------------------------------
+
+    def before_run(self, runner: Runner) -> None:
+        """Have checkpoints cut after all hooks have had their say."""
+        if not any(
+            isinstance(hook, CheckpointCutter) for hook in runner.hooks
+        ):
+            runner.register_hook(CheckpointCutter(self))
 
     def before_train(self, runner: Runner) -> None:
         """Find and prove channel groups, count cost, start observing."""
@@ -504,12 +512,6 @@ class FisherPruningHook(Hook):
         """Put the structure, and what resuming needs, into a checkpoint."""
         if self.pruner is None:
             return
-        if self.pruner.masked:
-            raise RuntimeError(
-                'something saves a checkpoint within an epoch that is not a '
-                'CheckpointHook, while removed channels are still in the '
-                'network; expected cut_to=1 in the pruning hook then'
-            )
         checkpoint[KEY] = self._current_structure(runner).to_dict()
         checkpoint[STATE_KEY] = {
             'pruner': self.pruner.state_dict(),
@@ -538,3 +540,26 @@ class FisherPruningHook(Hook):
         network_has_changed(runner)
         if runner._resume and STATE_KEY in checkpoint:
             self._resumed = checkpoint[STATE_KEY]
+
+
+class CheckpointCutter(Hook):
+    """Cuts out of checkpoints what is still in the network, masked.
+
+    Such are saved by hooks that do it within an epoch, on one process alone,
+    where the network cannot be cut. EMA hooks put weights of their own into
+    the checkpoint before.
+
+    Args:
+        pruning (FisherPruningHook): Whose network it is.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, pruning: FisherPruningHook) -> None:
+        self._pruning = pruning
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Cut weights, averaged ones and the state of optimisers."""
+        pruner = self._pruning.pruner
+        if pruner is not None and pruner.masked:
+            cut_checkpoint(runner, checkpoint, pruner.unmasked())

@@ -508,10 +508,9 @@ class GroupFisherPruner:
     ) -> Structure:
         """The structure of the network without what is masked."""
         sizes = axis_sizes(self.model, self.groups)
-        keep = kept_positions(self.groups, self._units_masked(), sizes)
         return replace(
             self._structure,
-            axes=self._structure.compose(keep, sizes),
+            axes=self._structure.compose(self.unmasked(), sizes),
             architecture=type(self.model).__name__,
             source=source,
             input_shape=tuple(input_shape),
@@ -525,17 +524,28 @@ class GroupFisherPruner:
         """Whether removed channels are still there: see :meth:`cut`."""
         return any(masked.any() for masked in self._masked)
 
+    def unmasked(self) -> Keep:
+        """Positions that stay of each axis without what is masked."""
+        sizes = axis_sizes(self.model, self.groups)
+        return kept_positions(self.groups, self._units_masked(), sizes)
+
     def _units_masked(self) -> list[np.ndarray]:
         return [np.flatnonzero(masked) for masked in self._masked]
 
     def state_dict(self) -> dict[str, Any]:
-        """Scores since the last removal, by group; plain types and tensors."""
+        """Scores since the last removal, by group; plain types and tensors.
+
+        They are those of the network without what is masked.
+        """
         scores, *counts = self._split((self._shared + self._sums).cpu())
         names = [group.name for group in self.groups]
         by_group = scores.split([group.size for group in self.groups])
         images, unreached = (map(int, count.tolist()) for count in counts)
         return {
-            'fisher': {n: s.clone() for n, s in zip(names, by_group)},
+            'fisher': {
+                name: part[torch.from_numpy(~masked)]
+                for name, part, masked in zip(names, by_group, self._masked)
+            },
             'images': dict(zip(names, images)),
             'unreached': dict(zip(names, unreached)),
         }

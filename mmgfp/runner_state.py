@@ -18,7 +18,8 @@ from torch import Tensor
 from .adapt import unwrap
 from .errors import type_and_line
 from .groups import ChannelGroup, Member
-from .surgery import named_tensors
+from .optimizers import slice_saved_state
+from .surgery import Keep, named_tensors, slice_saved
 
 
 def optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
@@ -137,6 +138,27 @@ def averaged_models(runner: Runner) -> Iterator[BaseAveragedModel]:
     for hook in runner.hooks:
         if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):
             yield hook.ema_model
+
+
+def cut_checkpoint(
+    runner: Runner, checkpoint: dict[str, Any], keep: Keep
+) -> None:
+    """Cut a checkpoint that is about to be saved; the runner stays as it is.
+
+    Args:
+        runner (Runner): Whose checkpoint it is.
+        checkpoint (dict): With weights, averaged ones and state of optimisers
+            as far as they are saved.
+        keep (Keep): Positions that stay, see :mod:`mmgfp.surgery`.
+    """
+    model = unwrap(runner.model)
+    slice_saved(checkpoint, model, keep)
+    if 'optimizer' not in checkpoint:
+        return
+    saved = checkpoint['optimizer']
+    for name, wrapper in optim_wrappers(runner).items():
+        part = saved[name] if name else saved
+        slice_saved_state(part, wrapper.optimizer, model, keep)
 
 
 def network_has_changed(runner: Runner) -> None:

@@ -93,6 +93,34 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
         compute_again(model)
 
 
+def slice_saved(
+    checkpoint: Mapping[str, Any], model: nn.Module, keep: Keep
+) -> None:
+    """Remove channels from the tensors that a checkpoint has of a model.
+
+    The model stays as it is, and so do its tensors, which the checkpoint may
+    share.
+
+    Args:
+        checkpoint (Mapping): Its parts; those that hold tensors by the names
+            of the model's, also averaged ones, are changed in place.
+        model (nn.Module): The model, not yet sliced.
+        keep (Keep): Positions that stay.
+    """
+    tensors = named_tensors(model)
+    cuts = {id(tensors[name]): cut for name, cut in cuts_of(keep).items()}
+    names = {  # each name of a shared tensor
+        name: cuts[id(tensor)]
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if id(tensor) in cuts
+    }
+    for part in checkpoint.values():
+        for name, cut in names.items() if isinstance(part, dict) else ():
+            for key in (name, f'module.{name}'):  # as averaged models have it
+                if isinstance(part.get(key), Tensor):
+                    part[key] = slice_tensor(part[key], cut)
+
+
 def compute_again(model: nn.Module) -> None:
     """Let modules in evaluation compute again what they keep of their weights.
 

@@ -277,6 +277,24 @@ def test_scores_that_are_infinite_on_one_rank(tmp_path, waits):
     assert [r['iter'] for r in removals(tmp_path)][:2] == first
 
 
+def test_one_process_saves_in_between(tmp_path):
+    """What is masked is cut out of the checkpoint only, without the other."""
+    config = make_config(
+        tmp_path / 'run', hook=dict(cut_to=0, save_at=[]), **data(4)
+    )
+    config.custom_hooks += [dict(type='SaveOften', interval=4)]
+    config.dump(tmp_path / 'config.py')
+    launch(tmp_path / 'config.py')
+    assert removals(tmp_path / 'run', 0) == removals(tmp_path / 'run', 1)
+    saved = load(tmp_path / 'run' / 'often_8.pth')
+    (at,) = [r for r in removals(tmp_path / 'run') if r['iter'] == 6]
+    assert saved['mmgfp_structure']['tensors'] == at['left']
+    for name, axes in at['left'].items():
+        for axis, entry in axes.items():
+            size = sum(end - begin for begin, end in entry['keep'])
+            assert saved['state_dict'][name].shape[int(axis)] == size
+
+
 def test_a_failure_to_save_ends_all_processes(tmp_path):
     """With what went wrong, long before the timeout of half an hour."""
     config = make_config(tmp_path / 'run', **data(4))

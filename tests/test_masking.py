@@ -17,13 +17,16 @@ from toy import (
     loader,
     make_config,
     pruning_hook,
+    raw_outputs,
     removals,
     train,
     validated,
 )
 
+from mmgfp import Structure
 from mmgfp.finder import find_groups
 from mmgfp.masking import GradientMask
+from mmgfp.runner_state import averaged_models
 
 MOMENTUM = dict(
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -127,24 +130,88 @@ def test_when_channels_leave(tmp_path):
     assert len(first['state_dict']['conv1.weight']) == left
 
 
-def test_saving_in_between_is_refused(tmp_path):
-    config = make_config(
-        tmp_path,
-        hook=dict(cut_to=0, channels_per_step=1, interval=1, save_at=[]),
-    )
+INFINITE = dict(loader(augment=True), sampler=dict(type='InfiniteSampler'))
+ITERATIONS = dict(
+    train_dataloader=INFINITE,
+    train_cfg=dict(by_epoch=False, max_iters=24),
+    default_hooks=dict(
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=100)
+    ),
+    hook=dict(cut_to=0, save_at=[], after_target='train'),
+    optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+)
+
+
+class Note(Hook):
+    """What the network and its average say after each iteration."""
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self.outputs: dict[int, list[list[torch.Tensor]]] = {}
+        self.masked: dict[int, bool] = {}
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any):
+        models = [a.module for a in averaged_models(runner)] + [runner.model]
+        with torch.random.fork_rng():
+            outputs = [raw_outputs(model, (8, 8)) for model in models]
+        self.outputs[runner.iter + 1] = outputs
+        self.masked[runner.iter + 1] = pruning_hook(runner).pruner.masked
+
+
+@pytest.mark.parametrize(
+    'ema',
+    [[], [dict(type='EMAHook', update_buffers=True)]],
+    ids=['plain', 'ema'],
+)
+def test_checkpoints_saved_in_between_are_slim_and_go_on(tmp_path, ema):
+    """The network that trains stays as wide as it was."""
+    config = make_config(tmp_path, **ITERATIONS)
+    config.custom_hooks += [*ema, dict(type='SaveOften', interval=3)]
     runner = Runner.from_cfg(config)
+    note = Note()
+    runner.register_hook(note)
+    runner.train()
+    in_between = [i for i, masked in note.masked.items() if masked]
+    saved = [i for i in in_between if i % 3 == 0]
+    assert len(saved) >= 2
+    for i in range(3, 25, 3):
+        checkpoint = load(tmp_path / f'often_{i}.pth')
+        structure = Structure.from_dict(checkpoint['mmgfp_structure'])
+        assert bool(structure.axes) == (i >= 3)
+        parts = [checkpoint['state_dict']]
+        if ema:  # the weights that train are in the place of the average
+            averaged = checkpoint['ema_state_dict'].items()
+            parts += [
+                {
+                    name.removeprefix('module.'): tensor
+                    for name, tensor in averaged
+                    if name.startswith('module.')
+                }
+            ]
+        for weights, expected in zip(parts, note.outputs[i], strict=True):
+            slim = ToyClassifier()
+            structure.apply(slim)
+            slim.load_state_dict(weights)
+            for a, b in zip(raw_outputs(slim, (8, 8)), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        shapes = [t.shape for t in slim.parameters()]
+        states = checkpoint['optimizer']['state'].values()
+        assert [s['exp_avg'].shape for s in states] == shapes
 
-    class Saver(Hook):
-        priority = 'LOWEST'
-
-        def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any):
-            if runner.iter == 1:
-                runner.save_checkpoint(str(tmp_path), 'mine.pth')
-
-    runner.register_hook(Saver())
-    with pytest.raises(RuntimeError, match='cut_to=1'):
-        runner.train()
-    assert not (tmp_path / 'mine.pth').exists()
+    again = make_config(tmp_path / 'again', **ITERATIONS)
+    again.custom_hooks += ema
+    again.load_from, again.resume = f'{tmp_path}/often_{saved[-1]}.pth', True
+    resumed = Runner.from_cfg(again)
+    resumed.train()
+    before = [r for r in removals(tmp_path) if r['iter'] > saved[-1]]
+    rest = removals(tmp_path / 'again') if before else []
+    assert rest == before
+    expected = runner.model.state_dict()
+    for name, tensor in resumed.model.state_dict().items():
+        torch.testing.assert_close(
+            tensor, expected[name], rtol=1e-3, atol=1e-4
+        )
 
 
 def test_masked_weights_are_sent_to_other_processes_without_a_warning():

@@ -354,6 +354,21 @@ class Stop(Hook):
 
 
 @HOOKS.register_module(force=True)
+class SaveOften(Hook):
+    """Saves in the middle of epochs, as hooks of users do."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, interval: int) -> None:
+        self.interval = interval
+
+    def after_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
+        if self.every_n_train_iters(runner, self.interval):
+            name = f'often_{runner.iter + 1}.pth'
+            runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+
+
+@HOOKS.register_module(force=True)
 class FullDisk(Hook):
     """Lets checkpoints of saved ratios fail in the middle, on this process."""
 
