@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod as Masking
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .slots import ATTRIBUTE
@@ -84,7 +85,8 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
                 tensor.grad = slice_tensor(grad, cuts)
     for module, shapes in before.items():
         with torch.no_grad():
-            _normalise_again(module)
+            for hook in _kept_weights(module).values():
+                hook(module, ())
             _refresh_attributes(module, shapes)
     for (name, axis), kept in keep.items():
         if axis == ATTRIBUTE:
@@ -188,7 +190,7 @@ def _owners(
             **dict(module.named_parameters(recurse=False)),
             **dict(module.named_buffers(recurse=False)),
         }
-        computed = [hook.name for hook in _weight_norms(module)]
+        computed = [*_kept_weights(module)]
         if is_parametrized(module):
             lists: Any = module.parametrizations
             for name, made in lists.items():
@@ -216,15 +218,15 @@ def length_of(direction: str) -> str:
     return ''
 
 
-def _weight_norms(module: nn.Module) -> list[WeightNorm]:
-    hooks = module._forward_pre_hooks.values()
-    return [hook for hook in hooks if isinstance(hook, WeightNorm)]
-
-
-def _normalise_again(module: nn.Module) -> None:
-    """Weights that a hook computes before each forward, and keeps."""
-    for hook in _weight_norms(module):
-        setattr(module, hook.name, hook.compute_weight(module))
+def _kept_weights(module: nn.Module) -> dict[str, WeightNorm | Masking]:
+    """What hooks of torch compute before each forward, and keep."""
+    found: dict[str, WeightNorm | Masking] = {}
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            found[hook.name] = hook
+        elif isinstance(hook, Masking):
+            found[hook._tensor_name] = hook
+    return found
 
 
 def _set_data(tensor: Tensor, data: Tensor) -> None:

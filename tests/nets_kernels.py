@@ -13,6 +13,7 @@ from torch.nn.utils import spectral_norm
 from torch.nn.utils import weight_norm as deprecated_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm as spectral
 from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.prune import random_unstructured
 
 KERNEL = 'computes its kernel'
 
@@ -250,6 +251,21 @@ class ElementwiseOfTwo(Elementwise):
         self.second = Gated(8, 6, 3, padding=1)
 
 
+class ElementwiseByMask(Elementwise):
+    """Some elements are zero: torch's own pruning."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = conv(8, 6)
+        random_unstructured(self.second, 'weight', 0.3)
+
+
+class DepthwiseByMask(Depthwise):
+    @staticmethod
+    def make(*args, **kwargs):
+        return random_unstructured(nn.Conv2d(*args, **kwargs), 'weight', 0.3)
+
+
 class BufferedLinear(Net):
     """A weight that is never trained is a buffer."""
 
@@ -310,6 +326,8 @@ KERNEL_NETS: dict[str, type[Net]] = {
         NormalisedLinear,
         Elementwise,
         ElementwiseOfTwo,
+        ElementwiseByMask,
+        DepthwiseByMask,
         BufferedLinear,
         OneNorm,
     )

@@ -127,7 +127,7 @@ def test_computed_kernels_are_cut_with_what_they_come_from(name):
         for group in groups:
             for member in group.members:
                 if member.layer == layer and member.tensor.endswith(
-                    ('weight', '_v', 'original', 'original1')
+                    ('weight', '_v', '_orig', 'original', 'original1')
                 ):
                     left = keep.get((member.tensor, member.axis))
                     if left is not None:
