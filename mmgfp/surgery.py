@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod as Masking
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .slots import ATTRIBUTE
@@ -85,8 +86,7 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
                 tensor.grad = slice_tensor(grad, cuts)
     for module, shapes in before.items():
         with torch.no_grad():
-            for hook in _kept_weights(module).values():
-                hook(module, ())
+            _keep_again(module)
             _refresh_attributes(module, shapes)
     for (name, axis), kept in keep.items():
         if axis == ATTRIBUTE:
@@ -136,6 +136,8 @@ def compute_again(model: nn.Module) -> None:
             model.eval()
         for module, training in modes.items():
             module.training = training
+            if not training:  # those have no graph, whoever ran them last
+                _keep_again(module)
 
 
 def read_width(model: nn.Module, name: str) -> int | None:
@@ -218,11 +220,17 @@ def length_of(direction: str) -> str:
     return ''
 
 
-def _kept_weights(module: nn.Module) -> dict[str, WeightNorm | Masking]:
+def _keep_again(module: nn.Module) -> None:
+    with torch.no_grad():
+        for hook in _kept_weights(module).values():
+            hook(module, ())
+
+
+def _kept_weights(module: nn.Module) -> dict[str, Any]:
     """What hooks of torch compute before each forward, and keep."""
-    found: dict[str, WeightNorm | Masking] = {}
+    found: dict[str, Any] = {}
     for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm):
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
             found[hook.name] = hook
         elif isinstance(hook, Masking):
             found[hook._tensor_name] = hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,8 +20,10 @@ from nets import (
     group,
     run,
 )
+from nets_kernels import by_hook
 from oracles import layout
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
 
 from mmgfp.finder import NoOutputsError, find_groups, restrict_groups
 
@@ -252,3 +255,20 @@ def test_outputs_that_hold_no_tensor_are_refused(kind):
     message = str(error.value)
     assert message.startswith('run(model) returned a value of the type')
     assert '\n' not in message
+
+
+@pytest.mark.parametrize('wrap', [by_hook, spectral_norm])
+def test_weights_that_hooks_keep_need_not_have_run(wrap):
+    """They hold a graph until then, which cannot be copied."""
+
+    class Model(Chain):
+        def __init__(self):
+            super().__init__()
+            self.spare = wrap(nn.Conv2d(3, 8, 3))
+
+    model = Model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = find_groups(model, run, images=2)
+    assert layout(found) == Chain.prunable
+    after = model.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in before)
