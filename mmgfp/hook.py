@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
 from .adapt import check_names, unwrap
 from .adapt import input_shape as config_shape
@@ -49,8 +49,10 @@ from .runner_state import (
     Trainers,
     averaged_models,
     before_each_batch,
+    check_whole,
     checkpoint_is_due,
     cut_checkpoint,
+    is_training,
     network_has_changed,
     on_main_process,
     optimizers,
@@ -184,7 +186,9 @@ class FisherPruningHook(Hook):
     # -- start ------------------------------------------------------------
 
     def before_run(self, runner: Runner) -> None:
-        """Have checkpoints cut after all hooks have had their say."""
+        """Check the runner; have checkpoints cut after all other hooks."""
+        if is_training(runner):
+            check_whole(runner)
         if not any(
             isinstance(hook, CheckpointCutter) for hook in runner.hooks
         ):
@@ -522,6 +526,8 @@ class FisherPruningHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make the network slim before slim weights are loaded."""
+        if is_training(runner):
+            check_whole(runner)
         if KEY not in checkpoint:
             # MMEngine would go on with random weights
             weights = checkpoint.get('state_dict', checkpoint)
@@ -532,7 +538,7 @@ class FisherPruningHook(Hook):
         model = unwrap(runner.model)
         structure.check(model)
         self._structure = structure
-        if isinstance(runner._train_loop, BaseLoop):  # is going to train
+        if is_training(runner):
             self._groups = self._find_groups(runner)
         structure.apply(model)
         for average in averaged_models(runner):

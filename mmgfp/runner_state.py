@@ -12,8 +12,9 @@ from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from .adapt import unwrap
 from .errors import type_and_line
@@ -175,11 +176,59 @@ def network_has_changed(runner: Runner) -> None:
 def _rewrap(runner: Runner) -> None:
     """Wrap the model for distributed training anew: its buckets changed."""
     model = unwrap(runner.model)
+    strategy = getattr(runner, 'strategy', None)  # of a FlexibleRunner
     runner.model = model
+    if strategy is not None:
+        strategy.model = model
     gc.collect()  # the old wrapper's reducer lets go of the parameters
-    runner.model = runner.wrap_model(
-        runner.cfg.get('model_wrapper_cfg'), model
-    )
+    if strategy is not None:
+        runner.model = strategy.model = strategy._wrap_model(model)
+    else:
+        runner.model = runner.wrap_model(
+            runner.cfg.get('model_wrapper_cfg'), model
+        )
+
+
+def is_training(runner: Runner) -> bool:
+    """Whether a runner trains, and does not only validate or test."""
+    return isinstance(runner._train_loop, BaseLoop)
+
+
+def check_whole(runner: Runner) -> None:
+    """Raise unless every process has the whole network in one piece.
+
+    Raises:
+        ValueError: Naming what takes it apart, and what to use.
+    """
+    strategy = getattr(runner, 'strategy', None)  # of a FlexibleRunner
+    kinds = [base.__name__ for base in type(strategy).__mro__]
+    if strategy is not None and (
+        'SingleDeviceStrategy' not in kinds or 'FSDPStrategy' in kinds
+    ):
+        raise ValueError(
+            f'the strategy {kinds[0]} gives the network, or the state of its '
+            'optimizer, to the processes in pieces, of which no channels can '
+            'be removed; expected SingleDeviceStrategy or DDPStrategy while '
+            'pruning'
+        )
+    model = runner.model
+    pieces: list[Any] = [
+        m for m in unwrap(model).modules() if is_model_wrapper(m)
+    ]
+    if is_model_wrapper(model) and not isinstance(
+        model, DistributedDataParallel
+    ):
+        pieces.insert(0, model)
+    for parameter in unwrap(model).parameters():
+        if hasattr(parameter, 'full_tensor'):  # a part of it
+            pieces.append(parameter)
+    if pieces:
+        raise ValueError(
+            f'the model is wrapped by {type(pieces[0]).__name__}; expected '
+            'none, or MMDistributedDataParallel around all of it, while '
+            'pruning: channels can be removed only where every process has '
+            'the whole network'
+        )
 
 
 def sum_over_ranks(tensor: Tensor) -> None:

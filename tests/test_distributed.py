@@ -170,6 +170,26 @@ def test_other_launchers_do_the_same(half_batches, tmp_path, launcher):
         assert tensor.equal(expected[name]), name
 
 
+def test_the_strategy_of_distributed_training(half_batches, tmp_path):
+    """Networks that are cut are wrapped anew by it."""
+    config = make_config(tmp_path, **data(4))
+    config.runner_type = 'FlexibleRunner'
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        device_ids=None,  # on a CPU
+    )
+    config.strategy = dict(type='DDPStrategy', model_wrapper=wrapper)
+    config.env_cfg = dict(dist_cfg=dict(backend='gloo'))
+    config.dump(tmp_path / 'config.py')
+    launch(tmp_path / 'config.py')
+    assert removals(tmp_path) == removals(half_batches)
+    assert removals(tmp_path, 1) == removals(tmp_path)
+    expected = final(half_batches)
+    for name, tensor in final(tmp_path).items():
+        assert tensor.equal(expected[name]), name
+
+
 @pytest.mark.parametrize(
     'launcher, told, words',
     [
