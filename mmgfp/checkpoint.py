@@ -13,22 +13,38 @@ from .archive import kind_of_file, read_archive
 from .plain import shown
 from .unpickler import RefusedError
 
+EXTRA_STATE = '_extra_state'  # what a module adds may be anything
 
-def check_checkpoint(path: str | os.PathLike) -> None:
-    """Complain about a missing or truncated checkpoint before it is loaded.
+
+def check_checkpoint(path: str | os.PathLike, trusted: bool = False) -> None:
+    """Complain about a checkpoint before mmengine loads, and runs, it.
 
     Says nothing about addresses such as ``https://...``.
 
     Args:
         path (str | os.PathLike): As users name it.
+        trusted (bool): Whether it may hold objects of any kind. Defaults to
+            False.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is a folder, no checkpoint or was cut short.
+        ValueError: If it is a folder, no checkpoint or was cut short, or holds
+            objects other than tensors, arrays and plain types.
     """
     path = os.fspath(path)
-    if '://' not in path:
-        _check_file(path)
+    if '://' in path:
+        return
+    _check_file(path)
+    if not trusted:
+        try:
+            load_plain_checkpoint(path)
+        except ValueError as error:
+            if not isinstance(error.__cause__, RefusedError):
+                raise
+            raise ValueError(
+                f'{error}. Where you know who wrote it, --trust-checkpoint '
+                'loads it.'
+            ) from error
 
 
 def _check_file(path: str) -> None:
@@ -104,7 +120,7 @@ def weights_of(
             f'tensors by name, got {shown(weights)}'
         )
     for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) and not name.endswith(EXTRA_STATE):
             raise ValueError(
                 f'the checkpoint {os.fspath(path)} holds no weights: expected '
                 f'tensors by name, got {shown(tensor)} for {shown(name)}'

@@ -191,6 +191,12 @@ def parse_launched(parser: ArgumentParser) -> Namespace:
     """Parse what a launcher, too, may have written; adds its options."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load a checkpoint that may run code: it holds objects other '
+        'than tensors and plain types',
+    )
+    parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',

@@ -17,7 +17,7 @@ import math
 import pickle
 import re
 import struct
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -204,6 +204,15 @@ def _make_ordered_dict(limits: Limits, pairs: Any = ()) -> OrderedDict:
     return OrderedDict((_key(key), value) for key, value in pairs)
 
 
+def _make_counter(limits: Limits, counts: Any) -> Counter:
+    """Milestones of a learning rate."""
+    if type(counts) is not dict or not all(
+        type(count) is int for count in counts.values()
+    ):
+        raise ValueError('a Counter that is not made of numbers')
+    return Counter(counts)
+
+
 def _make_set(
     kind: type[set] | type[frozenset],
 ) -> Callable[..., Any]:
@@ -357,9 +366,11 @@ def _make_parameter(
 
 def _known() -> dict[str, Any]:
     """Everything that a file may name."""
-    known: dict[str, Any] = {'numpy.ndarray': _ARRAY, _BUFFER: _Name(_BUFFER)}
-    for name in ('min', 'max', 'current', 'mean'):  # in protocol 4
-        known[f'{_BUFFER}.{name}'] = _Name(name)
+    known: dict[str, Any] = {'numpy.ndarray': _ARRAY}
+    for kind, methods in _WITH_METHODS.items():
+        known[kind] = _Name(kind)
+        for method in methods:  # in protocol 4
+            known[f'{kind}.{method}'] = _Ignored()
     constructors: dict[str, Callable[..., Any]] = {
         'builtins.getattr': _make_ignored,
         'builtins.set': _make_set(set),
@@ -367,6 +378,7 @@ def _known() -> dict[str, Any]:
         'builtins.bytes': _make_bytes,
         '_codecs.encode': _make_bytes,
         'collections.OrderedDict': _make_ordered_dict,
+        'collections.Counter': _make_counter,
         'torch.Size': _make_size,
         'torch.device': _make_device,
         'torch._utils._rebuild_tensor': _make_tensor,
@@ -389,7 +401,15 @@ def _known() -> dict[str, Any]:
 
 
 _ARRAY = _Name('numpy.ndarray')
-_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
+# classes of mmengine whose methods are in checkpoints
+_WITH_METHODS = {
+    'mmengine.logging.history_buffer.HistoryBuffer': (
+        *('min', 'max', 'current', 'mean'),
+    ),
+    'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler': (
+        *('_annealing_cos', '_annealing_linear'),
+    ),
+}
 _STORAGES = {
     'Double': torch.float64,
     'Float': torch.float32,
@@ -673,7 +693,7 @@ _OPERATIONS = {
 
 
 def _contents(value: Any) -> Iterable[Any]:
-    if type(value) in (dict, OrderedDict):
+    if type(value) in (dict, OrderedDict, Counter):
         yield from value.values()
         yield from vars(value).values() if type(value) is OrderedDict else ()
     elif type(value) in (list, tuple):

@@ -305,6 +305,15 @@ PROGRAMS: dict[str, bytes] = {
             b'](' + array(dtype('f8'), numbers(8)) + b'e',
         )
     ),
+    'counter of tensors': entry(
+        call(
+            name('collections', 'Counter'),
+            b'}' + text('a') + tensor(numbers(6), numbers(1)) + b's',
+        )
+    ),
+    'counter of a text': entry(
+        call(name('collections', 'Counter'), text('a' * 9))
+    ),
     'set of a dict': entry(call(name('builtins', 'set'), b'}')),
     'set of an iterator': entry(
         call(name('builtins', 'set'), tensor(numbers(6), numbers(1)))

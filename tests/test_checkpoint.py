@@ -12,6 +12,7 @@ import pytest
 import torch
 from crafted import crafted, harmless
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.registry import PARAM_SCHEDULERS
 from nets import Chain
 from torch import nn
 
@@ -127,6 +128,45 @@ def test_what_mmengine_saves(tmp_path):
         torch.equal(v, loaded['state_dict'][k])
         for k, v in content['state_dict'].items()
     )
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(type='MultiStepLR', milestones=[2, 3]),
+        dict(type='OneCycleLR', eta_max=0.1, total_steps=9),
+        dict(
+            type='OneCycleLR',
+            eta_max=0.1,
+            total_steps=9,
+            anneal_strategy='linear',
+        ),
+        dict(
+            type='CosineRestartLR',
+            periods=[2],
+            restart_weights=[1],
+            eta_min=0,
+        ),
+        dict(type='ReduceOnPlateauLR'),
+        dict(type='PolyLR'),
+        dict(type='StepLR', step_size=2),
+    ],
+    ids=lambda settings: settings['type'],
+)
+def test_learning_rates_of_mmengine(settings, protocol, tmp_path):
+    """Every checkpoint of a training has the state of its schedule."""
+    optimizer = torch.optim.SGD(Chain().parameters(), lr=0.1, momentum=0.9)
+    schedule = PARAM_SCHEDULERS.build(
+        settings, default_args=dict(optimizer=optimizer)
+    )
+    state = schedule.state_dict()
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({'a': state}, path, pickle_protocol=protocol)
+    loaded = load_plain_checkpoint(path)['a']
+    assert loaded.keys() == state.keys()
+    if 'milestones' in state:
+        assert loaded['milestones'] == state['milestones']
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,11 @@ def make_config(args: argparse.Namespace) -> Config:
     if args.resume is not None:
         set_resume(config, args.resume)
 
-    if config.get('load_from'):
-        check_checkpoint(config.load_from)
+    start = config.get('load_from')
+    if config.get('resume') and not start:
+        start = find_latest_checkpoint(config.work_dir)
+    if start:
+        check_checkpoint(start, args.trust_checkpoint)
 
     complete_dataloaders(config)
     set_launcher(config, args.launcher)
