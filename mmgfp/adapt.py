@@ -17,7 +17,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from .checkpoint import load_plain_checkpoint
+from .checkpoint import load_plain_checkpoint, weights_of
+from .loading import load_weights
 from .structure import KEY, Structure
 
 # The paper counts COCO detectors at this size; MMDetection's test scale
@@ -72,9 +73,7 @@ def load_model(
     if KEY in loaded and not _builds_slim(config):
         where = os.fspath(checkpoint)
         Structure.from_dict(loaded[KEY], where).apply(model)
-    weights = loaded.get('state_dict', loaded)
-    check_weights(model, weights, os.fspath(checkpoint))
-    model.load_state_dict(weights, strict=False)
+    load_weights(model, weights_of(loaded, checkpoint), checkpoint)
     return model
 
 
@@ -94,55 +93,6 @@ def build_full_model(config: Config) -> nn.Module:
 
 def _builds_slim(config: Config) -> bool:
     return str(config.model.type).endswith('PrunedModel')
-
-
-def check_weights(
-    model: nn.Module, weights: Mapping[str, Any], checkpoint: str
-) -> None:
-    """Complain about weights that a model would not take.
-
-    Args:
-        model (nn.Module): That is to load them.
-        weights (Mapping): Tensors by name, as in a checkpoint.
-        checkpoint (str): Where they are from, for the message.
-
-    Raises:
-        ValueError: If a tensor has another shape, or no name is known.
-    """
-    weights = {k.removeprefix('module.'): v for k, v in weights.items()}
-    tensors = model.state_dict()
-    for name, tensor in tensors.items():
-        if name in weights and weights[name].shape != tensor.shape:
-            raise ValueError(
-                f'the checkpoint {checkpoint} does not fit the config: '
-                f'{name} has shape {tuple(weights[name].shape)}, the model '
-                f'{tuple(tensor.shape)}. Use the config it was trained with; '
-                'for a slim network that is the one pruning generated, or '
-                'the one with the pruning hook.'
-            )
-    check_names(model, weights, checkpoint)
-
-
-def check_names(
-    model: nn.Module, weights: Mapping[str, Any], checkpoint: str
-) -> None:
-    """Complain about weights of which a model would take none.
-
-    Args:
-        model (nn.Module): That is to load them.
-        weights (Mapping): Tensors by name, as in a checkpoint.
-        checkpoint (str): Where they are from, for the message.
-
-    Raises:
-        ValueError: If no name is known.
-    """
-    names = {name.removeprefix('module.') for name in weights}
-    tensors = model.state_dict()
-    if not tensors.keys() & names:
-        raise ValueError(
-            f'the checkpoint {checkpoint} has no tensor of the model; '
-            f'expected names such as {next(iter(tensors), "")!r}'
-        )
 
 
 def unwrap(model: nn.Module) -> nn.Module:

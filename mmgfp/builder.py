@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS
-from torch import nn
+from torch import Tensor, nn
 
 from .kinds import kind_of
 from .registry import MODELS
+from .slots import ATTRIBUTE
 from .structure import Structure
 
 
@@ -43,7 +45,39 @@ def build_pruned_model(
     model = ROOT_MODELS.build(dict(type=architecture, **kwargs))
     loaded.apply(model)
     _forget_pretrained(model)
+    model._register_load_state_dict_pre_hook(_OnlySlimWeights(loaded))
     return model
+
+
+class _OnlySlimWeights:
+    """Complains of weights of another width before a model loads any.
+
+    Those who load weights otherwise pass over what does not fit.
+
+    Args:
+        structure (Structure): What is left of the model's tensors.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self._widths = {
+            key: (len(axis.keep), axis.size)
+            for key, axis in structure.axes.items()
+            if key[1] != ATTRIBUTE
+        }
+
+    def __call__(
+        self, weights: Mapping[str, Tensor], prefix: str, *_: Any
+    ) -> None:
+        for (name, axis), (slim, full) in self._widths.items():
+            shape = tuple(getattr(weights.get(prefix + name), 'shape', ()))
+            if axis < len(shape) and shape[axis] != slim:
+                state = 'the full one' if shape[axis] == full else 'another'
+                raise ValueError(
+                    f'the weights do not fit the slim network: {name} has '
+                    f'shape {shape}, expected {slim} along axis {axis}. They '
+                    f'are those of {state}; expected what was trained with '
+                    'this structure, or saved by pruning beside it.'
+                )
 
 
 def _forget_pretrained(model: nn.Module) -> None:

@@ -12,8 +12,8 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .adapt import check_names, unwrap
 from .adapt import input_shape as config_shape
+from .adapt import unwrap
 from .arguments import (
     flag,
     named_arguments,
@@ -45,10 +45,12 @@ from .progress import Progress, Tally, listed, unscored_line
 from .pruner import GroupFisherPruner, Normalizer
 from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
+from .resume import STATE_KEY, read_state, stamped
 from .runner_state import (
     Trainers,
     averaged_models,
     before_each_batch,
+    check_loaded,
     check_whole,
     checkpoint_is_due,
     cut_checkpoint,
@@ -61,8 +63,6 @@ from .runner_state import (
     true_on_all_ranks,
 )
 from .structure import KEY, Structure
-
-STATE_KEY = 'mmgfp_pruning'
 
 
 @HOOKS.register_module()
@@ -517,26 +517,29 @@ class FisherPruningHook(Hook):
         if self.pruner is None:
             return
         checkpoint[KEY] = self._current_structure(runner).to_dict()
-        checkpoint[STATE_KEY] = {
-            'pruner': self.pruner.state_dict(),
-            'tally': asdict(self._tally),
-            'target': {self.schedule.metric: self.schedule.target},
-            'random': self._random.states(),
-        }
+        checkpoint[STATE_KEY] = stamped(
+            {
+                'pruner': self.pruner.state_dict(),
+                'tally': asdict(self._tally),
+                'target': {self.schedule.metric: self.schedule.target},
+                'random': self._random.states(),
+            }
+        )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Make the network slim before slim weights are loaded."""
         if is_training(runner):
             check_whole(runner)
-        if KEY not in checkpoint:
-            # MMEngine would go on with random weights
-            weights = checkpoint.get('state_dict', checkpoint)
-            which = str(runner.cfg.get('load_from') or 'that was loaded')
-            check_names(unwrap(runner.model), weights, which)
-            return
+        if KEY in checkpoint:
+            self._make_slim(runner, checkpoint)
+        check_loaded(runner, checkpoint)
+
+    def _make_slim(self, runner: Runner, checkpoint: dict) -> None:
         structure = Structure.from_dict(checkpoint[KEY], 'the checkpoint')
         model = unwrap(runner.model)
         structure.check(model)
+        if runner._resume and STATE_KEY in checkpoint:
+            self._resumed = read_state(checkpoint[STATE_KEY])
         self._structure = structure
         if is_training(runner):
             self._groups = self._find_groups(runner)
@@ -544,8 +547,6 @@ class FisherPruningHook(Hook):
         for average in averaged_models(runner):
             structure.apply(average.module)
         network_has_changed(runner)
-        if runner._resume and STATE_KEY in checkpoint:
-            self._resumed = checkpoint[STATE_KEY]
 
 
 class CheckpointCutter(Hook):

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .charts import Point, draw_accuracy, draw_progress, draw_scores
-from .checkpoint import load_plain_checkpoint
+from .checkpoint import load_plain_checkpoint, weights_of
 from .cost import METRICS
 from .files import complete, from_here
 from .page import folded, page, picture, table, text
@@ -150,12 +150,13 @@ def _size_of_weights(path: str) -> str:
     if not path or not Path(path).is_file():
         return 'not found'
     try:
-        checkpoint = load_plain_checkpoint(path)
+        weights = weights_of(load_plain_checkpoint(path), path)
     except ValueError:  # holds more than tensors: none of ours
         return 'not readable'
-    weights = checkpoint.get('state_dict', checkpoint).values()
     count = sum(
-        t.numel() * t.element_size() for t in weights if isinstance(t, Tensor)
+        t.numel() * t.element_size()
+        for t in weights.values()
+        if isinstance(t, Tensor)
     )
     return f'{count / 1e6:.2f} MB'
 

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from .adapt import load_model
-from .checkpoint import load_plain_checkpoint
+from .checkpoint import load_plain_checkpoint, meta_of
 from .config import load_config
 from .errors import type_and_line
 from .files import from_here
@@ -85,7 +85,7 @@ def _draw_all_predictions(
         _slim_candidate(run, config),
     ]
     found = {c.name: predict(_load(c), config, paths) for c in candidates}
-    meta = load_plain_checkpoint(baseline).get('meta') or {}
+    meta = meta_of(load_plain_checkpoint(baseline), baseline)
     classes = class_names(config, meta, None)
     figures = []
     for i, path in enumerate(paths):

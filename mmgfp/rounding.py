@@ -18,11 +18,12 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from .adapt import build_full_model, check_weights, input_shape
-from .checkpoint import load_plain_checkpoint
+from .adapt import build_full_model, input_shape
+from .checkpoint import load_plain_checkpoint, weights_of
 from .cost import count_cost, record_calls
 from .demo import cost_runner
 from .groups import ChannelGroup
+from .loading import load_weights
 from .preparation import demo_groups
 from .removal import axis_sizes, kept_positions, lost_units
 from .scores import STAYS, GroupScores
@@ -102,9 +103,7 @@ def round_network(
                 f'the full weights {os.fspath(weights)} are of a slim '
                 'network; expected what the full one had when pruning began'
             )
-        loaded = loaded.get('state_dict', loaded)
-        check_weights(full, loaded, os.fspath(weights))
-        full.load_state_dict(loaded, strict=False)
+        load_weights(full, weights_of(loaded, weights), weights)
     put_back(full, slim, structure)
     wanted.apply(full)
     before, after = (_cost(model, shape) for model in (slim, full))

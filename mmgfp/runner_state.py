@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .adapt import unwrap
+from .checkpoint import weights_of
 from .errors import type_and_line
 from .groups import ChannelGroup, Member
+from .loading import load_weights
 from .optimizers import slice_saved_state
 from .surgery import Keep, named_tensors, slice_saved
 
@@ -160,6 +162,19 @@ def cut_checkpoint(
     for name, wrapper in optim_wrappers(runner).items():
         part = saved[name] if name else saved
         slice_saved_state(part, wrapper.optimizer, model, keep)
+
+
+def check_loaded(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
+    """Load weights of a checkpoint before the runner does, but all of them.
+
+    The runner goes on with random weights where names or shapes differ.
+
+    Raises:
+        ValueError: If the model lacks some of them, or has others.
+    """
+    which = runner._load_from or 'that was loaded'
+    weights = weights_of(checkpoint, which)
+    load_weights(unwrap(runner.model), weights, which)
 
 
 def network_has_changed(runner: Runner) -> None:

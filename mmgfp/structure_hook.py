@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from .registry import HOOKS
+from .runner_state import check_loaded
 from .structure import KEY, Structure
 
 
@@ -18,6 +19,8 @@ class StructureHook(Hook):
     The configs that pruning generates have it, so that what they train can be
     used with the config of the full network, too, and outlives the structure
     file.
+
+    Loads weights that fit the slim network entirely, and no others.
 
     Args:
         structure (str | os.PathLike): Structure file (.json), or a checkpoint
@@ -30,6 +33,10 @@ class StructureHook(Hook):
 
     def __init__(self, structure: str | os.PathLike) -> None:
         self._structure = Structure.load(structure).to_dict()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Complain where the runner would go on with random weights."""
+        check_loaded(runner, checkpoint)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add it."""

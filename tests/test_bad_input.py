@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
@@ -302,6 +303,74 @@ def test_hook_meets_a_structure_of_another_version(tmp_path, pruned):
     assert 'the checkpoint has version 7' in text
 
 
+def published(pruned: Path, path: Path) -> str:
+    """Without the structure, as the libraries' publish_model.py leaves it."""
+    checkpoint = load(pruned)
+    torch.save({k: checkpoint[k] for k in ('meta', 'state_dict')}, path)
+    return str(path)
+
+
+def test_published_checkpoint_is_not_tested(tmp_path, pruned):
+    """MMEngine's own runner would test a network that is mostly random."""
+    path = published(pruned, tmp_path / 'published.pth')
+    config = make_config(tmp_path, load_from=path, **validated())
+    with pytest.raises(ValueError) as error:
+        Runner.from_cfg(config).test()
+    text = str(error.value)
+    assert f'the checkpoint {path} does not fit the config' in text
+    assert '--save-keys meta state_dict mmgfp_structure' in text
+    assert 'the one pruning generated' in text
+
+
+def test_published_checkpoint_is_not_pruned(tmp_path, pruned):
+    path = published(pruned, tmp_path / 'published.pth')
+    text = refused(tmp_path, load_from=path, hook=dict(target=dict(flops=0.3)))
+    assert 'does not fit the config' in text
+    assert '--save-keys' in text
+
+
+def test_published_checkpoint_with_the_generated_config(tmp_path, pruned):
+    path = published(pruned, tmp_path / 'published.pth')
+    config = Config.fromfile(f'{pruned.with_suffix("")}_finetune.py')
+    expected = load(pruned)['state_dict']
+    config.load_from = path
+    config.work_dir = str(tmp_path)
+    config.merge_from_dict(validated())
+    runner = Runner.from_cfg(config)
+    runner.test()
+    for name, tensor in runner.model.state_dict().items():
+        assert tensor.equal(expected[name]), name
+
+
+def full_weights(path: Path) -> str:
+    torch.save(dict(state_dict=ToyClassifier().state_dict()), path)
+    return str(path)
+
+
+def test_full_weights_with_the_generated_config(tmp_path, pruned):
+    """By any of those who load: the hook in it, or the model alone."""
+    config = Config.fromfile(f'{pruned.with_suffix("")}_finetune.py')
+    config.load_from = full_weights(tmp_path / 'full.pth')
+    config.work_dir = str(tmp_path)
+    config.merge_from_dict(validated())
+    with pytest.raises(ValueError, match=r'conv1\.weight has shape \(12, 8'):
+        Runner.from_cfg(config).test()
+    config.custom_hooks = []
+    config.experiment_name = 'without_hooks'
+    with pytest.raises(ValueError, match='the weights do not fit the slim'):
+        Runner.from_cfg(config).test()
+
+
+@pytest.mark.parametrize('lost', ['conv1.weight', 'head.bias'])
+def test_part_of_the_weights(tmp_path, lost):
+    weights = ToyClassifier().state_dict()
+    del weights[lost]
+    path = tmp_path / 'part.pth'
+    torch.save(dict(state_dict=weights), path)
+    text = refused(tmp_path, load_from=str(path))
+    assert f"1 are missing ('{lost}')" in text
+
+
 def one_line(result, code: int = 2) -> str:
     assert result.returncode == code, result.stderr[-3000:]
     (line,) = [
@@ -311,6 +380,33 @@ def one_line(result, code: int = 2) -> str:
     ]
     assert 'Traceback' not in result.stderr
     return line
+
+
+class RunsCode:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize('tool', ['test.py', 'train.py'])
+def test_checkpoint_that_runs_code_through_the_tool(tmp_path, tool):
+    """MMEngine would unpickle it."""
+    bad, made = tmp_path / 'bad.pth', tmp_path / 'made'
+    weights = ToyClassifier().state_dict()
+    torch.save(dict(state_dict=weights, meta=RunsCode(made)), bad)
+    config = write_config(tmp_path / 'config.py', tmp_path, **validated())
+    words = [bad] if tool == 'test.py' else ['--resume', bad]
+    line = one_line(run_tool(tool, config, *words))
+    assert f'{bad} holds objects other than tensors' in line
+    assert '(posix.mkdir)' in line and '--trust-checkpoint' in line
+    assert not made.exists()
+    if tool == 'test.py':
+        run_tool(tool, config, *words, '--trust-checkpoint')
+        assert made.exists()
 
 
 def test_truncated_checkpoint_through_the_tool(tmp_path, pruned):

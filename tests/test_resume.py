@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from toy import (
     write_config,
 )
 
-from mmgfp import Structure
+from mmgfp import Structure, __version__
+from mmgfp.progress import Tally
+from mmgfp.resume import STATE_KEY, STATE_VERSION, read_state, stamped
 
 AUGMENTED = loader(augment=True)
 INFINITE = dict(AUGMENTED, sampler=dict(type='InfiniteSampler', shuffle=True))
@@ -214,6 +217,81 @@ def test_resuming_needs_the_same_groups(tmp_path):
     kwargs['model'] = dict(type='ToyClassifier', norm='BN', width=14)
     with pytest.raises(ValueError, match=r'scores of|does not fit'):
         run(make_config(tmp_path, **kwargs), resume=True)
+
+
+@pytest.fixture(scope='module')
+def interrupted(tmp_path_factory) -> Path:
+    """A checkpoint between two pruning steps."""
+    work_dir = tmp_path_factory.mktemp('interrupted')
+    config = make_config(work_dir, **settings(**EPOCHS))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, dict(type='Stop', iteration=5))
+    return work_dir / 'epoch_1.pth'
+
+
+def resume(interrupted: Path, tmp_path: Path, change) -> Runner:
+    """Go on from a checkpoint with another state."""
+    checkpoint = load(interrupted)
+    change(checkpoint[STATE_KEY])
+    torch.save(checkpoint, tmp_path / 'changed.pth')
+    config = make_config(
+        tmp_path,
+        load_from=str(tmp_path / 'changed.pth'),
+        **settings(**EPOCHS),
+    )
+    return run(config, resume=True)
+
+
+def test_state_says_its_version(interrupted):
+    state = load(interrupted)[STATE_KEY]
+    assert state['version'] == STATE_VERSION
+    assert state['mmgfp'] == __version__
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (dict(version=STATE_VERSION + 1, mmgfp='7.1'), "by mmgfp '7.1'"),
+        (dict(version='2'), "in version '2'; this mmgfp .* versions 1 to 2"),
+        (dict(version=0), 'in version 0'),
+        (dict(pruner=None), 'of which pruner is missing'),
+        (dict(random=3), 'of which random is missing'),
+        (dict(tally={}), r'of which tally\.removed is missing'),
+        (dict(tally=[]), 'of which tally is missing'),
+    ],
+    ids=str,
+)
+def test_states_that_cannot_be_resumed(change, words):
+    state = stamped(
+        dict(pruner={}, tally=asdict(Tally()), target={}, random=[])
+    )
+    assert read_state(state) is state
+    with pytest.raises(ValueError, match=words) as error:
+        read_state(dict(state, **change))
+    assert '\n' not in str(error.value)
+    assert 'prune on from this one with load_from' in str(error.value)
+
+
+def test_state_of_a_later_release_is_not_resumed(interrupted, tmp_path):
+    with pytest.raises(ValueError, match='the state of pruning in version 9'):
+        resume(interrupted, tmp_path, lambda state: state.update(version=9))
+
+
+def test_state_without_version_is_resumed(interrupted, tmp_path):
+    """As it was before states had one."""
+
+    def change(state):
+        del state['version'], state['mmgfp']
+
+    assert resume(interrupted, tmp_path, change).iter == 24
+
+
+def test_state_without_version_that_is_incomplete(interrupted, tmp_path):
+    def change(state):
+        del state['version'], state['mmgfp'], state['tally']['steps']
+
+    with pytest.raises(ValueError, match=r'tally\.steps is missing'):
+        resume(interrupted, tmp_path, change)
 
 
 def test_killed_between_two_pruning_steps(tmp_path):

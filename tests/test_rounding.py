@@ -320,4 +320,11 @@ def test_bad_checkpoints(cases, tmp_path, capsys):
     up = ['--rounding', 'up', '--full-weights']
     assert 'slim.pth are of a slim' in refused('slim', *up, case.slim)
     assert 'gone.pth does not exist' in refused('slim', *up, 'gone.pth')
+    full = torch.load(case.full, weights_only=True)
+    del full['state_dict']['backbone.conv1.weight']
+    part = case.full.parent / 'part.pth'
+    torch.save(full, part)
+    error = refused('slim', *up, part)
+    assert 'part.pth does not fit the config' in error
+    assert "1 are missing ('backbone.conv1.weight')" in error
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from mmgfp.adapt import load_model
-from mmgfp.checkpoint import load_plain_checkpoint
+from mmgfp.checkpoint import load_plain_checkpoint, meta_of
 from mmgfp.cli import (
     add_json_option,
     add_shape_option,
@@ -169,7 +169,8 @@ def export(args: argparse.Namespace) -> None:
         )
         model = rounded.model
     preprocessing = read_preprocessing(config, model, args.shape, args.dynamic)
-    meta = load_plain_checkpoint(args.checkpoint).get('meta') or {}
+    loaded = load_plain_checkpoint(args.checkpoint)
+    meta = meta_of(loaded, args.checkpoint)
     classes = class_names(config, meta, number_of_classes(model))
     # before anything that takes long
     pictures, source = [], ''
@@ -211,8 +212,9 @@ def rounded_path(args: argparse.Namespace) -> str:
 
 
 def save_rounded(rounded: Rounded, args: argparse.Namespace) -> None:
+    loaded = load_plain_checkpoint(args.checkpoint)
     checkpoint = {
-        'meta': load_plain_checkpoint(args.checkpoint).get('meta') or {},
+        'meta': meta_of(loaded, args.checkpoint),
         'state_dict': rounded.model.state_dict(),
         KEY: rounded.structure.to_dict(),
     }

@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.registry import METRICS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
-from mmgfp import FisherPruningHook
-from mmgfp.adapt import check_weights, unwrap
-from mmgfp.checkpoint import check_checkpoint
+from mmgfp import FisherPruningHook, StructureHook
+from mmgfp.adapt import unwrap
+from mmgfp.checkpoint import check_checkpoint, weights_of
 from mmgfp.cli import (
     complete_dataloaders,
     config_parser,
@@ -22,7 +22,7 @@ from mmgfp.cli import (
     set_launcher,
     set_work_dir,
 )
-from mmgfp.structure import KEY
+from mmgfp.loading import load_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +49,7 @@ def make_config(args: argparse.Namespace) -> Config:
     """Load the config and let the command line override it."""
     config = read_config(args)
     set_work_dir(config, args.work_dir)
-    check_checkpoint(args.checkpoint)
+    check_checkpoint(args.checkpoint, args.trust_checkpoint)
     config.load_from = args.checkpoint
     config.resume = False
     complete_dataloaders(config)
@@ -71,12 +71,12 @@ def show(config: Config, folder: str) -> None:
 
 def check_fit(runner: Runner, checkpoint: str) -> None:
     """Complain where MMEngine would go on with the weights that do fit."""
+    hooks = (FisherPruningHook, StructureHook)
+    if any(isinstance(hook, hooks) for hook in runner.hooks):
+        return  # they do so
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    hooks = [h for h in runner.hooks if isinstance(h, FisherPruningHook)]
-    if hooks and KEY in loaded:
-        return  # the hook makes the network slim before it loads
-    weights = loaded.get('state_dict', loaded)
-    check_weights(unwrap(runner.model), weights, checkpoint)
+    weights = weights_of(loaded, checkpoint)
+    load_weights(unwrap(runner.model), weights, checkpoint)
 
 
 def main() -> None:

@@ -1,0 +1,152 @@
+"""Loading weights into a model: all of them, or an error that says which not.
+
+``load_state_dict(strict=False)``, which the libraries use, goes on with random
+weights wherever a name or a shape differs.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from .errors import in_one_line
+
+# What wrappers put before every name: distributed training, torch.compile.
+PREFIXES = ('module.', '_orig_mod.')
+PREPROCESSOR = 'data_preprocessor'  # its numbers are those of the config
+# How slim networks are loaded, and how they keep what that takes.
+ADVICE = (
+    'Use the config it was trained with; for a slim network that is the one '
+    'pruning generated, or the one it was pruned with and a checkpoint that '
+    'holds its structure: publish_model.py keeps it with `--save-keys meta '
+    'state_dict mmgfp_structure`.'
+)
+
+
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Any], where: str | os.PathLike
+) -> None:
+    """Load weights, and complain of every tensor that stays as it was.
+
+    Names may have a prefix of a wrapper. What only other parts of a network
+    need (an auxiliary head, averaged copies) is left out with a warning, what
+    a constructor computes (counters, indices) may be missing.
+
+    Args:
+        model (nn.Module): Loads them.
+        weights (Mapping): Tensors by name, as in a checkpoint.
+        where (str | os.PathLike): Where they are from, for the message.
+
+    Raises:
+        ValueError: If something is missing, unexpected or of another shape.
+            The model may have loaded the rest by then.
+    """
+    where = os.fspath(where)
+    own = model.state_dict()
+    weights = _without_prefixes(weights, own, where)
+    if not own.keys() & weights.keys():
+        raise ValueError(
+            f'the checkpoint {where} has no tensor of the model; '
+            f'expected names such as {next(iter(own), "")!r}, '
+            f'got {_some(list(weights))}'
+        )
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except Exception as error:  # a layer may read weights in its own way
+        raise ValueError(
+            f'the checkpoint {where} does not fit the config: '
+            f'{_shapes(own, weights) or in_one_line(error)}. {ADVICE}'
+        ) from error
+    parts = {_part(name) for name in own}
+    missing = [
+        name
+        for name in result.missing_keys
+        # a layer may leave out what it is given and computes anew
+        if name not in weights
+        and own[name].is_floating_point()
+        and _part(name) != PREPROCESSOR
+    ]
+    others = [
+        name
+        for name in result.unexpected_keys
+        if _is_number(weights[name]) and _part(name) != PREPROCESSOR
+    ]
+    unexpected = [name for name in others if _part(name) in parts]
+    if missing or unexpected:
+        raise ValueError(
+            f'the checkpoint {where} does not fit the config: of '
+            f'{len(own)} tensors of the model {len(missing)} are missing'
+            f'{_named(missing)}, and {len(unexpected)} others are there'
+            f'{_named(unexpected)}. {ADVICE}'
+        )
+    if others:
+        warnings.warn(
+            f'{len(others)} tensors of the checkpoint {where} belong to parts '
+            f'that the model does not have and are left out: {_some(others)}',
+            stacklevel=2,
+        )
+
+
+def _part(name: str) -> str:
+    """The child of the network that a tensor is in."""
+    return name.partition('.')[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _without_prefixes(
+    weights: Mapping[str, Any], own: Mapping[str, Tensor], where: str
+) -> dict[str, Any]:
+    """A copy with the model's own names, as far as prefixes hide them."""
+    found: Any = copy.copy(weights)
+    if hasattr(weights, '_metadata'):
+        found._metadata = weights._metadata.copy()
+    removed = True
+    while removed:
+        removed = False
+        for prefix in PREFIXES:
+            if any(name.startswith(prefix) for name in own):
+                continue  # a part of the model has that name
+            removed |= any(name.startswith(prefix) for name in found)
+            consume_prefix_in_state_dict_if_present(found, prefix)
+    if len(found) < len(weights):
+        raise ValueError(
+            f'the checkpoint {where} has tensors twice, with and without '
+            f'{" or ".join(PREFIXES)} before the name; expected them once'
+        )
+    return found
+
+
+def _shapes(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> str:
+    """The first tensor of another shape, and how many there are."""
+    differ = [
+        name
+        for name, tensor in own.items()
+        if isinstance(weights.get(name), Tensor)
+        and weights[name].shape != tensor.shape
+    ]
+    if not differ:
+        return ''
+    name = differ[0]
+    return (
+        f'{name} has shape {tuple(weights[name].shape)}, the model '
+        f'{tuple(own[name].shape)}; {len(differ)} of {len(own)} tensors differ'
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    return f' ({_some(names)})' if names else ''
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of many names, in one line."""
+    more = ', ...' if len(names) > 3 else ''
+    return ', '.join(ascii(name) for name in names[:3]) + more

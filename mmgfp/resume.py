@@ -1,0 +1,71 @@
+"""What a checkpoint keeps so that pruning resumes exactly.
+
+Beside the structure, under :data:`STATE_KEY`: scores, counts, random states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from .plain import shown
+from .progress import Tally
+from .version import __version__
+
+STATE_KEY = 'mmgfp_pruning'
+# States of version 1 do not say so.
+STATE_VERSION = 2
+
+_PARTS = {'pruner': dict, 'tally': dict, 'random': list}
+_ADVICE = (
+    'Resume from another checkpoint, or prune on from this one with load_from '
+    'and without resuming.'
+)
+
+
+def stamped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which version of mmgfp a state is of.
+
+    Args:
+        state (Mapping): ``pruner``, ``tally``, ``target`` and ``random``.
+    """
+    return {'version': STATE_VERSION, 'mmgfp': __version__, **state}
+
+
+def read_state(state: Any) -> dict[str, Any]:
+    """Check what :func:`stamped` gave, or what was saved before there was one.
+
+    Args:
+        state (Any): As loaded.
+
+    Raises:
+        ValueError: If it is of another version, or incomplete.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(
+            f'the checkpoint holds {shown(state)} under {STATE_KEY!r}, '
+            f'expected the state of pruning. {_ADVICE}'
+        )
+    version = state.get('version', 1)
+    if type(version) is not int or not 1 <= version <= STATE_VERSION:
+        raise ValueError(
+            f'the checkpoint holds the state of pruning in version '
+            f'{shown(version)}; this mmgfp {__version__} resumes versions 1 '
+            f'to {STATE_VERSION}. It was written by mmgfp '
+            f'{shown(state.get("mmgfp"))}: install that release. {_ADVICE}'
+        )
+    for part, kind in _PARTS.items():
+        if not isinstance(state.get(part), kind):
+            raise _incomplete(part)
+    counts = {field.name for field in fields(Tally)}
+    for name in sorted(counts ^ state['tally'].keys(), key=str):
+        raise _incomplete(f'tally.{name}')
+    return state
+
+
+def _incomplete(part: str) -> ValueError:
+    return ValueError(
+        f'the checkpoint holds a state of pruning of which {part} is missing '
+        f'or not known. {_ADVICE}'
+    )

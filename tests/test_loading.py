@@ -1,0 +1,156 @@
+"""All weights are loaded, or an error says which are not."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from mmgfp.loading import load_weights
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, width, 3), nn.BatchNorm2d(width)
+        )
+        self.head = nn.Linear(width, 2)
+
+
+def differ(a: nn.Module, b: nn.Module) -> list[str]:
+    other = b.state_dict()
+    return [n for n, t in a.state_dict().items() if not t.equal(other[n])]
+
+
+def refused(weights, model=None) -> str:
+    with pytest.raises(ValueError) as error:
+        load_weights(model or Net(), weights, 'a.pth')
+    text = str(error.value)
+    assert 'the checkpoint a.pth' in text and '\n' not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    'prefix', ['', 'module.', '_orig_mod.', 'module._orig_mod.']
+)
+def test_prefixes_of_wrappers(prefix):
+    trained, model = Net(), Net()
+    weights = trained.state_dict()
+    renamed = OrderedDict((prefix + k, v) for k, v in weights.items())
+    renamed._metadata = OrderedDict(
+        (f'{prefix}{k}'.rstrip('.'), v) for k, v in weights._metadata.items()
+    )
+    before = copy.deepcopy((list(renamed), renamed._metadata))
+    load_weights(model, renamed, 'a.pth')
+    assert not differ(model, trained)
+    assert before == (list(renamed), renamed._metadata)
+
+
+def test_part_that_has_the_name_of_a_prefix():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = Net()
+
+    trained, model = Wrapped(), Wrapped()
+    load_weights(model, trained.state_dict(), 'a.pth')
+    assert not differ(model, trained)
+
+
+def test_prefix_before_some_names():
+    weights = Net().state_dict()
+    weights['module.head.bias'] = weights['head.bias']
+    assert 'has tensors twice' in refused(weights)
+
+
+def test_part_of_the_tensors():
+    weights = Net().state_dict()
+    del weights['backbone.0.weight'], weights['head.bias']
+    text = refused(weights)
+    assert 'of 9 tensors of the model 2 are missing' in text
+    assert "('backbone.0.weight', 'head.bias')" in text
+
+
+def test_tensors_of_a_deeper_network():
+    weights = Net().state_dict()
+    for i in range(5):
+        weights[f'backbone.{i + 2}.weight'] = torch.ones(2)
+    text = refused(weights)
+    assert '0 are missing, and 5 others are there' in text
+    assert "'backbone.2.weight', 'backbone.3.weight'" in text
+    assert text.count('backbone') == 3  # the first few
+
+
+def test_nothing_known():
+    text = refused({'blocks.0.weight': torch.ones(2)})
+    assert 'has no tensor of the model' in text
+    assert "such as 'backbone.0.weight', got 'blocks.0.weight'" in text
+
+
+def test_other_shapes():
+    text = refused(Net(3).state_dict())
+    assert 'backbone.0.weight has shape (3, 3, 3, 3), the model (4' in text
+    assert '7 of 9 tensors differ' in text
+    assert '--save-keys meta state_dict mmgfp_structure' in text
+
+
+def test_values_that_are_no_tensors():
+    assert 'head.bias' in refused(dict(Net().state_dict(), **{'head.bias': 3}))
+
+
+def test_parts_that_the_model_does_not_have():
+    """An auxiliary head, or averages that older trainings saved."""
+    trained, model = Net(), Net()
+    weights = trained.state_dict()
+    weights['auxiliary_head.conv.weight'] = torch.ones(2)
+    weights['ema_backbone_0_weight'] = torch.ones(2)
+    with pytest.warns(UserWarning, match='2 tensors of .* are left out'):
+        load_weights(model, weights, 'a.pth')
+    assert not differ(model, trained)
+
+
+def test_what_a_constructor_computes():
+    """Counters, indices, and what the config says of the pictures."""
+    trained, model = Net(), Net()
+    weights = OrderedDict(trained.state_dict())
+    del weights['backbone.1.num_batches_tracked']
+    weights['backbone.position_ids'] = torch.arange(3)
+    weights['data_preprocessor.mean'] = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load_weights(model, weights, 'a.pth')
+    assert not differ(model, trained)
+
+
+def test_layers_that_rename_what_they_load():
+    class Renames(nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            old = f'{prefix}kernel'
+            if old in state_dict:
+                state_dict[f'{prefix}weight'] = state_dict.pop(old).t()
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    model = nn.Sequential(Renames(2, 3))
+    kernel, bias = torch.randn(2, 3), torch.randn(3)
+    load_weights(model, {'0.kernel': kernel, '0.bias': bias}, 'a.pth')
+    assert model[0].weight.equal(kernel.t())
+
+
+def test_layers_that_leave_out_what_they_load():
+    class Anew(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 3)
+            self.register_buffer('table', torch.arange(3.0))
+
+        def _load_from_state_dict(self, state_dict, prefix, *args):
+            state_dict.pop(f'{prefix}table', None)
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    model, trained = nn.Sequential(Anew()), nn.Sequential(Anew())
+    load_weights(model, trained.state_dict(), 'a.pth')
+    assert not differ(model, trained)
