@@ -226,23 +226,27 @@ def check_whole(runner: Runner) -> None:
             'be removed; expected SingleDeviceStrategy or DDPStrategy while '
             'pruning'
         )
-    model = runner.model
-    pieces: list[Any] = [
-        m for m in unwrap(model).modules() if is_model_wrapper(m)
+    model, bare = runner.model, unwrap(runner.model)
+    wrapped: list[tuple[str, Any]] = []
+    distributed = isinstance(model, DistributedDataParallel)
+    if is_model_wrapper(model) and not distributed:
+        wrapped.append(('the model', model))
+    wrapped += [
+        (f'the part {name} of the model', part)
+        for name, part in bare.named_modules()
+        if is_model_wrapper(part)
     ]
-    if is_model_wrapper(model) and not isinstance(
-        model, DistributedDataParallel
-    ):
-        pieces.insert(0, model)
-    for parameter in unwrap(model).parameters():
-        if hasattr(parameter, 'full_tensor'):  # a part of it
-            pieces.append(parameter)
-    if pieces:
+    wrapped += [
+        (f'the parameter {name}', parameter)
+        for name, parameter in bare.named_parameters()
+        if hasattr(parameter, 'full_tensor')  # it is a part of that
+    ]
+    for what, piece in wrapped[:1]:
         raise ValueError(
-            f'the model is wrapped by {type(pieces[0]).__name__}; expected '
-            'none, or MMDistributedDataParallel around all of it, while '
-            'pruning: channels can be removed only where every process has '
-            'the whole network'
+            f'{what} is wrapped by {type(piece).__name__}; expected a model '
+            'without wrappers, or MMDistributedDataParallel around all of '
+            'it, while pruning: channels can be removed only where every '
+            'process has the whole network'
         )
 
 

@@ -120,5 +120,6 @@ def test_wrappers_that_take_networks_apart(tmp_path, where):
     else:
         runner.model.conv1 = InPieces(runner.model.conv1)
     text = refused(runner)
-    assert 'the model is wrapped by InPieces' in text
+    what = dict(whole='the model', part='the part conv1 of the model')[where]
+    assert text.startswith(f'{what} is wrapped by InPieces')
     assert 'MMDistributedDataParallel around all of it' in text
