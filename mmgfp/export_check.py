@@ -156,7 +156,12 @@ class _Check:
         self.found = Agreement()
 
     def judge(self) -> None:
-        """Raise :exc:`CheckError` if the differences are too large."""
+        """Raise :exc:`CheckError` if the differences are too large.
+
+        Or if nothing was compared.
+        """
+        if not self.found.images:
+            raise CheckError('there are no images to compare outputs of')
         for name, difference in self.found.relative.items():
             allowed = self.found.allowed(name, self.tolerance)
             if not difference <= allowed:  # nan, too

@@ -330,6 +330,12 @@ def test_not_a_number_is_noticed(written):
         check_file(path, network, inputs)
 
 
+def test_a_comparison_of_nothing_is_no_agreement(written):
+    path, network, _ = written(False)
+    with pytest.raises(CheckError, match='no images to compare'):
+        check_file(path, network, [])
+
+
 def test_files_that_do_not_run(written):
     path, network, inputs = written(False)
     path.write_bytes(path.read_bytes()[:1000])
