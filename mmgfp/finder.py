@@ -76,6 +76,8 @@ def find_groups(
                 trace = _trace(model, run, train)
             if train is not None and trace.unused and not trace.trained:
                 _warn_of_unused(trace.unused)
+            if trace.unclear:
+                tell(_numbers_that_stay(trace.unclear))
             groups = [_freeze_single(group) for group in build_groups(trace)]
             tell('telling which rows belong to which image')
             groups = find_layouts(model, groups, run, images, train)
@@ -120,6 +122,14 @@ def _looking_into(run: Run) -> Run:
         return tensors + numbers
 
     return looked_into
+
+
+def _numbers_that_stay(names: Sequence[str]) -> str:
+    some = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+    return (
+        f'{len(names)} numbers named like widths stay as they are, because '
+        f'the forward reads them or has other channels of that number: {some}'
+    )
 
 
 def _freeze_single(group: ChannelGroup) -> ChannelGroup:

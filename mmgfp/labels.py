@@ -31,9 +31,10 @@ from .size_facts import SizeRecord, axis_labels
 from .size_watch import watch_sizes
 from .sizes import attributes_in
 from .slots import SlotTable, Trace, Use, layer_of
-from .surgery import compute_again
+from .surgery import compute_again, own_numbers
 from .trees import tree_leaves, values_in
-from .widths import settle_sizes
+from .unread import Passing, own_labels, unread
+from .widths import couple_unread, settle_sizes
 
 # what a tensor is that no operation made
 _UNSEEN = 'comes from the input, or from an operation PyTorch does not see'
@@ -105,10 +106,10 @@ def trace_labels(
     Raises:
         RuntimeError: If the forward itself fails.
     """
-    tracer = LabelTracer(model, find_rule)
+    tracer, passing = LabelTracer(model, find_rule), Passing.through(model)
     with (
         torch.no_grad(),
-        _module_stack(tracer),
+        _module_stack(tracer, passing),
         watch(tracer),
         watch_sizes(model, tracer),
         tracer,
@@ -122,24 +123,34 @@ def trace_labels(
             except Exception:  # the demo may lack what these losses need
                 tracer.stack.clear()
     slots = len(tracer.table)
-    return settle_sizes(
+    trace = settle_sizes(
         tracer.result(),
         tracer.sizes,
         lambda extent: axis_labels(extent.layers, extent.axis, slots),
+        tracer.own_numbers(),
+    )
+    counted = passing.counted(trace.table, slots)
+    return couple_unread(
+        trace, counted, lambda widths: unread(model, run, widths)
     )
 
 
 @contextmanager
-def _module_stack(tracer: LabelTracer) -> Iterator[None]:
+def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
     """Tell the tracer which module is being executed."""
+
+    def layers(tensor: Tensor) -> tuple[Tensor, ...]:
+        return tracer.tag(tensor).layers
 
     def enter(module: nn.Module, args: tuple) -> None:
         tracer.entered.add(module)
         first = args[0] if args and isinstance(args[0], Tensor) else None
         tracer.stack.append(_Frame(module, first))
+        passing.note(module, 'in', args[:1], layers)
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         tracer.stack.pop()
+        passing.note(module, 'out', output, layers)
 
     handles = [
         nn_module.register_module_forward_pre_hook(enter),
@@ -293,7 +304,9 @@ class LabelTracer(TorchDispatchMode):
         counted = set()
         for attribute in {a for term in terms for a in attributes_in(term)}:
             owner, _, key = attribute.name.rpartition('.')
-            counted.add((type(self._modules[owner]), key))
+            module = self._modules[owner]
+            if key not in own_numbers(module):
+                counted.add((type(module), key))
         return [
             *(
                 name
@@ -309,6 +322,15 @@ class LabelTracer(TorchDispatchMode):
                 if type(module) is kind
             ),
         ]
+
+    def own_numbers(self) -> dict[str, np.ndarray]:
+        """The slots that the numbers of layers stand for, by their names."""
+        names = {id(t): name for name, t in self.table.tensors.items()}
+        return {
+            f'{name}.{key}' if name else key: slots
+            for name, module in self._modules.items()
+            for key, slots in own_labels(module, self.table, names).items()
+        }
 
     def where(self) -> str:
         """The innermost module being executed, for messages."""

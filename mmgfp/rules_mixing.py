@@ -153,7 +153,7 @@ def _matmul(
     name = tr.tag(b).weight
     if (
         name is None
-        or tr.tag(a).weight is not None
+        or (bias is None and tr.tag(a).weight is not None)
         or not _is_matrix(tr, name, b)
     ):
         _activation_product(tr, func, a, b, out)

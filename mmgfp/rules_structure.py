@@ -79,11 +79,12 @@ def _split_axis(tr: LabelTracer, before: Tensor, after: Tensor) -> Tensor:
     dims = sorted(tr.varying(after))
     for i, d in enumerate(dims[:-1]):
         rest = dims[i + 1 :]
-        size, columns = tr.sizes.given.get(d), tr.sizes.given.get(rest[-1])
+        size = tr.sizes.given.get(d)
+        fixed = all(type(tr.sizes.given.get(r)) is int for r in rest)
         if attributes_in(size):
             rows = squeezed(after).movedim(d, 0).flatten(1)
             tr.sizes.choices.append(Choice(rows.numpy()))
-        elif size == -1 and type(columns) is int and len(rest) == 1:
+        elif size == -1 and fixed:
             return whole(tr, after, set(rest))
         else:
             after = _same_rows(tr, after, d)

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Size as Shape
 from torch import Tensor, nn
 
-from .surgery import own_numbers
+from .surgery import own_numbers, own_positions
 
 # Numbers outside are no widths: one unit cannot go, or paths and counters.
 _LEAST, _MOST = 2, 1 << 16
@@ -213,11 +213,12 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
     for name, module in model.named_modules():
         of_torch = type(module).__module__.startswith('torch.')
         prefix = f'{name}.' if name else ''
-        stored, known = vars(module), own_numbers(module)
+        stored, own = vars(module), own_positions(module)
+        derived = {*own_numbers(module)} - {*own}  # slicing tells them
         for key, value in list(stored.items()):
-            if key.startswith('_') or key in known:
+            if key.startswith('_') or key in derived:
                 continue
-            if of_torch and key not in _READ_BY_TORCH:
+            if of_torch and key not in (*_READ_BY_TORCH, *own):
                 continue
             traced = _with_origin(value, prefix + key)
             if traced is not None:

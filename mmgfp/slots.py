@@ -6,7 +6,7 @@ This file holds what a trace of a network tells about them, and no torch code.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -124,6 +124,8 @@ class Trace:
     order: dict[str, int]  # tensor name -> first use, in execution order
     unused: list[str]  # parameters that took no part
     trained: bool  # whether the losses were traced as well
+    # attributes named like widths of which it is not known what they count
+    unclear: list[str] = field(default_factory=list)
 
     def components(self) -> np.ndarray:
         """The connected component of every slot, shape (slots,)."""

@@ -390,6 +390,47 @@ def own_numbers(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
+def own_positions(module: Any) -> dict[str, tuple[str, int, np.ndarray]]:
+    """What the numbers of a layer count, as far as its tensors tell.
+
+    Returns:
+        dict: For each of :func:`own_numbers` that is a number, the tensor,
+        its axis and the position along it of everything that is counted.
+    """
+    names = own_numbers(module)
+    tensor = 'weight' if module._parameters.get('weight') is not None else ''
+    if isinstance(module, _NormBase) and not tensor:
+        tensor = 'running_mean'
+    if not names or not tensor:
+        return {}
+    shape = getattr(module, tensor).shape
+    axes: dict[str, int] = {}
+    if names is _CONVOLUTION:
+        near, far = ('out_channels', 'in_channels')
+        if _is_transposed(module):
+            near, far = far, near
+        if module.groups > 1:
+            first = np.arange(0, shape[0], shape[0] // module.groups)
+            return {
+                'groups': (tensor, 0, first),
+                near: (tensor, 0, np.arange(shape[0])),
+                far: (tensor, 0, first.repeat(shape[1])),
+            }
+        axes = {near: 0, far: 1}
+    elif isinstance(module, nn.GroupNorm):
+        first = np.arange(0, shape[0], shape[0] // module.num_groups)
+        return {
+            'num_groups': (tensor, 0, first),
+            'num_channels': (tensor, 0, np.arange(shape[0])),
+        }
+    elif not isinstance(module, nn.LayerNorm):  # that has a tuple
+        axes = dict(zip(names, range(len(shape))))
+    return {
+        name: (tensor, axis, np.arange(shape[axis]))
+        for name, axis in axes.items()
+    }
+
+
 def _is_convolution(module: nn.Module, weight: Sequence[int]) -> bool:
     """Whether its numbers are those of a convolution with such a weight.
 

@@ -2,13 +2,14 @@
 
 An attribute that counts channels is treated like a vector with one slot per
 channel: it is coupled with what it counts, belongs to channel groups like any
-tensor axis, and loses positions with them.
+tensor axis, and loses positions with them. The numbers of a layer that follow
+from its tensors (``conv.in_channels``) stand for the axes of these.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,10 @@ Extents = Callable[[Extent], np.ndarray]  # labels of an axis, (n, k)
 
 
 def settle_sizes(
-    trace: Trace, sizes: SizeRecord, extent_labels: Extents
+    trace: Trace,
+    sizes: SizeRecord,
+    extent_labels: Extents,
+    own: Mapping[str, np.ndarray],
 ) -> Trace:
     """Add to a trace what follows from the sizes that the code uses.
 
@@ -36,11 +40,13 @@ def settle_sizes(
         trace (Trace): Of the operations.
         sizes (SizeRecord): Seen at the same time.
         extent_labels (Callable): Gives the labels of an axis, (n, k).
+        own (Mapping): The slots that the numbers of layers stand for, (n,),
+            by the attribute's name.
     """
     edges = [trace.edges, *_columns(trace, sizes.choices)]
     trace = replace(trace, edges=np.concatenate(edges, axis=1))
-    trace = _couple_attributes(trace, sizes.facts)
-    return _freeze_misfits(trace, sizes.facts, extent_labels)
+    trace = _couple_attributes(trace, sizes.facts, own)
+    return _freeze_misfits(trace, sizes.facts, extent_labels, own)
 
 
 def _columns(trace: Trace, choices: Sequence[Choice]) -> list[np.ndarray]:
@@ -74,7 +80,9 @@ class _Components:
         return np.where((found == found[:, :1]).all(1), found[:, 0], -1)
 
 
-def _couple_attributes(trace: Trace, facts: Sequence[SizeFact]) -> Trace:
+def _couple_attributes(
+    trace: Trace, facts: Sequence[SizeFact], own: Mapping[str, np.ndarray]
+) -> Trace:
     component = _Components(trace)
     by_name: dict[str, list[SizeFact]] = defaultdict(list)
     for fact in facts:
@@ -82,11 +90,14 @@ def _couple_attributes(trace: Trace, facts: Sequence[SizeFact]) -> Trace:
             by_name[fact.term.name].append(fact)
     edges, frozen = [trace.edges], list(trace.frozen)
     for name, counted in by_name.items():
-        whole = [_removable(component, fact) for fact in counted]
+        whole = [_removable(component, fact.labels) for fact in counted]
         if all((found < 0).all() for found in whole):
             continue
-        trace.table.add_attribute(name, len(counted[0].labels))
-        slots = trace.table.slots(name, ATTRIBUTE)
+        if name in own:
+            slots = own[name]
+        else:
+            trace.table.add_attribute(name, len(counted[0].labels))
+            slots = trace.table.slots(name, ATTRIBUTE)
         for fact, found in zip(counted, whole):
             moves = found >= 0
             pairs = np.stack([slots[moves], fact.labels[moves, 0]])
@@ -102,16 +113,68 @@ def _couple_attributes(trace: Trace, facts: Sequence[SizeFact]) -> Trace:
     return replace(trace, edges=np.concatenate(edges, axis=1), frozen=frozen)
 
 
-def _removable(component: _Components, fact: SizeFact) -> np.ndarray:
+def couple_unread(
+    trace: Trace,
+    counted: Mapping[str, Sequence[np.ndarray]],
+    unread: Callable[[Mapping[str, int]], set[str]],
+) -> Trace:
+    """Let attributes follow that nothing reads, where it is clear what.
+
+    Args:
+        trace (Trace): Of the operations, with the sizes that code uses.
+        counted (Mapping): By attribute the (n, k) labels of everything that
+            it may count.
+        unread (Callable): Given other numbers, tells which of the attributes
+            have no effect.
+    """
+    component, table = _Components(trace), trace.table
+    stay = [component.of(slots) for slots, _ in trace.frozen]
+    stays = np.unique(np.concatenate([[-1], *stay]))
+    clear: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    unclear = []
+    for name, candidates in counted.items():
+        if (name, ATTRIBUTE) in table:
+            continue
+        found = [_removable(component, labels) for labels in candidates]
+        found = [np.where(np.isin(f, stays), -1, f) for f in found]
+        if all((f < 0).all() for f in found):
+            continue
+        if all((f == found[0]).all() for f in found):
+            clear[name] = candidates[0][:, 0], found[0]
+        else:
+            unclear.append(name)
+
+    every = np.unique(np.concatenate([[-1], *(u for _, u in clear.values())]))
+    fewer = {
+        name: max(1, int((~np.isin(units, every[1::2])).sum()))
+        for name, (_, units) in clear.items()
+    }
+    followers = unread(fewer) if fewer else set()
+    edges = [trace.edges]
+    for name, (labels, units) in clear.items():
+        if name not in followers:
+            unclear.append(name)
+            continue
+        table.add_attribute(name, len(labels))
+        slots = table.slots(name, ATTRIBUTE)
+        moves = units >= 0
+        edges.append(np.stack([slots[moves], labels[moves]]))
+    return replace(trace, edges=np.concatenate(edges, axis=1), unclear=unclear)
+
+
+def _removable(component: _Components, labels: np.ndarray) -> np.ndarray:
     """The unit that takes each position with it, else -1; (n,)."""
-    found = component.common(fact.labels)
+    found = component.common(labels)
     if (found == found[0]).all():  # never one without the others
         return np.full_like(found, -1)
     return found
 
 
 def _freeze_misfits(
-    trace: Trace, facts: Sequence[SizeFact], extent_labels: Extents
+    trace: Trace,
+    facts: Sequence[SizeFact],
+    extent_labels: Extents,
+    own: Mapping[str, np.ndarray],
 ) -> Trace:
     """Freeze units without which a computed size would be wrong."""
     component = _Components(trace)
@@ -125,6 +188,8 @@ def _freeze_misfits(
             known[term] = np.full(0, -1)
             if isinstance(term, Extent):
                 known[term] = component.common(extent_labels(term))
+            elif term.name in own:
+                known[term] = component.of(own[term.name])
             elif (term.name, ATTRIBUTE) in trace.table:
                 slots = trace.table.slots(term.name, ATTRIBUTE)
                 known[term] = component.of(slots)

@@ -486,6 +486,63 @@ class Columns(WidthNet):
         return self.head(self.shuffle(x))
 
 
+class Generator(WidthNet):
+    """A linear layer makes a picture; how many channels is read elsewhere."""
+
+    prunable: ClassVar = {
+        group('fc', 'up', 6, 4),
+        group('up', 'head', 5),
+    }
+    frozen: ClassVar = {'head': OUTPUT}
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 24)
+        self.up = nn.ConvTranspose2d(6, 5, 4, stride=2, padding=1)
+        self.head = conv(5, 4)
+
+    def picture(self, x):
+        return x.view(-1, self.up.in_channels, 2, 2)
+
+    def forward(self, x):
+        x = self.picture(F.relu(self.fc(x.mean((2, 3)))))
+        return self.head(F.relu(self.up(x)))
+
+
+class GeneratorOfSize(Generator):
+    """The number of channels is what is left."""
+
+    def picture(self, x):
+        return x.view(len(x), -1, 2, 2)
+
+
+class GeneratorUnflattened(Generator):
+    widths: ClassVar = {'shaped.unflattened_size[0]'}
+
+    def __init__(self):
+        super().__init__()
+        self.shaped = nn.Unflatten(1, (6, 2, 2))
+
+    def picture(self, x):
+        return self.shaped(x)
+
+
+class Modulated(WidthNet):
+    """FiLM: a linear layer behind an embedding scales the channels."""
+
+    prunable: ClassVar = {group('conv film', 'head', 6)}
+    frozen: ClassVar = {'head': OUTPUT}
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = conv(3, 6), conv(6, 4)
+        self.classes, self.film = nn.Embedding(4, 5), nn.Linear(5, 6)
+
+    def forward(self, x):
+        scale = self.film(self.classes(torch.arange(len(x))))
+        return self.head((self.conv(x) * scale[..., None, None]).relu())
+
+
 WIDTH_NETS: dict[str, type[WidthNet]] = {
     net.__name__: net
     for net in (
@@ -509,5 +566,9 @@ WIDTH_NETS: dict[str, type[WidthNet]] = {
         InputWidth,
         TorchHeads,
         Columns,
+        Generator,
+        GeneratorOfSize,
+        GeneratorUnflattened,
+        Modulated,
     )
 }

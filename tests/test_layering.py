@@ -126,6 +126,7 @@ def test_direction_of_the_core():
             'caches',
             'label_layers',
             'size_facts',
+            'unread',
         ),
         *('size_arguments', 'size_watch', 'widths', 'labels', 'layouts'),
         *('rules_common', 'rules_mixing'),
@@ -165,7 +166,7 @@ def test_direction_of_the_core():
 def test_labels_know_no_groups():
     assert own_imports('labels') == {
         *('label_layers', 'size_facts', 'size_watch', 'sizes', 'slots'),
-        *('surgery', 'trees', 'widths'),
+        *('surgery', 'trees', 'unread', 'widths'),
     }
     assert own_imports('groups') == {'layouts', 'slots'}
     assert 'groups' not in reachable('rules')

@@ -18,6 +18,8 @@ from oracles import (
     layout,
     masked_is_slim,
     outputs,
+    randomize,
+    worst_difference,
 )
 from stack import CLASSIFICATION
 from torch import nn
@@ -98,7 +100,10 @@ def test_finding_leaves_plain_numbers(name):
 
 def slim_and_structure(name: str) -> tuple[WidthNet, Structure]:
     """Pruned by the pruner, as in training."""
-    model, groups = found(name)
+    return prune(*found(name))
+
+
+def prune(model: nn.Module, groups) -> tuple[nn.Module, Structure]:
     model = copy.deepcopy(model)
     pruner = GroupFisherPruner(
         model, groups, record_calls(model, lambda: run(model)), 'none'
@@ -590,3 +595,191 @@ def test_other_caches_are_left_alone():
     find_groups(_TwoCached().eval(), run)
     load('weights')
     assert calls == ['weights']
+
+
+# -- numbers that no forward reads --------------------------------------------
+
+
+class _Branches(nn.Module):
+    """RepVGG's block: merged after training, by numbers that it stores."""
+
+    def __init__(self, in_channels, out_channels, groups=1):
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.groups, self.conv = groups, None
+        self.large = self.branch(3)
+        self.small = self.branch(1)
+        same = in_channels == out_channels
+        self.norm = nn.BatchNorm2d(in_channels) if same else None
+
+    def branch(self, side):
+        return nn.Sequential(
+            conv(
+                self.in_channels,
+                self.out_channels,
+                side,
+                groups=self.groups,
+            ),
+            nn.BatchNorm2d(self.out_channels),
+        )
+
+    def forward(self, x):
+        if self.conv is not None:
+            return F.relu(self.conv(x))
+        out = self.large(x) + self.small(x)
+        return F.relu(out if self.norm is None else out + self.norm(x))
+
+    def merge(self):
+        shape = (self.out_channels, self.in_channels // self.groups, 3, 3)
+        weight, bias = torch.zeros(shape), torch.zeros(self.out_channels)
+        for layer, norm in (self.large, self.small):
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            inner = (layer.weight * scale.view(-1, 1, 1, 1)).detach()
+            pad = (3 - inner.shape[2]) // 2
+            weight += F.pad(inner, [pad] * 4)
+            bias += norm.bias + (layer.bias - norm.running_mean) * scale
+        if self.norm is not None:
+            norm = self.norm
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            each = torch.arange(self.in_channels)
+            inside = each % (self.in_channels // self.groups)
+            weight[each, inside, 1, 1] += scale
+            bias += norm.bias - norm.running_mean * scale
+        self.conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            3,
+            padding=1,
+            groups=self.groups,
+        )
+        self.conv.weight.data, self.conv.bias.data = weight, bias
+
+
+class _Merged(Net):
+    groups = 1
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            _Branches(3, 8),
+            _Branches(8, 8, self.groups),
+            _Branches(8, 12, self.groups),
+        )
+        self.head = conv(12, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(x))
+
+
+@pytest.mark.parametrize('groups', [1, 4, 'depthwise'])
+@torch.no_grad()
+def test_branches_of_a_slim_network_are_merged(groups, monkeypatch, tmp_path):
+    monkeypatch.setattr(_Merged, 'groups', 1 if groups == 1 else 4)
+
+    def build():
+        model = _Merged()
+        if groups == 'depthwise':
+            model.blocks[1] = _Branches(8, 8, 8)
+        return model.eval()
+
+    model = build()
+    found = find_groups(model, run, images=2)
+    masked_is_slim(model, found, run, slice_model)
+    with torch.enable_grad():
+        slim, structure = prune(model, found)
+    for block in slim.blocks:
+        layer = block.large[0]
+        assert block.in_channels == layer.in_channels
+        assert block.out_channels == layer.out_channels
+        assert block.groups == layer.groups
+    structure.save(tmp_path / 'structure.json')
+    fresh = build()
+    Structure.load(tmp_path / 'structure.json').apply(fresh)
+    assert numbers(fresh) == numbers(slim)
+    before = outputs(slim, run)
+    for block in slim.blocks:
+        block.merge()
+    assert worst_difference(before, outputs(slim, run)) < 1e-5
+
+
+class _Scaled(_Merged):
+    """Its second number of a width is read, for something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks[1].hidden_dim = self.blocks[1].channels = 8
+
+    def forward(self, x):
+        x = self.blocks(x) / self.blocks[1].channels ** 0.5
+        return self.head(x)
+
+
+def test_numbers_that_are_read_stay():
+    told = []
+    groups = find_groups(_Scaled().eval(), run, images=2, tell=told.append)
+    assert 'blocks.1.in_channels' in widths(groups)
+    assert 'blocks.1.channels' not in widths(groups)
+    assert any('blocks.1.channels' in stage for stage in told)
+
+
+class _Ambiguous(Net):
+    """As many channels in the middle as at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 8)
+        self.head = nn.Conv2d(8, 4, 1)
+        self.body = nn.Sequential(self.a, nn.ReLU(), self.b)
+        self.channels = 8
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_numbers_that_may_count_either_stay():
+    told = []
+    groups = find_groups(_Ambiguous().eval(), run, images=2, tell=told.append)
+    assert not widths(groups)
+    assert any('channels' in stage for stage in told)
+
+
+MERGED = {
+    'repvgg': dict(
+        type='RepVGG',
+        arch=dict(
+            num_blocks=[2, 2, 1, 1],
+            width_factor=[0.25] * 4,
+            group_layer_map={2: 4, 3: 2},
+            se_cfg=None,
+            stem_channels=16,
+        ),
+        out=128,
+    ),
+    'mobileone': dict(
+        type='MobileOne',
+        arch=dict(
+            num_blocks=[1, 2, 1, 1],
+            width_factor=[0.25] * 4,
+            num_conv_branches=[2, 2, 1, 1],
+            num_se_blocks=[0] * 4,
+        ),
+        out=128,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', MERGED)
+@torch.no_grad()
+def test_library_blocks_of_a_slim_network_are_merged(name):
+    from mmengine.registry import MODELS, init_default_scope
+
+    init_default_scope(CLASSIFICATION)
+    config = classifier(**copy.deepcopy(MERGED[name]))
+    model = MODELS.build(dict(type='ImageClassifier', **config)).eval()
+    runner = demo_runner((32, 32), images=2)
+    groups = find_groups(model, runner, images=2)
+    randomize(model)
+    slice_model(model, kept(model, groups, choose_units(groups)))
+    before = outputs(model, runner)
+    model.backbone.switch_to_deploy()
+    assert worst_difference(before, outputs(model, runner)) < 1e-5

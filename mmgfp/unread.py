@@ -1,0 +1,248 @@
+"""Attributes that count channels although no forward reads them.
+
+Blocks whose branches are merged after training (``switch_to_deploy``,
+``fuse``) make new layers from numbers such as ``in_channels``. Which channels
+these count is told by their names, where the channels that a module is given,
+puts out or has in its layers are as many.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .size_facts import axis_labels
+from .slots import SlotTable
+from .surgery import own_numbers, own_positions, read_width, write_width
+from .trees import tree_leaves
+
+Side = Literal['in', 'out', 'any', 'groups']
+
+_NAMES: dict[Side, str] = {
+    'in': """in_channels in_channel in_chs in_chans in_planes inplanes in_dim
+        in_dims in_features in_size input_dim input_dims input_channels""",
+    'out': """out_channels out_channel out_chs out_chans out_planes outplanes
+        out_dim out_dims out_features out_size output_dim output_dims
+        output_channels""",
+    'any': """channels channel chs num_channels num_chs planes width dim dims
+        embed_dim embed_dims num_features features hidden_dim hidden_dims
+        hidden_channels hidden_features hidden_size mid_channels mid_chs
+        mid_planes feat_channels d_model""",
+    'groups': 'groups num_groups',
+}
+_SIDES: dict[str, Side] = {
+    name: side for side, names in _NAMES.items() for name in names.split()
+}
+
+
+# the sides of a layer's own numbers that an attribute may stand for
+_INSIDE: dict[Side, tuple[Side, ...]] = {
+    'in': ('in',),
+    'out': ('out',),
+    'any': ('in', 'out', 'any'),
+    'groups': ('groups',),
+}
+
+
+@dataclass(frozen=True)
+class Width:
+    """An attribute with the name of a width, or an element of one."""
+
+    name: str
+    value: int
+    side: Side
+    place: int | None
+
+
+@dataclass
+class Passing:
+    """What went into modules with such attributes, and came out of them.
+
+    Attributes:
+        widths (dict): By module.
+        seen (dict): By module and side, the label layers and the place of
+            each tensor.
+    """
+
+    widths: Mapping[nn.Module, Sequence[Width]]
+    seen: dict[tuple[nn.Module, Side], list[tuple[tuple[Tensor, ...], int]]]
+    model: nn.Module = field(repr=False)
+
+    @classmethod
+    def through(cls, model: nn.Module) -> Passing:
+        """Of the modules of a network."""
+        widths = {
+            module: found
+            for name, module in model.named_modules()
+            if (found := list(_widths(name, module)))
+        }
+        return cls(widths, defaultdict(list), model)
+
+    def note(
+        self,
+        module: nn.Module,
+        side: Side,
+        value: Any,
+        layers: Callable[[Tensor], tuple[Tensor, ...]],
+    ) -> None:
+        """See what goes into a module, or comes out of it."""
+        if module in self.widths:
+            tensors = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+            for place, tensor in enumerate(tensors):
+                self.seen[module, side].append((layers(tensor), place))
+
+    def counted(
+        self, table: SlotTable, slots: int
+    ) -> dict[str, list[np.ndarray]]:
+        """By attribute, the (n, k) labels of all that it may count."""
+        names = {id(tensor): name for name, tensor in table.tensors.items()}
+        found = {}
+        for module, widths in self.widths.items():
+            inside = list(_numbers_inside(module, table, names))
+            for width in widths:
+                there = list(self._passing(module, width, slots))
+                within = [
+                    labels
+                    for side, labels in inside
+                    if len(labels) == width.value
+                    and side in _INSIDE[width.side]
+                ]
+                if width.side == 'any':
+                    there += within
+                elif width.side == 'groups':
+                    there = within or there  # no convolution: depthwise
+                else:
+                    there = there or within
+                if there:
+                    found[width.name] = there
+        return found
+
+    def _passing(
+        self, module: nn.Module, width: Width, slots: int
+    ) -> Iterator[np.ndarray]:
+        sides: tuple[Side, ...] = ('in', 'out')
+        if width.side in sides:
+            sides = (width.side,)
+        for side in sides:
+            for layers, place in self.seen.get((module, side), ()):
+                if not layers or width.place not in (None, place):
+                    continue
+                for axis in {1, layers[0].dim() - 1}:
+                    shape = layers[0].shape
+                    if len(shape) > axis and shape[axis] == width.value:
+                        labels = axis_labels(layers, axis, slots)
+                        if (labels >= 0).any():
+                            yield labels
+
+
+def _widths(prefix: str, module: nn.Module) -> Iterator[Width]:
+    known = own_numbers(module)
+    for key, value in vars(module).items():
+        side = _SIDES.get(key)
+        if side is None or key in known:
+            continue
+        name = f'{prefix}.{key}' if prefix else key
+        if type(value) is int and value > 1:
+            yield Width(name, value, side, None)
+        elif isinstance(value, (list, tuple)):
+            for i, number in enumerate(value):
+                if type(number) is int and number > 1:
+                    yield Width(f'{name}[{i}]', number, side, i)
+
+
+def _numbers_inside(
+    module: nn.Module, table: SlotTable, names: Mapping[int, str]
+) -> Iterator[tuple[Side, np.ndarray]]:
+    """What the numbers of a module's own layers count."""
+    for layer in module.modules():  # all of a block's are grouped alike
+        labels = own_labels(layer, table, names).get('groups')
+        if labels is not None and layer is not module:
+            yield 'groups', labels[:, None]
+    for child in _children(module):
+        for key, labels in own_labels(child, table, names).items():
+            side = _SIDES.get(key)
+            if side is not None and side != 'groups':
+                yield side, labels[:, None]
+
+
+def _children(module: nn.Module) -> Iterator[nn.Module]:
+    """Also those in the containers of torch."""
+    for child in module.children():
+        if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            yield from _children(child)
+        else:
+            yield child
+
+
+def own_labels(
+    module: nn.Module, table: SlotTable, names: Mapping[int, str]
+) -> dict[str, np.ndarray]:
+    """The slots that the numbers of a layer count.
+
+    Args:
+        module (nn.Module): Any.
+        table (SlotTable): Of the network.
+        names (Mapping): Names of its tensors by their id.
+    """
+    found = {}
+    for key, (tensor, axis, at) in own_positions(module).items():
+        place = names[id(getattr(module, tensor))], axis
+        if place in table:
+            found[key] = table.slots(*place)[at]
+    return found
+
+
+def unread(
+    model: nn.Module, run: Callable[[], Any], widths: Mapping[str, int]
+) -> set[str]:
+    """The attributes without which the outputs are the same.
+
+    Args:
+        model (nn.Module): In eval mode; as it was afterwards.
+        run (Callable): Runs it on demo input.
+        widths (Mapping): Other numbers, as they might become.
+    """
+    before = {name: read_width(model, name) for name in widths}
+    owners: dict[str, list[str]] = defaultdict(list)
+    for name in widths:
+        owners[name.rpartition('.')[0]].append(name)
+    expected = _outputs(run)
+
+    def has_no_effect(names: Sequence[str]) -> bool:
+        try:
+            for name in names:
+                write_width(model, name, widths[name])
+            return _same(expected, _outputs(run))
+        except Exception:  # the user's forward may raise anything
+            return False
+        finally:
+            for name in names:
+                write_width(model, name, before[name] or 0)
+
+    def search(parts: list[list[str]]) -> list[str]:
+        """Modules as a whole as long as there are several."""
+        names = [name for part in parts for name in part]
+        if not names or has_no_effect(names):
+            return names
+        if len(parts) == 1 and len(names) > 1:
+            parts = [[name] for name in names]
+        half = len(parts) // 2
+        return search(parts[:half]) + search(parts[half:]) if half else []
+
+    return set(search(list(owners.values())))
+
+
+def _outputs(run: Callable[[], Any]) -> list[Tensor]:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [t for t in tree_leaves(run()) if isinstance(t, Tensor)]
+
+
+def _same(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    return len(before) == len(after) and all(map(torch.equal, before, after))
