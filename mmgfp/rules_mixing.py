@@ -58,7 +58,8 @@ def convolve(
         tr.set(out, [tr.opaque(out, f'comes out of {tr.where()}')])
         return
     for layer in tr.layers(source):
-        if not tr.is_opaque(layer) and 1 not in tr.varying(layer):
+        over = tr.varying(layer)
+        if not tr.is_opaque(layer) and 1 not in over and over - {0}:
             reason = f'the convolution {tr.where()} runs over these channels'
             tr.freeze(layer, reason)
     inputs, blank = _channel_labels(tr, source, 1), _blank(tr, source)
