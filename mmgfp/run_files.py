@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from .structure import Structure
 _STRUCTURE = re.compile(r'((?:flops|acts|params|latency)_\d\.\d\d+)\.json')
 # Numbers of a validation that tell nothing of the network.
 _NO_METRICS = ('data_time', 'time', 'step')
+_BEGINNING = re.compile(
+    r'^(load_from|resume) *= *(None|True|False|\'.*\'|".*")$', re.MULTILINE
+)
+_LARGEST_CONFIG = 16_000_000  # bytes; those of MMEngine have some thousands
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,38 @@ class SavedRatio:
 class Run:
     """One start of a tool: a folder that MMEngine named by its time.
 
+    Its files are read when they are asked for: beside a work dir there may
+    be runs of any size that have nothing to do with it.
+
     Attributes:
         folder (Path): That folder.
-        config (Mapping): ``load_from``, ``resume`` and what else the config
-            sets to plain values at its top level.
-        records (Sequence[Mapping]): Lines of its scalars, in order.
-        tested (Mapping): Metrics of a test; empty if it was a training.
     """
 
     folder: Path
-    config: Mapping[str, Any]
-    records: Sequence[Mapping[str, Any]]
-    tested: Mapping[str, float]
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """What it began with: ``load_from`` and ``resume``."""
+        return beginning(self.folder / 'vis_data' / 'config.py')
+
+    @cached_property
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """Lines of its scalars, in order."""
+        return [
+            record
+            for record in _json_lines(
+                self.folder / 'vis_data' / 'scalars.json'
+            )
+            if 'iter' not in record or isinstance(record.get('step'), int)
+        ]
+
+    @cached_property
+    def tested(self) -> Mapping[str, float]:
+        """Metrics of a test; empty if it was a training."""
+        found: dict[str, float] = {}
+        for record in _json_lines(self.folder / f'{self.folder.name}.json'):
+            found.update(_metrics(record))
+        return found
 
     @property
     def trained(self) -> bool:
@@ -139,9 +164,10 @@ def saved_ratios(work_dir: str | os.PathLike) -> list[SavedRatio]:
 
 def read_runs(folder: Path) -> list[Run]:
     """The runs in a work dir, by time."""
+    # of large folders of pictures nothing but the names is looked at
     return [
-        _read_run(path)
-        for path in sorted(folder.glob('*'))  # passes over what is private
+        Run(path)
+        for path in sorted(folder.glob('[0-9]*_[0-9]*'))
         if re.fullmatch(r'\d{8}_\d{6}', path.name) and path.is_dir()
     ]
 
@@ -154,19 +180,6 @@ def runs_around(work_dir: Path) -> Iterator[Run]:
         for path in sorted(place.glob('*')):
             if path.is_dir() and path != folder:
                 yield from read_runs(path)
-
-
-def _read_run(folder: Path) -> Run:
-    records = _json_lines(folder / 'vis_data' / 'scalars.json')
-    tested: dict[str, float] = {}
-    for record in _json_lines(folder / f'{folder.name}.json'):
-        tested.update(_metrics(record))
-    return Run(
-        folder,
-        plain_settings(folder / 'vis_data' / 'config.py'),
-        records,
-        tested,
-    )
 
 
 def _json_lines(path: Path) -> list[Mapping[str, Any]]:
@@ -184,22 +197,24 @@ def _json_lines(path: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def plain_settings(path: Path) -> dict[str, Any]:
-    """Plain values that a config sets at its top level, without running it."""
-    if not path.is_file():
-        return {}
+def beginning(path: Path) -> dict[str, Any]:
+    """What a config says of how a run began, without running it.
+
+    Empty where the file is not there, is none that MMEngine wrote, or cannot
+    be read.
+    """
     try:
-        body = ast.parse(path.read_text('utf-8')).body
-    except (SyntaxError, ValueError):  # cut short
+        if path.stat().st_size > _LARGEST_CONFIG:
+            return {}
+        text = path.read_text('utf-8', errors='replace')
+    except OSError:
         return {}
     found = {}
-    for node in body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and isinstance(node.value, ast.Constant)
-        ):
-            found[node.targets[0].id] = node.value.value
+    for name, value in _BEGINNING.findall(text):
+        try:
+            found[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):  # several strings, or damaged
+            continue
     return found
 
 
@@ -281,8 +296,11 @@ def begins_with(run: Run, checkpoint: str | os.PathLike) -> bool:
     if '://' in loaded or '://' in os.fspath(checkpoint):
         return loaded == os.fspath(checkpoint)
     theirs, ours = Path(loaded), Path(checkpoint)
-    if theirs.exists():
-        return theirs.resolve() == ours.resolve()
+    try:
+        if theirs.exists():
+            return theirs.resolve() == ours.resolve()
+    except (OSError, ValueError):  # no path at all
+        return False
     # the folders were moved together
     return theirs.parts[-2:] == ours.resolve().parts[-2:]
 

@@ -157,7 +157,7 @@ def _tests(
         )
         for run in sorted(runs, key=lambda run: run.folder.name)
         for checkpoint in checkpoints
-        if checkpoint and run.tested and begins_with(run, checkpoint)
+        if checkpoint and begins_with(run, checkpoint) and run.tested
     ]
 
 
@@ -168,8 +168,8 @@ def _finetuned(
     folders = {
         run.folder.parent: None
         for run in around
-        if run.trained
-        and begins_with(run, ratio.checkpoint)
+        if begins_with(run, ratio.checkpoint)
+        and run.trained
         and not any('channels_pruned' in record for record in run.records)
     }
     for number, folder in enumerate(folders):

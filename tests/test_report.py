@@ -30,10 +30,10 @@ from toy import (
 )
 
 import mmgfp.report
-from mmgfp import FisherPruningHook, Structure
+from mmgfp import FisherPruningHook, Structure, run_files
 from mmgfp.predictions import draw_predictions, predict
 from mmgfp.report import write_report
-from mmgfp.run_files import Run, join_scalars, read_runs
+from mmgfp.run_files import join_scalars, read_runs
 from mmgfp.run_networks import read_pruning_run
 
 NO_ACCURACY = 'No accuracy was found: no run'
@@ -264,12 +264,10 @@ def test_scalars_of_a_resumed_run(tmp_path):
     assert joined[3]['flops'] == 0.8
 
 
-def test_scalars_of_a_run_that_was_started_anew():
-    runs = [
-        Run(Path('a'), {}, steps(10, 20, loss2=1), {}),
-        Run(Path('b'), {}, steps(10, loss2=2), {}),
-    ]
-    assert join_scalars(runs) == [*steps(10, loss2=2)]
+def test_scalars_of_a_run_that_was_started_anew(tmp_path):
+    leave_run(tmp_path / '20260101_000000', None, steps(10, 20, loss2=1))
+    leave_run(tmp_path / '20260102_000000', None, steps(10, loss2=2))
+    assert join_scalars(read_runs(tmp_path)) == [*steps(10, loss2=2)]
 
 
 def test_logged_shares_are_joined(pruned):
@@ -361,6 +359,44 @@ def test_results_of_runs_around(tmp_path, pruned):
     assert 'No accuracy was found for flops_0.75.' in html
     assert NO_ACCURACY not in html and '0.11' not in html
     assert (work_dir / 'report' / 'accuracy.png').is_file()
+
+
+def test_runs_of_others_are_not_read(tmp_path, pruned, monkeypatch):
+    """They may be large, damaged, or not be runs at all."""
+    work_dir = copy_structures(pruned[0], tmp_path / 'prune')
+    slim = work_dir / 'flops_0.50.pth'
+    torch.save(dict(state_dict={}), slim)
+    leave_run(tmp_path / 'ours' / '20260101_000000', slim, tested=dict(acc=1))
+    others = tmp_path / 'others'
+    leave_run(others / '20260101_000000', None, steps(1, 2))
+    leave_run(others / '20260102_000000', 'a\0b', steps(1, 2))
+    leave_run(others / '20260103_000000', 'a' * 5000, tested=dict(acc=2))
+    damaged = {
+        'binary': b'\xff\xfe\x00load_from',
+        'nested': b'load_from = ' + b'(' * 100_000,
+        'large': f'load_from = {str(slim)!r}\n'.encode() + b' ' * 20_000_000,
+    }
+    for i, content in enumerate(damaged.values()):
+        folder = others / f'2026020{i}_000000'
+        leave_run(folder, slim, steps(1), tested=dict(acc=3))
+        (folder / 'vis_data' / 'config.py').write_bytes(content)
+    leave_run(others / '20260301_000000', slim)
+    (others / '20260301_000000' / 'vis_data' / 'config.py').unlink()
+    (others / '20260301_000000' / 'vis_data' / 'config.py').mkdir()
+    read = []
+    lines = run_files._json_lines
+    monkeypatch.setattr(
+        run_files, '_json_lines', lambda path: read.append(path) or lines(path)
+    )
+    run = read_pruning_run(work_dir)
+    (found,) = run.networks[-1].evaluations
+    assert found.metrics == dict(acc=1)
+    assert {path.relative_to(tmp_path).parts[0] for path in read} == {'ours'}
+
+
+def test_lines_of_scalars_that_tell_no_step(tmp_path):
+    leave_run(tmp_path / '20260101_000000', None, (dict(iter=1), *steps(2)))
+    assert join_scalars(read_runs(tmp_path)) == [*steps(2)]
 
 
 @pytest.mark.parametrize('of_all', [True, False])
