@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from .checkpoint import load_plain_checkpoint, weights_of
+from .kinds import kind_of
 from .loading import load_weights
 from .structure import KEY, Structure
-
-# The paper counts COCO detectors at this size; MMDetection's test scale
-# (1333, 800) with kept aspect ratio means about that.
-COCO_SHAPE = (800, 1280)
-IMAGENET_SHAPE = (224, 224)
 
 # Libraries of convolutional networks, for which a small image gives the same
 # channel groups, and of those that may keep to one size.
@@ -33,13 +28,24 @@ CLASSIFICATION = ('mmpretrain', 'mmcls')
 LIBRARIES = (*CONVOLUTIONAL, *CLASSIFICATION, 'mmpose')
 
 
+def use_scope(config: Config) -> None:
+    """Make the scope of a config the current one.
+
+    Registries then find by name what its library has registered.
+    """
+    scope = config.get('default_scope', 'mmengine')
+    # configs of pure Python have None, but what they build looks up names,
+    # for which a scope that another config has left may be wrong
+    init_default_scope(scope or config_library(config) or 'mmengine')
+
+
 def build_model(config: Config) -> nn.Module:
     """Build the model of a config, in eval mode on the CPU.
 
     Args:
         config (Config): Of any library; need not know of mmgfp.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    use_scope(config)
     # a copy all the way down: some models write into their settings
     model_config = copy.deepcopy(config.model)
     if config.get('data_preprocessor') is not None:
@@ -92,17 +98,39 @@ def build_full_model(config: Config) -> nn.Module:
 
 
 def _builds_slim(config: Config) -> bool:
-    return str(config.model.type).endswith('PrunedModel')
+    return kind_of(config.model, MODELS) is MODELS.get('mmgfp.PrunedModel')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's model inside a distributed wrapper."""
-    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
+    """The user's model inside what distributes it or augments its tests."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = cast(nn.Module, model.module)
+    return model
+
+
+def config_library(config: Config) -> str:
+    """Top-level package of a config's library, or ''.
+
+    Configs of pure Python need no default scope; there the model tells.
+    """
+    scope = config.get('default_scope')
+    if scope in LIBRARIES:
+        return scope
+    model = config.get('model') or {}
+    if 'architecture' in model:  # of a slim network
+        model = dict(model, type=model['architecture'])
+    kind = kind_of(model, MODELS)
+    return library_of(kind) if isinstance(kind, type) else ''
 
 
 def library(model: nn.Module) -> str:
     """Top-level package of the model's OpenMMLab base class, or ''."""
-    for base in type(model).__mro__:
+    return library_of(type(model))
+
+
+def library_of(kind: type) -> str:
+    """Top-level package of the OpenMMLab class that a class is made of."""
+    for base in kind.__mro__:
         package = base.__module__.partition('.')[0]
         if package in LIBRARIES:
             return package
@@ -125,50 +153,3 @@ def best_apart(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
     if not len(boxes):
         return scores.new_zeros(0, dtype=torch.long)
     return nms(boxes.contiguous(), scores.contiguous(), limit)[1]
-
-
-def input_shape(config: Config) -> tuple[int, int]:
-    """(H, W) that a config's test images have.
-
-    Read from the test pipeline (or the training one where there is none):
-    the last crop or resize. MMDetection's COCO scale (1333, 800) with kept
-    aspect ratio counts as :data:`COCO_SHAPE`, as in the paper.
-    """
-    for phase in ('test', 'val', 'train'):
-        loader = config.get(f'{phase}_dataloader') or {}
-        shape = _pipeline_shape(_pipeline(loader.get('dataset') or {}))
-        if shape is not None:
-            return shape
-    detection = config.get('default_scope') == 'mmdet'
-    return COCO_SHAPE if detection else IMAGENET_SHAPE
-
-
-def _pipeline(dataset: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    while 'pipeline' not in dataset and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset.get('pipeline') or ()
-
-
-def _pipeline_shape(
-    pipeline: Sequence[Mapping[str, Any]],
-) -> tuple[int, int] | None:
-    shape = None
-    for step in pipeline:
-        kind = str(step.get('type', '')).rpartition('.')[2]
-        if kind in ('CenterCrop', 'RandomCrop') and 'crop_size' in step:
-            shape = _pair(step['crop_size'])
-        elif kind.startswith(('Topdown', 'Bottomup')) and 'input_size' in step:
-            width, height = _pair(step['input_size'])
-            shape = (height, width)
-        elif kind in ('Resize', 'RandomResizedCrop') and 'scale' in step:
-            width, height = _pair(step['scale'])
-            shape = (height, width)
-            if kind == 'Resize' and step.get('keep_ratio') and width != height:
-                shape = COCO_SHAPE if shape == (800, 1333) else shape
-    return shape
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return int(value[0]), int(value[1])

@@ -25,6 +25,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
+from .adapt import CLASSIFICATION, config_library
 from .config import load_config
 from .errors import type_and_line
 from .files import complete
@@ -284,7 +285,7 @@ def complete_dataloaders(config: Config) -> None:
     Args:
         config (Config): The config of the runner, changed in place.
     """
-    if config.get('default_scope') not in ('mmpretrain', 'mmcls'):
+    if config_library(config) not in CLASSIFICATION:
         return
     for phase in ('train', 'val', 'test'):
         loader = config.get(f'{phase}_dataloader')

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
+from .adapt import use_scope
 from .errors import type_and_line
 
 
@@ -45,7 +45,7 @@ def load_config(name: str | Path) -> Config:
         raise ValueError(
             f'the config {name!r} cannot be read: {type_and_line(error)}'
         ) from error
-    init_default_scope(config.get('default_scope', 'mmengine'))
+    use_scope(config)
     return config
 
 

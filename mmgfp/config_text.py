@@ -22,11 +22,21 @@ from .kinds import imported
 _LITERALS = (str, bytes, bool, int, complex, range, type(None))
 _WIDTH = 79
 
+# An import statement would make it a config of pure Python, which knows no
+# `{{ fileDirname }}`. Names with two underscores are no settings.
+_HEAD = """\
+from importlib import import_module
+
+__imported = import_module('mmengine.config.lazy').LazyObject
+
+"""
+
 
 def config_text(config: Config) -> str:
     """The text of a config, which may have been written in pure Python.
 
-    Types that are classes become their dotted names, which registries know.
+    Types that are classes become their dotted names, which registries know;
+    functions stay functions, for some of them are called by their types.
     What its file imports or defines is no setting and left out.
 
     Args:
@@ -42,8 +52,8 @@ def config_text(config: Config) -> str:
             start = f'{key} = '
             lines.append(start + _text(value, key, 0, len(start)))
     text = '\n'.join([*lines, ''])
-    if 'import_module(' in text:
-        text = f'from importlib import import_module\n\n{text}'
+    if '__imported(' in text or 'import_module(' in text:
+        text = _HEAD + text
     return text
 
 
@@ -53,21 +63,24 @@ def dotted_name(value: Any) -> str:
     Returns:
         str: '' if there is none.
     """
-    name = '.'.join(_module_and_name(value))
-    if not all(part.isidentifier() for part in name.split('.')):
-        return ''
-    if name.startswith('__main__.'):  # of this process only
-        return ''
-    return name if get_object_from_string(name) is value else ''
+    return '.'.join(_module_and_name(value))
 
 
-def _module_and_name(value: Any) -> tuple[str, str]:
+def _module_and_name(value: Any) -> tuple[str, ...]:
+    """The two parts of the dotted name, none if it has no such name."""
     name = getattr(value, '__qualname__', None)
-    if isinstance(name, str):
-        return str(value.__module__), name
-    # such as torch.float32, which is written as it is named
-    module, _, name = str(value).rpartition('.')
-    return module, name
+    module = getattr(value, '__module__', None)
+    if not isinstance(name, str) or not isinstance(module, str):
+        # such as torch.float32, which is written as it is named
+        module, _, name = str(value).rpartition('.')
+    if module == '__main__':  # of this process only
+        return ()
+    while all(part.isidentifier() for part in f'{module}.{name}'.split('.')):
+        if get_object_from_string(f'{module}.{name}') is value:
+            return module, name
+        # a package may have a function of its module's name
+        module = module.rpartition('.')[0]
+    return ()
 
 
 def _text(value: Any, place: str, margin: int, used: int) -> str:
@@ -91,7 +104,7 @@ def _text(value: Any, place: str, margin: int, used: int) -> str:
     if type(value) in _LITERALS:
         return repr(value)
     if isinstance(value, Path):
-        return f'{_object_text(type(value))}({str(value)!r})'
+        return f'{_import_text(type(value))}({str(value)!r})'
     if not dotted_name(value):
         raise ValueError(
             f'the config has {place}={value!r}, of type '
@@ -100,13 +113,16 @@ def _text(value: Any, place: str, margin: int, used: int) -> str:
             'strings, lists, dicts, and classes and functions of modules that '
             'can be imported. Register what builds it, and give its name.'
         )
-    if place.rpartition('.')[2] == 'type':
+    if isinstance(value, type) and place.endswith('.type'):
         return repr(dotted_name(value))
-    return _object_text(value)
+    # MMEngine writes it down when it trains, which it cannot do of functions
+    module, name = _module_and_name(value)
+    if place.endswith(']') or '.' in name:
+        return _import_text(value)
+    return f'__imported({module!r}, {name!r})'
 
 
-def _object_text(value: Any) -> str:
-    # a config that has import statements counts as one of pure Python
+def _import_text(value: Any) -> str:
     module, name = _module_and_name(value)
     return f'import_module({module!r}).{name}'
 

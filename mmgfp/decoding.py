@@ -93,7 +93,9 @@ def _why_not_nms(settings: Mapping[str, Any]) -> str:
     extra = nms.keys() - {
         *('type', 'iou_threshold', 'class_agnostic', 'split_thr'),
     }
-    if nms.get('type', 'nms') != 'nms' or 'iou_threshold' not in nms or extra:
+    kind = nms.get('type', 'nms')
+    name = getattr(kind, '__name__', kind)  # configs may have the function
+    if name != 'nms' or 'iou_threshold' not in nms or extra:
         return f'its suppression is {dict(nms)}, ONNX has plain nms'
     return ''
 

@@ -12,7 +12,6 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .adapt import input_shape as config_shape
 from .adapt import unwrap
 from .arguments import (
     flag,
@@ -32,6 +31,7 @@ from .artifacts import check_finetune_config, save_ratio, stems
 from .errors import type_and_line
 from .groups import ChannelGroup
 from .guard import StepGuard
+from .pipeline import input_shape as config_shape
 from .preparation import (
     check_not_compiled,
     check_not_met,
@@ -109,7 +109,7 @@ class FisherPruningHook(Hook):
         ignore (Sequence[str]): Patterns of layers that lose no outputs, such
             as 'backbone.layer1.*'. Defaults to ().
         input_shape (Sequence[int], optional): (H, W) that cost is counted at.
-            Defaults to that of the test pipeline.
+            Defaults to what the config's pipelines say.
         latency_table (str, optional): File that ``tools/latency_table.py``
             wrote, where latency is the target or what scores are divided by.
         finetune (dict, optional): Overrides for the fine-tuning config
@@ -545,7 +545,7 @@ class FisherPruningHook(Hook):
             self._groups = self._find_groups(runner)
         structure.apply(model)
         for average in averaged_models(runner):
-            structure.apply(average.module)
+            structure.apply(unwrap(average.module))
         network_has_changed(runner)
 
 

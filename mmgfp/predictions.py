@@ -17,10 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import TRANSFORMS
 from torch import nn
 
 from .figures import CYCLE, new_figure, save_figure
-from .preprocessing import image_pipeline, read_picture
+from .kinds import kind_names
+from .pipeline import image_pipeline
+from .preprocessing import read_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,9 @@ def predict(
     steps = [
         step
         for step in image_pipeline(config)
-        if 'Annotations' not in str(step.get('type'))
+        if not any(
+            'Annotations' in name for name in kind_names(step, TRANSFORMS)
+        )
     ]
     if not steps:
         raise ValueError('the config has no test pipeline for pictures')

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from torch import nn
 
-from .adapt import input_shape
+from .kinds import kind_names, kind_of
+from .pipeline import image_pipeline, input_shape, test_dataset
 
 # Steps of a pipeline that make the picture larger or smaller.
-_RESIZING = ('Resize', 'ResizeEdge', 'CenterCrop')
-
+_RESIZING = ('Resize', 'ResizeEdge', 'CenterCrop', 'EfficientNetCenterCrop')
+# They are made of Resize, but pad on all sides.
+_NOT_KNOWN = ('YOLOv5KeepRatioResize', 'LetterResize')
 
 _PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -175,12 +177,20 @@ def read_preprocessing(
             False.
 
     Raises:
-        ValueError: If a side is not positive.
+        ValueError: If a side is not positive, the size is not known, or a
+            step of the pipeline cannot be described.
     """
     steps = image_pipeline(config)
     last = {
-        str(step.get('type', '')).rpartition('.')[2]: step for step in steps
+        name: step for step in steps for name in kind_names(step, TRANSFORMS)
     }
+    for name in _NOT_KNOWN:
+        if name in last:
+            raise ValueError(
+                f'the pipeline of the config has the step {name}, which is '
+                'none that an exported file can describe; expected '
+                f'{", ".join(_RESIZING)} and Pad'
+            )
     preprocessor: Any = getattr(model, 'data_preprocessor', None)
     divisor = int(getattr(preprocessor, 'pad_size_divisor', 1) or 1)
     wanted = shape or input_shape(config)
@@ -238,6 +248,11 @@ def _resize_rule(
         crop = crop if isinstance(crop, int) else min(crop)
         short = last['ResizeEdge']['scale'] * min(size) / crop
         return dict(mode='crop', short=round(short))
+    if 'EfficientNetCenterCrop' in last:
+        # it cuts out first, and makes that as large as the input
+        crop = last['EfficientNetCenterCrop']
+        more = crop.get('crop_padding', 32) / crop['crop_size']
+        return dict(mode='crop', short=round((1 + more) * min(size)))
     resize = last.get('Resize', {})
     if not resize.get('keep_ratio', False):
         return dict(mode='stretch')
@@ -245,21 +260,6 @@ def _resize_rule(
     if not dynamic or isinstance(scale, (int, float)):
         return dict(mode='fit')
     return dict(mode='fit_edges', long=max(scale), short=min(scale))
-
-
-def _test_dataset(config: Config) -> Mapping[str, Any]:
-    for phase in ('test', 'val', 'train'):
-        dataset = (config.get(f'{phase}_dataloader') or {}).get('dataset')
-        while dataset and 'pipeline' not in dataset and 'dataset' in dataset:
-            dataset = dataset['dataset']
-        if dataset:
-            return dataset
-    return {}
-
-
-def image_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
-    """Steps that prepare the config's test images; empty if it has none."""
-    return _test_dataset(config).get('pipeline') or ()
 
 
 def class_names(
@@ -279,10 +279,8 @@ def class_names(
     Returns:
         list: Empty where nothing fits.
     """
-    dataset = _test_dataset(config)
-    scope = config.get('default_scope', 'mmengine')
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        kind = registry.get(dataset['type']) if 'type' in dataset else None
+    dataset = test_dataset(config)
+    kind = kind_of(dataset, DATASETS) if 'type' in dataset else None
     sources: list[Any] = [
         meta.get('dataset_meta'),
         dataset.get('metainfo'),

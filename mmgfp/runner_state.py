@@ -190,7 +190,7 @@ def network_has_changed(runner: Runner) -> None:
 
 def _rewrap(runner: Runner) -> None:
     """Wrap the model for distributed training anew: its buckets changed."""
-    model = unwrap(runner.model)
+    model = runner.model.module
     strategy = getattr(runner, 'strategy', None)  # of a FlexibleRunner
     runner.model = model
     if strategy is not None:

@@ -12,9 +12,10 @@ from stack import CLASSIFICATION, require
 from torch import nn
 
 from mmgfp import FisherPruningHook, Structure
-from mmgfp.adapt import build_model, input_shape
+from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.demo import demo_runner, runnable
+from mmgfp.pipeline import input_shape
 from mmgfp.preparation import demo_groups
 from mmgfp.removal import axis_sizes
 from mmgfp.structure import Axis

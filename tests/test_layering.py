@@ -21,10 +21,10 @@ REQUIRED = {'matplotlib', 'numpy', 'rich', 'scipy', 'torch'}  # by setup.py
 EDGE = {  # may import mmengine
     '__init__',  # only to see whether it is there
     *('adapt', 'artifacts', 'builder', 'cli', 'config', 'config_text'),
-    *('demo', 'hook', 'kinds'),
+    *('demo', 'hook', 'kinds', 'pipeline'),
     *('predictions', 'preprocessing', 'randomness', 'registry'),
     'report_predictions',
-    *('rounding', 'runner_state', 'samples', 'structure_hook'),
+    *('rounding', 'runner_state', 'samples', 'structure_hook', 'tta'),
 }
 
 

@@ -12,15 +12,13 @@ import pickle
 from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from shades import CLASSES, write_shades
 from stack import CLASSIFICATION, PACK, require
 from toy import run_tool
 
-CLASSES = ('dark', 'grey', 'bright')
 LIMIT = 200  # seconds per process
 
 DETECTOR = """
@@ -101,40 +99,7 @@ custom_hooks = [
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory) -> Path:
-    """Rectangles of three shades on noise: COCO json, and crops by class."""
-    folder = tmp_path_factory.mktemp('data')
-    rng = np.random.default_rng(0)
-    images, boxes = [], []
-    (folder / 'images').mkdir()
-    for i in range(12):
-        picture = rng.integers(0, 60, (96, 96, 3), dtype=np.uint8)
-        for shade in rng.permutation(3)[:2]:
-            x, y = rng.integers(0, 50, 2).tolist()
-            w, h = rng.integers(20, 46, 2).tolist()
-            picture[y : y + h, x : x + w] = 80 + 80 * shade
-            boxes.append(
-                dict(
-                    id=len(boxes) + 1,
-                    image_id=i,
-                    category_id=int(shade),
-                    bbox=[x, y, w, h],
-                    area=w * h,
-                    iscrowd=0,
-                )
-            )
-            crop = folder / 'crops' / CLASSES[shade]
-            crop.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(crop / f'{i}.png'), picture)
-        name = f'{i}.png'
-        cv2.imwrite(str(folder / 'images' / name), picture)
-        images.append(dict(id=i, file_name=name, width=96, height=96))
-    categories = [dict(id=i, name=name) for i, name in enumerate(CLASSES)]
-    (folder / 'boxes.json').write_text(
-        json.dumps(
-            dict(images=images, annotations=boxes, categories=categories)
-        )
-    )
-    return folder
+    return write_shades(tmp_path_factory.mktemp('data'))
 
 
 def prune(folder: Path, data: Path, text: str) -> Path:
@@ -163,11 +128,12 @@ def finetune_config(config: Path) -> Path:
 
 
 def test_tool(
-    config: Path, checkpoint: Path, work_dir: Path, tool='test.py'
+    config: Path, checkpoint: Path, work_dir: Path, *options, tool='test.py'
 ) -> tuple[dict, list]:
     """Metrics and predictions of a test in a fresh process."""
     out = work_dir / 'out.pkl'
-    run(tool, config, checkpoint, '--work-dir', work_dir, '--out', out)
+    files = ['--work-dir', work_dir, '--out', out]
+    run(tool, config, checkpoint, *files, *options)
     (metrics,) = work_dir.glob('*/*.json')
     metrics = json.loads(metrics.read_text().splitlines()[-1])
     metrics = {
@@ -307,15 +273,40 @@ torch.save(dict(
     assert_same_boxes(result['results'], detected[1])
 
 
-def test_detector_with_mmdetections_tool(detector, detected, tmp_path):
+def mmdetections_tool() -> Path:
     package = Path(find_spec('mmdet').submodule_search_locations[0])
     tool = package / '.mim' / 'tools' / 'test.py'
     if not tool.is_file():
         pytest.skip('this mmdet does not bring its tools')
-    config = finetune_config(detector)
-    metrics, predictions = test_tool(config, saved(detector), tmp_path, tool)
+    return tool
+
+
+def test_detector_with_mmdetections_tool(detector, detected, tmp_path):
+    config, tool = finetune_config(detector), mmdetections_tool()
+    metrics, predictions = test_tool(
+        config, saved(detector), tmp_path, tool=tool
+    )
     assert metrics == detected[0]
     assert_same_boxes(predictions, detected[1])
+
+
+def test_detector_in_several_views(detector, detected, tmp_path):
+    """As MMDetection's own tool does it, with each of the configs."""
+    found = []
+    for config, tool in (
+        (detector, 'test.py'),
+        (finetune_config(detector), mmdetections_tool()),
+    ):
+        folder = tmp_path / config.stem
+        folder.mkdir()
+        found.append(
+            test_tool(config, saved(detector), folder, '--tta', tool=tool)
+        )
+    assert found[0][0] == found[1][0] != detected[0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        for key, value in one['pred_instances'].items():
+            expected = other['pred_instances'][key]
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
 
 
 # -- classification ----------------------------------------------------------
@@ -353,6 +344,18 @@ def test_classifier_with_both_configs(classifier, classified, tmp_path):
     torch.testing.assert_close(
         scores(predictions), scores(classified[1]), rtol=1e-5, atol=1e-6
     )
+
+
+def test_classifier_in_several_views(classifier, classified, tmp_path):
+    found = []
+    for config in (classifier, finetune_config(classifier)):
+        folder = tmp_path / config.stem
+        folder.mkdir()
+        found.append(test_tool(config, saved(classifier), folder, '--tta'))
+    assert found[0][0] == found[1][0]
+    one, other = (scores(predictions) for _, predictions in found)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(one, scores(classified[1]), rtol=1e-3)
 
 
 def test_classifier_without_our_tools(classifier, classified, data, tmp_path):

@@ -6,7 +6,7 @@ import argparse
 
 from rich.console import Console
 
-from mmgfp.adapt import input_shape, load_model
+from mmgfp.adapt import load_model
 from mmgfp.cli import (
     add_cost_options,
     config_parser,
@@ -16,6 +16,7 @@ from mmgfp.cli import (
 )
 from mmgfp.cost import count_cost, record_calls
 from mmgfp.demo import cost_runner
+from mmgfp.pipeline import input_shape
 from mmgfp.table import cost_notes, cost_table
 
 

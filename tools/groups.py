@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mmgfp.adapt import input_shape, load_model
+from mmgfp.adapt import load_model
 from mmgfp.cli import (
     add_cost_options,
     config_parser,
@@ -21,6 +21,7 @@ from mmgfp.cli import (
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.groups import ChannelGroup
+from mmgfp.pipeline import input_shape
 from mmgfp.preparation import demo_groups
 from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table
 

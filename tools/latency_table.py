@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmgfp.adapt import input_shape, load_model
+from mmgfp.adapt import load_model
 from mmgfp.cli import (
     add_device_option,
     add_shape_option,
@@ -36,6 +36,7 @@ from mmgfp.files import complete
 from mmgfp.groups import ChannelGroup
 from mmgfp.latency import LatencyTable, Measured
 from mmgfp.operations import Operation, record_operations, run_operation
+from mmgfp.pipeline import input_shape
 from mmgfp.preparation import demo_groups
 from mmgfp.progress import duration
 from mmgfp.removal import axis_sizes, kept_positions

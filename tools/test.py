@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import METRICS, RUNNERS
+from mmengine.registry import HOOKS, METRICS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
 from mmgfp import FisherPruningHook, StructureHook
-from mmgfp.adapt import unwrap
+from mmgfp.adapt import config_library, unwrap
 from mmgfp.checkpoint import check_checkpoint, weights_of
 from mmgfp.cli import (
     complete_dataloaders,
@@ -22,7 +22,9 @@ from mmgfp.cli import (
     set_launcher,
     set_work_dir,
 )
+from mmgfp.kinds import kind_names
 from mmgfp.loading import load_weights
+from mmgfp.tta import augment_test
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +44,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir', help='folder for the images with painted predictions'
     )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='test several views of each image: those of tta_pipeline and '
+        'tta_model in the config, else it and its mirror image',
+    )
     return parse_launched(parser)
 
 
@@ -53,6 +61,8 @@ def make_config(args: argparse.Namespace) -> Config:
     config.load_from = args.checkpoint
     config.resume = False
     complete_dataloaders(config)
+    if args.tta:
+        augment_test(config)
     if args.show_dir is not None:
         show(config, args.show_dir)
     set_launcher(config, args.launcher)
@@ -63,7 +73,7 @@ def show(config: Config, folder: str) -> None:
     """Switch the visualization hook on, whose options differ by package."""
     hook = config.default_hooks.visualization
     folder = str(Path(folder).resolve())
-    if hook.type.endswith('DetVisualizationHook'):
+    if 'DetVisualizationHook' in kind_names(hook, HOOKS):
         hook.update(draw=True, interval=1, test_out_dir=folder)
     else:
         hook.update(enable=True, interval=1, out_dir=folder)
@@ -90,8 +100,8 @@ def main() -> None:
         check_fit(runner, args.checkpoint)
         if args.out is not None:
             # MMDetection's own also packs masks
-            detection = config.get('default_scope') == 'mmdet'
-            dump = 'DumpDetResults' if detection else 'DumpResults'
+            detection = config_library(config) == 'mmdet'
+            dump = 'mmdet.DumpDetResults' if detection else 'DumpResults'
             runner.test_evaluator.metrics.append(
                 METRICS.build(dict(type=dump, out_file_path=args.out))
             )

@@ -31,7 +31,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from mmgfp.adapt import build_model, input_shape, load_model
+from mmgfp.adapt import build_model, load_model
 from mmgfp.artifacts import finetune_config
 from mmgfp.config import config_folder, load_config
 from mmgfp.cost import CostModel, count_cost, record_calls
@@ -40,6 +40,7 @@ from mmgfp.errors import type_and_line
 from mmgfp.files import complete
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
+from mmgfp.pipeline import COCO_SHAPE, input_shape
 from mmgfp.precision import Run, in_double
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import (
@@ -62,6 +63,7 @@ NEITHER = 'nor unpruned: '  # of what the full network does not do either
 IMAGES = 2
 TARGET = 0.5  # share of the flops that stays
 MOST = 0.75  # share of any group that goes
+IMAGENET_SHAPE = (224, 224)
 COUNTED = 256  # side of the images that cost is counted for, at least
 
 
@@ -353,6 +355,15 @@ def installed_path(path: str) -> str:
     return str(installed) if installed.exists() else path
 
 
+def usual_shape(config: Config) -> tuple[int, int]:
+    """(H, W) of a config's images, or of its library's where it has none."""
+    try:
+        return input_shape(config)
+    except ValueError:  # backbones alone, and data sets of several sizes
+        detection = config.get('default_scope') == 'mmdet'
+        return COCO_SHAPE if detection else IMAGENET_SHAPE
+
+
 def forwards(
     model: nn.Module, config: Config, size: tuple[int, int] | None = None
 ) -> Iterator[tuple[tuple[int, int], str]]:
@@ -363,7 +374,7 @@ def forwards(
     Raises:
         Exception: What the forward raised, if none works.
     """
-    size = size or input_shape(config)
+    size = size or usual_shape(config)
     for shape, mode in runnable(model, size, IMAGES):
         if outputs(model, demo_runner(shape, IMAGES, mode)):
             yield shape, mode
@@ -381,7 +392,7 @@ def counting(
     Heads on regions have their share: as many regions per area as the 512
     that the paper counts at 800x1280.
     """
-    side = min(max(*shape, COUNTED), max(input_shape(config)))
+    side = min(max(*shape, COUNTED), max(usual_shape(config)))
     regions = max(1, round(512 * side * side / (800 * 1280)))
     run = demo_runner((side, side), IMAGES, mode, proposals=regions)
     try:

@@ -1,0 +1,182 @@
+"""What a config's pipelines make of images, told by their steps.
+
+The names of the steps are those of MMDetection, MMPretrain, MMSegmentation,
+MMPose and MMYOLO; each of these libraries may be absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
+
+from .kinds import kind_names, kind_of
+
+# The paper counts COCO detectors at this size; MMDetection's test scale
+# (1333, 800) with kept aspect ratio means about that.
+COCO_SHAPE = (800, 1280)
+
+_PHASES = ('test', 'val', 'train')
+
+# Which argument of which step says the size of images after it: as (width,
+# height), or as (height, width).
+_WIDTH_FIRST = dict(
+    Resize='scale',
+    FixScaleResize='scale',
+    YOLOv5KeepRatioResize='scale',
+    LetterResize='scale',
+    CenterCrop='crop_size',
+    Pad='size',
+    TopdownAffine='input_size',
+    BottomupResize='input_size',
+    BottomupRandomAffine='input_size',
+)
+_HEIGHT_FIRST = dict(
+    ResizeEdge='scale',  # of the shorter side; taken for both
+    ResizeShortestEdge='scale',
+    RandomResizedCrop='scale',
+    EfficientNetRandomCrop='scale',
+    EfficientNetCenterCrop='crop_size',
+    RandomCrop='crop_size',
+    RandomCenterCropPad='crop_size',
+    RandomResizedCropAndInterpolationWithTwoPic='size',
+    MAERandomResizedCrop='size',
+    **{
+        f'torchvision/{name}': 'size'
+        for name in ('Resize', 'CenterCrop', 'RandomCrop', 'RandomResizedCrop')
+    },
+)
+
+
+def input_shape(config: Config) -> tuple[int, int]:
+    """(H, W) that a config's test images have.
+
+    Read from the test pipeline (or that of validation or training, where it
+    does not say): the last crop, resize or padding to a size. MMDetection's
+    COCO scale (1333, 800) with kept aspect ratio counts as
+    :data:`COCO_SHAPE`, as in the paper.
+
+    Args:
+        config (Config): Of any library.
+
+    Raises:
+        ValueError: If no pipeline says it.
+    """
+    for phase in _PHASES:
+        for dataset in datasets(config.get(f'{phase}_dataloader')):
+            shape = _shape_after(dataset.get('pipeline'), None)
+            if shape is not None:
+                return shape
+    raise ValueError(
+        'the config does not say which size its images have: no step of its '
+        'test, validation or training pipeline that is known makes them one '
+        'size; expected it from input_shape=(H, W) in the pruning hook, or '
+        'from --shape H W of a tool'
+    )
+
+
+def test_dataset(config: Config) -> Mapping[str, Any]:
+    """Settings of the dataset that is tested, without what wraps it.
+
+    That of validation or training where there is none; empty without any.
+    """
+    for phase in _PHASES:
+        for dataset in datasets(config.get(f'{phase}_dataloader')):
+            if dataset.get('pipeline'):
+                return dataset
+    for phase in _PHASES:
+        *_, dataset = [{}, *datasets(config.get(f'{phase}_dataloader'))]
+        if dataset:
+            return dataset
+    return {}
+
+
+def image_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
+    """Steps that prepare the config's test images; empty if it has none."""
+    return test_dataset(config).get('pipeline') or ()
+
+
+def datasets(settings: Any) -> Iterator[Mapping[str, Any]]:
+    """Datasets of a loader, each before those that it wraps."""
+    if isinstance(settings, (list, tuple)):
+        for item in settings:
+            yield from datasets(item)
+    elif isinstance(settings, Mapping):
+        yield settings
+        for key in ('dataset', 'datasets'):
+            yield from datasets(settings.get(key))
+
+
+def _shape_after(
+    steps: Any, shape: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """(H, W) after some steps, None where they do not say.
+
+    Args:
+        steps (Any): Of a pipeline.
+        shape (tuple, optional): (H, W) before them.
+    """
+    for step in steps or ():
+        if isinstance(step, Mapping):
+            shape = _shape_after_step(step, shape)
+    return shape
+
+
+def _shape_after_step(
+    step: Mapping[str, Any], shape: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    names = kind_names(step, TRANSFORMS)
+    inner = step.get('transforms')
+    if inner:
+        # whole pipelines, of which one is run, or each makes another view
+        whole = 'RandomChoice' in names or 'MultiView' in names
+        inner = inner[0] if whole else _first_branch(inner)
+        return _shape_after(inner, shape)
+    if 'FixShapeResize' in names:
+        return step['height'], step['width']
+    if 'Pad' in names and step.get('pad_to_square') and shape:
+        return max(shape), max(shape)
+    for name in names:
+        if name in _WIDTH_FIRST:
+            width, height = _pair(step.get(_WIDTH_FIRST[name])) or (0, 0)
+        elif name in _HEIGHT_FIRST:
+            height, width = _pair(step.get(_HEIGHT_FIRST[name])) or (0, 0)
+            if name == 'RandomCrop' and _is_of_mmdet(step):
+                height, width = width, height
+        else:
+            continue
+        if not height:
+            return shape
+        sides = {height, width}  # in any order where their ratio is kept
+        if sides == {800, 1333} and step.get('keep_ratio'):
+            return COCO_SHAPE
+        return height, width
+    return shape
+
+
+def _first_branch(steps: Sequence[Any]) -> list[Any]:
+    """Steps inside a step, of several ways the first.
+
+    MMCV's test-time augmentation has a list of ways for each of its steps.
+    """
+    return [
+        step[0] if isinstance(step, (list, tuple)) and step else step
+        for step in steps
+    ]
+
+
+def _is_of_mmdet(step: Mapping[str, Any]) -> bool:
+    module = str(getattr(kind_of(step, TRANSFORMS), '__module__', ''))
+    return module.partition('.')[0] == 'mmdet'
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """Two numbers of pixels; None for what is not, such as several scales."""
+    pair = [value, value] if isinstance(value, int) else value
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        return None
+    if not all(isinstance(side, int) and side > 0 for side in pair):
+        return None
+    return pair[0], pair[1]

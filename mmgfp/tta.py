@@ -1,0 +1,83 @@
+"""Test-time augmentation, as the tools of MMDetection and MMPretrain have it.
+
+A config says which views of an image are tested (``tta_pipeline``) and which
+model merges what the network makes of them (``tta_model``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from .adapt import CLASSIFICATION, config_library
+from .pipeline import datasets
+
+_MODELS: dict[str, dict[str, Any]] = {
+    'mmdet': dict(
+        type='mmdet.models.DetTTAModel',  # registered without scope
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+    ),
+    **{
+        library: dict(type=f'{library}.AverageClsScoreTTA')
+        for library in CLASSIFICATION
+    },
+}
+_PACK_FLIPPED = dict(
+    type='mmdet.PackDetInputs',
+    meta_keys=(
+        *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+        *('flip', 'flip_direction'),
+    ),
+)
+
+
+def augment_test(config: Config) -> None:
+    """Let a config test several views of each image.
+
+    Where a detector or classifier has no views of its own, these are the
+    image and its mirror image, as in the tools of their libraries.
+
+    Args:
+        config (Config): The config of the runner, changed in place.
+
+    Raises:
+        ValueError: If the config has no test dataset, or is of another
+            library and says nothing of views.
+    """
+    library = config_library(config)
+    with_pipeline = (
+        dataset
+        for dataset in datasets(config.get('test_dataloader'))
+        if dataset.get('pipeline')
+    )
+    dataset: Any = next(with_pipeline, None)
+    if dataset is None:
+        raise ValueError(
+            'the config has no test_dataloader with a pipeline; expected one '
+            'whose images can be tested in several views'
+        )
+    for key in ('tta_model', 'tta_pipeline'):
+        if not config.get(key) and library not in _MODELS:
+            raise ValueError(
+                f'the config has no {key}; expected one, for there is none by '
+                f'default for {library or "this library"}'
+            )
+    model = config.get('tta_model') or _MODELS[library]
+    views = config.get('tta_pipeline')
+    dataset['pipeline'] = views or _mirrored(dataset['pipeline'], library)
+    config.model = ConfigDict(model, module=config.model)
+
+
+def _mirrored(
+    steps: Sequence[Mapping[str, Any]], library: str
+) -> list[Mapping[str, Any]]:
+    *others, pack = steps
+    detection = library == 'mmdet'
+    flip = 'mmdet.RandomFlip' if detection else 'RandomFlip'
+    ways = [
+        [dict(type=flip, prob=1.0), dict(type=flip, prob=0.0)],
+        [_PACK_FLIPPED if detection else pack],
+    ]
+    return [*others, dict(type='TestTimeAug', transforms=ways)]
