@@ -81,6 +81,12 @@ setup(
             'mmcv>=2.0.1',
             'mmpose>=1.3.2',
         ],
+        'openmmlab-yolo': [
+            'mmengine>=0.10.7',
+            'mmcv>=2.0.1,<2.1.0',
+            'mmdet>=3.3.0',
+            'mmyolo>=0.6.0',
+        ],
         'openmmlab-segmentation': [
             'mmengine>=0.10.7',
             'mmcv>=2.0.1,<2.2.0',
