@@ -7,13 +7,14 @@ Checkpoints of both formats and structure files are changed at random, byte by
 byte and in their parts: operations of the pickle, records of the archive. What
 reaches new lines of the readers is changed further. Every file has to load, or
 to end in one line that names it; a crash of Python, memory beyond a limit, or
-minutes of work end the run. `fuzz_checkpoint.json` has the last result.
+minutes of work end the run. `fuzz_checkpoint.json` has the last results.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import pickle
@@ -36,18 +37,18 @@ import numpy as np
 import torch
 from crafted import all_crafted, harmless, number, text
 
-with atheris.instrument_imports(
-    include=[
-        *('mmgfp.archive', 'mmgfp.unpickler', 'mmgfp.checkpoint'),
-        *('mmgfp.structure', 'mmgfp.scores', 'mmgfp.plain'),
-    ]
-):
+READERS = (
+    *('archive', 'unpickler', 'checkpoint', 'structure', 'scores', 'plain'),
+)
+
+with atheris.instrument_imports(include=[f'mmgfp.{name}' for name in READERS]):
     import mmgfp
     from mmgfp.checkpoint import load_plain_checkpoint, meta_of, weights_of
     from mmgfp.structure import KEY, Axis, Structure
 
 PACKAGE = Path(mmgfp.__file__).parent
 RESULT = Path(__file__).with_suffix('.json')
+LAST = 4  # results to keep
 MAX_LENGTH = 2**16  # of a file
 
 NAMES = [
@@ -329,6 +330,7 @@ def fuzz(minutes: float, corpus: Path) -> dict:
         cpu_seconds=round(usage.ru_utime + usage.ru_stime),
         files=int(number),
         crashes=int(done.returncode != 0),
+        readers=digest(),
         versions=dict(
             python=platform.python_version(),
             torch=torch.__version__,
@@ -338,6 +340,12 @@ def fuzz(minutes: float, corpus: Path) -> dict:
         ),
         machine=f'{os.cpu_count()} CPU cores, shared, no GPU',
     )
+
+
+def digest() -> str:
+    """Of the files that were tried."""
+    texts = [(PACKAGE / f'{name}.py').read_bytes() for name in READERS]
+    return hashlib.sha256(b''.join(texts)).hexdigest()[:12]
 
 
 def atheris_version() -> str:
@@ -361,8 +369,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     result = fuzz(args.minutes, args.corpus)
-    RESULT.write_text(json.dumps(result, indent=1) + '\n')
-    print(json.dumps(result, indent=1))
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else []
+    text = json.dumps([*results, result][-LAST:], indent=1) + '\n'
+    RESULT.write_text(text)
+    print(text)
     raise SystemExit(result['crashes'])
 
 
