@@ -190,7 +190,7 @@ def _json_lines(path: Path) -> list[Mapping[str, Any]]:
     for line in path.read_text('utf-8', errors='replace').splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # or nested without end
             continue
         if isinstance(record, Mapping):
             found.append(record)

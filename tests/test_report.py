@@ -656,3 +656,15 @@ def test_a_page_that_fails_harms_no_training(tmp_path, monkeypatch):
 def test_no_page_unless_asked(tmp_path):
     train(tmp_path)
     assert not (tmp_path / 'report.html').exists()
+
+
+def test_logs_that_are_nested_without_end(tmp_path):
+    folder = tmp_path / '20260101_000000'
+    (folder / 'vis_data').mkdir(parents=True)
+    lines = ['[' * 100_000, '9' * 10_000, '{"iter": 1, "step": 1}']
+    (folder / 'vis_data' / 'scalars.json').write_text('\n'.join(lines))
+    nested = f'seed = {"-" * 100_000}1'
+    (folder / 'vis_data' / 'config.py').write_text(nested)
+    (run,) = read_runs(tmp_path)
+    assert run.records == [{'iter': 1, 'step': 1}]
+    assert run.config == {}
