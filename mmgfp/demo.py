@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 
 from .adapt import CLASSIFICATION, CONVOLUTIONAL, library
+from .draws import same_draws
 from .modes import modes_kept, training
-from .randomness import random_state, set_random_state
 from .samples import BOXES, demo_boxes, demo_samples
 from .trees import any_floats, look_into, tree_leaves
 
@@ -70,7 +69,7 @@ def demo_runner(
         if not isinstance(model, BaseModel):
             return model(_demo_batch(model, shape, images))
         data = demo_data(model, shape, images, mode)
-        with _same_draws():
+        with same_draws():
             if mode == 'predict':
                 return model(**data)
             with _proposing(model, shape, proposals) as raw:
@@ -265,15 +264,3 @@ class _Proposals:
             )
             for _ in batch_img_metas
         ]
-
-
-@contextmanager
-def _same_draws() -> Iterator[None]:
-    """What the model draws (samples of boxes, noise) is the same each time."""
-    before = random_state()
-    try:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        yield
-    finally:
-        set_random_state(before)
