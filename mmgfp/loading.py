@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +30,10 @@ ADVICE = (
 
 
 def load_weights(
-    model: nn.Module, weights: Mapping[str, Any], where: str | os.PathLike
+    model: nn.Module,
+    weights: Mapping[str, Any],
+    where: str | os.PathLike,
+    may_differ: Callable[[str, int], bool] | None = None,
 ) -> None:
     """Load weights, and complain of every tensor that stays as it was.
 
@@ -42,6 +45,10 @@ def load_weights(
         model (nn.Module): Loads them.
         weights (Mapping): Tensors by name, as in a checkpoint.
         where (str | os.PathLike): Where they are from, for the message.
+        may_differ (Callable, optional): Given the name of a tensor and an
+            axis, returns whether the config may give it another size there,
+            as another number of classes does. A tensor whose other axes fit
+            stays as it is, with a warning. By default none may.
 
     Raises:
         ValueError: If something is missing, unexpected or of another shape.
@@ -56,6 +63,15 @@ def load_weights(
             f'expected names such as {next(iter(own), "")!r}, '
             f'got {_some(list(weights))}'
         )
+    resized = _resized(own, weights, may_differ) if may_differ else []
+    if resized:
+        warnings.warn(
+            f'{len(resized)} tensors have another size than in the checkpoint '
+            f'{where} and start anew: {_some(resized)}',
+            stacklevel=2,
+        )
+        for name in resized:
+            del weights[name]
     try:
         result = model.load_state_dict(weights, strict=False)
     except Exception as error:  # a layer may read weights in its own way
@@ -69,6 +85,7 @@ def load_weights(
         for name in result.missing_keys
         # a layer may leave out what it is given and computes anew
         if name not in weights
+        and name not in resized
         and own[name].is_floating_point()
         and _part(name) != PREPROCESSOR
     ]
@@ -140,6 +157,27 @@ def _shapes(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> str:
         f'{name} has shape {tuple(weights[name].shape)}, the model '
         f'{tuple(own[name].shape)}; {len(differ)} of {len(own)} tensors differ'
     )
+
+
+def _resized(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Any],
+    may_differ: Callable[[str, int], bool],
+) -> list[str]:
+    """Tensors that differ only along axes where they may."""
+    names = []
+    for name, tensor in own.items():
+        given = weights.get(name)
+        if not isinstance(given, Tensor) or given.dim() != tensor.dim():
+            continue
+        axes = [
+            axis
+            for axis, (a, b) in enumerate(zip(given.shape, tensor.shape))
+            if a != b
+        ]
+        if axes and all(may_differ(name, axis) for axis in axes):
+            names.append(name)
+    return names
 
 
 def _named(names: Sequence[str]) -> str:

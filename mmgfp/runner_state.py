@@ -164,17 +164,27 @@ def cut_checkpoint(
         slice_saved_state(part, wrapper.optimizer, model, keep)
 
 
-def check_loaded(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
+def check_loaded(
+    runner: Runner,
+    checkpoint: Mapping[str, Any],
+    may_differ: Callable[[str, int], bool] | None = None,
+) -> None:
     """Load weights of a checkpoint before the runner does, but all of them.
 
     The runner goes on with random weights where names or shapes differ.
+
+    Args:
+        runner (Runner): Whose model loads them.
+        checkpoint (Mapping): As loaded.
+        may_differ (Callable, optional): See
+            :func:`mmgfp.loading.load_weights`.
 
     Raises:
         ValueError: If the model lacks some of them, or has others.
     """
     which = runner._load_from or 'that was loaded'
     weights = weights_of(checkpoint, which)
-    load_weights(unwrap(runner.model), weights, which)
+    load_weights(unwrap(runner.model), weights, which, may_differ)
 
 
 def network_has_changed(runner: Runner) -> None:

@@ -20,7 +20,9 @@ class StructureHook(Hook):
     used with the config of the full network, too, and outlives the structure
     file.
 
-    Loads weights that fit the slim network entirely, and no others.
+    Weights have to fit the slim network. Layers that the config has changed
+    where pruning has cut nothing, such as a head for other classes, start
+    anew, with a warning.
 
     Args:
         structure (str | os.PathLike): Structure file (.json), or a checkpoint
@@ -32,12 +34,15 @@ class StructureHook(Hook):
     """
 
     def __init__(self, structure: str | os.PathLike) -> None:
-        self._structure = Structure.load(structure).to_dict()
+        self._structure = Structure.load(structure)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Complain where the runner would go on with random weights."""
-        check_loaded(runner, checkpoint)
+        cut = self._structure.axes
+        check_loaded(
+            runner, checkpoint, lambda name, axis: (name, axis) not in cut
+        )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add it."""
-        checkpoint[KEY] = self._structure
+        checkpoint[KEY] = self._structure.to_dict()

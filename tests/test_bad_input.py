@@ -342,6 +342,22 @@ def test_published_checkpoint_with_the_generated_config(tmp_path, pruned):
         assert tensor.equal(expected[name]), name
 
 
+def test_generated_config_for_other_classes(tmp_path, pruned):
+    """The head starts anew; all that pruning left is loaded."""
+    config = Config.fromfile(f'{pruned.with_suffix("")}_finetune.py')
+    expected = load(pruned)['state_dict']
+    config.model.classes = len(expected['head.bias']) + 3
+    config.work_dir = str(tmp_path)
+    config.merge_from_dict(validated())
+    runner = Runner.from_cfg(config)
+    with pytest.warns(UserWarning, match='2 tensors have another size'):
+        runner.test()
+    for name, tensor in runner.model.state_dict().items():
+        if not name.startswith('head.'):
+            assert tensor.equal(expected[name]), name
+    assert len(runner.model.head.bias) == config.model.classes
+
+
 def full_weights(path: Path) -> str:
     torch.save(dict(state_dict=ToyClassifier().state_dict()), path)
     return str(path)

@@ -154,3 +154,28 @@ def test_layers_that_leave_out_what_they_load():
     model, trained = nn.Sequential(Anew()), nn.Sequential(Anew())
     load_weights(model, trained.state_dict(), 'a.pth')
     assert not differ(model, trained)
+
+
+def test_layers_that_the_config_has_changed():
+    """Where it may: they start anew, and all others are loaded."""
+    trained, model = Net(), Net()
+    model.head = nn.Linear(4, 5)
+    before = copy.deepcopy(model.head)
+    with pytest.warns(UserWarning, match=r'2 tensors .*head\.weight'):
+        load_weights(
+            model,
+            trained.state_dict(),
+            'a.pth',
+            lambda name, axis: name.startswith('head.') and axis == 0,
+        )
+    assert not differ(model.backbone, trained.backbone)
+    assert not differ(model.head, before)
+
+
+def test_layers_that_differ_also_where_they_must_not():
+    trained, model = Net(), Net()
+    model.head = nn.Linear(3, 5)
+    with pytest.raises(ValueError, match=r'head\.weight has shape \(2, 4\)'):
+        load_weights(
+            model, trained.state_dict(), 'a.pth', lambda name, axis: axis == 0
+        )

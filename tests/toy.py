@@ -59,6 +59,7 @@ class ToyClassifier(BaseModel):
         norm: str = 'GN',
         dropout: float = 0.0,
         width: int = 12,
+        classes: int | None = None,
         data_preprocessor: Any = None,
         init_cfg: Any = None,
     ) -> None:
@@ -76,7 +77,7 @@ class ToyClassifier(BaseModel):
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.conv2 = nn.Conv2d(width, 8, 1)
         self.drop = nn.Dropout(dropout)
-        self.head = nn.Linear(8, len(CLASSES))
+        self.head = nn.Linear(8, classes or len(CLASSES))
 
     def forward(
         self,
