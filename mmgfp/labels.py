@@ -81,6 +81,20 @@ class _Record:
         default_factory=list
     )
 
+    def follow(self, kept: _Record) -> None:
+        """Add what modules made of their weights before the forward.
+
+        They did so in the order of registration, which decides nothing where
+        the forward tells of an order of its own.
+        """
+        self.edges.extend(kept.edges)
+        self.frozen.extend(kept.frozen)
+        self.absent.extend(kept.absent)
+        self.uses = {**kept.uses, **self.uses}
+        self.issued = {**kept.issued, **self.issued}
+        for weight in kept.order:
+            self.order.setdefault(weight, len(self.order))
+
 
 def trace_labels(
     model: nn.Module,
@@ -115,7 +129,9 @@ def trace_labels(
         tracer,
     ):
         compute_again(model)
+        kept, tracer.record = tracer.record, _Record()
         tracer.end(run())
+        tracer.record.follow(kept)
         if train is not None and tracer.unused():
             try:
                 tracer.end(train())
@@ -186,6 +202,7 @@ class LabelTracer(TorchDispatchMode):
         self._modules = dict(model.named_modules())
         self.module_names = {id(m): n for n, m in self._modules.items()}
         self.stack: list[_Frame] = []
+        self._operands: list[Tensor] = []  # of the operation at hand
         self.entered: set[nn.Module] = set()
         self.suspended = False
         self.trained = False
@@ -333,12 +350,34 @@ class LabelTracer(TorchDispatchMode):
         }
 
     def where(self) -> str:
-        """The innermost module being executed, for messages."""
+        """The layer of the operation at hand, for messages.
+
+        A hook computes a layer's weight before the layer is entered: what is
+        made of weights alone belongs to the layer that owns the largest.
+        Everything else belongs to the innermost module being executed.
+        """
+        owner = self._owner()
+        if owner in self._modules:
+            return owner
         for frame in reversed(self.stack):
             name = self.module_names.get(id(frame.module))
             if name:  # not what computes a layer's weight
                 return name.partition('.parametrizations.')[0]
         return 'the network itself'
+
+    def _owner(self) -> str | None:
+        """The owner of the weights that the operation at hand is made of.
+
+        None if there are none, or if an activation has a part in it.
+        """
+        sizes = {}
+        for tensor in self._operands:
+            tag = self.tag(tensor)
+            if tag.weight is not None:
+                sizes[tag.weight] = tensor.numel()
+            elif any(bool((squeezed(x) >= 0).any()) for x in tag.layers):
+                return None
+        return layer_of(max(sizes, key=sizes.__getitem__)) if sizes else None
 
     def result(self) -> Trace:
         """Sort what was learned; edges to opaque slots become reasons."""
@@ -410,12 +449,14 @@ class LabelTracer(TorchDispatchMode):
             weight = self.tag(tensor).weight
             if weight is not None:
                 self.record.order.setdefault(weight, len(self.record.order))
+        self._operands = operands
         out = func(*args, **kwargs)
         rule = self._find_rule(func)
         if rule.__name__ == 'constant' or not self._stays_opaque(
             operands, out
         ):
             rule(self, func, args, kwargs, out)
+        self._operands = []  # extension operators do not come through here
         return out
 
     def _stays_opaque(self, operands: Sequence[Tensor], out: Any) -> bool:

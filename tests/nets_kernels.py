@@ -309,6 +309,26 @@ class OneNorm(Net):
         return self.third(F.relu(self.second(F.relu(self.first(x)))))
 
 
+class NormsInABlock(Net):
+    """A hook computes a kernel before its layer runs, inside a block."""
+
+    prunable: ClassVar = set()
+    frozen: ClassVar = {
+        'block.0': 'one norm over these channels in block.2, which',
+        'block.2': 'a norm of the whole weight in last',
+        'last': 'a norm of the whole weight in last',
+    }
+
+    def __init__(self):
+        super().__init__()
+        first, second = by_hook(conv(3, 8)), by_hook(conv(8, 6))
+        self.block = nn.Sequential(first, nn.ReLU(), second)
+        self.last = spectral_norm(conv(6, 4))
+
+    def forward(self, x):
+        return self.last(F.relu(self.block(x)))
+
+
 KERNEL_NETS: dict[str, type[Net]] = {
     net.__name__: net
     for net in (
@@ -330,5 +350,6 @@ KERNEL_NETS: dict[str, type[Net]] = {
         DepthwiseByMask,
         BufferedLinear,
         OneNorm,
+        NormsInABlock,
     )
 }
