@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from .groups import ChannelGroup, build_groups
 from .labels import trace_labels
@@ -19,7 +18,7 @@ from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
 from .selfcheck import check_groups
-from .slots import Trace, layer_of
+from .slots import Trace, layer_of, named_tensors
 from .trees import any_floats, look_into
 
 
@@ -56,6 +55,7 @@ def find_groups(
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
+        ValueError: If a lazy layer has no weights yet.
         NoOutputsError: If what the run returns holds no tensor.
         UnsteadyError: If rounding errors decide what it puts out there.
 
@@ -92,9 +92,7 @@ def find_groups(
 @contextmanager
 def _values_kept(model: nn.Module) -> Iterator[None]:
     """What forwards write into parameters and buffers is taken back."""
-    tensors = [
-        t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)
-    ]
+    tensors = list(named_tensors(model).values())
     before = [t.detach().clone() for t in tensors]
     try:
         yield

@@ -5,13 +5,13 @@ This file holds what a trace of a network tells about them, and no torch code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 # In place of an axis: the positions that an attribute of a module counts.
 ATTRIBUTE = -1
@@ -32,7 +32,7 @@ class SlotTable:
         self.axes: list[tuple[str, int]] = []
         self._axis_id: dict[tuple[str, int], int] = {}
         starts = [0]
-        for name, tensor in _named_tensors(model):
+        for name, tensor in named_tensors(model).items():
             self.tensors[name] = tensor
             for axis, size in enumerate(tensor.shape):
                 if size > 1:
@@ -82,9 +82,21 @@ def layer_of(name: str) -> str:
     return layer if parametrized else name.rpartition('.')[0] or name
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers; a shared tensor under its first name.
+
+    Raises:
+        ValueError: If a lazy layer has not made its own yet.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise ValueError(
+                f'{name} has no shape yet, because its layer is lazy and has '
+                'not run; expected a model that has been run once, such as '
+                'by model(images)'
+            )
+    return tensors
 
 
 @dataclass(frozen=True)

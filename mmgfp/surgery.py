@@ -22,7 +22,7 @@ from torch.nn.utils.prune import BasePruningMethod as Masking
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .slots import ATTRIBUTE
+from .slots import ATTRIBUTE, named_tensors
 from .trees import tree_leaves
 
 Keep = Mapping[tuple[str, int], np.ndarray]
@@ -34,11 +34,6 @@ _LAYOUTS = (
     torch.channels_last,
     torch.channels_last_3d,
 )
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers; a shared tensor under its first name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def slice_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from nets import (
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from mmgfp.finder import NoOutputsError, find_groups, restrict_groups
+from mmgfp.structure import Axis, Structure
 
 
 def reasons(groups) -> dict[str, str]:
@@ -271,3 +273,26 @@ def test_weights_that_hooks_keep_need_not_have_run(wrap):
     assert layout(found) == Chain.prunable
     after = model.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in before)
+
+
+def test_lazy_layers_have_to_run_once():
+    """Before that, nothing of them is known; afterwards they are ordinary."""
+
+    def make():
+        return nn.Sequential(nn.LazyConv2d(6, 3), nn.Conv2d(6, 2, 1)).eval()
+
+    def run(model):
+        return model(images)
+
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r'0\.weight has no shape yet'):
+        find_groups(make(), run)
+    model = make()
+    run(model)
+    groups = find_groups(model, run, images=2)
+    assert [group.name for group in groups if not group.frozen] == ['0']
+    structure = Structure({('0.weight', 0): Axis(6, np.arange(4))})
+    with pytest.raises(ValueError, match='expected a model that has been run'):
+        structure.apply(make())
+    structure.apply(model)
+    assert len(model[0].weight) == 4
