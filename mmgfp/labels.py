@@ -357,7 +357,7 @@ class LabelTracer(TorchDispatchMode):
         Everything else belongs to the innermost module being executed.
         """
         owner = self._owner()
-        if owner in self._modules:
+        if owner is not None and owner in self._modules:
             return owner
         for frame in reversed(self.stack):
             name = self.module_names.get(id(frame.module))
