@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .label_layers import along, canonical, squeezed
+from .origins import MIXING
 from .size_facts import SizeRecord, axis_labels
 from .size_watch import watch_sizes
 from .sizes import attributes_in
@@ -47,7 +48,8 @@ class _Tag:
     """Labels of one tensor.
 
     ``weight`` names the parameter the values come from, as long as no
-    activation had a part in them; ``writable`` marks labels of freshly
+    activation had a part in them; ``sources`` names all that they are computed
+    from, by any operations; ``writable`` marks labels of freshly
     allocated tensors, whose views alias them like the tensors' own do.
     ``opaque`` is set if there is nothing to remove anywhere in it.
     ``pending`` holds labels to freeze, and why, as soon as the value is used.
@@ -60,6 +62,7 @@ class _Tag:
     opaque: bool = False
     pending: tuple[tuple[Tensor, str], ...] = ()
     absent: tuple[Tensor, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 @dataclass
@@ -74,6 +77,7 @@ class _Frame:
 class _Record:
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    causes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     uses: dict[tuple, Use] = field(default_factory=dict)
     issued: dict[tuple[str, int], int] = field(default_factory=dict)
     order: dict[str, int] = field(default_factory=dict)
@@ -89,6 +93,7 @@ class _Record:
         """
         self.edges.extend(kept.edges)
         self.frozen.extend(kept.frozen)
+        self.causes.extend(kept.causes)
         self.absent.extend(kept.absent)
         self.uses = {**kept.uses, **self.uses}
         self.issued = {**kept.issued, **self.issued}
@@ -202,7 +207,7 @@ class LabelTracer(TorchDispatchMode):
         self._modules = dict(model.named_modules())
         self.module_names = {id(m): n for n, m in self._modules.items()}
         self.stack: list[_Frame] = []
-        self._operands: list[Tensor] = []  # of the operation at hand
+        self._sources: tuple[str, ...] = ()  # of the result at hand
         self.entered: set[nn.Module] = set()
         self.suspended = False
         self.trained = False
@@ -293,14 +298,24 @@ class LabelTracer(TorchDispatchMode):
             )
             self.record.edges.append((first, second))
 
-    def freeze(self, labels: Tensor | np.ndarray, reason: str) -> None:
-        """Keep these slots for ever."""
+    def freeze(
+        self, labels: Tensor | np.ndarray, reason: str, cause: bool = False
+    ) -> None:
+        """Keep these slots for ever.
+
+        Args:
+            labels (Tensor | np.ndarray): The slots; -1 is none.
+            reason (str): Why.
+            cause (bool): Whether to tell this reason rather than others
+                that were found before. Defaults to False.
+        """
         if isinstance(labels, Tensor):
             labels = squeezed(labels).numpy()
         slots = np.unique(labels)
         slots = slots[(slots >= 0) & (slots < len(self.table))]
         if slots.size:
-            self.record.frozen.append((slots, reason))
+            kind = self.record.causes if cause else self.record.frozen
+            kind.append((slots, reason))
 
     def end(self, outputs: Any) -> None:
         """Channels that reach an output must stay."""
@@ -356,28 +371,35 @@ class LabelTracer(TorchDispatchMode):
         made of weights alone belongs to the layer that owns the largest.
         Everything else belongs to the innermost module being executed.
         """
-        owner = self._owner()
-        if owner is not None and owner in self._modules:
-            return owner
+        if self._sources and layer_of(self._sources[0]) in self._modules:
+            return layer_of(self._sources[0])
         for frame in reversed(self.stack):
             name = self.module_names.get(id(frame.module))
             if name:  # not what computes a layer's weight
                 return name.partition('.parametrizations.')[0]
         return 'the network itself'
 
-    def _owner(self) -> str | None:
-        """The owner of the weights that the operation at hand is made of.
+    def _sources_of(
+        self, func: Any, operands: Sequence[Tensor]
+    ) -> tuple[str, ...]:
+        """The parameters that a result is computed from, the largest first.
 
-        None if there are none, or if an activation has a part in it.
+        None if an activation has a part in it; also one without labels, such
+        as an image that the run makes up, if a layer is given it.
         """
-        sizes = {}
-        for tensor in self._operands:
+        names: set[str] = set()
+        mixing = func._schema.name in MIXING
+        for tensor in operands:
             tag = self.tag(tensor)
-            if tag.weight is not None:
-                sizes[tag.weight] = tensor.numel()
-            elif any(bool((squeezed(x) >= 0).any()) for x in tag.layers):
-                return None
-        return layer_of(max(sizes, key=sizes.__getitem__)) if sizes else None
+            own = tag.sources or ((tag.weight,) if tag.weight else ())
+            if not own and (
+                mixing
+                or any(bool((squeezed(x) >= 0).any()) for x in tag.layers)
+            ):
+                return ()
+            names.update(own)
+        place = self.table.tensors
+        return tuple(sorted(names, key=lambda n: (-place[n].numel(), n)))
 
     def result(self) -> Trace:
         """Sort what was learned; edges to opaque slots become reasons."""
@@ -388,7 +410,7 @@ class LabelTracer(TorchDispatchMode):
                 [np.stack(pair) for pair in record.edges], axis=1
             )
         hard = (edges >= size).any(0)
-        frozen = list(record.frozen)
+        frozen = [*record.causes, *record.frozen]
         for i, reason in enumerate(self.reasons):
             touched = edges[:, (edges == size + i).any(0)]
             slots = np.unique(touched[touched < size])
@@ -449,14 +471,17 @@ class LabelTracer(TorchDispatchMode):
             weight = self.tag(tensor).weight
             if weight is not None:
                 self.record.order.setdefault(weight, len(self.record.order))
-        self._operands = operands
+        sources = self._sources = self._sources_of(func, operands)
         out = func(*args, **kwargs)
         rule = self._find_rule(func)
         if rule.__name__ == 'constant' or not self._stays_opaque(
             operands, out
         ):
             rule(self, func, args, kwargs, out)
-        self._operands = []  # extension operators do not come through here
+        for result in tree_leaves(out) if sources else ():
+            if isinstance(result, Tensor):
+                self.tag(result).sources = sources
+        self._sources = ()  # extension operators do not come through here
         return out
 
     def _stays_opaque(self, operands: Sequence[Tensor], out: Any) -> bool:

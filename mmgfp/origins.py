@@ -29,7 +29,7 @@ PRODUCTS = {
     'aten::baddbmm': (1, 2),
     'aten::addmv': (1, 2),
 }
-_MIXING = {*PRODUCTS, 'aten::convolution', 'torchvision::deform_conv2d'}
+MIXING = {*PRODUCTS, 'aten::convolution', 'torchvision::deform_conv2d'}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Origins:
         ]
         random = torch.Tag.nondeterministic_seeded in func.tags
         weights: frozenset[str] = frozenset()
-        if func._schema.name not in _MIXING:
+        if func._schema.name not in MIXING:
             weights = weights.union(*(origin.weights for origin in given))
         data = random or any(origin.data for origin in given)
         for result in tree_leaves(out):

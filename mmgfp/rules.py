@@ -28,7 +28,7 @@ from .rules_channelwise import (
     unfold,
     weight_norm,
 )
-from .rules_common import name_of, unknown
+from .rules_common import fake_quantised, name_of, unknown
 from .rules_compiled import deformable, roi_pool, sample
 from .rules_indexing import embedding, index, index_along, order, place
 from .rules_mixing import addmm, attention, batched_add, convolution, mm, mv
@@ -109,6 +109,16 @@ for _rule, _ops in {
         empty_like rand_like randn_like empty_strided new_empty_strided
         scalar_tensor tril_indices triu_indices randint randperm
         lift_fresh_copy repeat_interleave""",
+    fake_quantised: """fake_quantize_per_tensor_affine
+        fake_quantize_per_channel_affine
+        fake_quantize_per_tensor_affine_cachemask
+        fake_quantize_per_channel_affine_cachemask
+        _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+        _fake_quantize_learnable_per_tensor_affine
+        _fake_quantize_learnable_per_channel_affine
+        fused_moving_avg_obs_fake_quant _fused_moving_avg_obs_fq_helper
+        _fused_moving_avg_obs_fq_helper_functional
+        quantize_per_tensor quantize_per_channel""",
     overwrite: 'copy_ fill_ zero_ masked_fill masked_fill_ where',
 }.items():
     for _op in _ops.split():

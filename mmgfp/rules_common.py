@@ -25,19 +25,37 @@ def unknown(
     kwargs: dict,
     out: Any,
     what: str = '',
+    advice: str = '',
 ) -> None:
-    """Freeze everything an operation touches and everything it makes."""
+    """Freeze everything an operation touches and everything it makes.
+
+    With advice, this is the reason to tell rather than others.
+    """
     what = what or f'the operation {name_of(func)}, which has no rule,'
-    reason = f'{what} in {tr.where()}'
+    reason = f'{what} in {tr.where()}{advice}'
     touched = False
     for operand in tree_leaves((args, kwargs)):
         if isinstance(operand, Tensor):
             for layer in tr.layers(operand):
-                tr.freeze(layer, f'goes through {reason}')
+                tr.freeze(layer, f'goes through {reason}', bool(advice))
                 touched = True
     for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         fresh = [tr.opaque(result, f'comes out of {reason}')]
         tr.set(result, fresh if touched and result.dim() else [])
+
+
+def fake_quantised(
+    tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
+) -> None:
+    """Values rounded as in integer arithmetic, by scales that were observed.
+
+    The scales and what observes them do not follow removed channels.
+    """
+    name = name_of(func).strip('_').partition('_cachemask')[0]
+    name = name.replace('_fq_helper', '_fake_quant')  # as it is called
+    what = f'the fake quantisation {name}'
+    advice = ': prune first, then quantise'
+    unknown(tr, func, args, kwargs, out, what, advice)
 
 
 _MOST_PICKED = 4

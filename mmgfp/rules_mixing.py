@@ -36,6 +36,7 @@ def convolution(
     if tr.tag(weight).weight is None:
         what = 'convolution with a kernel that the network computes'
         unknown(tr, func, args, kwargs, out, what)
+        _issue_lost(tr, weight, 1 if transposed else 0, what)
         return
     convolve(tr, source, weight, bias, groups, out, transposed)
 
@@ -56,6 +57,8 @@ def convolve(
             for layer in tr.layers(operand):
                 tr.freeze(layer, f'the kernel of {tr.where()} is computed')
         tr.set(out, [tr.opaque(out, f'comes out of {tr.where()}')])
+        what = 'convolution with a kernel that the network computes'
+        _issue_lost(tr, weight, 1 if transposed else 0, what)
         return
     for layer in tr.layers(source):
         over = tr.varying(layer)
@@ -68,7 +71,6 @@ def convolve(
         consumed = _axis_slots(tr, weight, in_axis)
         _consume(tr, name, consumed, inputs, 1, blank)
         labels = _axis_slots(tr, weight, out_axis)
-        issue_axis = out_axis
     else:
         labels = _convolution_groups(
             tr,
@@ -80,10 +82,34 @@ def convolve(
             transposed,
             blank,
         )
-        issue_axis = 0
     if labels is not None:
-        tr.add_issue(name, issue_axis, out.shape[1])
+        tr.add_issue(*_stored(tr, labels), out.shape[1])
     _finish_mixing(tr, labels, bias, 1, out)
+
+
+def _issue_lost(tr: LabelTracer, kernel: Tensor, axis: int, what: str) -> None:
+    """Register the outputs of a layer whose kernel has lost its labels.
+
+    They stay, but they are there. Which axis of the parameter they are is
+    told by a label that is left, or by their number, or else it is the first.
+    """
+    slots = _axis_slots(tr, kernel, axis % kernel.dim())
+    if slots is not None and 0 <= slots[0] < len(tr.table):
+        weight, own = _stored(tr, slots)
+    else:
+        count = kernel.shape[axis]
+        axes = [
+            (name, d, size)
+            for name in tr.tag(kernel).sources
+            for d, size in enumerate(tr.table.tensors[name].shape)
+            if size > 1
+        ]
+        if not axes:
+            return
+        weight, own, _ = min(axes, key=lambda found: found[2] != count)
+    reason = f'goes through {what} in {tr.where()}'
+    tr.freeze(tr.table.slots(weight, own), reason)
+    tr.add_issue(weight, own, kernel.shape[axis])
 
 
 def _convolution_groups(
@@ -167,11 +193,7 @@ def _matmul(
     _consume(tr, name, slots, inputs, -1, _blank(tr, a))
     labels = _axis_slots(tr, b, b.dim() - 1)
     if labels is not None:
-        tr.add_issue(
-            name,
-            int(tr.table.axes[int(tr.table.axis_ids(labels[0]))][1]),
-            out.shape[-1],
-        )
+        tr.add_issue(*_stored(tr, labels), out.shape[-1])
     _finish_mixing(tr, labels, bias, out.dim() - 1, out)
     kept = [
         resized(layer, out.shape) for layer in rows if not tr.is_opaque(layer)
@@ -200,6 +222,10 @@ def _activation_product(
     if any(tr.is_opaque(layer) for layer in (*left, *right)):
         what = 'a product with something that is not known,'
         unknown(tr, func, (a, b), {}, out, what)
+        made = [bool(tr.tag(factor).sources) for factor in (a, b)]
+        for factor, axis, other in ((a, -2, made[1]), (b, -1, made[0])):
+            if not other:  # of two weights, it is no layer
+                _issue_lost(tr, factor, axis, what)
         return
     layers: list[Tensor] = []
     for layer in (*left, *right):
@@ -280,6 +306,11 @@ def _axis_slots(
     return None
 
 
+def _stored(tr: LabelTracer, slots: np.ndarray) -> tuple[str, int]:
+    """The parameter and its axis that labels of a kernel belong to."""
+    return tr.table.axes[int(tr.table.axis_ids(slots[0]))]
+
+
 def _consume(
     tr: LabelTracer,
     name: str,
@@ -297,8 +328,7 @@ def _consume(
         return
     tr.couple(inputs, slots)
     tr.freeze(slots[inputs < 0], blank)
-    axis = int(tr.table.axes[int(tr.table.axis_ids(slots[0]))][1])
-    tr.add_use(name, axis, False, channel_axis, inputs, slots)
+    tr.add_use(name, _stored(tr, slots)[1], False, channel_axis, inputs, slots)
 
 
 def _finish_mixing(

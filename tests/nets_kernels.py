@@ -309,6 +309,100 @@ class OneNorm(Net):
         return self.third(F.relu(self.second(F.relu(self.first(x)))))
 
 
+class Smoothed(Standardised):
+    """The kernel comes back from an operation that no rule knows."""
+
+    def kernel(self):
+        return torch.fft.irfft(torch.fft.rfft(self.weight, 5), 3)
+
+
+class Distances(Standardised):
+    """The kernel is of another shape than the weight, without its labels."""
+
+    def __init__(self, inputs, outputs, size, **kwargs):
+        super().__init__(inputs, outputs, size, **kwargs)
+        self.weight = nn.Parameter(torch.rand(2, outputs, 5))
+        self.other = nn.Parameter(torch.rand(2, inputs, 5))
+
+    def kernel(self):
+        distances = torch.cdist(self.weight, self.other).mean(0)
+        return distances[..., None, None].expand(-1, -1, *self.kernel_size)
+
+
+class Weighed(Standardised):
+    """Softmax over the filters."""
+
+    def kernel(self):
+        return self.weight.softmax(0)
+
+
+class Transformed(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, torch.fft.fft(self.weight).real, self.bias)
+
+
+class Bank(nn.Conv2d):
+    """Sums a few kernels, weighed by the input."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weight = nn.Parameter(torch.rand(2, *self.weight.shape))
+
+    def forward(self, x):
+        shares = x.mean((2, 3))[0, :2].softmax(0).view(2, 1, 1, 1, 1)
+        kernel = (self.weight * shares).sum(0)
+        return self._conv_forward(x, kernel, self.bias)
+
+
+class Lost(Net):
+    """Kernels that lost their labels; the layers have rows all the same."""
+
+    prunable: ClassVar = set()
+    frozen: ClassVar = {
+        'first': 'in second',
+        'second': 'fft_r2c, which has no rule, in second',
+        'last': 'fft_r2c, which has no rule, in last',
+    }
+
+    @staticmethod
+    def make(*args, **kwargs) -> nn.Module:
+        return Smoothed(*args, **kwargs)
+
+    def __init__(self):
+        super().__init__()
+        self.first = conv(3, 8)
+        self.second = self.make(8, 6, 3, padding=1)
+        self.last = Transformed(6, 4)
+
+    def forward(self, x):
+        x = F.relu(self.second(F.relu(self.first(x))))
+        return self.last(x.mean((2, 3)))
+
+
+class LostShape(Lost):
+    make = Distances
+    frozen: ClassVar = {
+        **Lost.frozen,
+        'second': '_cdist_forward, which has no rule, in second',
+    }
+
+
+class LostBySoftmax(Lost):
+    make = Weighed
+    frozen: ClassVar = {
+        **Lost.frozen,
+        'second': 'softmax over these channels in second',
+    }
+
+
+class LostInBank(Lost):
+    make = Bank
+    frozen: ClassVar = {
+        **Lost.frozen,
+        'second': 'a product of activations in last',
+    }
+
+
 class NormsInABlock(Net):
     """A hook computes a kernel before its layer runs, inside a block."""
 
@@ -351,5 +445,9 @@ KERNEL_NETS: dict[str, type[Net]] = {
         BufferedLinear,
         OneNorm,
         NormsInABlock,
+        Lost,
+        LostShape,
+        LostBySoftmax,
+        LostInBank,
     )
 }

@@ -165,8 +165,8 @@ def test_direction_of_the_core():
 
 def test_labels_know_no_groups():
     assert own_imports('labels') == {
-        *('label_layers', 'size_facts', 'size_watch', 'sizes', 'slots'),
-        *('surgery', 'trees', 'unread', 'widths'),
+        *('label_layers', 'origins', 'size_facts', 'size_watch', 'sizes'),
+        *('slots', 'surgery', 'trees', 'unread', 'widths'),
     }
     assert own_imports('groups') == {'layouts', 'slots'}
     assert 'groups' not in reachable('rules')
