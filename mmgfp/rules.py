@@ -151,7 +151,7 @@ _POINTWISE_NAMES = """
     logical_and logical_or logical_not bitwise_not _prelu_kernel sin cos floor
     ceil round erf reciprocal sign native_dropout bernoulli lerp addcmul
     addcdiv rsub remainder floor_divide isnan isinf celu selu prelu
-    rrelu_with_noise
+    rrelu_with_noise hardshrink softshrink
 """
 
 
