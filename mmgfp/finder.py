@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,11 +14,11 @@ from .groups import ChannelGroup, build_groups
 from .labels import trace_labels
 from .modes import in_training
 from .precision import Run
-from .probe import Values, find_layouts
+from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
 from .selfcheck import check_groups
-from .slots import Trace, layer_of
+from .slots import Trace, layer_of, named_tensors
 from .trees import any_floats, look_into
 
 
@@ -71,24 +72,34 @@ def find_groups(
         try:
             model.eval()
             tell('following channels through the network')
-            values = Values(model)
-            try:
+            with _values_kept(model):
                 trace = _trace(model, run, train)
-            finally:
-                values.put_back()
             if train is not None and trace.unused and not trace.trained:
                 _warn_of_unused(trace.unused)
             if trace.unclear:
                 tell(_numbers_that_stay(trace.unclear))
             groups = [_freeze_single(group) for group in build_groups(trace)]
             tell('telling which rows belong to which image')
-            groups = find_layouts(model, groups, run, images, train, values)
+            groups = find_layouts(model, groups, run, images, train)
             tell(f'proving {len(groups)} channel groups')
             groups = check_groups(model, groups, run, train)
         finally:
             for module, training in modes.items():
                 module.training = training
     return groups
+
+
+@contextmanager
+def _values_kept(model: nn.Module) -> Iterator[None]:
+    """What forwards write into parameters and buffers is taken back."""
+    tensors = list(named_tensors(model).values())
+    before = [t.detach().clone() for t in tensors]
+    try:
+        yield
+    finally:
+        for tensor, value in zip(tensors, before):
+            if not torch.equal(tensor, value):
+                tensor.data.copy_(value)
 
 
 def _looking_into(run: Run) -> Run:

@@ -31,31 +31,10 @@ from .layouts import (
 )
 from .modes import nothing_recomputed
 from .precision import Run
-from .selfcheck import randomize_, shared_copy
-from .slots import named_tensors
+from .selfcheck import randomize_
 
 # is told the name of a consumer, its input and whose the RoIs so far are
 See = Callable[[str, Tensor, dict[str, Tensor]], None]
-
-
-class Values:
-    """What is in a network's parameters and buffers, to put it back.
-
-    Args:
-        model (nn.Module): The network.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._before = [
-            (tensor, tensor.detach().clone())
-            for tensor in named_tensors(model).values()
-        ]
-
-    def put_back(self) -> None:
-        """Take back what forwards have written."""
-        for tensor, value in self._before:
-            if not torch.equal(tensor, value):
-                tensor.data.copy_(value)
 
 
 @dataclass
@@ -87,8 +66,7 @@ def find_layouts(
     groups: Sequence[ChannelGroup],
     run: Run,
     images: int,
-    train: Run | None,
-    values: Values,
+    train: Run | None = None,
 ) -> list[ChannelGroup]:
     """Give every tap its layout; freeze groups that would lack scores.
 
@@ -98,15 +76,12 @@ def find_layouts(
         run (Callable): ``run(model)`` runs it on the demo images.
         images (int): How many these are.
         train (Callable, optional): Runs it for its losses on as many.
-        values (Values): Of the model.
     """
     taps = {t.module: t for g in groups if not g.frozen for t in g.taps}
-    found, listed = _layouts(model, taps, run, images, train, values)
+    found, listed = _layouts(model, taps, run, images, train)
     batches = False
     if listed and _unknown(found):  # a list may hold something else
-        others, _ = _layouts(
-            model, taps, run, images, train, values, batches=True
-        )
+        others, _ = _layouts(model, taps, run, images, train, batches=True)
         batches = _unknown(others) < _unknown(found)
         found = others if batches else found
     silent = [name for name in taps if found[name] == _silent(name)]
@@ -114,9 +89,7 @@ def find_layouts(
         lively = copy.deepcopy(model)
         randomize_(lively, seed=0)
         with suppress(Exception):  # boxes, for one, cannot be any numbers
-            again, _ = _layouts(
-                *(lively, taps, run, images, train, Values(lively), batches)
-            )
+            again, _ = _layouts(lively, taps, run, images, train, batches)
             found |= {name: again[name] for name in silent}
     return [_with_layouts(group, found) for group in groups]
 
@@ -127,7 +100,6 @@ def _layouts(
     run: Run,
     images: int,
     train: Run | None,
-    values: Values,
     batches: bool = False,
 ) -> tuple[dict[str, Layout | str], bool]:
     """Layout of each consumer's input, or why there is none, by name.
@@ -138,11 +110,11 @@ def _layouts(
     seen: tuple[Calls, bool] | None = None
     if train is not None:
         try:
-            seen = _observe(model, taps, train, images, values, batches)
+            seen = _observe(model, taps, train, images, batches)
         except Exception:  # the demo may lack what these losses need
             seen = None
     if seen is None:
-        seen = _observe(model, taps, run, images, values, batches)
+        seen = _observe(model, taps, run, images, batches)
     calls, listed = seen
     moved = any(
         changed is not None and any(map(torch.any, changed))
@@ -189,7 +161,6 @@ def _observe(
     names: Mapping[str, Tap],
     run: Run,
     images: int,
-    values: Values,
     batches: bool,
 ) -> tuple[Calls, bool]:
     """The calls of the consumers; whether the images came as a list."""
@@ -203,11 +174,11 @@ def _observe(
             Call(source.detach().clone(), trained, dict(rois), picked)
         )
 
-    _watch(model, names, run, images, values, note)
+    _watch(model, names, run, images, note)
     for image in range(images if images > 1 else 0):
         compare = _comparison(calls)
         change = ImageChange(image, batches)
-        _watch(model, names, run, images, values, compare, change)
+        _watch(model, names, run, images, compare, change)
         listed |= change.listed
         for some in calls.values():
             for call in some:
@@ -245,12 +216,11 @@ def _watch(
     names: Mapping[str, Tap],
     run: Run,
     images: int,
-    values: Values,
     see: See,
     change: ImageChange | None = None,
 ) -> None:
     """Run a copy, and see the inputs of consumers and the RoIs so far."""
-    model = shared_copy(model)
+    model = copy.deepcopy(model)
     rois: dict[str, Tensor] = {}
 
     def extraction(name: str) -> Callable:
@@ -274,11 +244,8 @@ def _watch(
     if change is not None:
         model.register_forward_pre_hook(change, with_kwargs=True)
     torch.manual_seed(0)
-    try:
-        with torch.enable_grad(), nothing_recomputed():
-            run(model)
-    finally:
-        values.put_back()
+    with torch.enable_grad(), nothing_recomputed():
+        run(model)
 
 
 # -- deciding ----------------------------------------------------------------

@@ -25,10 +25,8 @@ rounding errors themselves.
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,11 +50,6 @@ _NOTHING = 'there are no numbers to compare'
 
 # relative change of weights that has to change next to nothing
 _NUDGE = 1e-12
-
-# Random numbers that large tensors repeat. No two channels are alike, because
-# the number is prime, and no two tensors, because each begins further on.
-_BLOCK = 262147
-_FURTHER = 1040
 
 
 class UnsteadyError(RuntimeError):
@@ -98,12 +91,9 @@ def check_groups(
     def difference(names: Sequence[str]) -> str:
         chosen = [candidates[name] for name in names]
         gone = [removal[name] for name in names]
-        pair = _Pair.of(outputs.weights(), chosen, gone)
-        if losses is None or turn:
-            return outputs.difference(chosen, gone, pair)
-        found = outputs.difference(chosen, gone, pair.again())
-        if not found:
-            found = losses.difference(chosen, gone, pair)
+        found = outputs.difference(chosen, gone)
+        if not found and losses and turn == 0:
+            found = losses.difference(chosen, gone)
         return found
 
     def moves(names: Sequence[str]) -> bool:
@@ -152,55 +142,6 @@ def check_groups(
     ]
 
 
-@dataclass
-class _Pair:
-    """A masked and a slim copy of one network.
-
-    Parameters that neither masking nor slicing replaces share memory with
-    the network's.
-    """
-
-    model: nn.Module
-    masked: nn.Module
-    slim: nn.Module
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        groups: Sequence[ChannelGroup],
-        removal: Sequence[np.ndarray],
-    ) -> _Pair:
-        """Copies of a network in eval mode.
-
-        Args:
-            model (nn.Module): Not changed.
-            groups (Sequence[ChannelGroup]): Groups that lose units.
-            removal (Sequence[np.ndarray]): Their units to remove.
-        """
-        masked, slim = shared_copy(model), shared_copy(model)
-        mask_consumers(masked, groups, removal)
-        slice_model(
-            slim, kept_positions(groups, removal, axis_sizes(slim, groups))
-        )
-        return cls(model, masked, slim)
-
-    def again(self) -> _Pair:
-        """The same before it has run."""
-        return _Pair(
-            self.model, shared_copy(self.masked), shared_copy(self.slim)
-        )
-
-    def apart(self) -> _Pair:
-        """The same, whose parameters may be written into."""
-        shared = {p.data_ptr() for p in self.model.parameters()}
-        for copied in (self.masked, self.slim):
-            for parameter in copied.parameters():
-                if parameter.data_ptr() in shared:
-                    parameter.data = parameter.data.clone()
-        return self
-
-
 class _Check:
     """Compares masked and slim copies, in double precision if need be.
 
@@ -238,8 +179,10 @@ class _Check:
         return False
 
     def _take(self, draw: Callable[[nn.Module, int], None]) -> None:
-        copied = shared_copy(self._model)
+        copied = copy.deepcopy(self._model)
         copied.eval()  # a statement: some return nothing
+        for parameter in copied.parameters():
+            parameter.grad = None
         draw(copied, self._seed)
         self._single, self._double = copied, None
 
@@ -248,28 +191,23 @@ class _Check:
         return self._single
 
     def difference(
-        self,
-        groups: Sequence[ChannelGroup],
-        removal: Sequence[np.ndarray],
-        pair: _Pair,
+        self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> str:
         """What differs, or does not run, without some units; '' if nothing.
 
         Args:
             groups (Sequence[ChannelGroup]): Groups that lose units.
             removal (Sequence[np.ndarray]): Their units to remove.
-            pair (_Pair): Of the :meth:`weights` without these units; it is
-                run.
         """
-        expected, found = _compare(pair, self.run)
+        expected, found = _compare(self._single, groups, removal, self.run)
         self.moved |= not _identical(expected, self._whole)
         if not found or found == _NOTHING or _NOT_RUNNING in found:
             return found
         if self._double is None:
-            self._double = shared_copy(self._single).double()
+            self._double = copy.deepcopy(self._single).double()
         run = in_double(self.run)
         try:
-            _, found = _compare(_Pair.of(self._double, groups, removal), run)
+            _, found = _compare(self._double, groups, removal, run)
         except Exception:  # something may insist on single precision
             return found
         if not found or self._steady:
@@ -279,8 +217,7 @@ class _Check:
             return found
         if not self._draw():
             raise self._unsteady()
-        pair = _Pair.of(self._single, groups, removal)
-        return self.difference(groups, removal, pair)
+        return self.difference(groups, removal)
 
     def _unsteady(self) -> Exception:
         name = type(self._model).__name__
@@ -332,25 +269,20 @@ class _LossCheck:
         """Whether masking changes a loss."""
         if not self._works:
             return False
-        masked = _Pair.of(self._single, groups, removal).apart().masked
-        whole = copy.deepcopy(self._single)
+        whole, masked = (copy.deepcopy(self._single) for _ in range(2))
+        mask_consumers(masked, groups, removal)
         return not _identical(self._run(masked), self._run(whole))
 
     def difference(
-        self,
-        groups: Sequence[ChannelGroup],
-        removal: Sequence[np.ndarray],
-        pair: _Pair,
+        self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> str:
-        """As :meth:`_Check.difference`; the pair is used up."""
-        used: _Pair | None = None
+        """As :meth:`_Check.difference`."""
         while self._works:
-            if pair.model is not self._single or pair is used:
-                pair = _Pair.of(self._single, groups, removal)
-            used = pair
             try:
                 # training may write into parameters
-                expected, found = _compare(pair.apart(), self._run)
+                expected, found = _compare(
+                    self._single, groups, removal, self._run, copy.deepcopy
+                )
                 if not _all_finite(expected):
                     raise ArithmeticError('they are no finite numbers')
             except Exception as error:  # not even with masks
@@ -368,7 +300,7 @@ class _LossCheck:
         """With gradients, or with other weights, or not at all."""
         draw = next(self._others, None) if self._with_grad else None
         if draw is not None:
-            self._single = shared_copy(self._model).eval()
+            self._single = copy.deepcopy(self._model).eval()
             draw(self._single, self._seed)
         elif self._with_grad:
             self._works = False
@@ -388,8 +320,7 @@ class _LossCheck:
         double = copy.deepcopy(self._single).double()
         run = in_double(self._effect)
         try:
-            pair = _Pair.of(double, groups, removal)
-            _, found = _compare(pair.apart(), run)
+            _, found = _compare(double, groups, removal, run, copy.deepcopy)
             return (
                 found not in ('', _NOTHING)
                 and _is_steady(double, run)
@@ -412,21 +343,36 @@ class _LossCheck:
         return [b - a for a, b in pairs if a.is_floating_point()]
 
 
-def _compare(pair: _Pair, run: Run) -> tuple[list[Tensor], str]:
-    """Run a masked and a slim network and compare what they put out.
+def _compare(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+    run: Run,
+    copied: Callable[[nn.Module], nn.Module] | None = None,
+) -> tuple[list[Tensor], str]:
+    """Compare masking and slicing.
 
     Args:
-        pair (_Pair): In eval mode.
+        model (nn.Module): In eval mode; not changed.
+        groups (Sequence[ChannelGroup]): Groups that lose units.
+        removal (Sequence[np.ndarray]): Their units to remove.
         run (Callable): See :func:`check_groups`.
+        copied (Callable, optional): Copies the model; :func:`shared_copy`
+            where nothing writes into parameters, as by default.
 
     Returns:
-        tuple: What the masked one puts out, and the first difference; none
-        is ''.
+        tuple: What comes out of the masked copy; what differs, or ''.
     """
+    copied = copied or shared_copy
+    masked, slim = copied(model), copied(model)
+    mask_consumers(masked, groups, removal)
+    slice_model(
+        slim, kept_positions(groups, removal, axis_sizes(slim, groups))
+    )
     with torch.no_grad():
-        expected = values_in(run(pair.masked))
+        expected = values_in(run(masked))
         try:
-            outputs = values_in(run(pair.slim))
+            outputs = values_in(run(slim))
         except Exception as error:  # the user's forward may raise anything
             return expected, f'{_NOT_RUNNING} ({type_and_line(error)})'
     return expected, compare_outputs(expected, outputs)
@@ -551,8 +497,7 @@ def randomize_(model: nn.Module, seed: int, gain: float = 1.0) -> None:
     """Random parameters and statistics that keep signals at a useful scale.
 
     Matrices and kernels are scaled by their fan-in; vectors become scales
-    around one or small offsets. Large parameters share memory: nothing must
-    be written into them.
+    around one or small offsets.
 
     Args:
         model (nn.Module): Changed in place.
@@ -560,25 +505,20 @@ def randomize_(model: nn.Module, seed: int, gain: float = 1.0) -> None:
         gain (float): Of matrices and kernels. Defaults to 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    large = _Repeated(seed)
     for name, tensor in named_tensors(model).items():
         if not tensor.is_floating_point():
             continue
-        if tensor.dim() > 1:
-            scale = gain * (2 / max(1, tensor[0].numel())) ** 0.5
-            if tensor.numel() > _BLOCK:
-                _write(tensor, large.take(tensor.shape, scale))
-                continue
         noise = torch.randn(
             tensor.shape, generator=generator, dtype=torch.float32
         )
         if tensor.dim() > 1:
-            noise *= scale
+            noise *= gain * (2 / max(1, tensor[0].numel())) ** 0.5
         elif name.rpartition('.')[2] in ('bias', 'running_mean'):
             noise *= 0.1
         else:  # norm weights, variances, learnable scales: positive
             noise = 0.75 + 0.5 * torch.rand(tensor.shape, generator=generator)
-        _write(tensor, noise)
+        with torch.no_grad():
+            tensor.copy_(noise)
     if not model.training:
         compute_again(model)
 
@@ -589,51 +529,10 @@ def jitter_(model: nn.Module, seed: int) -> None:
     for tensor in named_tensors(model).values():
         if tensor.is_floating_point():
             factor = torch.rand(tensor.shape, generator=generator)
-            factor = 0.75 + 0.5 * factor.to(tensor.device)
-            _write(tensor, tensor.data * factor)
+            with torch.no_grad():
+                tensor.mul_(0.75 + 0.5 * factor.to(tensor.device))
     if not model.training:
         compute_again(model)
-
-
-class _Repeated:
-    """Random numbers of a normal distribution for large tensors.
-
-    A network of hundreds of millions of parameters takes seconds to fill, and
-    as long to get the memory for.
-
-    Args:
-        seed (int): For the random numbers.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._by_scale: dict[float, Tensor] = {}
-        self._start = 0
-
-    def take(self, shape: torch.Size, scale: float) -> Tensor:
-        """Numbers of this deviation, which others share memory with."""
-        self._start = (self._start + _FURTHER) % _BLOCK
-        count = math.prod(shape)
-        stored = self._by_scale.get(scale, torch.empty(0))
-        if len(stored) < _BLOCK + count:
-            generator = torch.Generator().manual_seed(self._seed)
-            block = torch.randn(
-                _BLOCK, generator=generator, dtype=torch.float32
-            )
-            stored = (scale * block).repeat(2 + count // _BLOCK)
-            self._by_scale[scale] = stored
-        return stored[self._start : self._start + count].view(shape)
-
-
-def _write(tensor: Tensor, values: Tensor) -> None:
-    """Parameters get new memory, see :func:`shared_copy`."""
-    values = values.to(tensor.device, tensor.dtype)
-    if not isinstance(tensor, nn.Parameter):
-        tensor.data.copy_(values)
-        return
-    if values.stride() != tensor.stride():  # a forward may count on it
-        values = torch.empty_like(tensor.data).copy_(values)
-    tensor.data = values
 
 
 _DRAWS = (randomize_, partial(randomize_, gain=0.5), jitter_)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from nets import Chain, Net, Pyramid, Residual, conv, group, run
 from oracles import kept, layout
-from torch import Tensor, nn
+from torch import nn
 
 from mmgfp.finder import find_groups
 from mmgfp.groups import build_groups
@@ -709,40 +708,3 @@ def test_relative_error():
     assert np.isnan(relative_error(expected, expected * torch.nan))
     turned = torch.complex(expected, expected)
     assert relative_error(turned, turned.conj()) == pytest.approx(2)
-
-
-def test_large_random_weights_differ() -> None:
-    """Large tensors repeat random numbers, but no channel and no tensor."""
-    model = nn.Sequential(*(nn.Linear(1024, 512) for _ in range(3)))
-    randomize_(model, seed=0)
-    weights = torch.cat([layer.weight.detach() for layer in model])
-    assert len(weights.unique(dim=0)) == len(weights)
-    assert len(weights[:512].unique(dim=1).T) == 1024
-    assert abs(weights.std() - (2 / 1024) ** 0.5) < 1e-3
-
-
-def test_losses_that_write_into_large_parameters() -> None:
-    """What training writes into one copy does not reach another."""
-
-    class Moving(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Conv2d(3, 256, 3)
-            self.second = nn.Conv2d(256, 256, 3)
-            self.last = nn.Conv2d(256, 4, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.last(self.second(self.first(x).relu()).relu())
-            if self.training:
-                for parameter in self.parameters():
-                    parameter.data.mul_(0.9)
-            return y
-
-    model, images = Moving(), torch.rand(2, 3, 8, 8)
-    before = copy.deepcopy(model.state_dict())
-    found = find_groups(
-        model, lambda m: m(images), 2, lambda m: m(images).square().mean()
-    )
-    assert [g.size for g in found if not g.frozen] == [256, 256]
-    after = model.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
