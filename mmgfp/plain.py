@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any, NoReturn
 
+import numpy as np
+
 MAX_NATURAL = 2**53  # what JSON's numbers can hold exactly
 
 
@@ -58,6 +60,8 @@ def number(value: Any) -> float:
     Raises:
         ValueError: If it is none.
     """
+    if isinstance(value, (np.floating, np.integer)):  # in older checkpoints
+        value = value.item()
     if type(value) in (int, float) and abs(value) < 1e300:
         return float(value)
     raise ValueError(f'{shown(value)} is no number')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -649,8 +650,8 @@ def test_finding_groups_for_long_says_where_it_is(tmp_path, monkeypatch):
     lines = log.read_text().splitlines()
     stages = [line for line in lines if line.endswith('s so far')]
     assert len(stages) == 3
-    assert 'following channels through the network, 0 s so far' in stages[0]
-    assert 'channel groups, 0 s so far' in stages[2]
+    assert 'following channels through the network, ' in stages[0]
+    assert re.search(r'proving \d+ channel groups, \d+ s', stages[2])
 
 
 def test_config_is_dumped_for_finetuning(tmp_path):

@@ -328,9 +328,9 @@ def test_killed_between_two_pruning_steps(tmp_path):
 def test_resume_before_the_first_checkpoint_starts_anew(tmp_path):
     """With the trained weights of ``load_from``, not with random ones."""
     baseline = tmp_path / 'baseline.pth'
-    weights = MODELS.build(make_config(tmp_path).model).state_dict()
-    torch.save(dict(state_dict=weights), baseline)
     kwargs = settings(**EPOCHS, **validated())
+    model = MODELS.build(make_config(tmp_path, **kwargs).model)
+    torch.save(dict(state_dict=model.state_dict()), baseline)
     config = make_config(tmp_path / 'work', **kwargs)
     config.load_from = str(baseline)
     config.dump(tmp_path / 'config.py')
