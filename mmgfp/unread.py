@@ -107,18 +107,20 @@ class Passing:
             inside = list(_numbers_inside(module, table, names))
             for width in widths:
                 there = list(self._passing(module, width, slots))
-                within = [
-                    labels
-                    for side, labels in inside
+                fitting = [
+                    (labels, near)
+                    for side, labels, near in inside
                     if len(labels) == width.value
                     and side in _INSIDE[width.side]
                 ]
+                within = [labels for labels, near in fitting if near]
                 if width.side == 'any':
                     there += within
                 elif width.side == 'groups':
                     there = within or there  # no convolution: depthwise
                 else:
                     there = there or within
+                there = there or [labels for labels, _ in fitting]
                 if there:
                     found[width.name] = there
         return found
@@ -158,17 +160,20 @@ def _widths(prefix: str, module: nn.Module) -> Iterator[Width]:
 
 def _numbers_inside(
     module: nn.Module, table: SlotTable, names: Mapping[int, str]
-) -> Iterator[tuple[Side, np.ndarray]]:
-    """What the numbers of a module's own layers count."""
-    for layer in module.modules():  # all of a block's are grouped alike
-        labels = own_labels(layer, table, names).get('groups')
-        if labels is not None and layer is not module:
-            yield 'groups', labels[:, None]
-    for child in _children(module):
-        for key, labels in own_labels(child, table, names).items():
-            side = _SIDES.get(key)
-            if side is not None and side != 'groups':
-                yield side, labels[:, None]
+) -> Iterator[tuple[Side, np.ndarray, bool]]:
+    """What the numbers of layers inside count, and if they are near.
+
+    Near are those of a module's own layers; numbers of groups always are,
+    because all of a block's are grouped alike.
+    """
+    children = set(_children(module))
+    for layer in module.modules():
+        if layer is not module:
+            for key, labels in own_labels(layer, table, names).items():
+                side = _SIDES.get(key)
+                if side is not None:
+                    near = layer in children or side == 'groups'
+                    yield side, labels[:, None], near
 
 
 def _children(module: nn.Module) -> Iterator[nn.Module]:
