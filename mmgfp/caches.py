@@ -33,7 +33,7 @@ def nothing_remembered() -> Iterator[None]:
     """
     caches = [
         found
-        for found in gc.get_objects()
+        for found in gc.get_referrers(_Cached)  # each refers to its type
         if type(found) is _Cached
         and str(found.__module__).partition('.')[0] not in _OTHERS
     ]

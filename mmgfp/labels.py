@@ -167,11 +167,13 @@ def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
         tracer.entered.add(module)
         first = args[0] if args and isinstance(args[0], Tensor) else None
         tracer.stack.append(_Frame(module, first))
-        passing.note(module, 'in', args[:1], layers)
+        with tracer.aside():
+            passing.note(module, 'in', args[:1], layers)
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         tracer.stack.pop()
-        passing.note(module, 'out', output, layers)
+        with tracer.aside():
+            passing.note(module, 'out', output, layers)
 
     handles = [
         nn_module.register_module_forward_pre_hook(enter),
@@ -283,6 +285,15 @@ class LabelTracer(TorchDispatchMode):
             if n > 1 and layer.stride(d) != 0
         }
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done with labels in between is no part of the network."""
+        before, self.suspended = self.suspended, True
+        try:
+            yield
+        finally:
+            self.suspended = before
+
     # -- what is learned --------------------------------------------------
 
     def couple(self, a: np.ndarray, b: np.ndarray) -> None:
@@ -319,9 +330,10 @@ class LabelTracer(TorchDispatchMode):
 
     def end(self, outputs: Any) -> None:
         """Channels that reach an output must stay."""
-        for out in values_in(outputs):
-            for layer in self.layers(out):
-                self.freeze(layer, 'reaches an output of the network')
+        with self.aside():
+            for out in values_in(outputs):
+                for layer in self.layers(out):
+                    self.freeze(layer, 'reaches an output of the network')
 
     def unused(self) -> list[str]:
         """Parameters that no operation has seen; attributes like counted ones.

@@ -36,15 +36,13 @@ def watch_compiled(tracer: LabelTracer) -> Iterator[None]:
         if rule is None:
             out = call(*args)
             given = [a for a in args if isinstance(a, Tensor)]
-            if any(_is_new(tracer, t, given) for t in _tensors(out)):
-                _freeze_all(tracer, cls, given, out)
+            with tracer.aside():
+                if any(_is_new(tracer, t, given) for t in _tensors(out)):
+                    _freeze_all(tracer, cls, given, out)
             return out
-        tracer.suspended = True
-        try:
+        with tracer.aside():
             out = call(*args)
-        finally:
-            tracer.suspended = False
-        rule(tracer, by_name(call, args), out)
+            rule(tracer, by_name(call, args), out)
         return out
 
     with around_compiled(around):

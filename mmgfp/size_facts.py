@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -82,6 +83,9 @@ class Labels(Protocol):
 
     def where(self) -> str:
         """The module being executed."""
+
+    def aside(self) -> AbstractContextManager:
+        """What is done with labels in between is no part of the network."""
 
 
 def axis_labels(layers: Sequence[Tensor], axis: int, slots: int) -> np.ndarray:

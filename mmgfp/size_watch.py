@@ -78,12 +78,14 @@ class _SizeWatch(TorchFunctionMode):
             return func(*args, **kwargs)
         before, after = watched
         record.given, record.cuts = {}, set()
-        before(self, args, kwargs)
+        with self._tracer.aside():
+            before(self, args, kwargs)
         try:
             out = func(*args, **kwargs)
         finally:
             given, record.given, record.cuts = record.given, {}, set()
-        after(self, args, kwargs, out, given)
+        with self._tracer.aside():
+            after(self, args, kwargs, out, given)
         return out
 
     def _extents(self, tensor: Tensor, shape: torch.Size) -> torch.Size:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from tracing import Weights, coupled, frozen, labels_of, pair
 
 from mmgfp.label_layers import along, canonical
@@ -330,6 +331,37 @@ def test_hooks_are_removed_when_the_forward_fails():
         len(hooks._global_forward_pre_hooks),
     )
     assert after == before
+
+
+def test_only_operations_of_the_network_have_rules():
+    """What sizes and outputs are looked at with is none of them."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.channels = 8
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            x = self.conv(x).view(2, self.channels, -1)
+            return x[:, : self.channels].expand(2, 8, 16).split(4, 1)
+
+    ruled, ran = [], []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            ran.append(func)
+            return func(*args, **(kwargs or {}))
+
+    def noted(func):
+        ruled.append(func)
+        return find_rule(func)
+
+    model, image = Block().eval(), torch.rand(2, 3, 4, 4)
+    trace_labels(model, lambda: model(image), noted)
+    with torch.no_grad(), Noting():
+        model(image)
+    assert ruled == ran
 
 
 def test_place_of_an_unknown_operation():
