@@ -82,7 +82,7 @@ def test_ends_at_the_target(tmp_path, loop):
             '.pth',
             '_finetune.py',
         ]
-    assert not list(tmp_path.glob('*.partial'))
+    assert not list(tmp_path.glob('*.partial*'))
 
 
 def test_saved_files_agree(tmp_path):

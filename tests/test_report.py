@@ -120,7 +120,7 @@ def test_hook_writes_the_page(pruned):
     ]
     for png in (folder / 'report').iterdir():
         assert image.imread(png).size
-    assert not [*folder.glob('**/*.partial')]
+    assert not [*folder.glob('**/*.partial*')]
 
 
 def test_nothing_from_elsewhere(pruned):

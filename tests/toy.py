@@ -377,7 +377,7 @@ class FullDisk(Hook):
         real = torch.save
 
         def save(what: Any, path: Any, *args: Any, **kwargs: Any) -> None:
-            if str(path).endswith('.pth.partial'):
+            if '.pth.partial' in str(path):
                 Path(path).write_bytes(b'half')
                 raise OSError(28, 'No space left on device')
             real(what, path, *args, **kwargs)

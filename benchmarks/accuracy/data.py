@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,16 +59,13 @@ class ImageFolders(BaseDataset):
             for path in sorted((self._folder / name).glob('*.*'))
         ]
         images = [read(path) for path, _ in files]
-        # by a name of its own, for two lists may begin at once
-        own = kept.with_suffix(f'.{os.getpid()}.npz')
-        with complete(own) as partial, open(partial, 'wb') as file:
+        with complete(kept) as partial, open(partial, 'wb') as file:
             np.savez(
                 file,
                 images=np.stack(images),
                 labels=np.array([label for _, label in files]),
                 classes=np.array(classes),
             )
-        own.replace(kept)
 
     def prepare_data(self, idx: int) -> Any:
         """The pipeline gets a copy that it may change."""
