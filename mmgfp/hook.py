@@ -311,6 +311,10 @@ class FisherPruningHook(Hook):
     def _observe(self, runner: Runner, guard: StepGuard) -> None:
         assert self.pruner is not None
         tally = self._tally
+        # Agreed on in every iteration, not when scores are summed over ranks:
+        # a batch can be bad on one rank alone (its scores overflow, or its
+        # gradients are only accumulated so far), and before the next batch
+        # all ranks have to undo and count the same.
         fine = self.pruner.accumulate(
             self._factor, guard.fine(), true_on_all_ranks
         )
