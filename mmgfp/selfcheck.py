@@ -2,9 +2,10 @@
 
 A part of every group is removed from a copy of the network; the copy's
 outputs must equal those of another copy whose consumers' input slices are
-zeroed instead. What differs or fails to run is located by bisection and
-frozen with the reason. A group that passed may be pruned; nothing else may.
-Where nothing was compared, nothing passes.
+zeroed instead. What differs or fails to run is looked for where it shows (see
+:mod:`mmgfp.suspects`), or else by bisection, and frozen with the reason. A
+group that passed may be pruned; nothing else may. Where nothing was compared,
+nothing passes.
 
 The same goes for the losses, where they can be computed: they may read
 channels that no output shows, and compare them with something of a fixed
@@ -26,7 +27,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -41,12 +44,17 @@ from .layouts import ImageChange
 from .precision import Run, in_double
 from .removal import axis_sizes, consumed_positions, kept_positions
 from .surgery import compute_again, named_tensors, slice_model
+from .suspects import suspects
 from .trees import values_in
 
 TOLERANCE = 1e-5
 
 _NOT_RUNNING = 'the slim network does not run'
 _NOTHING = 'there are no numbers to compare'
+_LOSSES = 'where the losses are computed'
+
+# Groups among which a search takes no longer than to look at suspects.
+_FEW = 3
 
 # relative change of weights that has to change next to nothing
 _NUDGE = 1e-12
@@ -96,6 +104,21 @@ def check_groups(
             found = losses.difference(chosen, gone)
         return found
 
+    def near(names: Sequence[str], trouble: str) -> list[str]:
+        """Those at fault, of groups near to where the trouble shows."""
+        if len(names) <= _FEW:
+            return []
+        chosen = [candidates[name] for name in names]
+        gone = [removal[name] for name in names]
+        check = losses if losses and _LOSSES in trouble else outputs
+        for place in check.suspects(chosen, gone, trouble):
+            for name in place:
+                if name not in alone:
+                    alone[name] = difference([name])
+                if alone[name]:
+                    break
+        return [name for name in names if alone.get(name)]
+
     def moves(names: Sequence[str]) -> bool:
         chosen = [candidates[name] for name in names]
         gone = [removal[name] for name in names]
@@ -128,10 +151,14 @@ def check_groups(
             for end in {-turn, turn - 1} if len(units) > 1 else {-turn}:
                 units[end] = range(candidates[name].size)[end]
         names = list(candidates)
+        alone: dict[str, str] = {}  # what differs without units of one group
         while (names := [n for n in names if n not in failed]) and (
             trouble := difference(names)
         ):
-            bisect(names, trouble)
+            found = near(names, trouble)
+            failed |= {name: alone[name] for name in found}
+            if not found:
+                bisect(names, trouble)
         if names and not moves(names):
             failed |= dict.fromkeys(names, 'masking it changes no output')
     return [
@@ -199,7 +226,9 @@ class _Check:
             groups (Sequence[ChannelGroup]): Groups that lose units.
             removal (Sequence[np.ndarray]): Their units to remove.
         """
-        expected, found = _compare(self._single, groups, removal, self.run)
+        expected, found = _compare(
+            self._single, groups, removal, self.run, optional=self.moved
+        )
         self.moved |= not _identical(expected, self._whole)
         if not found or found == _NOTHING or _NOT_RUNNING in found:
             return found
@@ -218,6 +247,25 @@ class _Check:
         if not self._draw():
             raise self._unsteady()
         return self.difference(groups, removal)
+
+    def suspects(
+        self,
+        groups: Sequence[ChannelGroup],
+        removal: Sequence[np.ndarray],
+        trouble: str,
+    ) -> list[list[str]]:
+        """Names of groups near to each place where trouble shows.
+
+        Args:
+            groups (Sequence[ChannelGroup]): Groups that lose units.
+            removal (Sequence[np.ndarray]): Their units to remove.
+            trouble (str): As :meth:`difference` told.
+        """
+        if self._double is not None and _NOT_RUNNING not in trouble:
+            run = in_double(self.run)
+            with suppress(Exception):  # it may insist on single precision
+                return _suspects(self._double, groups, removal, run, trouble)
+        return _suspects(self._single, groups, removal, self.run, trouble)
 
     def _unsteady(self) -> Exception:
         name = type(self._model).__name__
@@ -293,8 +341,20 @@ class _LossCheck:
                 and not self._is_sure(groups, removal)
             ):
                 return ''
-            return f'where the losses are computed, {found}'
+            return f'{_LOSSES}, {found}'
         return ''
+
+    def suspects(
+        self,
+        groups: Sequence[ChannelGroup],
+        removal: Sequence[np.ndarray],
+        trouble: str,
+    ) -> list[list[str]]:
+        """As :meth:`_Check.suspects`."""
+        return _suspects(
+            *(self._single, groups, removal, self._run, trouble),
+            copied=copy.deepcopy,
+        )
 
     def _go_on(self, error: Exception) -> None:
         """With gradients, or with other weights, or not at all."""
@@ -349,6 +409,7 @@ def _compare(
     removal: Sequence[np.ndarray],
     run: Run,
     copied: Callable[[nn.Module], nn.Module] | None = None,
+    optional: bool = False,
 ) -> tuple[list[Tensor], str]:
     """Compare masking and slicing.
 
@@ -359,23 +420,73 @@ def _compare(
         run (Callable): See :func:`check_groups`.
         copied (Callable, optional): Copies the model; :func:`shared_copy`
             where nothing writes into parameters, as by default.
+        optional (bool): Whether the masked copy need not run where the slim
+            one does not. Defaults to False.
 
     Returns:
-        tuple: What comes out of the masked copy; what differs, or ''.
+        tuple: What comes out of the masked copy, nothing if it did not run;
+        what differs, or ''.
     """
     copied = copied or shared_copy
-    masked, slim = copied(model), copied(model)
-    mask_consumers(masked, groups, removal)
-    slice_model(
-        slim, kept_positions(groups, removal, axis_sizes(slim, groups))
-    )
+    expected: list[Tensor] = []
     with torch.no_grad():
-        expected = values_in(run(masked))
+        if not optional:
+            masked = _masked(model, groups, removal, copied)
+            expected = values_in(run(masked))
+        slim = _slim(model, groups, removal, copied)
         try:
             outputs = values_in(run(slim))
         except Exception as error:  # the user's forward may raise anything
             return expected, f'{_NOT_RUNNING} ({type_and_line(error)})'
+        if optional:
+            masked = _masked(model, groups, removal, copied)
+            expected = values_in(run(masked))
     return expected, compare_outputs(expected, outputs)
+
+
+def _masked(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+    copied: Callable[[nn.Module], nn.Module],
+) -> nn.Module:
+    masked = copied(model)
+    mask_consumers(masked, groups, removal)
+    return masked
+
+
+def _slim(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+    copied: Callable[[nn.Module], nn.Module],
+) -> nn.Module:
+    slim = copied(model)
+    keep = kept_positions(groups, removal, axis_sizes(slim, groups))
+    slice_model(slim, keep)
+    return slim
+
+
+def _suspects(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    removal: Sequence[np.ndarray],
+    run: Run,
+    trouble: str,
+    copied: Callable[[nn.Module], nn.Module] | None = None,
+) -> list[list[str]]:
+    """See :meth:`_Check.suspects`; the others as for :func:`_compare`."""
+    copied = copied or shared_copy
+    return suspects(
+        _slim(model, groups, removal, copied),
+        None
+        if _NOT_RUNNING in trouble
+        else _masked(model, groups, removal, copied),
+        groups,
+        removal,
+        run,
+        compare_outputs,
+    )
 
 
 def _is_steady(double: nn.Module, run: Run) -> bool:
@@ -437,7 +548,20 @@ def shared_copy(model: nn.Module) -> nn.Module:
         id(p): nn.Parameter(p.data, p.requires_grad)
         for p in model.parameters()
     }
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, _empty_ones(model) | memo)
+
+
+def _empty_ones(model: nn.Module) -> dict[int, Any]:
+    """Copies of empty dicts by their id, for :func:`copy.deepcopy`.
+
+    Each module has a dozen, for hooks, which take most of its time.
+    """
+    return {
+        id(value): type(value)()
+        for module in model.modules()
+        for value in vars(module).values()
+        if type(value) in (dict, OrderedDict) and not value
+    }
 
 
 def compare_outputs(

@@ -147,6 +147,7 @@ def test_direction_of_the_core():
             'draws',
             'modes',
             'precision',
+            'suspects',
             'selfcheck',
             'probe',
             'finder',

@@ -199,6 +199,60 @@ def test_groups_that_only_fail_together():
     assert 'too narrow' in frozen['b']
 
 
+class Many(Net):
+    """Blocks of which some work only in full width, in whatever way."""
+
+    count: ClassVar[int] = 32
+
+    def __init__(self, how, bad):
+        super().__init__()
+        self.how, self.bad = how, set(bad)
+        self.stem = conv(3, 6)
+        blocks = range(self.count)
+        self.wide = nn.ModuleList(conv(6, 8, 1) for _ in blocks)
+        self.narrow = nn.ModuleList(conv(8, 6, 1) for _ in blocks)
+        self.head = conv(6, 3, 1)
+
+    def forward(self, x, losses=False):
+        x = self.stem(x)
+        for i, (wide, narrow) in enumerate(zip(self.wide, self.narrow)):
+            y = wide(x)
+            channels = len(wide.bias.tolist())  # torch does not see it
+            if i in self.bad and self.how == 'raises':
+                assert channels == 8, f'block {i} has {channels} channels'
+            if i in self.bad and self.how == 'differs':
+                y = y * (channels - 7)
+            if i in self.bad and self.how == 'losses' and losses:
+                assert channels == 8, f'block {i} has {channels} channels'
+            x = x + narrow(F.relu(y))
+        return self.head(x)
+
+
+@pytest.mark.parametrize('how', ['raises', 'differs', 'losses'])
+@pytest.mark.parametrize('bad', [[5], range(0, 32, 4)], ids=len)
+def test_runs_grow_with_the_groups_that_fail(how, bad):
+    """Not with all groups, as they would if each were tried."""
+    runs = []
+
+    def counted(model):
+        runs.append(model)
+        return run(model)
+
+    def losses(model):
+        runs.append(model)
+        return model(model.batch(), losses=True).mean()
+
+    model = Many(how, bad)
+    groups = traced(model)
+    train = losses if how == 'losses' else None
+    checked = check_groups(model, groups, counted, train)
+    failed = {g.name: g.frozen for g in checked if 'self-check' in g.frozen}
+    assert list(failed) == [f'wide.{i}' for i in bad]
+    told = 'differs by' if how == 'differs' else 'block {} has'
+    assert all(told.format(i) in failed[f'wide.{i}'] for i in bad)
+    assert len(runs) <= 12 + 9 * len(bad)
+
+
 def test_wrong_groups_are_caught():
     """A unit whose slices belong to different channels."""
     model = Residual()
