@@ -24,8 +24,8 @@ from .pipeline import image_pipeline, input_shape, test_dataset
 
 # Steps of a pipeline that make the picture larger or smaller.
 _RESIZING = ('Resize', 'ResizeEdge', 'CenterCrop', 'EfficientNetCenterCrop')
-# They are made of Resize, but pad on all sides.
-_NOT_KNOWN = ('YOLOv5KeepRatioResize', 'LetterResize')
+# MMYOLO's: made of Resize, but they pad on all sides.
+_PADDING_ALL_SIDES = ('YOLOv5KeepRatioResize', 'LetterResize')
 
 _PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -184,16 +184,10 @@ def read_preprocessing(
     last = {
         name: step for step in steps for name in kind_names(step, TRANSFORMS)
     }
-    for name in _NOT_KNOWN:
-        if name in last:
-            raise ValueError(
-                f'the pipeline of the config has the step {name}, which is '
-                'none that an exported file can describe; expected '
-                f'{", ".join(_RESIZING)} and Pad'
-            )
+    wanted = shape or input_shape(config)
+    _check_padding(last, wanted)
     preprocessor: Any = getattr(model, 'data_preprocessor', None)
     divisor = int(getattr(preprocessor, 'pad_size_divisor', 1) or 1)
-    wanted = shape or input_shape(config)
     if min(wanted) < 1:
         raise ValueError(
             f'the input has no size {tuple(wanted)}; expected height and '
@@ -234,6 +228,24 @@ def read_preprocessing(
         pad_value=float(pad_value),
         pad_first='Pad' in last,
     )
+
+
+def _check_padding(
+    last: Mapping[str, Mapping[str, Any]], shape: Sequence[int]
+) -> None:
+    """Raise if a pipeline pads where the facts cannot say it."""
+    found = [name for name in _PADDING_ALL_SIDES if name in last]
+    if found:
+        height, width = shape
+        size = f'({width}, {height})'
+        raise ValueError(
+            f'the test pipeline of the config has {" and ".join(found)}, '
+            'so that pictures are padded on all sides; expected padding at '
+            'the right and the bottom, which an exported file can describe. '
+            f"In a copy of the config, put dict(type='mmdet.Resize', "
+            f"scale={size}, keep_ratio=True), dict(type='mmdet.Pad', size={size}, "
+            'pad_val=dict(img=(114, 114, 114))) in their place'
+        )
 
 
 def _resize_rule(

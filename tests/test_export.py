@@ -259,6 +259,23 @@ def test_preprocessing_of_one_size():
     assert gray(picture)[0].shape == (1, 1, 64, 96)
 
 
+def test_padding_on_all_sides_is_refused_with_what_to_do():
+    """The steps that the message names are described."""
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='YOLOv5KeepRatioResize', scale=(96, 64)),
+        dict(type='mmyolo.LetterResize', scale=(96, 64), pad_val=114),
+    ]
+    config = Config(dict(test_dataloader=dict(dataset=dict(pipeline=steps))))
+    with pytest.raises(ValueError, match='YOLOv5KeepRatioResize and Let') as e:
+        read_preprocessing(config, torch.nn.Identity())
+    found = re.search(r'put (dict\(.*\)) in their place', str(e.value))
+    config.test_dataloader.dataset.pipeline[1:] = eval(found[1])
+    facts = read_preprocessing(config, torch.nn.Identity())
+    assert (facts.input_size, facts.resize) == ((64, 96), dict(mode='fit'))
+    assert (facts.pad_value, facts.pad_first) == (114, True)
+
+
 def test_the_documented_use(cases, pictures, tmp_path, monkeypatch, capsys):
     """The Python of docs/deploy.md, word for word."""
     out = tmp_path / 'model.onnx'
