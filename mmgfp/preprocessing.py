@@ -242,8 +242,9 @@ def _check_padding(
             f'the test pipeline of the config has {" and ".join(found)}, '
             'so that pictures are padded on all sides; expected padding at '
             'the right and the bottom, which an exported file can describe. '
-            f"In a copy of the config, put dict(type='mmdet.Resize', "
-            f"scale={size}, keep_ratio=True), dict(type='mmdet.Pad', size={size}, "
+            "In a copy of the config, put dict(type='mmdet.Resize', "
+            f'scale={size}, keep_ratio=True), '
+            f"dict(type='mmdet.Pad', size={size}, "
             'pad_val=dict(img=(114, 114, 114))) in their place'
         )
 
