@@ -40,7 +40,7 @@ def watch_sizes(model: nn.Module, tracer: Labels) -> Iterator[None]:
     watch = _SizeWatch(tracer)
     Size.on_equal = watch.compared
     try:
-        with traced_attributes(model), nothing_remembered(), watch:
+        with traced_attributes(model), nothing_remembered(model), watch:
             yield
         for size, layers, axis, where in tracer.sizes.made:
             watch.add(size, layers, axis, where=where)

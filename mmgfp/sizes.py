@@ -232,22 +232,31 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
                 stored[key] = value
         for module in model.modules():  # what the forward has stored itself
             for key, value in list(vars(module).items()):
-                plain = _without_origin(value)
+                plain = without_origin(value, set())
                 if plain is not value:
                     vars(module)[key] = plain
 
 
-def _without_origin(value: Any) -> Any:
-    """Without any size in it; what can be changed is changed in place."""
+def without_origin(value: Any, seen: set[int]) -> Any:
+    """Without any size in it; what can be changed is changed in place.
+
+    Args:
+        value (Any): Anything.
+        seen (set[int]): The ids of what was changed before; is added to.
+    """
     if isinstance(value, Size):
         return int(value)
+    if not isinstance(value, (dict, list, tuple, set)):
+        return value
+    if not isinstance(value, tuple):
+        if id(value) in seen:  # it may hold itself
+            return value
+        seen.add(id(value))
     if isinstance(value, dict):
         items = [x for item in value.items() for x in item]
-    elif isinstance(value, (list, tuple, set)):
-        items = list(value)
     else:
-        return value
-    plain = [_without_origin(x) for x in items]
+        items = list(value)
+    plain = [without_origin(x, seen) for x in items]
     if all(a is b for a, b in zip(plain, items)):
         return value
     if isinstance(value, dict):

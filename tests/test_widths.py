@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -568,18 +570,91 @@ def test_no_size_outlives_its_trace(monkeypatch):
     assert model.blocks[0].last[0] == 16
     assert not any(sizes(vars(m)) for m in model.modules())
     # nor does one that is kept where nobody looks mean anything later
-    kept = []
+    kept = SimpleNamespace(sizes=[])
     monkeypatch.setattr(
-        _CachedHeads, 'split', lambda self, x: _keep(self, x, kept)
+        _CachedHeads, 'split', lambda self, x: _keep(self, x, kept.sizes)
     )
     find_groups(_Around(_TwoCached()).eval(), run, images=2)
-    assert any(isinstance(size, Size) for size in kept)
+    assert any(isinstance(size, Size) for size in kept.sizes)
     assert not widths(find_groups(_TwoCached().eval(), run, images=2))
 
 
 def _keep(self, x, kept):
     kept = kept or kept.append(self.heads) or kept
     return x.reshape(*x.shape[:-1], kept[0], -1).transpose(1, 2)
+
+
+_MEMO: dict = {}
+_LAST: list = []
+
+
+def _in_dict(memo, shape, heads):
+    key = tuple(shape), heads
+    if key not in memo:
+        memo[key] = _by_heads.__wrapped__(shape, heads)
+    return memo[key]
+
+
+def _with_closure():
+    memo: dict = {}
+
+    def find(shape, heads):
+        return _in_dict(memo, shape, heads)
+
+    find.memo = memo
+    return find
+
+
+_in_closed_dict = _with_closure()
+
+
+def _in_default(shape, heads, memo={}):  # noqa: B006 - as networks do
+    return _in_dict(memo, shape, heads)
+
+
+class _Memorising(_CachedHeads):
+    """Keeps what it computed in a dict of its own making."""
+
+    of_class: ClassVar = {}
+    shape: ClassVar = ()
+
+    def split(self, x):
+        find = {
+            'of_class': partial(_in_dict, self.of_class),
+            'of_file': partial(_in_dict, _MEMO),
+            'of_function': _in_closed_dict,
+            'default': _in_default,
+        }[self.kind]
+        type(self).shape = x.shape[:1] + x.shape[2:]
+        _LAST[:] = [x.shape]
+        return x.reshape(find(x.shape, self.heads)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'memo'),
+    [
+        ('of_class', _Memorising.of_class),
+        ('of_file', _MEMO),
+        ('of_function', _in_closed_dict.memo),
+        ('default', _in_default.__defaults__[0]),
+    ],
+)
+def test_no_size_outlives_its_trace_in_a_dict(kind, memo):
+    model = _TwoCached()
+    model.blocks = nn.Sequential(_Memorising(kind), _Memorising(kind))
+    groups = find_groups(model.eval(), run, images=2)
+    assert memo[(2, 16, 16), 4] == (2, 16, 4, 4)
+    left = [memo, _Memorising.shape, _LAST]
+    assert not any(isinstance(n, Size) for n in _leaves(left))
+    masked_is_slim(model, groups, run, slice_model)
+
+
+def _leaves(value):
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple)):
+        return [leaf for v in value for leaf in _leaves(v)]
+    return [value]
 
 
 def test_other_caches_are_left_alone():
