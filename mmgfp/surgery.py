@@ -29,6 +29,9 @@ Keep = Mapping[tuple[str, int], np.ndarray]
 
 _INSTEAD = 'Use an optimizer such as SGD, Adam or AdamW while pruning.'
 
+# Where each module has its parameters, buffers, hooks and children.
+_OF_MODULES = frozenset(vars(nn.Module()))
+
 _LAYOUTS = (
     torch.contiguous_format,
     torch.channels_last,
@@ -125,7 +128,7 @@ def compute_again(model: nn.Module) -> None:
     tensors besides parameters and buffers.
     """
     modes = {module: module.training for module in model.modules()}
-    if any(isinstance(v, Tensor) for m in modes for v in vars(m).values()):
+    if any(map(_keeps_tensors, modes)):
         with torch.no_grad():
             model.train()
             model.eval()
@@ -133,6 +136,17 @@ def compute_again(model: nn.Module) -> None:
             module.training = training
             if not training:  # those have no graph, whoever ran them last
                 _keep_again(module)
+
+
+def _keeps_tensors(module: nn.Module) -> bool:
+    """Whether there are some in attributes, or in dicts and lists there."""
+    return any(
+        isinstance(leaf, Tensor)
+        for key, value in vars(module).items()
+        if isinstance(value, (Tensor, dict, list, tuple))
+        and key not in _OF_MODULES
+        for leaf in tree_leaves(value)
+    )
 
 
 def read_width(model: nn.Module, name: str) -> int | None:

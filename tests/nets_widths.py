@@ -408,6 +408,31 @@ class StoredHeads(Heads):
     kind: ClassVar = _StoredAttention
 
 
+class _MemorisingAttention(_StoredAttention):
+    """By device, in a dict that training empties, as timm's LeViT does."""
+
+    def __init__(self, width, heads, head_dims):
+        super().__init__(width, heads, head_dims)
+        self.by_device = {}
+
+    def train(self, mode=True):
+        super(_StoredAttention, self).train(mode)
+        if mode:
+            self.by_device = {}
+        return self
+
+    def attend(self, query, key, value):
+        bias = self.biases[:, self.index]
+        if not self.training:
+            bias = self.by_device.setdefault(str(query.device), bias)
+        weights = query @ key.transpose(-2, -1) + bias.to(query)
+        return weights.softmax(-1) @ value
+
+
+class MemorisingHeads(Heads):
+    kind: ClassVar = _MemorisingAttention
+
+
 class _InputWidth(SelfAttention):
     def forward(self, x):
         images, tokens, width = x.shape
@@ -563,6 +588,7 @@ WIDTH_NETS: dict[str, type[WidthNet]] = {
         FusedHeads,
         BiasedHeads,
         StoredHeads,
+        MemorisingHeads,
         InputWidth,
         TorchHeads,
         Columns,

@@ -452,6 +452,20 @@ def test_attribute_of_a_module_that_nothing_runs(recwarn):
     assert 'stages.0' in str(recwarn.pop().message)
 
 
+@pytest.mark.parametrize('name', ['StoredHeads', 'MemorisingHeads'])
+def test_networks_that_ran_in_evaluation_with_gradients(name):
+    """What they have kept is part of a graph, and of the full size."""
+    torch.manual_seed(0)
+    model = WIDTH_NETS[name]().eval()
+    run(model)
+    groups = find_groups(model, run, images=2)
+    assert layout(groups) == model.prunable
+    run(model)
+    slice_model(model, kept(model, groups, choose_units(groups)))
+    before = outputs(model, run)
+    assert worst_difference(before, outputs(model.train().eval(), run)) == 0
+
+
 # -- what is remembered from one call to the next -----------------------------
 
 
