@@ -84,14 +84,14 @@ for _rule, _ops in {
     'mode nansum nanmean aminmax count_nonzero',
     halves: 'glu',
     beside_buffer: 'log_sigmoid_forward',
-    softmax: '_softmax _log_softmax softmax log_softmax',
+    softmax: '_softmax _log_softmax softmax log_softmax _safe_softmax',
     batch_norm: """native_batch_norm _native_batch_norm_legit
         _native_batch_norm_legit_no_training cudnn_batch_norm
         miopen_batch_norm batch_norm_with_update
         _batch_norm_with_update""",
     group_norm: 'native_group_norm',
     weight_norm: '_weight_norm_interface',
-    layer_norm: 'native_layer_norm',
+    layer_norm: 'native_layer_norm _fused_rms_norm',
     unfold: 'im2col',
     fold: 'col2im',
     convolution: 'convolution _convolution',

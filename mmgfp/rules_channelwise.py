@@ -338,13 +338,14 @@ def layer_norm(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
     """Statistics over the normalised axes change when one channel goes."""
-    source, shape, *vectors = args[:4]
+    source, shape = args[:2]
     affine = [
         layer.expand(source.shape)
-        for vector in vectors
-        if vector is not None
+        for vector in args[2:4]
+        if isinstance(vector, Tensor)  # an RMSNorm has no bias
         for layer in tr.layers(vector)
     ]
+    kind = 'RMSNorm' if 'rms' in name_of(func) else 'LayerNorm'
     normalised = set(range(source.dim() - len(shape), source.dim()))
     layers = []
     for layer in tr.layers(source):
@@ -357,9 +358,7 @@ def layer_norm(
             for own in affine:
                 merge(tr, [layer], own)
             if mixed:
-                tr.freeze(
-                    layer, f'LayerNorm over these channels in {tr.where()}'
-                )
+                tr.freeze(layer, f'{kind} over these channels in {tr.where()}')
         layers.append(layer)
     kernel = common_weight(tr, args[:1])
     tr.set(tree_leaves(out)[0], layers, kernel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -238,7 +239,8 @@ def attention(
 ) -> None:
     """``softmax(q @ k^T + mask) @ v``: whole heads can go.
 
-    Channels that a head sums over go together, and with them the head.
+    Channels that a head sums over go together, and with them the head. Where
+    several heads of the query share one of key and value, so do they.
     """
     query, key, value = args[:3]
     result = tree_leaves(out)[0]
@@ -249,7 +251,8 @@ def attention(
     for layer in without(tr, query, [query.dim() - 1], reason):
         weights = merge(tr, weights, resized(layer, shape))
     for layer in without(tr, key, [key.dim() - 1], reason):
-        weights = merge(tr, weights, resized(layer.mT, shape))
+        layer = _for_each_query(layer.mT, shape)
+        weights = merge(tr, weights, resized(layer, shape))
     for name in ('attn_mask', 'attn_bias'):
         mask = argument(name, func, args, kwargs)
         for layer in () if mask is None else tr.layers(mask):
@@ -259,11 +262,19 @@ def attention(
         *unmixed(tr, weights, [len(shape) - 1], 'softmax over these channels'),
         *without(tr, value, [tokens], reason),
     ):
+        layer = _for_each_query(layer, shape)
         merged = merge(tr, merged, resized(layer, result.shape))
     tr.set(result, merged)
     for other in tree_leaves(out)[1:]:
         if isinstance(other, Tensor):
             tr.set(other, [])
+
+
+def _for_each_query(layer: Tensor, shape: Sequence[int]) -> Tensor:
+    """Labels of heads, of which each serves as many of the query."""
+    heads = layer.dim() - 3
+    times = shape[heads] // layer.shape[heads] if heads > 0 else 1
+    return layer.repeat_interleave(times, heads) if times > 1 else layer
 
 
 def batched_add(

@@ -81,6 +81,12 @@ def _sampled(x: Tensor, **how) -> Tensor:
     return F.grid_sample(x, grid, align_corners=False, **how)
 
 
+def _earlier(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each position those that it attends to."""
+    places = torch.arange(x.shape[2:].numel())
+    return (places[:, None] >= places).to(dtype)
+
+
 def _attended(x: Tensor, **how) -> Tensor:
     tokens = x.flatten(2).mT
     places = torch.linspace(-1, 1, 4 * tokens.shape[1]).to(x)
@@ -181,6 +187,15 @@ def _planes() -> dict[str, Operation]:
         'normalize_of_positions': lambda x: F.normalize(x, dim=-1),
         'attention_of_tokens': _attended,
         'attention_causal': partial(_attended, is_causal=True),
+        'attention_masked': lambda x: _attended(
+            x, attn_mask=_earlier(x, torch.bool)
+        ),
+        'attention_biased': lambda x: _attended(
+            x, attn_mask=_earlier(x, x.dtype)
+        ),
+        'rms_norm_by_hand_of_positions': lambda x: (
+            x * (x.square().mean((2, 3), True) + 0.1).rsqrt()
+        ),
         'embedding': _embedded,
         'embedding_bag': _bagged,
         'sum_of_others': lambda x: x * x.mean(2, True),
@@ -266,6 +281,10 @@ FROZEN: dict[str, tuple[Operation, str]] = {
         lambda x: F.local_response_norm(x, 3),
         'over these channels',
     ),
+    'rms_norm_by_hand': (
+        lambda x: x * (x.square().mean(1, True) + 0.1).rsqrt(),
+        'mean over these channels',
+    ),
     'group_norm_of_one': (nn.GroupNorm(1, CHANNELS), 'GroupNorm of one'),
     'softmax': (lambda x: F.softmax(x, 1), 'softmax over these channels'),
     'cumsum': (lambda x: x.cumsum(1), 'cumsum over these channels'),
@@ -300,6 +319,12 @@ KEPT = {
 }
 if not hasattr(F, 'lp_pool3d'):  # older torch
     del KEPT['lp_pool3d']
+if hasattr(F, 'rms_norm'):  # not in older torch
+    KEPT['rms_norm_of_positions'] = 2, lambda x: F.rms_norm(x, x.shape[2:])
+    FROZEN['rms_norm'] = (
+        lambda x: F.rms_norm(x.movedim(1, -1), (CHANNELS,)).movedim(-1, 1),
+        'over these channels',
+    )
 
 
 @pytest.mark.parametrize('name', KEPT)
@@ -322,3 +347,70 @@ def test_channels_that_meet_stay(name):
     (group,) = (g for g in groups if 'first' in g.producers)
     assert reason in group.frozen
     assert 'self-check' not in group.frozen
+
+
+class _Heads(nn.Module):
+    """Heads of an attention; of key and value there may be fewer."""
+
+    def __init__(self, shared: int, mask: str, **how) -> None:
+        super().__init__()
+        self.heads, self.shared = 4, 4 // shared
+        self.mask, self.how = mask, how
+        self.query = nn.Linear(CHANNELS, 4 * self.heads)
+        self.key = nn.Linear(CHANNELS, 4 * self.shared)
+        self.value = nn.Linear(CHANNELS, 4 * self.shared)
+        self.out = nn.Linear(4 * self.heads, CHANNELS)
+        shape = 1, 4 if mask == 'of heads' else 1, SIDE**2, SIDE**2
+        self.bias = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        images, length, _ = tokens.shape
+        mask = {
+            '': lambda: None,
+            'bool': lambda: _earlier(x, torch.bool),
+            'float': lambda: _earlier(x, x.dtype),
+        }.get(self.mask, lambda: self.bias)()
+        parts = (
+            (self.query, self.heads),
+            (self.key, self.shared),
+            (self.value, self.shared),
+        )
+        found = F.scaled_dot_product_attention(
+            *(
+                layer(tokens).view(images, length, heads, 4).transpose(1, 2)
+                for layer, heads in parts
+            ),
+            attn_mask=mask,
+            **self.how,
+        )
+        tokens = self.out(found.transpose(1, 2).flatten(2))
+        return x + tokens.mT.unflatten(2, x.shape[2:])
+
+
+@pytest.mark.parametrize('shared', [1, 2])
+@pytest.mark.parametrize(
+    ('mask', 'causal'),
+    [
+        ('', False),
+        ('', True),
+        ('bool', False),
+        ('float', False),
+        ('learnt', False),
+        ('of heads', False),
+    ],
+)
+def test_heads_go_with_those_that_share_key_and_value(shared, mask, causal):
+    torch.manual_seed(0)
+    how = dict(enable_gqa=True) if shared > 1 else {}
+    try:
+        heads = _Heads(shared, mask, is_causal=causal, **how)
+        model = _Between(heads, 2).eval()
+    except TypeError:
+        pytest.skip('the attention of this torch has no enable_gqa')
+    groups = find_groups(model, run, images=2)
+    (heads,) = (g for g in groups if 'operation.query' in g.producers)
+    assert (heads.frozen, heads.size) == ('', 4 // shared)
+    layers = {f'operation.{name}' for name in ('query', 'key', 'value')}
+    assert (set(heads.producers), heads.width) == (layers, 4 * shared)
+    masked_is_slim(model, groups, run, slice_model)
