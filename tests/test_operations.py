@@ -317,6 +317,48 @@ KEPT = {
     },
     **{name: (2, operation) for name, operation in _elementwise().items()},
 }
+# As torch has it on GPUs; elsewhere it takes an RMSNorm apart.
+LIBRARY = torch.library.Library('mmgfp_tests', 'DEF')
+LIBRARY.define(
+    '_fused_rms_norm(Tensor input, int[] normalized_shape, Tensor? weight, '
+    'float? eps) -> (Tensor, Tensor)'
+)
+
+
+def _fused_rms_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    scale = x.square().mean(list(range(-len(shape), 0)), True)
+    scale = (scale + (eps or 1e-6)).rsqrt()
+    return x * scale * (1 if weight is None else weight), scale
+
+
+LIBRARY.impl('_fused_rms_norm', _fused_rms_norm, 'CPU')
+
+
+class _FusedNorm(nn.Module):
+    """Over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(CHANNELS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1)
+        x, _ = torch.ops.mmgfp_tests._fused_rms_norm(
+            x, [CHANNELS], self.weight, None
+        )
+        return x.movedim(-1, 1)
+
+
+KEPT['fused_rms_norm_of_positions'] = (
+    2,
+    lambda x: torch.ops.mmgfp_tests._fused_rms_norm(x, x.shape[2:], None, 0.1)[
+        0
+    ],
+)
+FROZEN['fused_rms_norm'] = _FusedNorm(), 'RMSNorm over these channels'
+
 if not hasattr(F, 'lp_pool3d'):  # older torch
     del KEPT['lp_pool3d']
 if hasattr(F, 'rms_norm'):  # not in older torch
