@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmengine.model import BaseModel
-from stack import require
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from stack import CLASSIFICATION, require
 from torch import nn
 
 from mmgfp.adapt import build_model
@@ -50,6 +50,95 @@ class Detector(BaseModel):
         metas = [sample.metainfo for sample in data_samples]
         found = self.rpn_head.predict_by_feat((x,), batch_img_metas=metas)
         self.proposals = [len(boxes.bboxes) for boxes in found]
+        return dict(loss=x.mean()) if mode == 'loss' else x
+
+
+class Classifier(BaseModel):
+    """Ends in the mean over positions."""
+
+    __module__ = f'{CLASSIFICATION}.models'
+
+    def __init__(self):
+        super().__init__(BaseDataPreprocessor())
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.act = nn.ReLU()
+        self.conv = nn.Conv2d(8, 16, 3, padding=1)
+        self.head = nn.Linear(16, 5)
+        self.sides = []
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = torch.stack(inputs) if isinstance(inputs, list) else inputs
+        self.sides.append((x.shape[-1], len(x)))
+        x = self.head(self.features(self.act(self.stem(x.float()))))
+        return dict(loss=x.square().mean()) if mode == 'loss' else x
+
+    def features(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+class Adapting(Classifier):
+    """Stretches positions that it has for one size."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.rand(1, 8, 32, 32))
+
+    def features(self, x):
+        places = self.places
+        if x.shape[2:] != places.shape[2:]:
+            places = nn.functional.interpolate(places, x.shape[2:])
+        return super().features(x + places)
+
+
+class Windows(Classifier):
+    """Their number grows with the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def features(self, x):
+        tokens = x.unfold(2, 8, 8).unfold(3, 8, 8).flatten(4)
+        tokens = tokens.permute(0, 2, 3, 4, 1).reshape(-1, 64, 8)
+        mixed = self.mix(tokens).view(len(x), -1, 8).mT
+        return super().features(mixed[..., None])
+
+
+class OneWindow(Windows):
+    """With a small image, windows cannot be told from images."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 8, stride=8)
+
+
+class OnePosition(Classifier):
+    """A small image has a single one in the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool2d(16)
+
+    def features(self, x):
+        return super().features(self.pool(x))
+
+
+class FixedSize(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16 * 32 * 32, 5)
+
+    def features(self, x):
+        return self.conv(x).flatten(1)
+
+
+class FixedLoss(Classifier):
+    """Only the losses need the size."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = super().forward(inputs, data_samples)
+        if mode == 'loss' and self.sides[-1][0] < 128:
+            raise RuntimeError('an auxiliary head does not fit')
         return dict(loss=x.mean()) if mode == 'loss' else x
 
 
@@ -119,6 +208,26 @@ def test_colours(takes, given):
     model[0].forward = lambda x: seen.append(x.shape)
     demo_runner((8, 6), images=2)(model)
     assert seen == [(2, given, 8, 6)]
+
+
+def test_classifiers_that_do_the_same_are_given_small_images():
+    model = Classifier()
+    assert [*runnable(model, (128, 128), 2)] == [
+        ((64, 64), 'tensor'),
+        ((128, 128), 'tensor'),
+    ]
+    assert model.sides[:3] == [(64, 1), (128, 1), (64, 2)]
+    assert next(runnable(Classifier(), (64, 80), 2))[0] == (64, 80)
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    'net',
+    [Adapting, Windows, OneWindow, OnePosition, FixedSize, FixedLoss],
+    ids=lambda net: net.__name__,
+)
+def test_classifiers_that_do_not_are_given_whole_ones(net):
+    assert [*runnable(net(), (128, 128), 2)] == [((128, 128), 'tensor')]
 
 
 def test_nothing_runs():
