@@ -295,6 +295,34 @@ def test_the_documented_use(cases, pictures, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(scope['images'], wanted, atol=0.05)
 
 
+def test_the_documented_quantisation(cases, pictures, tmp_path, monkeypatch):
+    """Kernels of the slim network become bytes; it says about the same."""
+    monkeypatch.chdir(tmp_path)
+    case = cases('retinanet')
+    export(case, 'slim', tmp_path / 'model.onnx')
+    config = load_config(case.config)
+    facts = read_preprocessing(config, build_model(config), SHAPE)
+    images, _ = facts(cv2.imread(str(pictures / '0.png')))
+    text = (ROOT / 'docs/deploy.md').read_text()
+    blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    (program,) = (block for block in blocks if 'quantize_static' in block)
+    exec(program, dict(images=images))
+    found = [
+        onnxruntime.InferenceSession(name).run(None, {'images': images})
+        for name in ('model.onnx', 'model_int8.onnx')
+    ]
+    weights = onnx.load('model_int8.onnx').graph.initializer
+    integers = [w for w in weights if w.data_type == onnx.TensorProto.INT8]
+    before = onnx.load('model.onnx').graph.initializer
+    kernels = sum(np.prod(w.dims) for w in before if len(w.dims) == 4)
+    assert sum(np.prod(w.dims) for w in integers) >= kernels > 10_000
+    assert len(found[0]) == len(found[1]) > 0
+    for single, quantised in zip(*found):
+        if single.shape[-1] > 2:  # of the others, bytes tell little
+            alike = np.corrcoef(single.ravel(), quantised.ravel())[0, 1]
+            assert alike > 0.98
+
+
 # -- checking ----------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ after it: a network that is pruned first, and then merged, computes the same.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -22,9 +23,14 @@ from oracles import (
 )
 from stack import CLASSIFICATION, require
 from torch import nn
+from toy import ROOT
 
+from mmgfp.adapt import build_model
+from mmgfp.cost import record_calls
 from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
+from mmgfp.pruner import GroupFisherPruner
+from mmgfp.structure import KEY
 from mmgfp.surgery import slice_model
 
 
@@ -105,6 +111,23 @@ TINY_LEVIT = dict(
 )
 
 
+def classifier(name: str) -> dict[str, Any]:
+    options = copy.deepcopy(BACKBONES[name])
+    head = 'LeViTClsHead' if name == 'LeViT' else 'LinearClsHead'
+    return dict(
+        default_scope=CLASSIFICATION,
+        model=dict(
+            type='ImageClassifier',
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type=head, num_classes=4, in_channels=options.pop('out')
+            ),
+            backbone=dict(type=name, **options),
+            data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3),
+        ),
+    )
+
+
 def switch_to_deploy(model: nn.Module) -> nn.Module:
     """As the library's tool does; a head, too."""
     for part in (model.backbone, model.head):
@@ -123,20 +146,35 @@ def test_backbones(name, monkeypatch):
         pytest.skip(f'this stack has no {name}')
     if name == 'LeViT':  # no other sizes than those of its class
         monkeypatch.setitem(backbones.LeViT.arch_zoo, 'tiny', TINY_LEVIT)
-    options = copy.deepcopy(BACKBONES[name])
-    head = 'LeViTClsHead' if name == 'LeViT' else 'LinearClsHead'
-    model = MODELS.build(
-        dict(
-            type='ImageClassifier',
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(
-                type=head, num_classes=4, in_channels=options.pop('out')
-            ),
-            backbone=dict(type=name, **options),
-            data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3),
-        )
-    )
+    model = MODELS.build(classifier(name)['model'])
     check(model, demo_runner((32, 32), images=2), switch_to_deploy)
+
+
+def test_the_documented_use(tmp_path, monkeypatch, capsys):
+    """The Python of docs/deploy.md, with a small network of random weights."""
+    from mmengine.config import Config
+
+    text = (ROOT / 'docs/deploy.md').read_text()
+    blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    (program,) = (block for block in blocks if 'switch_to_deploy' in block)
+    config = Config(classifier('RepVGG'))
+    model = build_model(config).eval()
+    run = demo_runner((32, 32), images=2)
+    groups = find_groups(model, run, images=2)
+    calls = record_calls(model, lambda: run(model))
+    pruner = GroupFisherPruner(model, groups, calls)
+    pruner.prune(lambda choices: choices == 9)
+    structure = pruner.structure(input_shape=(32, 32))
+
+    folder = tmp_path / 'work_dirs/prune_repvgg'
+    checkpoint = folder / 'flops_0.50_finetune/epoch_100.pth'
+    checkpoint.parent.mkdir(parents=True)
+    config.dump(folder / 'flops_0.50_finetune.py')
+    state = {'state_dict': model.state_dict(), KEY: structure.to_dict()}
+    torch.save(state, checkpoint)
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    assert float(capsys.readouterr().out.splitlines()[-1]) < 1e-9
 
 
 # -- timm --------------------------------------------------------------------
