@@ -33,6 +33,19 @@ from .sizes import (
     traced_attributes,
 )
 
+# Torch takes an RMSNorm apart on some devices, and then no rule sees that the
+# heads of an attention are normalised one by one.
+_WHOLE = torch.library.Library('mmgfp', 'DEF')
+_WHOLE.define(
+    '_fused_rms_norm(Tensor input, int[] normalized_shape, '
+    'Tensor? weight=None, float? eps=None) -> Tensor'
+)
+_WHOLE.impl(
+    '_fused_rms_norm',
+    lambda *args: torch.rms_norm(*args),
+    'CompositeExplicitAutograd',
+)
+
 
 @contextmanager
 def watch_sizes(model: nn.Module, tracer: Labels) -> Iterator[None]:
@@ -72,6 +85,8 @@ class _SizeWatch(TorchFunctionMode):
             dim = args[1] if len(args) > 1 else kwargs.get('dim')
             return shape if dim is None else shape[dim]
         record = self._tracer.sizes
+        if name == 'rms_norm':
+            func = torch.ops.mmgfp._fused_rms_norm
         watched = _WATCHED.get(name)
         if watched is None:
             record.given, record.cuts = {}, set()

@@ -365,7 +365,7 @@ if hasattr(F, 'rms_norm'):  # not in older torch
     KEPT['rms_norm_of_positions'] = 2, lambda x: F.rms_norm(x, x.shape[2:])
     FROZEN['rms_norm'] = (
         lambda x: F.rms_norm(x.movedim(1, -1), (CHANNELS,)).movedim(-1, 1),
-        'over these channels',
+        'RMSNorm over these channels',
     )
 
 
@@ -397,7 +397,7 @@ class _Heads(nn.Module):
     def __init__(self, shared: int, mask: str, **how) -> None:
         super().__init__()
         self.heads, self.shared = 4, 4 // shared
-        self.mask, self.how = mask, how
+        self.mask, self.how, self.norm = mask, how, nn.Identity()
         self.query = nn.Linear(CHANNELS, 4 * self.heads)
         self.key = nn.Linear(CHANNELS, 4 * self.shared)
         self.value = nn.Linear(CHANNELS, 4 * self.shared)
@@ -418,13 +418,13 @@ class _Heads(nn.Module):
             (self.key, self.shared),
             (self.value, self.shared),
         )
+        query, key, value = (
+            layer(tokens).view(images, length, heads, 4).transpose(1, 2)
+            for layer, heads in parts
+        )
+        query, key = self.norm(query), self.norm(key)
         found = F.scaled_dot_product_attention(
-            *(
-                layer(tokens).view(images, length, heads, 4).transpose(1, 2)
-                for layer, heads in parts
-            ),
-            attn_mask=mask,
-            **self.how,
+            query, key, value, attn_mask=mask, **self.how
         )
         tokens = self.out(found.transpose(1, 2).flatten(2))
         return x + tokens.mT.unflatten(2, x.shape[2:])
@@ -455,4 +455,17 @@ def test_heads_go_with_those_that_share_key_and_value(shared, mask, causal):
     assert (heads.frozen, heads.size) == ('', 4 // shared)
     layers = {f'operation.{name}' for name in ('query', 'key', 'value')}
     assert (set(heads.producers), heads.width) == (layers, 4 * shared)
+    masked_is_slim(model, groups, run, slice_model)
+
+
+@pytest.mark.parametrize('kind', ['LayerNorm', 'RMSNorm'])
+def test_heads_that_are_normalised_one_by_one(kind):
+    if not hasattr(nn, kind):
+        pytest.skip(f'this torch has no {kind}')
+    torch.manual_seed(0)
+    model = _Between(_Heads(1, ''), 2).eval()
+    model.operation.norm = getattr(nn, kind)(4)
+    groups = find_groups(model, run, images=2)
+    (heads,) = (g for g in groups if 'operation.query' in g.producers)
+    assert (heads.frozen, heads.size) == ('', 4)
     masked_is_slim(model, groups, run, slice_model)
