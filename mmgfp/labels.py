@@ -53,7 +53,9 @@ class _Tag:
     allocated tensors, whose views alias them like the tensors' own do.
     ``opaque`` is set if there is nothing to remove anywhere in it.
     ``pending`` holds labels to freeze, and why, as soon as the value is used.
-    ``absent`` holds labels of what was multiplied by zero.
+    ``absent`` holds labels of what was multiplied by zero. ``known`` holds
+    the layers in canonical form, once they were asked for and if nothing can
+    be written into them.
     """
 
     layers: tuple[Tensor, ...] = ()
@@ -63,6 +65,7 @@ class _Tag:
     pending: tuple[tuple[Tensor, str], ...] = ()
     absent: tuple[Tensor, ...] = ()
     sources: tuple[str, ...] = ()
+    known: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -257,11 +260,15 @@ class LabelTracer(TorchDispatchMode):
         for labels, reason in tag.pending:
             self.freeze(labels, reason)
         tag.pending = ()
-        return tuple(
+        if tag.known is not None:
+            return tag.known
+        layers = tuple(
             canonical(layer)
             for layer in tag.layers
             if bool((squeezed(layer) >= 0).any())
         )
+        tag.known = None if tag.writable else layers
+        return layers
 
     def opaque(self, tensor: Tensor, reason: str) -> Tensor:
         """A layer that freezes whatever meets it."""
@@ -299,15 +306,12 @@ class LabelTracer(TorchDispatchMode):
     def couple(self, a: np.ndarray, b: np.ndarray) -> None:
         """Slots that meet one to one; a -1 meets nothing."""
         a, b = np.broadcast_arrays(np.asarray(a), np.asarray(b))
-        pairs = np.stack([a.ravel(), b.ravel()])
-        pairs = pairs[:, (pairs >= 0).all(0) & (pairs[0] != pairs[1])]
-        if pairs.size:
+        meet = (a >= 0) & (b >= 0) & (a != b)
+        if meet.any():
             # one number for each pair: sorting those is ten times faster
             most = len(self.table) + len(self.reasons)
-            first, second = np.divmod(
-                np.unique(pairs[0] * most + pairs[1]), most
-            )
-            self.record.edges.append((first, second))
+            pairs = np.unique(a[meet] * most + b[meet])
+            self.record.edges.append(tuple(np.divmod(pairs, most)))
 
     def freeze(
         self, labels: Tensor | np.ndarray, reason: str, cause: bool = False
