@@ -11,9 +11,9 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
+from .groups import ATTRIBUTE
 from .kinds import kind_of
 from .registry import MODELS
-from .slots import ATTRIBUTE
 from .structure import Structure
 
 

@@ -36,10 +36,9 @@ from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .compiled import around_compiled, by_name
-from .groups import ChannelGroup
+from .groups import ChannelGroup, layer_of
 from .latency import LatencyModel, LatencyTable
 from .origins import PRODUCTS, Origins
-from .slots import layer_of
 from .surgery import named_tensors
 from .trees import tree_leaves
 

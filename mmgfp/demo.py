@@ -18,8 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .adapt import CLASSIFICATION, CONVOLUTIONAL, library
 from .draws import same_draws
+from .finder import find_groups
+from .groups import ChannelGroup
 from .modes import modes_kept, training
 from .samples import BOXES, demo_boxes, demo_samples
+from .selfcheck import UnsteadyError
 from .trees import any_floats, look_into, tree_leaves
 
 Mode = Literal['tensor', 'predict', 'loss']
@@ -236,6 +239,62 @@ class _Steps(TorchDispatchMode):
         ):
             raise ValueError(f'{step.name} does something else')
         self.steps.append(step)
+
+
+def demo_groups(
+    model: nn.Module,
+    shape: Sequence[int],
+    tell: Callable[[str], object] | None = None,
+) -> list[ChannelGroup]:
+    """Find and prove the channel groups of a model on made-up images.
+
+    Args:
+        model (nn.Module): Of any library.
+        shape (Sequence[int]): (H, W) that the model is for; what is run may
+            be smaller.
+        tell (Callable, optional): See :func:`mmgfp.finder.find_groups`.
+
+    Raises:
+        ValueError: If the model is a student with its teacher.
+        UnsteadyError: If rounding errors decide the outputs at all sizes.
+    """
+    check_single(model)
+    trouble = None
+    # one image could not show which rows of an input belong to which
+    for size, mode in runnable(model, shape, images=2):
+        run = demo_runner(size, images=2, mode=mode)
+        train = demo_runner(size, images=2, mode='loss')
+        try:
+            return find_groups(model, run, 2, train, tell)
+        except UnsteadyError as error:  # maps of one pixel are full of ties
+            trouble = error
+    assert trouble is not None  # for there is one size at least
+    raise trouble
+
+
+def check_single(model: nn.Module) -> None:
+    """Raise if a model holds a network and a copy that follows its weights.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    parts = dict(model.named_children())
+    if not {'student', 'teacher'} <= parts.keys():
+        return
+    student, teacher = (
+        {name: p.shape for name, p in parts[part].named_parameters()}
+        for part in ('student', 'teacher')
+    )
+    if student and student == teacher:
+        raise ValueError(
+            f'{type(model).__name__} holds a network twice, as student and '
+            'teacher, whose tensors follow those of the student and would '
+            'have to lose the same channels; expected a single network. '
+            'Prune the network itself: a config whose `model` is what this '
+            'one builds twice (`detector` in MMDetection), with the trained '
+            "weights by `init_cfg=dict(type='Pretrained', checkpoint=..., "
+            "prefix='student')`."
+        )
 
 
 def _trouble(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:

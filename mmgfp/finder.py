@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup, build_groups
+from .group_building import build_groups
+from .groups import ChannelGroup, layer_of
 from .labels import trace_labels
 from .modes import in_training
 from .precision import Run
@@ -18,7 +19,8 @@ from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
 from .selfcheck import check_groups
-from .slots import Trace, layer_of, named_tensors
+from .slots import Trace
+from .surgery import named_tensors
 from .trees import any_floats, look_into
 
 

@@ -26,12 +26,13 @@ from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .groups import layer_of
 from .label_layers import along, canonical, squeezed
 from .origins import MIXING
 from .size_facts import SizeRecord, axis_labels
 from .size_watch import watch_sizes
 from .sizes import attributes_in
-from .slots import SlotTable, Trace, Use, layer_of
+from .slots import SlotTable, Trace, Use
 from .surgery import compute_again, own_numbers
 from .trees import tree_leaves, values_in
 from .unread import Passing, own_labels, unread

@@ -11,8 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from .groups import ChannelGroup, Member, Tap
-from .slots import ATTRIBUTE
+from .groups import ATTRIBUTE, ChannelGroup, Member, Tap
 from .structure import Structure
 from .surgery import Keep, length_of, named_tensors, read_width
 

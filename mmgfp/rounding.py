@@ -21,11 +21,10 @@ from torch import nn
 from .adapt import build_full_model
 from .checkpoint import load_plain_checkpoint, weights_of
 from .cost import count_cost, record_calls
-from .demo import cost_runner
+from .demo import cost_runner, demo_groups
 from .groups import ChannelGroup
 from .loading import load_weights
 from .pipeline import input_shape
-from .preparation import demo_groups
 from .removal import axis_sizes, kept_positions, lost_units
 from .scores import STAYS, GroupScores
 from .structure import KEY, Axis, Structure

@@ -11,10 +11,9 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-# In place of an axis: the positions that an attribute of a module counts.
-ATTRIBUTE = -1
+from .groups import ATTRIBUTE
+from .surgery import named_tensors
 
 
 class SlotTable:
@@ -66,37 +65,6 @@ class SlotTable:
         """``(tensor name, axis, index)`` of a slot."""
         i = int(self.axis_ids(np.asarray(slot)))
         return (*self.axes[i], int(slot - self.starts[i]))
-
-
-def layer_of(name: str) -> str:
-    """The module that a parameter or buffer belongs to.
-
-    What ``torch.nn.utils.parametrize`` keeps beside a layer belongs to the
-    layer. A tensor of the network itself stands for itself.
-
-    Args:
-        name (str): Such as ``'conv1.weight'`` or
-            ``'conv1.parametrizations.weight.original1'``.
-    """
-    layer, parametrized, _ = name.partition('.parametrizations.')
-    return layer if parametrized else name.rpartition('.')[0] or name
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers; a shared tensor under its first name.
-
-    Raises:
-        ValueError: If a lazy layer has not made its own yet.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, tensor in tensors.items():
-        if is_lazy(tensor):
-            raise ValueError(
-                f'{name} has no shape yet, because its layer is lazy and has '
-                'not run; expected a model that has been run once, such as '
-                'by model(images)'
-            )
-    return tensors
 
 
 @dataclass(frozen=True)

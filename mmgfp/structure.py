@@ -19,6 +19,7 @@ from torch import nn
 from .checkpoint import load_plain_checkpoint
 from .errors import type_and_line
 from .files import complete
+from .groups import ATTRIBUTE
 from .plain import (
     natural,
     number,
@@ -29,7 +30,6 @@ from .plain import (
     text,
 )
 from .scores import Scores
-from .slots import ATTRIBUTE
 from .surgery import Keep, named_tensors, read_width, slice_model
 from .version import __version__
 
@@ -56,7 +56,7 @@ class Structure:
     Attributes:
         axes (dict): ``(tensor name, axis)`` -> :class:`Axis`, relative to the
             network that the config builds. For an attribute that counts
-            channels :data:`~mmgfp.slots.ATTRIBUTE` stands for the axis.
+            channels :data:`~mmgfp.groups.ATTRIBUTE` stands for the axis.
         architecture (str): Class name of the network.
         source (str): Name of the config it was pruned with.
         input_shape (tuple[int, ...]): (H, W) that the cost was counted at.

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod as Masking
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .slots import ATTRIBUTE, named_tensors
+from .groups import ATTRIBUTE
 from .trees import tree_leaves
 
 Keep = Mapping[tuple[str, int], np.ndarray]
@@ -37,6 +38,23 @@ _LAYOUTS = (
     torch.channels_last,
     torch.channels_last_3d,
 )
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers; a shared tensor under its first name.
+
+    Raises:
+        ValueError: If a lazy layer has not made its own yet.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise ValueError(
+                f'{name} has no shape yet, because its layer is lazy and has '
+                'not run; expected a model that has been run once, such as '
+                'by model(images)'
+            )
+    return tensors
 
 
 def slice_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .groups import ATTRIBUTE
 from .size_facts import Choice, SizeFact, SizeRecord
 from .sizes import (
     Attribute,
@@ -23,7 +24,7 @@ from .sizes import (
     evaluate,
     extents_in,
 )
-from .slots import ATTRIBUTE, Trace
+from .slots import Trace
 
 Extents = Callable[[Extent], np.ndarray]  # labels of an axis, (n, k)
 

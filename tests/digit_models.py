@@ -13,8 +13,7 @@ from mmgfp.adapt import build_model
 from mmgfp.artifacts import finetune_config
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
-from mmgfp.demo import demo_runner
-from mmgfp.preparation import demo_groups
+from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.selection import Floor
 from mmgfp.structure import KEY

@@ -24,10 +24,9 @@ from toy import ROOT
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
-from mmgfp.demo import demo_runner
+from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
-from mmgfp.preparation import demo_groups
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.trees import tree_leaves
 

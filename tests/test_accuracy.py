@@ -1416,8 +1416,7 @@ def test_networks_of_known_widths(name):
     from mmengine.config import Config
 
     from mmgfp.adapt import build_model
-    from mmgfp.demo import cost_runner
-    from mmgfp.preparation import demo_groups
+    from mmgfp.demo import cost_runner, demo_groups
 
     path = HARNESS / 'configs' / name / 'fisher_acts.py'
     config = Config.fromfile(path)

@@ -14,9 +14,8 @@ from torch import nn
 from mmgfp import FisherPruningHook, Structure
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
-from mmgfp.demo import demo_runner, runnable
+from mmgfp.demo import demo_groups, demo_runner, runnable
 from mmgfp.pipeline import input_shape
-from mmgfp.preparation import demo_groups
 from mmgfp.removal import axis_sizes
 from mmgfp.structure import Axis
 from mmgfp.trees import tree_leaves

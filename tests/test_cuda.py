@@ -20,7 +20,7 @@ from mmgfp import GroupFisherPruner
 from mmgfp.adapt import load_model
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
-from mmgfp.preparation import demo_groups
+from mmgfp.demo import demo_groups
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(),

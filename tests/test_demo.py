@@ -10,8 +10,7 @@ from torch import nn
 
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
-from mmgfp.demo import cost_runner, demo_runner, runnable
-from mmgfp.preparation import demo_groups
+from mmgfp.demo import cost_runner, demo_groups, demo_runner, runnable
 
 
 class Proposing(nn.Module):

@@ -30,10 +30,9 @@ from toy import ROOT
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
-from mmgfp.demo import cost_runner, demo_data
+from mmgfp.demo import cost_runner, demo_data, demo_groups
 from mmgfp.finder import find_groups
 from mmgfp.fisher import FisherTaps, mask_gradients
-from mmgfp.preparation import demo_groups
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.trees import tree_leaves
 

@@ -19,9 +19,8 @@ from toy import ROOT
 
 from mmgfp.adapt import LIBRARIES, build_model, load_model
 from mmgfp.config import load_config
-from mmgfp.demo import demo_runner
+from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.finder import find_groups
-from mmgfp.preparation import demo_groups
 from mmgfp.samples import _SAMPLES
 from mmgfp.surgery import slice_model
 

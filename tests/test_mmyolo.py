@@ -14,9 +14,8 @@ from toy import ROOT
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import cost_runner, demo_runner
+from mmgfp.demo import cost_runner, demo_groups, demo_runner
 from mmgfp.pipeline import input_shape
-from mmgfp.preparation import demo_groups
 from mmgfp.surgery import slice_model
 
 sys.path.insert(0, str(ROOT / 'tools'))

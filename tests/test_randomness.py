@@ -9,12 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmgfp.randomness import (
-    RandomKeeper,
-    random_state,
-    separate_loader,
-    set_random_state,
-)
+from mmgfp.random_state import random_state, set_random_state
+from mmgfp.randomness import RandomKeeper, separate_loader
 
 
 def draw() -> list[float]:

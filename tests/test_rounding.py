@@ -35,9 +35,9 @@ from mmgfp.adapt import load_model
 from mmgfp.config import load_config
 from mmgfp.cost import count_cost, record_calls
 from mmgfp.demo import cost_runner
+from mmgfp.groups import ATTRIBUTE
 from mmgfp.rounding import put_back, round_structure
 from mmgfp.scores import STAYS, GroupScores, Scores
-from mmgfp.slots import ATTRIBUTE
 from mmgfp.structure import KEY, Axis, Structure
 from mmgfp.surgery import named_tensors
 

@@ -13,7 +13,7 @@ from oracles import kept, layout
 from torch import nn
 
 from mmgfp.finder import find_groups
-from mmgfp.groups import build_groups
+from mmgfp.group_building import build_groups
 from mmgfp.labels import trace_labels
 from mmgfp.rules import find_rule
 from mmgfp.selfcheck import (

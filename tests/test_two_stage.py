@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
-from mmgfp.demo import demo_data, demo_runner
-from mmgfp.preparation import demo_groups
+from mmgfp.demo import demo_data, demo_groups, demo_runner
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.surgery import slice_model
 

@@ -19,10 +19,9 @@ from mmgfp.cli import (
     write_json,
 )
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import cost_runner
+from mmgfp.demo import cost_runner, demo_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pipeline import input_shape
-from mmgfp.preparation import demo_groups
 from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table
 
 

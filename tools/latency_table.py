@@ -31,13 +31,12 @@ from mmgfp.cli import (
     read_config,
 )
 from mmgfp.cost import CostModel, record_calls
-from mmgfp.demo import cost_runner
+from mmgfp.demo import cost_runner, demo_groups
 from mmgfp.files import complete
 from mmgfp.groups import ChannelGroup
 from mmgfp.latency import LatencyTable, Measured
 from mmgfp.operations import Operation, record_operations, run_operation
 from mmgfp.pipeline import input_shape
-from mmgfp.preparation import demo_groups
 from mmgfp.progress import duration
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import random_removal

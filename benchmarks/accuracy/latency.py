@@ -36,9 +36,9 @@ from mmgfp.cli import (  # noqa: E402
     errors_in_one_line,
     positive,
 )
+from mmgfp.demo import demo_groups  # noqa: E402
 from mmgfp.files import complete  # noqa: E402
 from mmgfp.groups import ChannelGroup  # noqa: E402
-from mmgfp.preparation import demo_groups  # noqa: E402
 from mmgfp.preprocessing import read_preprocessing  # noqa: E402
 from mmgfp.removal import axis_sizes, kept_positions  # noqa: E402
 from mmgfp.selection import Floor  # noqa: E402
