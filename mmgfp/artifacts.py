@@ -25,11 +25,11 @@ from mmengine.runner.checkpoint import weights_to_cpu
 
 from .adapt import unwrap
 from .config_text import config_text, dotted_name
-from .errors import type_and_line
-from .files import complete
 from .kinds import imported, kind_of
 from .registry import HOOKS
 from .structure import KEY, Structure
+from .utils.atomic import complete
+from .utils.errors import type_and_line
 
 
 def stems(metric: str, shares: Sequence[float]) -> dict[float, str]:

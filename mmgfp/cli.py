@@ -27,8 +27,8 @@ from mmengine.device import get_device
 
 from .adapt import CLASSIFICATION, config_library
 from .config import load_config
-from .errors import type_and_line
-from .files import complete
+from .utils.atomic import complete
+from .utils.errors import type_and_line
 
 PACKAGE = Path(__file__).resolve().parent
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from .adapt import use_scope
-from .errors import type_and_line
+from .utils.errors import type_and_line
 
 
 def load_config(name: str | Path) -> Config:

@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .compiled import around_compiled, by_name
 from .groups import ChannelGroup, layer_of
 from .latency import LatencyModel, LatencyTable
 from .origins import PRODUCTS, Origins
 from .surgery import named_tensors
-from .trees import tree_leaves
+from .utils.extension_ops import around_compiled, by_name
+from .utils.trees import tree_leaves
 
 try:
     # not its mode, whose hooks fail where a network asks for gradients

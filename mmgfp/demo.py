@@ -17,13 +17,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .adapt import CLASSIFICATION, CONVOLUTIONAL, library
-from .draws import same_draws
 from .finder import find_groups
 from .groups import ChannelGroup
-from .modes import modes_kept, training
 from .samples import BOXES, demo_boxes, demo_samples
 from .selfcheck import UnsteadyError
-from .trees import any_floats, look_into, tree_leaves
+from .utils.draws import same_draws
+from .utils.modes import modes_kept, training
+from .utils.trees import any_floats, look_into, tree_leaves
 
 Mode = Literal['tensor', 'predict', 'loss']
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from .adapt import CLASSIFICATION, library
 from .decoding import OneStage, TwoStage, is_two_stage, why_not
-from .errors import first_line, type_and_line
 from .preprocessing import Preprocessing
-from .trees import look_into
+from .utils.errors import first_line, type_and_line
+from .utils.trees import look_into
 from .version import __version__
 
 # The oldest torch that mmgfp supports writes it, and its RoiAlign has the

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from .decoding import OneStage, TwoStage, is_two_stage
-from .errors import first_line
 from .export import (
     INPUT,
     Scores,
@@ -31,6 +30,7 @@ from .export import (
     predicted_scores,
 )
 from .samples import demo_samples
+from .utils.errors import first_line
 
 
 class CheckError(Exception):

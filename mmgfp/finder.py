@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from .group_building import build_groups
 from .groups import ChannelGroup, layer_of
 from .labels import trace_labels
-from .modes import in_training
-from .precision import Run
 from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
 from .selfcheck import check_groups
 from .slots import Trace
 from .surgery import named_tensors
-from .trees import any_floats, look_into
+from .utils.modes import in_training
+from .utils.precision import Run
+from .utils.trees import any_floats, look_into
 
 
 class NoOutputsError(TypeError):

@@ -28,7 +28,6 @@ from .arguments import (
     refuse_unknown,
 )
 from .artifacts import check_finetune_config, save_ratio, stems
-from .errors import type_and_line
 from .groups import ChannelGroup
 from .guard import StepGuard
 from .pipeline import input_shape as config_shape
@@ -63,6 +62,7 @@ from .runner_state import (
     true_on_all_ranks,
 )
 from .structure import KEY, Structure
+from .utils.errors import type_and_line
 
 
 @HOOKS.register_module()

@@ -34,8 +34,8 @@ from .size_watch import watch_sizes
 from .sizes import attributes_in
 from .slots import SlotTable, Trace, Use
 from .surgery import compute_again, own_numbers
-from .trees import tree_leaves, values_in
 from .unread import Passing, own_labels, unread
+from .utils.trees import tree_leaves, values_in
 from .widths import couple_unread, settle_sizes
 
 # what a tensor is that no operation made

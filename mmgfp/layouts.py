@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .trees import Part, parts_of, replaced
+from .utils.trees import Part, parts_of, replaced
 
 # Of the spread of an image's values. Large enough to show, small enough that
 # the same boxes are chosen.

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import type_and_line
 from .surgery import (
     Keep,
     check_own_state,
@@ -24,6 +23,7 @@ from .surgery import (
     named_tensors,
     slice_tensor,
 )
+from .utils.errors import type_and_line
 
 
 def check_optimizer(

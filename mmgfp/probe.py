@@ -29,9 +29,9 @@ from .layouts import (
     images_of_rois,
     picked_images,
 )
-from .modes import nothing_recomputed
-from .precision import Run
 from .selfcheck import randomize_
+from .utils.modes import nothing_recomputed
+from .utils.precision import Run
 
 # is told the name of a consumer, its input and whose the RoIs so far are
 See = Callable[[str, Tensor, dict[str, Tensor]], None]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from .plain import shown
 from .progress import Tally
+from .utils.plain import shown
 from .version import __version__
 
 STATE_KEY = 'mmgfp_pruning'

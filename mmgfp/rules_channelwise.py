@@ -27,7 +27,7 @@ from .rules_common import (
     whole,
     without,
 )
-from .trees import tree_leaves
+from .utils.trees import tree_leaves
 
 
 def pointwise(

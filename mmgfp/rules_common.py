@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
-from .trees import tree_leaves, tree_map_only
+from .utils.trees import tree_leaves, tree_map_only
 
 
 def unknown(

@@ -24,7 +24,7 @@ from .rules_common import (
     without,
 )
 from .rules_structure import structure
-from .trees import tree_leaves
+from .utils.trees import tree_leaves
 
 
 def index(

@@ -20,7 +20,7 @@ from .rules_common import (
     unmixed,
     without,
 )
-from .trees import tree_leaves
+from .utils.trees import tree_leaves
 
 
 def convolution(

@@ -20,7 +20,7 @@ from .rules_common import (
 )
 from .size_facts import Choice
 from .sizes import attributes_in
-from .trees import tree_leaves
+from .utils.trees import tree_leaves
 
 
 def structure(

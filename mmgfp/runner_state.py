@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .adapt import unwrap
 from .checkpoint import weights_of
-from .errors import type_and_line
 from .groups import ChannelGroup, Member
 from .loading import load_weights
 from .optimizers import slice_saved_state
 from .surgery import Keep, named_tensors, slice_saved
+from .utils.errors import type_and_line
 
 
 def optimizers(runner: Runner) -> list[torch.optim.Optimizer]:

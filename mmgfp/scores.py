@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .plain import (
+from .utils.plain import (
     natural,
     number,
     plain_dict,

@@ -17,10 +17,12 @@ import numpy as np
 from torch import nn
 
 from .checkpoint import load_plain_checkpoint
-from .errors import type_and_line
-from .files import complete
 from .groups import ATTRIBUTE
-from .plain import (
+from .scores import Scores
+from .surgery import Keep, named_tensors, read_width, slice_model
+from .utils.atomic import complete
+from .utils.errors import type_and_line
+from .utils.plain import (
     natural,
     number,
     plain_dict,
@@ -29,8 +31,6 @@ from .plain import (
     shown,
     text,
 )
-from .scores import Scores
-from .surgery import Keep, named_tensors, read_width, slice_model
 from .version import __version__
 
 FORMAT = 'mmgfp-structure'

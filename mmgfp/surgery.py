@@ -24,7 +24,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .groups import ATTRIBUTE
-from .trees import tree_leaves
+from .utils.trees import tree_leaves
 
 Keep = Mapping[tuple[str, int], np.ndarray]
 

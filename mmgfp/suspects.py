@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup
-from .precision import Run
+from .utils.precision import Run
 
 # tells what differs in the second from the first; '' if nothing does
 Differs = Callable[[Sequence[Tensor], Sequence[Tensor]], str]

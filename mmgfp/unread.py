@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .size_facts import axis_labels
 from .slots import SlotTable
 from .surgery import own_numbers, own_positions, read_width, write_width
-from .trees import tree_leaves
+from .utils.trees import tree_leaves
 
 Side = Literal['in', 'out', 'any', 'groups']
 

@@ -28,7 +28,7 @@ from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pruner import GroupFisherPruner
-from mmgfp.trees import tree_leaves
+from mmgfp.utils.trees import tree_leaves
 
 RECORD = Path(__file__).with_suffix('.json')
 CONFIGS = {

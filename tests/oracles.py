@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgfp.groups import ChannelGroup, Member
-from mmgfp.trees import tree_leaves
+from mmgfp.utils.trees import tree_leaves
 
 Removal = dict[str, np.ndarray]  # group name -> removed units
 Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -18,7 +18,7 @@ from mmgfp.demo import demo_groups, demo_runner, runnable
 from mmgfp.pipeline import input_shape
 from mmgfp.removal import axis_sizes
 from mmgfp.structure import Axis
-from mmgfp.trees import tree_leaves
+from mmgfp.utils.trees import tree_leaves
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmgfp.files import complete
+from mmgfp.utils.atomic import complete
 
 
 def test_two_writers_of_one_path_do_not_mix(tmp_path):

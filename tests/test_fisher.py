@@ -34,7 +34,7 @@ from mmgfp.demo import cost_runner, demo_data, demo_groups
 from mmgfp.finder import find_groups
 from mmgfp.fisher import FisherTaps, mask_gradients
 from mmgfp.pruner import GroupFisherPruner
-from mmgfp.trees import tree_leaves
+from mmgfp.utils.trees import tree_leaves
 
 
 class Residual(Masked):

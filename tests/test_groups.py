@@ -23,7 +23,7 @@ from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.surgery import slice_model
-from mmgfp.trees import tree_leaves
+from mmgfp.utils.trees import tree_leaves
 
 NETS: dict[str, type[Net]] = {
     **PLAIN_NETS,

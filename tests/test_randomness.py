@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmgfp.random_state import random_state, set_random_state
 from mmgfp.randomness import RandomKeeper, separate_loader
+from mmgfp.utils.random_state import random_state, set_random_state
 
 
 def draw() -> list[float]:

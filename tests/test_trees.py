@@ -13,7 +13,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
-from mmgfp.trees import look_into, map_tensors, values_in
+from mmgfp.utils.trees import look_into, map_tensors, values_in
 
 
 @dataclass

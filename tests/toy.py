@@ -43,7 +43,7 @@ from torch.utils.data import Dataset
 from mmgfp import FisherPruningHook
 from mmgfp.adapt import unwrap
 from mmgfp.guard import StepGuard
-from mmgfp.trees import tree_leaves
+from mmgfp.utils.trees import tree_leaves
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent

@@ -21,7 +21,6 @@ from mmgfp.adapt import load_model
 from mmgfp.config import load_config
 from mmgfp.cost import count_cost, record_calls
 from mmgfp.demo import cost_runner
-from mmgfp.errors import type_and_line
 from mmgfp.export import (
     INPUT,
     check_provider,
@@ -32,6 +31,7 @@ from mmgfp.export import (
     write_onnx,
 )
 from mmgfp.preprocessing import Preprocessing, read_preprocessing
+from mmgfp.utils.errors import type_and_line
 
 Run = Callable[[], Any]
 

@@ -13,7 +13,7 @@ from environment import with_what
 from rich import box
 from rich.table import Table
 
-from mmgfp.files import complete
+from mmgfp.utils.atomic import complete
 
 Result = Mapping[str, Any]
 

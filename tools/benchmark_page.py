@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmark_inference_report import draw_inference, inference_section
 from benchmark_report import draw_training, training_section
 
-from mmgfp.files import complete
+from mmgfp.utils.atomic import complete
 
 
 def write_report(out: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from environment import with_what
 
-from mmgfp.files import complete
+from mmgfp.utils.atomic import complete
 
 Result = Mapping[str, Any]
 

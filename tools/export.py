@@ -43,7 +43,6 @@ from mmgfp.export_check import (
     batches_of,
     check_file,
 )
-from mmgfp.files import complete
 from mmgfp.preprocessing import (
     Preprocessing,
     class_names,
@@ -55,6 +54,7 @@ from mmgfp.preprocessing import (
 from mmgfp.rounding import Direction, Rounded, round_network
 from mmgfp.structure import KEY, Structure
 from mmgfp.table import render
+from mmgfp.utils.atomic import complete
 
 # Images that --check compares.
 IMAGES = 8

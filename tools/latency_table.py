@@ -32,7 +32,6 @@ from mmgfp.cli import (
 )
 from mmgfp.cost import CostModel, record_calls
 from mmgfp.demo import cost_runner, demo_groups
-from mmgfp.files import complete
 from mmgfp.groups import ChannelGroup
 from mmgfp.latency import LatencyTable, Measured
 from mmgfp.operations import Operation, record_operations, run_operation
@@ -41,6 +40,7 @@ from mmgfp.progress import duration
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import random_removal
 from mmgfp.surgery import named_tensors, slice_model
+from mmgfp.utils.atomic import complete
 
 # Shares of the full widths that are measured; one channel besides.
 SHARES = (0, 0.125, 0.25, 0.5, 0.75, 1)

@@ -35,7 +35,7 @@ from zoo_report import verdict, write_report
 
 import mmgfp
 from mmgfp.cli import errors_in_one_line, positive
-from mmgfp.files import complete
+from mmgfp.utils.atomic import complete
 
 TOOLS = Path(__file__).resolve().parent
 REGISTERED = ('models', 'datasets')  # parts of a library that hold classes

@@ -36,12 +36,9 @@ from mmgfp.artifacts import finetune_config
 from mmgfp.config import config_folder, load_config
 from mmgfp.cost import CostModel, count_cost, record_calls
 from mmgfp.demo import demo_runner, runnable
-from mmgfp.errors import type_and_line
-from mmgfp.files import complete
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pipeline import COCO_SHAPE, input_shape
-from mmgfp.precision import Run, in_double
 from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import (
     TOLERANCE,
@@ -52,7 +49,10 @@ from mmgfp.selfcheck import (
 )
 from mmgfp.structure import KEY, Structure
 from mmgfp.surgery import slice_model
-from mmgfp.trees import look_into
+from mmgfp.utils.atomic import complete
+from mmgfp.utils.errors import type_and_line
+from mmgfp.utils.precision import Run, in_double
+from mmgfp.utils.trees import look_into
 from mmgfp.weights import vary_weights_
 
 Result = dict[str, Any]

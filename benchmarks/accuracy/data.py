@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, FUNCTIONS
 from mmpretrain.structures import DataSample
 
-from mmgfp.files import complete
+from mmgfp.utils.atomic import complete
 
 
 @DATASETS.register_module()

@@ -32,8 +32,8 @@ from results import Result, score  # noqa: E402
 
 from mmgfp.checkpoint import load_plain_checkpoint  # noqa: E402
 from mmgfp.cli import add_debug_option, errors_in_one_line  # noqa: E402
-from mmgfp.files import complete  # noqa: E402
 from mmgfp.progress import duration  # noqa: E402
+from mmgfp.utils.atomic import complete  # noqa: E402
 
 # that statistics are made from
 PICTURES = 25000

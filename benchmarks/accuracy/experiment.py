@@ -27,7 +27,7 @@ from mmgfp.adapt import build_model  # noqa: E402
 from mmgfp.checkpoint import load_plain_checkpoint  # noqa: E402
 from mmgfp.cost import count_cost, record_calls  # noqa: E402
 from mmgfp.demo import cost_runner  # noqa: E402
-from mmgfp.files import complete  # noqa: E402
+from mmgfp.utils.atomic import complete  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

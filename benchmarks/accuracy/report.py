@@ -37,7 +37,7 @@ from report_tables import (  # noqa: E402
 )
 from results import Result, Summary, read_results, seeds_of, summaries  # noqa: E402
 
-from mmgfp.files import complete  # noqa: E402
+from mmgfp.utils.atomic import complete  # noqa: E402
 
 # of the flops are kept in most experiments
 HALF = 0.5

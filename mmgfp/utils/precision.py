@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .compiled import around_compiled
+from .extension_ops import around_compiled
 from .trees import map_tensors
 
 Run = Callable[[nn.Module], Any]
