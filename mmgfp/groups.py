@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from .layouts import ROW_PER_IMAGE, Layout
+from .rows import ROW_PER_IMAGE, Layout
 
 # In place of an axis: the positions that an attribute of a module counts.
 ATTRIBUTE = -1

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup, Tap
-from .layouts import (
+from .rows import (
     ImageChange,
     Layout,
     Order,

@@ -19,13 +19,13 @@ from torch.utils.checkpoint import checkpoint
 from mmgfp.cost import record_calls
 from mmgfp.finder import find_groups
 from mmgfp.fisher import FisherTaps
-from mmgfp.layouts import (
+from mmgfp.pruner import GroupFisherPruner
+from mmgfp.rows import (
     Layout,
     count_images,
     images_of_rois,
     picked_images,
 )
-from mmgfp.pruner import GroupFisherPruner
 
 DATA = torch.randn(
     5, 3, 8, 8, generator=torch.Generator().manual_seed(0)
