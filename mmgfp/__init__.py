@@ -9,7 +9,7 @@ from typing import Any
 from .finder import find_groups
 from .groups import ChannelGroup
 from .pruner import GroupFisherPruner
-from .structure import Structure
+from .slimming.structure import Structure
 from .version import __version__
 
 _OF_MMENGINE = ('FisherPruningHook', 'StructureHook', 'build_pruned_model')

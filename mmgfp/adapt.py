@@ -16,10 +16,10 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from .checkpoint import load_plain_checkpoint, weights_of
 from .kinds import kind_of
 from .loading import load_weights
-from .structure import KEY, Structure
+from .slimming.checkpoint import load_plain_checkpoint, weights_of
+from .slimming.structure import KEY, Structure
 
 # Libraries of convolutional networks, for which a small image gives the same
 # channel groups, and of those that may keep to one size.

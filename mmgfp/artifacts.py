@@ -27,7 +27,7 @@ from .adapt import unwrap
 from .config_text import config_text, dotted_name
 from .kinds import imported, kind_of
 from .registry import HOOKS
-from .structure import KEY, Structure
+from .slimming.structure import KEY, Structure
 from .utils.atomic import complete
 from .utils.errors import type_and_line
 

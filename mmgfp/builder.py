@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .groups import ATTRIBUTE
 from .kinds import kind_of
 from .registry import MODELS
-from .structure import Structure
+from .slimming.structure import Structure
 
 
 @MODELS.register_module(name='PrunedModel')

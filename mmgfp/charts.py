@@ -22,7 +22,7 @@ from .figures import (
     new_figure,
     save_figure,
 )
-from .scores import Scores
+from .slimming.history import Scores
 
 _DASHES = ('-', '--', '-.')
 

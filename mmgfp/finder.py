@@ -17,8 +17,8 @@ from .probe import find_layouts
 from .rules import find_rule
 from .rules_compiled import watch_compiled
 from .selfcheck import check_groups
+from .slimming.surgery import named_tensors
 from .slots import Trace
-from .surgery import named_tensors
 from .utils.modes import in_training
 from .utils.precision import Run
 from .utils.trees import any_floats, look_into

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .surgery import Keep, cuts_of, slice_tensor
+from .slimming.surgery import Keep, cuts_of, slice_tensor
 
 # So many batches in a row end the run. Mixed precision with a dynamic loss
 # scale skips a few at first.
@@ -116,7 +116,7 @@ class StepGuard:
         That may happen between the batches of a step.
 
         Args:
-            keep (Keep): What stays of each axis, see :mod:`mmgfp.surgery`.
+            keep (Keep): What stays of each axis, see :mod:`mmgfp.slimming.surgery`.
         """
         names = {id(b): name for name, b in self._model.named_buffers()}
         cuts = cuts_of(keep)

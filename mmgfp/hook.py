@@ -61,7 +61,7 @@ from .runner_state import (
     sum_over_ranks,
     true_on_all_ranks,
 )
-from .structure import KEY, Structure
+from .slimming.structure import KEY, Structure
 from .utils.errors import type_and_line
 
 

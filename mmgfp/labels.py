@@ -32,8 +32,8 @@ from .origins import MIXING
 from .size_facts import SizeRecord, axis_labels
 from .size_watch import watch_sizes
 from .sizes import attributes_in
+from .slimming.surgery import compute_again, own_numbers
 from .slots import SlotTable, Trace, Use
-from .surgery import compute_again, own_numbers
 from .unread import Passing, own_labels, unread
 from .utils.trees import tree_leaves, values_in
 from .widths import couple_unread, settle_sizes

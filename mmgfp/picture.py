@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .figures import BLUE, CYCLE, GREY, new_figure, save_figure
-from .structure import Structure
+from .slimming.structure import Structure
 
 
 def kept_channels(

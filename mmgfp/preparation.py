@@ -18,11 +18,11 @@ from .demo import cost_runner, demo_groups
 from .finder import restrict_groups
 from .groups import ChannelGroup
 from .latency import LatencyTable
-from .optimizers import check_optimizer
 from .pruner import GroupFisherPruner, Normalizer
 from .schedule import Schedule
 from .selection import Floor
-from .structure import Structure, full_shapes
+from .slimming.optimizers import check_optimizer
+from .slimming.structure import Structure, full_shapes
 from .table import groups_table, render
 
 # Seconds without a word in the log.

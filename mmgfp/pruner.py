@@ -20,12 +20,17 @@ from .cost import Calls, CostModel, Metric
 from .fisher import FisherTaps
 from .groups import ChannelGroup
 from .latency import LatencyTable
-from .masking import GradientMask
-from .removal import axis_sizes, kept_positions, lost_units, shrink_groups
-from .scores import STAYS, Scores, no_scores
 from .selection import Floor, Selector
-from .structure import Structure
-from .surgery import Keep, slice_model, slice_optimizer
+from .slimming.history import STAYS, Scores, no_scores
+from .slimming.masks import GradientMask
+from .slimming.positions import (
+    axis_sizes,
+    kept_positions,
+    lost_units,
+    shrink_groups,
+)
+from .slimming.structure import Structure
+from .slimming.surgery import Keep, slice_model, slice_optimizer
 
 Normalizer = Literal['acts', 'flops', 'latency', 'none']
 

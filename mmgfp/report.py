@@ -13,14 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from .charts import Point, draw_accuracy, draw_progress, draw_scores
-from .checkpoint import load_plain_checkpoint, weights_of
 from .cost import METRICS
 from .page import folded, page, picture, table, text
 from .preprocessing import folder_pictures
 from .report_predictions import PICTURES, predictions
 from .run_files import Evaluation, SavedRatio
 from .run_networks import Network, PruningRun, read_pruning_run
-from .scores import STAYS
+from .slimming.checkpoint import load_plain_checkpoint, weights_of
+from .slimming.history import STAYS
 from .utils.atomic import complete, from_here
 
 SCORE_THR = 0.3

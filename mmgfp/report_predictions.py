@@ -10,12 +10,12 @@ from mmengine.config import Config
 from torch import nn
 
 from .adapt import load_model
-from .checkpoint import load_plain_checkpoint, meta_of
 from .config import load_config
 from .page import picture, text, tiles
 from .predictions import draw_predictions, predict
 from .preprocessing import class_names, dataset_pictures
 from .run_networks import PruningRun
+from .slimming.checkpoint import load_plain_checkpoint, meta_of
 from .utils.atomic import from_here
 from .utils.errors import type_and_line
 

@@ -19,16 +19,16 @@ from mmengine.config import Config
 from torch import nn
 
 from .adapt import build_full_model
-from .checkpoint import load_plain_checkpoint, weights_of
 from .cost import count_cost, record_calls
 from .demo import cost_runner, demo_groups
 from .groups import ChannelGroup
 from .loading import load_weights
 from .pipeline import input_shape
-from .removal import axis_sizes, kept_positions, lost_units
-from .scores import STAYS, GroupScores
-from .structure import KEY, Axis, Structure
-from .surgery import cuts_of, named_tensors
+from .slimming.checkpoint import load_plain_checkpoint, weights_of
+from .slimming.history import STAYS, GroupScores
+from .slimming.positions import axis_sizes, kept_positions, lost_units
+from .slimming.structure import KEY, Axis, Structure
+from .slimming.surgery import cuts_of, named_tensors
 
 Direction = Literal['down', 'up', 'nearest']
 

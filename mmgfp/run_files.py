@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .cost import METRICS
-from .scores import Scores
-from .structure import Structure
+from .slimming.history import Scores
+from .slimming.structure import Structure
 
 _STRUCTURE = re.compile(r'((?:flops|acts|params|latency)_\d\.\d\d+)\.json')
 # Numbers of a validation that tell nothing of the network.

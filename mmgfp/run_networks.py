@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import load_plain_checkpoint
 from .run_files import (
     Evaluation,
     Run,
@@ -24,7 +23,8 @@ from .run_files import (
     saved_ratios,
     validations,
 )
-from .structure import KEY, Structure
+from .slimming.checkpoint import load_plain_checkpoint
+from .slimming.structure import KEY, Structure
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .adapt import unwrap
-from .checkpoint import weights_of
 from .groups import ChannelGroup, Member
 from .loading import load_weights
-from .optimizers import slice_saved_state
-from .surgery import Keep, named_tensors, slice_saved
+from .slimming.checkpoint import weights_of
+from .slimming.optimizers import slice_saved_state
+from .slimming.surgery import Keep, named_tensors, slice_saved
 from .utils.errors import type_and_line
 
 
@@ -152,7 +152,7 @@ def cut_checkpoint(
         runner (Runner): Whose checkpoint it is.
         checkpoint (dict): With weights, averaged ones and state of optimisers
             as far as they are saved.
-        keep (Keep): Positions that stay, see :mod:`mmgfp.surgery`.
+        keep (Keep): Positions that stay, see :mod:`mmgfp.slimming.surgery`.
     """
     model = unwrap(runner.model)
     slice_saved(checkpoint, model, keep)

@@ -38,9 +38,9 @@ import torch
 from torch import Tensor, nn
 
 from .groups import ChannelGroup
-from .removal import axis_sizes, consumed_positions, kept_positions
 from .rows import ImageChange
-from .surgery import compute_again, named_tensors, slice_model
+from .slimming.positions import axis_sizes, consumed_positions, kept_positions
+from .slimming.surgery import compute_again, named_tensors, slice_model
 from .suspects import suspects
 from .utils.draws import draws_numbers, same_draws
 from .utils.errors import type_and_line

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Size as Shape
 from torch import Tensor, nn
 
-from .surgery import own_numbers, own_positions
+from .slimming.surgery import own_numbers, own_positions
 
 # Numbers outside are no widths: one unit cannot go, or paths and counters.
 _LEAST, _MOST = 2, 1 << 16

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from .groups import ATTRIBUTE
-from .surgery import named_tensors
+from .slimming.surgery import named_tensors
 
 
 class SlotTable:

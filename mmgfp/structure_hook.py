@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from .registry import HOOKS
 from .runner_state import check_loaded
-from .structure import KEY, Structure
+from .slimming.structure import KEY, Structure
 
 
 @HOOKS.register_module()

@@ -18,8 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from .size_facts import axis_labels
+from .slimming.surgery import (
+    own_numbers,
+    own_positions,
+    read_width,
+    write_width,
+)
 from .slots import SlotTable
-from .surgery import own_numbers, own_positions, read_width, write_width
 from .utils.trees import tree_leaves
 
 Side = Literal['in', 'out', 'any', 'groups']

@@ -16,7 +16,7 @@ from mmgfp.cost import record_calls
 from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.selection import Floor
-from mmgfp.structure import KEY
+from mmgfp.slimming.structure import KEY
 from mmgfp.weights import vary_weights_
 
 QUICKSTART = ROOT / 'configs/quickstart'

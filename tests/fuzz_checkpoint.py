@@ -43,8 +43,12 @@ READERS = (
 
 with atheris.instrument_imports(include=[f'mmgfp.{name}' for name in READERS]):
     import mmgfp
-    from mmgfp.checkpoint import load_plain_checkpoint, meta_of, weights_of
-    from mmgfp.structure import KEY, Axis, Structure
+    from mmgfp.slimming.checkpoint import (
+        load_plain_checkpoint,
+        meta_of,
+        weights_of,
+    )
+    from mmgfp.slimming.structure import KEY, Axis, Structure
 
 PACKAGE = Path(mmgfp.__file__).parent
 RESULT = Path(__file__).with_suffix('.json')

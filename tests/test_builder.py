@@ -13,7 +13,7 @@ from torch import nn
 from toy import ToyClassifier, train
 
 from mmgfp import Structure, build_pruned_model
-from mmgfp.checkpoint import load_plain_checkpoint
+from mmgfp.slimming.checkpoint import load_plain_checkpoint
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -16,13 +16,13 @@ from mmengine.registry import PARAM_SCHEDULERS
 from nets import Chain
 from torch import nn
 
-from mmgfp.checkpoint import (
+from mmgfp.slimming.checkpoint import (
     check_checkpoint,
     load_plain_checkpoint,
     meta_of,
     weights_of,
 )
-from mmgfp.structure import KEY, Structure
+from mmgfp.slimming.structure import KEY, Structure
 
 
 class Malicious:

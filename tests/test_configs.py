@@ -16,8 +16,8 @@ from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.demo import demo_groups, demo_runner, runnable
 from mmgfp.pipeline import input_shape
-from mmgfp.removal import axis_sizes
-from mmgfp.structure import Axis
+from mmgfp.slimming.positions import axis_sizes
+from mmgfp.slimming.structure import Axis
 from mmgfp.utils.trees import tree_leaves
 
 ROOT = Path(__file__).resolve().parent.parent

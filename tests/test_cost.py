@@ -25,7 +25,7 @@ from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner, demo_data, demo_runner
 from mmgfp.finder import find_groups
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 COCO, IMAGENET = (800, 1280), (224, 224)
 

@@ -11,7 +11,7 @@ from crafted import all_crafted
 READ = """
 import resource, sys, warnings
 from pathlib import Path
-from mmgfp.checkpoint import load_plain_checkpoint
+from mmgfp.slimming.checkpoint import load_plain_checkpoint
 
 warnings.simplefilter('error')
 

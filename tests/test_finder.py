@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from mmgfp.finder import NoOutputsError, find_groups, restrict_groups
-from mmgfp.structure import Axis, Structure
+from mmgfp.slimming.structure import Axis, Structure
 
 
 def reasons(groups) -> dict[str, str]:

@@ -19,7 +19,7 @@ from toy import (
 )
 
 from mmgfp import Structure
-from mmgfp.checkpoint import load_plain_checkpoint
+from mmgfp.slimming.checkpoint import load_plain_checkpoint
 
 STRATEGIES = pytest.importorskip('mmengine._strategy')
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmgfp.finder import find_groups
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

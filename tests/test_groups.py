@@ -22,7 +22,7 @@ from mmgfp.config import load_config
 from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 from mmgfp.utils.trees import tree_leaves
 
 NETS: dict[str, type[Net]] = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmgfp.guard import MAX_SKIPPED, StepGuard, are_finite
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 VECTORS = 'weight', 'bias', 'running_mean', 'running_var'
 

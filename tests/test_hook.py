@@ -30,8 +30,8 @@ from toy import (
 )
 
 from mmgfp import FisherPruningHook, Structure, preparation
-from mmgfp.checkpoint import load_plain_checkpoint
 from mmgfp.run_files import saved_ratios
+from mmgfp.slimming.checkpoint import load_plain_checkpoint
 
 pytestmark = pytest.mark.usefixtures('waits')
 STEM, CONV1 = ('stem.weight', 0), ('conv1.weight', 0)

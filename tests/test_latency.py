@@ -22,7 +22,7 @@ from mmgfp.finder import find_groups
 from mmgfp.hook import FisherPruningHook
 from mmgfp.latency import LatencyModel, LatencyTable, Measured
 from mmgfp.operations import Operation, record_operations, run_operation
-from mmgfp.structure import Structure
+from mmgfp.slimming.structure import Structure
 
 sys.path.insert(0, str(ROOT / 'tools'))
 import latency_table

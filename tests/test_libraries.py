@@ -22,7 +22,7 @@ from mmgfp.config import load_config
 from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.samples import _SAMPLES
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 PAGE = (ROOT / 'docs' / 'libraries.md').read_text()
 LOOP, DEEPLAB, DETECTOR, TIMM, SEGMENTOR, POSE = re.findall(

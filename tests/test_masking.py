@@ -25,8 +25,8 @@ from toy import (
 
 from mmgfp import Structure
 from mmgfp.finder import find_groups
-from mmgfp.masking import GradientMask
 from mmgfp.runner_state import averaged_models
+from mmgfp.slimming.masks import GradientMask
 
 MOMENTUM = dict(
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01),

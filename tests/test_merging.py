@@ -30,8 +30,8 @@ from mmgfp.cost import record_calls
 from mmgfp.demo import demo_runner
 from mmgfp.finder import find_groups
 from mmgfp.pruner import GroupFisherPruner
-from mmgfp.structure import KEY
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.structure import KEY
+from mmgfp.slimming.surgery import slice_model
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner, demo_groups, demo_runner
 from mmgfp.pipeline import input_shape
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from groups import flops_shares

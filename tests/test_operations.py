@@ -17,7 +17,7 @@ from oracles import masked_is_slim
 from torch import Tensor, nn
 
 from mmgfp.finder import find_groups
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 CHANNELS, SIDE = 8, 6
 Operation = Callable[[Tensor], Tensor]

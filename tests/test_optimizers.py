@@ -10,8 +10,8 @@ import torch
 from nets import Chain, run
 from torch import nn
 
-from mmgfp.optimizers import check_optimizer, slice_saved_state
-from mmgfp.surgery import slice_model, slice_optimizer
+from mmgfp.slimming.optimizers import check_optimizer, slice_saved_state
+from mmgfp.slimming.surgery import slice_model, slice_optimizer
 
 NAMES = ['conv1.weight', 'conv2.weight', 'conv2.bias', 'conv3.weight']
 KEEP = {

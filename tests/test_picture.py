@@ -15,9 +15,9 @@ from torch import nn
 
 from mmgfp.finder import find_groups
 from mmgfp.picture import draw_kept_channels, kept_channels, shared_lanes
-from mmgfp.scores import Scores, no_scores
-from mmgfp.structure import Axis, Structure
-from mmgfp.surgery import named_tensors
+from mmgfp.slimming.history import Scores, no_scores
+from mmgfp.slimming.structure import Axis, Structure
+from mmgfp.slimming.surgery import named_tensors
 
 
 def structure_of(net, count: int = 1) -> tuple[Structure, nn.Module]:

@@ -37,9 +37,9 @@ from mmgfp.cost import count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.groups import ATTRIBUTE
 from mmgfp.rounding import put_back, round_structure
-from mmgfp.scores import STAYS, GroupScores, Scores
-from mmgfp.structure import KEY, Axis, Structure
-from mmgfp.surgery import named_tensors
+from mmgfp.slimming.history import STAYS, GroupScores, Scores
+from mmgfp.slimming.structure import KEY, Axis, Structure
+from mmgfp.slimming.surgery import named_tensors
 
 sys.path.insert(0, str(ROOT / 'tools'))
 

@@ -12,8 +12,8 @@ from nets import InvertedResidual, run
 from mmgfp import GroupFisherPruner, find_groups
 from mmgfp.charts import draw_scores
 from mmgfp.cost import record_calls
-from mmgfp.scores import STAYS, Scores, no_scores
-from mmgfp.structure import Axis, Structure
+from mmgfp.slimming.history import STAYS, Scores, no_scores
+from mmgfp.slimming.structure import Axis, Structure
 
 
 def made() -> Scores:

@@ -27,7 +27,7 @@ from mmgfp.selfcheck import (
     relative_error,
     shared_copy,
 )
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 
 def traced(model):

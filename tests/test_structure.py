@@ -14,8 +14,8 @@ from oracles import choose_units, kept, outputs
 from torch import nn
 
 from mmgfp.finder import find_groups
-from mmgfp.structure import KEY, Axis, Structure
-from mmgfp.surgery import named_tensors, slice_model
+from mmgfp.slimming.structure import KEY, Axis, Structure
+from mmgfp.slimming.surgery import named_tensors, slice_model
 from mmgfp.version import __version__
 
 

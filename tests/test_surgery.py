@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from mmgfp.finder import find_groups
-from mmgfp.removal import axis_sizes
-from mmgfp.structure import Structure
-from mmgfp.surgery import (
+from mmgfp.slimming.positions import axis_sizes
+from mmgfp.slimming.structure import Structure
+from mmgfp.slimming.surgery import (
     named_tensors,
     slice_model,
     slice_optimizer,

@@ -11,10 +11,10 @@ from torch import nn
 
 from mmgfp.groups import build_groups
 from mmgfp.labels import trace_labels
-from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.rules import find_rule
 from mmgfp.selfcheck import compare_outputs, mask_consumers, shared_copy
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.positions import axis_sizes, kept_positions
+from mmgfp.slimming.surgery import slice_model
 from mmgfp.suspects import suspects
 
 

@@ -16,7 +16,7 @@ from mmgfp.config import load_config
 from mmgfp.cost import record_calls
 from mmgfp.demo import demo_data, demo_groups, demo_runner
 from mmgfp.pruner import GroupFisherPruner
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.surgery import slice_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (96, 96)

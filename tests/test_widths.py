@@ -32,8 +32,8 @@ from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.sizes import Size
-from mmgfp.structure import Structure
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.structure import Structure
+from mmgfp.slimming.surgery import slice_model
 
 EVERY_NET = pytest.mark.parametrize('name', WIDTH_NETS)
 PRUNABLE = pytest.mark.parametrize(

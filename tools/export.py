@@ -15,7 +15,6 @@ from rich import box
 from rich.table import Table
 
 from mmgfp.adapt import load_model
-from mmgfp.checkpoint import load_plain_checkpoint, meta_of
 from mmgfp.cli import (
     add_json_option,
     add_shape_option,
@@ -52,7 +51,8 @@ from mmgfp.preprocessing import (
     read_preprocessing,
 )
 from mmgfp.rounding import Direction, Rounded, round_network
-from mmgfp.structure import KEY, Structure
+from mmgfp.slimming.checkpoint import load_plain_checkpoint, meta_of
+from mmgfp.slimming.structure import KEY, Structure
 from mmgfp.table import render
 from mmgfp.utils.atomic import complete
 

@@ -477,7 +477,7 @@ def measure(paths: Paths) -> None:
     from mmgfp.demo import cost_runner
     from mmgfp.picture import kept_channels
     from mmgfp.pipeline import input_shape
-    from mmgfp.structure import Structure
+    from mmgfp.slimming.structure import Structure
 
     models, result = {}, {}
     for name, (config_file, checkpoint) in paths.networks().items():

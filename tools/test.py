@@ -11,7 +11,6 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from mmgfp import FisherPruningHook, StructureHook
 from mmgfp.adapt import config_library, unwrap
-from mmgfp.checkpoint import check_checkpoint, weights_of
 from mmgfp.cli import (
     complete_dataloaders,
     config_parser,
@@ -24,6 +23,7 @@ from mmgfp.cli import (
 )
 from mmgfp.kinds import kind_names
 from mmgfp.loading import load_weights
+from mmgfp.slimming.checkpoint import check_checkpoint, weights_of
 from mmgfp.tta import augment_test
 
 

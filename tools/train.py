@@ -10,7 +10,6 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmgfp.checkpoint import check_checkpoint
 from mmgfp.cli import (
     complete_dataloaders,
     config_parser,
@@ -20,6 +19,7 @@ from mmgfp.cli import (
     set_launcher,
     set_work_dir,
 )
+from mmgfp.slimming.checkpoint import check_checkpoint
 
 
 def parse_args() -> argparse.Namespace:

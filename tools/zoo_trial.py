@@ -39,7 +39,6 @@ from mmgfp.demo import demo_runner, runnable
 from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pipeline import COCO_SHAPE, input_shape
-from mmgfp.removal import axis_sizes, kept_positions
 from mmgfp.selfcheck import (
     TOLERANCE,
     UnsteadyError,
@@ -47,8 +46,9 @@ from mmgfp.selfcheck import (
     random_removal,
     relative_error,
 )
-from mmgfp.structure import KEY, Structure
-from mmgfp.surgery import slice_model
+from mmgfp.slimming.positions import axis_sizes, kept_positions
+from mmgfp.slimming.structure import KEY, Structure
+from mmgfp.slimming.surgery import slice_model
 from mmgfp.utils.atomic import complete
 from mmgfp.utils.errors import type_and_line
 from mmgfp.utils.precision import Run, in_double

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmgfp import FisherPruningHook, GroupFisherPruner
 from mmgfp.groups import ChannelGroup
-from mmgfp.surgery import named_tensors
+from mmgfp.slimming.surgery import named_tensors
 
 CRITERIA = (
     *('l1', 'bn_scale', 'random'),

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .utils.archive import kind_of_file, read_archive
-from .utils.plain import shown
-from .utils.unpickler import RefusedError
+from ..utils.archive import kind_of_file, read_archive
+from ..utils.plain import shown
+from ..utils.unpickler import RefusedError
 
 EXTRA_STATE = '_extra_state'  # what a module adds may be anything
 

@@ -1,6 +1,6 @@
 """The last score of every unit, and in which step it was removed.
 
-Part of the structure (:mod:`mmgfp.structure`), in units of the original
+Part of the structure (:mod:`mmgfp.slimming.structure`), in units of the original
 network: from it follows which removed channels to give back first, and which
 kept ones to drop next.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .utils.plain import (
+from ..utils.plain import (
     natural,
     number,
     plain_dict,

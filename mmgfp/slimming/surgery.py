@@ -23,8 +23,8 @@ from torch.nn.utils.prune import BasePruningMethod as Masking
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .groups import ATTRIBUTE
-from .utils.trees import tree_leaves
+from ..groups import ATTRIBUTE
+from ..utils.trees import tree_leaves
 
 Keep = Mapping[tuple[str, int], np.ndarray]
 

@@ -1,6 +1,6 @@
 """Bookkeeping of removal: which positions stay, and the groups afterwards.
 
-Names and integers only; :mod:`mmgfp.surgery` cuts the tensors.
+Names and integers only; :mod:`mmgfp.slimming.surgery` cuts the tensors.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from .groups import ATTRIBUTE, ChannelGroup, Member, Tap
+from ..groups import ATTRIBUTE, ChannelGroup, Member, Tap
 from .structure import Structure
 from .surgery import Keep, length_of, named_tensors, read_width
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
-from .groups import ChannelGroup
-from .removal import consumed_positions
+from ..groups import ChannelGroup
+from .positions import consumed_positions
 from .surgery import element_state, named_tensors
 
 
@@ -47,7 +47,7 @@ class GradientMask:
             copies (Sequence[nn.Module]): Copies of the network (EMA).
 
         Raises:
-            ValueError: See :func:`mmgfp.surgery.element_state`.
+            ValueError: See :func:`mmgfp.slimming.surgery.element_state`.
         """
         by_tensor: dict[str, dict[int, Tensor]] = {}
         for (name, axis), at in consumed_positions(groups, units).items():

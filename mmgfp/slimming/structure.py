@@ -16,13 +16,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from .checkpoint import load_plain_checkpoint
-from .groups import ATTRIBUTE
-from .scores import Scores
-from .surgery import Keep, named_tensors, read_width, slice_model
-from .utils.atomic import complete
-from .utils.errors import type_and_line
-from .utils.plain import (
+from ..groups import ATTRIBUTE
+from ..utils.atomic import complete
+from ..utils.errors import type_and_line
+from ..utils.plain import (
     natural,
     number,
     plain_dict,
@@ -31,7 +28,10 @@ from .utils.plain import (
     shown,
     text,
 )
-from .version import __version__
+from ..version import __version__
+from .checkpoint import load_plain_checkpoint
+from .history import Scores
+from .surgery import Keep, named_tensors, read_width, slice_model
 
 FORMAT = 'mmgfp-structure'
 # 2 adds attributes; structures without them are still written as 1.
@@ -76,7 +76,7 @@ class Structure:
 
     @property
     def keep(self) -> Keep:
-        """Positions that stay, as :mod:`mmgfp.surgery` wants them."""
+        """Positions that stay, as :mod:`mmgfp.slimming.surgery` wants them."""
         return {key: axis.keep for key, axis in self.axes.items()}
 
     def ratio(self, metric: str) -> float:

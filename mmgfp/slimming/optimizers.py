@@ -1,6 +1,6 @@
 """Whether an optimiser can follow a removal, and the state it has saved.
 
-:mod:`mmgfp.surgery` slices the state that is in use.
+:mod:`mmgfp.slimming.surgery` slices the state that is in use.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.errors import type_and_line
 from .surgery import (
     Keep,
     check_own_state,
@@ -23,7 +24,6 @@ from .surgery import (
     named_tensors,
     slice_tensor,
 )
-from .utils.errors import type_and_line
 
 
 def check_optimizer(
@@ -112,10 +112,10 @@ def slice_saved_state(
         saved (dict): Its entries are replaced; tensors are not written to.
         optimizer (Optimizer): That gave it.
         model (nn.Module): The network, not yet sliced.
-        keep (Keep): See :mod:`mmgfp.surgery`.
+        keep (Keep): See :mod:`mmgfp.slimming.surgery`.
 
     Raises:
-        ValueError: See :func:`mmgfp.surgery.element_state`.
+        ValueError: See :func:`mmgfp.slimming.surgery.element_state`.
     """
     cuts = cuts_of(keep)
     name_of = {id(t): name for name, t in named_tensors(model).items()}

@@ -1,0 +1,1 @@
+"""Cutting networks, and the record of what was cut."""
