@@ -6,10 +6,10 @@ Importing it registers ``mmgfp.FisherPruningHook``, ``mmgfp.PrunedModel`` and
 
 from typing import Any
 
-from .finder import find_groups
 from .groups import ChannelGroup
 from .pruner import GroupFisherPruner
 from .slimming.structure import Structure
+from .tracing.finder import find_groups
 from .version import __version__
 
 _OF_MMENGINE = ('FisherPruningHook', 'StructureHook', 'build_pruned_model')

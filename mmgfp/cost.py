@@ -37,8 +37,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .groups import ChannelGroup, layer_of
 from .latency import LatencyModel, LatencyTable
-from .origins import PRODUCTS, Origins
 from .slimming.surgery import named_tensors
+from .tracing.origins import PRODUCTS, Origins
 from .utils.extension_ops import around_compiled, by_name
 from .utils.trees import tree_leaves
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .adapt import CLASSIFICATION, CONVOLUTIONAL, library
-from .finder import find_groups
 from .groups import ChannelGroup
 from .samples import BOXES, demo_boxes, demo_samples
-from .selfcheck import UnsteadyError
+from .tracing.finder import find_groups
+from .tracing.selfcheck import UnsteadyError
 from .utils.draws import same_draws
 from .utils.modes import modes_kept, training
 from .utils.trees import any_floats, look_into, tree_leaves
@@ -252,7 +252,7 @@ def demo_groups(
         model (nn.Module): Of any library.
         shape (Sequence[int]): (H, W) that the model is for; what is run may
             be smaller.
-        tell (Callable, optional): See :func:`mmgfp.finder.find_groups`.
+        tell (Callable, optional): See :func:`mmgfp.tracing.finder.find_groups`.
 
     Raises:
         ValueError: If the model is a student with its teacher.

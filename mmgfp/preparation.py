@@ -15,7 +15,6 @@ from torch import nn
 
 from .cost import METRICS, record_calls
 from .demo import cost_runner, demo_groups
-from .finder import restrict_groups
 from .groups import ChannelGroup
 from .latency import LatencyTable
 from .pruner import GroupFisherPruner, Normalizer
@@ -24,6 +23,7 @@ from .selection import Floor
 from .slimming.optimizers import check_optimizer
 from .slimming.structure import Structure, full_shapes
 from .table import groups_table, render
+from .tracing.finder import restrict_groups
 
 # Seconds without a word in the log.
 PATIENCE = 5

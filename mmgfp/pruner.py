@@ -57,7 +57,7 @@ class GroupFisherPruner:
     Args:
         model (nn.Module): The network, bare (not wrapped for DDP).
         groups (Sequence[ChannelGroup]): From
-            :func:`mmgfp.finder.find_groups` on the original network, also if
+            :func:`mmgfp.tracing.finder.find_groups` on the original network, also if
             this one is slim; frozen ones are left alone.
         calls (Calls): From :func:`mmgfp.cost.record_calls`.
         normalize_by (str): What scores are divided by: 'acts', 'flops',

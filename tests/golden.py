@@ -25,9 +25,9 @@ from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
 from mmgfp.demo import demo_groups, demo_runner
-from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pruner import GroupFisherPruner
+from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 
 RECORD = Path(__file__).with_suffix('.json')

@@ -24,8 +24,8 @@ from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner, demo_data, demo_runner
-from mmgfp.finder import find_groups
 from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
 
 COCO, IMAGENET = (800, 1280), (224, 224)
 

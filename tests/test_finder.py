@@ -25,8 +25,8 @@ from oracles import layout
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from mmgfp.finder import NoOutputsError, find_groups, restrict_groups
 from mmgfp.slimming.structure import Axis, Structure
+from mmgfp.tracing.finder import NoOutputsError, find_groups, restrict_groups
 
 
 def reasons(groups) -> dict[str, str]:

@@ -31,9 +31,9 @@ from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost import record_calls
 from mmgfp.demo import cost_runner, demo_data, demo_groups
-from mmgfp.finder import find_groups
 from mmgfp.fisher import FisherTaps, mask_gradients
 from mmgfp.pruner import GroupFisherPruner
+from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 
 

@@ -10,8 +10,8 @@ from oracles import choose_units, kept, randomize
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmgfp.finder import find_groups
 from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

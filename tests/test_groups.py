@@ -20,9 +20,9 @@ from torch import nn
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.demo import demo_runner
-from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 
 NETS: dict[str, type[Net]] = {

@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tracing import Weights, coupled, frozen, labels_of, pair
 
-from mmgfp.label_layers import along, canonical
-from mmgfp.labels import trace_labels
-from mmgfp.rules import find_rule
-from mmgfp.slots import SlotTable
+from mmgfp.tracing.label_layers import along, canonical
+from mmgfp.tracing.labels import trace_labels
+from mmgfp.tracing.rules import find_rule
+from mmgfp.tracing.slots import SlotTable
 
 # -- slots -------------------------------------------------------------------
 

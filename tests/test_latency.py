@@ -18,11 +18,11 @@ from torch import nn
 from toy import ROOT, make_config, train
 
 from mmgfp.cost import CostModel, record_calls
-from mmgfp.finder import find_groups
 from mmgfp.hook import FisherPruningHook
 from mmgfp.latency import LatencyModel, LatencyTable, Measured
 from mmgfp.operations import Operation, record_operations, run_operation
 from mmgfp.slimming.structure import Structure
+from mmgfp.tracing.finder import find_groups
 
 sys.path.insert(0, str(ROOT / 'tools'))
 import latency_table

@@ -17,7 +17,6 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
 from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost import record_calls
-from mmgfp.finder import find_groups
 from mmgfp.fisher import FisherTaps
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.rows import (
@@ -26,6 +25,7 @@ from mmgfp.rows import (
     images_of_rois,
     picked_images,
 )
+from mmgfp.tracing.finder import find_groups
 
 DATA = torch.randn(
     5, 3, 8, 8, generator=torch.Generator().manual_seed(0)

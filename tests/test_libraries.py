@@ -20,9 +20,9 @@ from toy import ROOT
 from mmgfp.adapt import LIBRARIES, build_model, load_model
 from mmgfp.config import load_config
 from mmgfp.demo import demo_groups, demo_runner
-from mmgfp.finder import find_groups
 from mmgfp.samples import _SAMPLES
 from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
 
 PAGE = (ROOT / 'docs' / 'libraries.md').read_text()
 LOOP, DEEPLAB, DETECTOR, TIMM, SEGMENTOR, POSE = re.findall(

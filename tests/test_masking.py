@@ -24,9 +24,9 @@ from toy import (
 )
 
 from mmgfp import Structure
-from mmgfp.finder import find_groups
 from mmgfp.runner_state import averaged_models
 from mmgfp.slimming.masks import GradientMask
+from mmgfp.tracing.finder import find_groups
 
 MOMENTUM = dict(
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01),

@@ -16,8 +16,8 @@ from nets import Net
 from oracles import masked_is_slim
 from torch import Tensor, nn
 
-from mmgfp.finder import find_groups
 from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
 
 CHANNELS, SIDE = 8, 6
 Operation = Callable[[Tensor], Tensor]

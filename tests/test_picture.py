@@ -13,11 +13,11 @@ from nets import FlattenedLinear, GroupNorm, InvertedResidual, Transposed, run
 from oracles import kept
 from torch import nn
 
-from mmgfp.finder import find_groups
 from mmgfp.picture import draw_kept_channels, kept_channels, shared_lanes
 from mmgfp.slimming.history import Scores, no_scores
 from mmgfp.slimming.structure import Axis, Structure
 from mmgfp.slimming.surgery import named_tensors
+from mmgfp.tracing.finder import find_groups
 
 
 def structure_of(net, count: int = 1) -> tuple[Structure, nn.Module]:

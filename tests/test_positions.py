@@ -12,10 +12,10 @@ from nets_detection import Compiled, Swish
 from torch import Tensor, nn
 from tracing import Weights, coupled, frozen, labels_of, pair
 
-from mmgfp.finder import find_groups
-from mmgfp.labels import LabelTracer
-from mmgfp.rules import find_rule
-from mmgfp.rules_compiled import watch_compiled
+from mmgfp.tracing.finder import find_groups
+from mmgfp.tracing.labels import LabelTracer
+from mmgfp.tracing.rules import find_rule
+from mmgfp.tracing.rules_extension import watch_compiled
 
 # Features of 4 channels at 6 places, and a score per place or per channel.
 CHANNELS, PLACES = 4, 6

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, softplus
 
 from mmgfp.cost import record_calls
-from mmgfp.finder import find_groups
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.selection import Floor
+from mmgfp.tracing.finder import find_groups
 
 SIDE = 6
 UNITS = {'stem': 6, 'c1': 8, 'c3': 4}

@@ -11,8 +11,8 @@ from torch.ao import quantization
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 from mmgfp.cost import record_calls
-from mmgfp.finder import find_groups
 from mmgfp.pruner import GroupFisherPruner
+from mmgfp.tracing.finder import find_groups
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 FUSED = quantization.get_default_qat_qconfig('fbgemm')

@@ -12,11 +12,12 @@ from nets import Chain, Net, Pyramid, Residual, conv, group, run
 from oracles import kept, layout
 from torch import nn
 
-from mmgfp.finder import find_groups
-from mmgfp.group_building import build_groups
-from mmgfp.labels import trace_labels
-from mmgfp.rules import find_rule
-from mmgfp.selfcheck import (
+from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
+from mmgfp.tracing.group_building import build_groups
+from mmgfp.tracing.labels import trace_labels
+from mmgfp.tracing.rules import find_rule
+from mmgfp.tracing.selfcheck import (
     TOLERANCE,
     UnsteadyError,
     check_groups,
@@ -27,7 +28,6 @@ from mmgfp.selfcheck import (
     relative_error,
     shared_copy,
 )
-from mmgfp.slimming.surgery import slice_model
 
 
 def traced(model):

@@ -13,9 +13,9 @@ from nets import Chain, Residual, run
 from oracles import choose_units, kept, outputs
 from torch import nn
 
-from mmgfp.finder import find_groups
 from mmgfp.slimming.structure import KEY, Axis, Structure
 from mmgfp.slimming.surgery import named_tensors, slice_model
+from mmgfp.tracing.finder import find_groups
 from mmgfp.version import __version__
 
 

@@ -16,7 +16,6 @@ from oracles import choose_units, kept
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from mmgfp.finder import find_groups
 from mmgfp.slimming.positions import axis_sizes
 from mmgfp.slimming.structure import Structure
 from mmgfp.slimming.surgery import (
@@ -25,6 +24,7 @@ from mmgfp.slimming.surgery import (
     slice_optimizer,
     slice_tensor,
 )
+from mmgfp.tracing.finder import find_groups
 
 NETS = {**PLAIN_NETS, **DETECTION_NETS, **KERNEL_NETS}
 KEEP = {

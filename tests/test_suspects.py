@@ -10,12 +10,16 @@ from nets import Net, conv, run
 from torch import nn
 
 from mmgfp.groups import build_groups
-from mmgfp.labels import trace_labels
-from mmgfp.rules import find_rule
-from mmgfp.selfcheck import compare_outputs, mask_consumers, shared_copy
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.suspects import suspects
+from mmgfp.tracing.labels import trace_labels
+from mmgfp.tracing.rules import find_rule
+from mmgfp.tracing.selfcheck import (
+    compare_outputs,
+    mask_consumers,
+    shared_copy,
+)
 
 
 class Row(Net):

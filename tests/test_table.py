@@ -12,8 +12,8 @@ from torch import nn
 from toy import ROOT
 
 from mmgfp.cost import count_cost, record_calls
-from mmgfp.finder import find_groups
 from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table, render
+from mmgfp.tracing.finder import find_groups
 
 sys.path.insert(0, str(ROOT / 'tools'))
 from groups import flops_shares

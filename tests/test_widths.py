@@ -28,12 +28,12 @@ from torch import nn
 from mmgfp.builder import build_pruned_model
 from mmgfp.cost import record_calls
 from mmgfp.demo import demo_runner
-from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pruner import GroupFisherPruner
-from mmgfp.sizes import Size
 from mmgfp.slimming.structure import Structure
 from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
+from mmgfp.tracing.sizes import Size
 
 EVERY_NET = pytest.mark.parametrize('name', WIDTH_NETS)
 PRUNABLE = pytest.mark.parametrize(

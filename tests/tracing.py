@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmgfp.labels import LabelTracer
-from mmgfp.rules import find_rule
-from mmgfp.rules_compiled import watch_compiled
+from mmgfp.tracing.labels import LabelTracer
+from mmgfp.tracing.rules import find_rule
+from mmgfp.tracing.rules_extension import watch_compiled
 
 
 class Weights(nn.Module):

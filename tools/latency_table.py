@@ -37,9 +37,9 @@ from mmgfp.latency import LatencyTable, Measured
 from mmgfp.operations import Operation, record_operations, run_operation
 from mmgfp.pipeline import input_shape
 from mmgfp.progress import duration
-from mmgfp.selfcheck import random_removal
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.surgery import named_tensors, slice_model
+from mmgfp.tracing.selfcheck import random_removal
 from mmgfp.utils.atomic import complete
 
 # Shares of the full widths that are measured; one channel besides.

@@ -14,7 +14,7 @@ from environment import processor
 from zoo_families import left_out
 from zoo_trial import COUNTED, FINE, NEITHER
 
-from mmgfp.selfcheck import TOLERANCE
+from mmgfp.tracing.selfcheck import TOLERANCE
 from mmgfp.utils.atomic import complete
 
 Result = Mapping[str, Any]

@@ -36,19 +36,19 @@ from mmgfp.artifacts import finetune_config
 from mmgfp.config import config_folder, load_config
 from mmgfp.cost import CostModel, count_cost, record_calls
 from mmgfp.demo import demo_runner, runnable
-from mmgfp.finder import find_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pipeline import COCO_SHAPE, input_shape
-from mmgfp.selfcheck import (
+from mmgfp.slimming.positions import axis_sizes, kept_positions
+from mmgfp.slimming.structure import KEY, Structure
+from mmgfp.slimming.surgery import slice_model
+from mmgfp.tracing.finder import find_groups
+from mmgfp.tracing.selfcheck import (
     TOLERANCE,
     UnsteadyError,
     mask_consumers,
     random_removal,
     relative_error,
 )
-from mmgfp.slimming.positions import axis_sizes, kept_positions
-from mmgfp.slimming.structure import KEY, Structure
-from mmgfp.slimming.surgery import slice_model
 from mmgfp.utils.atomic import complete
 from mmgfp.utils.errors import type_and_line
 from mmgfp.utils.precision import Run, in_double

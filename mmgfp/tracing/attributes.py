@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .groups import ATTRIBUTE
+from ..groups import ATTRIBUTE
 from .size_facts import Choice, SizeFact, SizeRecord
 from .sizes import (
     Attribute,

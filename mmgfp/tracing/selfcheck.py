@@ -37,15 +37,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup
-from .rows import ImageChange
-from .slimming.positions import axis_sizes, consumed_positions, kept_positions
-from .slimming.surgery import compute_again, named_tensors, slice_model
-from .suspects import suspects
-from .utils.draws import draws_numbers, same_draws
-from .utils.errors import type_and_line
-from .utils.precision import Run, in_double
-from .utils.trees import values_in
+from ..groups import ChannelGroup
+from ..rows import ImageChange
+from ..slimming.positions import axis_sizes, consumed_positions, kept_positions
+from ..slimming.surgery import compute_again, named_tensors, slice_model
+from ..suspects import suspects
+from ..utils.draws import draws_numbers, same_draws
+from ..utils.errors import type_and_line
+from ..utils.precision import Run, in_double
+from ..utils.trees import values_in
 
 TOLERANCE = 1e-5
 

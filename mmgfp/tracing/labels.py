@@ -26,17 +26,17 @@ from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .groups import layer_of
+from ..groups import layer_of
+from ..slimming.surgery import compute_again, own_numbers
+from ..utils.trees import tree_leaves, values_in
+from .attributes import couple_unread, settle_sizes
 from .label_layers import along, canonical, squeezed
 from .origins import MIXING
 from .size_facts import SizeRecord, axis_labels
 from .size_watch import watch_sizes
 from .sizes import attributes_in
-from .slimming.surgery import compute_again, own_numbers
 from .slots import SlotTable, Trace, Use
 from .unread import Passing, own_labels, unread
-from .utils.trees import tree_leaves, values_in
-from .widths import couple_unread, settle_sizes
 
 # what a tensor is that no operation made
 _UNSEEN = 'comes from the input, or from an operation PyTorch does not see'

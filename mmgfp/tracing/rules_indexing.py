@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.trees import tree_leaves
 from .label_layers import canonical
 from .labels import LabelTracer
 from .rules_common import (
@@ -24,7 +25,6 @@ from .rules_common import (
     without,
 )
 from .rules_structure import structure
-from .utils.trees import tree_leaves
 
 
 def index(

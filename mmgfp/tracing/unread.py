@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .size_facts import axis_labels
-from .slimming.surgery import (
+from ..slimming.surgery import (
     own_numbers,
     own_positions,
     read_width,
     write_width,
 )
+from ..utils.trees import tree_leaves
+from .size_facts import axis_labels
 from .slots import SlotTable
-from .utils.trees import tree_leaves
 
 Side = Literal['in', 'out', 'any', 'groups']
 

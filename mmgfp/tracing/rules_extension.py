@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..utils.extension_ops import around_compiled, by_name
+from ..utils.trees import tree_leaves
 from .label_layers import along, spread
 from .labels import LabelTracer
 from .rules_common import rows_of, without
 from .rules_mixing import convolve
 from .rules_structure import in_step
-from .utils.extension_ops import around_compiled, by_name
-from .utils.trees import tree_leaves
 
 CompiledRule = Callable[[LabelTracer, dict[str, Any], Any], None]
 

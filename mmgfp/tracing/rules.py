@@ -29,7 +29,7 @@ from .rules_channelwise import (
     weight_norm,
 )
 from .rules_common import fake_quantised, name_of, unknown
-from .rules_compiled import deformable, roi_pool, sample
+from .rules_extension import deformable, roi_pool, sample
 from .rules_indexing import embedding, index, index_along, order, place
 from .rules_mixing import addmm, attention, batched_add, convolution, mm, mv
 from .rules_structure import (

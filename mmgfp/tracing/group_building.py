@@ -1,6 +1,6 @@
 """From the trace of a network to its channel groups.
 
-The slots of a :class:`~mmgfp.slots.Trace` that are coupled, directly or not,
+The slots of a :class:`~mmgfp.tracing.slots.Trace` that are coupled, directly or not,
 form a unit (paper, Section 3.2 and Algorithm 1, here as connected components,
 which do not depend on the order of the layers). Units that live in the same
 places form a channel group.
@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .groups import ATTRIBUTE, ChannelGroup, Member, Role, Tap
+from ..groups import ATTRIBUTE, ChannelGroup, Member, Role, Tap
 from .slots import Trace, Use
 
 

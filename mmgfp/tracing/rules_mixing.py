@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..utils.trees import tree_leaves
 from .label_layers import along, spread
 from .labels import LabelTracer
 from .rules_common import (
@@ -20,7 +21,6 @@ from .rules_common import (
     unmixed,
     without,
 )
-from .utils.trees import tree_leaves
 
 
 def convolution(

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup, Tap
-from .rows import (
+from ..groups import ChannelGroup, Tap
+from ..rows import (
     ImageChange,
     Layout,
     Order,
     images_of_rois,
     picked_images,
 )
+from ..utils.modes import nothing_recomputed
+from ..utils.precision import Run
 from .selfcheck import randomize_
-from .utils.modes import nothing_recomputed
-from .utils.precision import Run
 
 # is told the name of a consumer, its input and whose the RoIs so far are
 See = Callable[[str, Tensor, dict[str, Tensor]], None]

@@ -10,18 +10,18 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from ..groups import ChannelGroup, layer_of
+from ..slimming.surgery import named_tensors
+from ..utils.modes import in_training
+from ..utils.precision import Run
+from ..utils.trees import any_floats, look_into
 from .group_building import build_groups
-from .groups import ChannelGroup, layer_of
 from .labels import trace_labels
 from .probe import find_layouts
 from .rules import find_rule
-from .rules_compiled import watch_compiled
+from .rules_extension import watch_compiled
 from .selfcheck import check_groups
-from .slimming.surgery import named_tensors
 from .slots import Trace
-from .utils.modes import in_training
-from .utils.precision import Run
-from .utils.trees import any_floats, look_into
 
 
 class NoOutputsError(TypeError):

@@ -12,8 +12,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from .groups import ATTRIBUTE
-from .slimming.surgery import named_tensors
+from ..groups import ATTRIBUTE
+from ..slimming.surgery import named_tensors
 
 
 class SlotTable:

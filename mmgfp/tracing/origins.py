@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .utils.trees import tree_leaves
+from ..utils.trees import tree_leaves
 
 # Their result is made of all elements of a factor: no longer its values.
 PRODUCTS = {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.trees import tree_leaves
 from .label_layers import along, canonical
 from .labels import LabelTracer
 from .rules_common import (
@@ -27,7 +28,6 @@ from .rules_common import (
     whole,
     without,
 )
-from .utils.trees import tree_leaves
 
 
 def pointwise(

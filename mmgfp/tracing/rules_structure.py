@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.trees import tree_leaves
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
 from .rules_common import (
@@ -20,7 +21,6 @@ from .rules_common import (
 )
 from .size_facts import Choice
 from .sizes import attributes_in
-from .utils.trees import tree_leaves
 
 
 def structure(

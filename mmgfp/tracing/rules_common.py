@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.trees import tree_leaves, tree_map_only
 from .label_layers import along, canonical, squeezed
 from .labels import LabelTracer
-from .utils.trees import tree_leaves, tree_map_only
 
 
 def unknown(

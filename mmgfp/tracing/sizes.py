@@ -8,7 +8,7 @@ which attribute it is, however many others have the same value.
 
 A size equals any number of its value, so that code which remembers results
 by sizes takes one for the other. What a trace has left behind is no more than
-a number in the next one, and :mod:`mmgfp.caches` sees to cached functions.
+a number in the next one, and :mod:`mmgfp.tracing.caches` sees to cached functions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from torch import Size as Shape
 from torch import Tensor, nn
 
-from .slimming.surgery import own_numbers, own_positions
+from ..slimming.surgery import own_numbers, own_positions
 
 # Numbers outside are no widths: one unit cannot go, or paths and counters.
 _LEAST, _MOST = 2, 1 << 16

@@ -1,0 +1,1 @@
+"""Finding channel groups by tracing a network, and proving them."""
