@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from .cost import METRICS, Metric
-from .latency import LatencyTable
+from .cost.latency import LatencyTable
+from .cost.model import METRICS, Metric
 from .schedule import Schedule
 from .selection import Floor
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-from .cost import METRICS
+from .cost.model import METRICS
 from .figures import (
     AMBER,
     BLUE,

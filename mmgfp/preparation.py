@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cost import METRICS, record_calls
+from .cost.latency import LatencyTable
+from .cost.model import METRICS, record_calls
 from .demo import cost_runner, demo_groups
 from .groups import ChannelGroup
-from .latency import LatencyTable
 from .pruner import GroupFisherPruner, Normalizer
 from .schedule import Schedule
 from .selection import Floor

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cost import Calls, CostModel, Metric
+from .cost.latency import LatencyTable
+from .cost.model import Calls, CostModel, Metric
 from .fisher import FisherTaps
 from .groups import ChannelGroup
-from .latency import LatencyTable
 from .selection import Floor, Selector
 from .slimming.history import STAYS, Scores, no_scores
 from .slimming.masks import GradientMask
@@ -59,7 +59,7 @@ class GroupFisherPruner:
         groups (Sequence[ChannelGroup]): From
             :func:`mmgfp.tracing.finder.find_groups` on the original network, also if
             this one is slim; frozen ones are left alone.
-        calls (Calls): From :func:`mmgfp.cost.record_calls`.
+        calls (Calls): From :func:`mmgfp.cost.model.record_calls`.
         normalize_by (str): What scores are divided by: 'acts', 'flops',
             'latency' or 'none'. Defaults to 'acts'.
         floor (Floor, optional): What must stay of each group.

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .charts import Point, draw_accuracy, draw_progress, draw_scores
-from .cost import METRICS
+from .cost.model import METRICS
 from .page import folded, page, picture, table, text
 from .preprocessing import folder_pictures
 from .report_predictions import PICTURES, predictions

@@ -19,7 +19,7 @@ from mmengine.config import Config
 from torch import nn
 
 from .adapt import build_full_model
-from .cost import count_cost, record_calls
+from .cost.model import count_cost, record_calls
 from .demo import cost_runner, demo_groups
 from .groups import ChannelGroup
 from .loading import load_weights

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .cost import METRICS
+from .cost.model import METRICS
 from .slimming.history import Scores
 from .slimming.structure import Structure
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from .cost import METRICS, Calls
+from .cost.model import METRICS, Calls
 from .groups import ChannelGroup
 
 # Names of layers are long; a narrower table would cut them off.
@@ -73,7 +73,7 @@ def cost_notes(calls: Calls, flops: float) -> list[str]:
     """What a table of cost does not say about work that no weight does.
 
     Args:
-        calls (Calls): From :func:`mmgfp.cost.record_calls`.
+        calls (Calls): From :func:`mmgfp.cost.model.record_calls`.
         flops (float): Of the whole network.
     """
     shares, notes = calls.unattributed(flops), []

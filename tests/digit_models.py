@@ -12,7 +12,7 @@ from toy import ROOT
 from mmgfp.adapt import build_model
 from mmgfp.artifacts import finetune_config
 from mmgfp.config import load_config
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.selection import Floor

@@ -23,7 +23,7 @@ from toy import ROOT
 
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.groups import ChannelGroup
 from mmgfp.pruner import GroupFisherPruner

@@ -24,7 +24,7 @@ from torch import nn
 from toy import ROOT, command, environment
 
 from mmgfp import GroupFisherPruner, find_groups
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 
 HARNESS = ROOT / 'benchmarks' / 'accuracy'
 sys.path.insert(0, str(HARNESS))

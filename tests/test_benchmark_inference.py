@@ -18,7 +18,7 @@ from toy import ROOT, run_tool
 
 from mmgfp.adapt import load_model
 from mmgfp.config import load_config
-from mmgfp.cost import count_cost, record_calls
+from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.export import check_provider
 

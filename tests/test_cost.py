@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
-from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
+from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner, demo_data, demo_runner
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.tracing.finder import find_groups
@@ -601,7 +601,7 @@ def test_compiled_convolutions_with_computed_kernels():
 
 def test_what_torch_counts_besides_is_told(monkeypatch):
     pytest.importorskip('torch.utils.flop_counter')  # torch 2.0 lacks it
-    monkeypatch.setattr('mmgfp.cost.PRODUCTS', {})
+    monkeypatch.setattr('mmgfp.cost.model.PRODUCTS', {})
     with pytest.warns(UserWarning, match='flop_counter counts') as caught:
         counted(SelfAttention())
     assert any('0 multiply' in str(w.message) for w in caught)

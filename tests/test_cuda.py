@@ -19,7 +19,7 @@ from toy import CLASSES, ToyClassifier
 from mmgfp import GroupFisherPruner
 from mmgfp.adapt import load_model
 from mmgfp.config import load_config
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_groups
 
 pytestmark = pytest.mark.skipif(

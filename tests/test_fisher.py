@@ -29,7 +29,7 @@ from toy import ROOT
 
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.demo import cost_runner, demo_data, demo_groups
 from mmgfp.fisher import FisherTaps, mask_gradients
 from mmgfp.pruner import GroupFisherPruner

@@ -17,10 +17,10 @@ from scipy.sparse import csr_matrix
 from torch import nn
 from toy import ROOT, make_config, train
 
-from mmgfp.cost import CostModel, record_calls
+from mmgfp.cost.latency import LatencyModel, LatencyTable, Measured
+from mmgfp.cost.model import CostModel, record_calls
+from mmgfp.cost.operations import Operation, record_operations, run_operation
 from mmgfp.hook import FisherPruningHook
-from mmgfp.latency import LatencyModel, LatencyTable, Measured
-from mmgfp.operations import Operation, record_operations, run_operation
 from mmgfp.slimming.structure import Structure
 from mmgfp.tracing.finder import find_groups
 

@@ -214,7 +214,7 @@ from torch.nn.functional import cross_entropy
 import mmgfp
 from mmgfp import *
 from mmgfp import ChannelGroup, GroupFisherPruner, Structure, find_groups
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 
 torch.set_num_threads(1)
 images = torch.rand(2, 3, 32, 32)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
 from torch.utils.checkpoint import checkpoint
 
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.fisher import FisherTaps
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.rows import (

@@ -26,7 +26,7 @@ from torch import nn
 from toy import ROOT
 
 from mmgfp.adapt import build_model
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_runner
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.slimming.structure import KEY

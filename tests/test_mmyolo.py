@@ -13,7 +13,7 @@ from toy import ROOT
 
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
-from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
+from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner, demo_groups, demo_runner
 from mmgfp.pipeline import input_shape
 from mmgfp.slimming.surgery import slice_model

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, softplus
 
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.selection import Floor
 from mmgfp.tracing.finder import find_groups

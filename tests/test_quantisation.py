@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao import quantization
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 

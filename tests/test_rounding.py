@@ -33,7 +33,7 @@ from toy import ROOT
 from mmgfp import find_groups
 from mmgfp.adapt import load_model
 from mmgfp.config import load_config
-from mmgfp.cost import count_cost, record_calls
+from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.groups import ATTRIBUTE
 from mmgfp.rounding import put_back, round_structure

@@ -11,7 +11,7 @@ from nets_kernels import Filters, OneNorm
 from torch import nn
 from toy import ROOT
 
-from mmgfp.cost import count_cost, record_calls
+from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table, render
 from mmgfp.tracing.finder import find_groups
 

@@ -26,7 +26,7 @@ from stack import CLASSIFICATION
 from torch import nn
 
 from mmgfp.builder import build_pruned_model
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_runner
 from mmgfp.groups import ChannelGroup
 from mmgfp.pruner import GroupFisherPruner

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmgfp.adapt import load_model
 from mmgfp.config import load_config
-from mmgfp.cost import count_cost, record_calls
+from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.export import (
     INPUT,

@@ -22,7 +22,7 @@ from benchmark_memory import in_own_process, peak_of
 from benchmark_turns import in_turn, shares, spread
 from zoo_trial import initial_model, load, untrained_config
 
-from mmgfp.cost import record_calls
+from mmgfp.cost.model import record_calls
 from mmgfp.demo import cost_runner, demo_data, demo_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.guard import StepGuard

@@ -14,7 +14,7 @@ from mmgfp.cli import (
     read_config,
     write_json,
 )
-from mmgfp.cost import count_cost, record_calls
+from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.demo import cost_runner
 from mmgfp.pipeline import input_shape
 from mmgfp.table import cost_notes, cost_table

@@ -18,7 +18,7 @@ from mmgfp.cli import (
     read_config,
     write_json,
 )
-from mmgfp.cost import METRICS, CostModel, count_cost, record_calls
+from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
 from mmgfp.demo import cost_runner, demo_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.pipeline import input_shape

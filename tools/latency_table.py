@@ -30,11 +30,11 @@ from mmgfp.cli import (
     positive,
     read_config,
 )
-from mmgfp.cost import CostModel, record_calls
+from mmgfp.cost.latency import LatencyTable, Measured
+from mmgfp.cost.model import CostModel, record_calls
+from mmgfp.cost.operations import Operation, record_operations, run_operation
 from mmgfp.demo import cost_runner, demo_groups
 from mmgfp.groups import ChannelGroup
-from mmgfp.latency import LatencyTable, Measured
-from mmgfp.operations import Operation, record_operations, run_operation
 from mmgfp.pipeline import input_shape
 from mmgfp.progress import duration
 from mmgfp.slimming.positions import axis_sizes, kept_positions

@@ -473,7 +473,7 @@ def measure(paths: Paths) -> None:
     """Count costs and take times of all networks; write them down."""
     from mmgfp.adapt import load_model
     from mmgfp.config import load_config
-    from mmgfp.cost import count_cost, record_calls
+    from mmgfp.cost.model import count_cost, record_calls
     from mmgfp.demo import cost_runner
     from mmgfp.picture import kept_channels
     from mmgfp.pipeline import input_shape

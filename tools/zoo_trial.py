@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from mmgfp.adapt import build_model, load_model
 from mmgfp.artifacts import finetune_config
 from mmgfp.config import config_folder, load_config
-from mmgfp.cost import CostModel, count_cost, record_calls
+from mmgfp.cost.model import CostModel, count_cost, record_calls
 from mmgfp.demo import demo_runner, runnable
 from mmgfp.groups import ChannelGroup
 from mmgfp.pipeline import COCO_SHAPE, input_shape

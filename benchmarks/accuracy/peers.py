@@ -18,7 +18,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmgfp.cost import count_cost, record_calls
+from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.demo import cost_runner
 
 # Its pruner removes shares of the channels, so finely that the flops follow.

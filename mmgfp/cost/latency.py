@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from .utils.atomic import complete
-from .utils.errors import type_and_line
-from .utils.plain import (
+from ..utils.atomic import complete
+from ..utils.errors import type_and_line
+from ..utils.plain import (
     natural,
     number,
     plain_dict,

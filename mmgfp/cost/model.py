@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .groups import ChannelGroup, layer_of
+from ..groups import ChannelGroup, layer_of
+from ..slimming.surgery import named_tensors
+from ..tracing.origins import PRODUCTS, Origins
+from ..utils.extension_ops import around_compiled, by_name
+from ..utils.trees import tree_leaves
 from .latency import LatencyModel, LatencyTable
-from .slimming.surgery import named_tensors
-from .tracing.origins import PRODUCTS, Origins
-from .utils.extension_ops import around_compiled, by_name
-from .utils.trees import tree_leaves
 
 try:
     # not its mode, whose hooks fail where a network asks for gradients

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .tracing.origins import Origins
+from ..tracing.origins import Origins
 
 
 @dataclass(frozen=True)
