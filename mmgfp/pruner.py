@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .cost.latency import LatencyTable
 from .cost.model import Calls, CostModel, Metric
-from .fisher import FisherTaps
+from .criteria.taps import FisherTaps
 from .groups import ChannelGroup
 from .selection import Floor, Selector
 from .slimming.history import STAYS, Scores, no_scores

@@ -669,7 +669,7 @@ def test_criteria():
     ):
         pruner.criterion = criterion
         check_magnitude(pruner.fisher(), groups, tensors, roles)
-    from mmgfp.fisher import FisherTaps
+    from mmgfp.criteria.taps import FisherTaps
 
     pruner.detach()
     taps = FisherTaps(model, groups)

@@ -30,8 +30,8 @@ from toy import ROOT
 from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
+from mmgfp.criteria.taps import FisherTaps, mask_gradients
 from mmgfp.demo import cost_runner, demo_data, demo_groups
-from mmgfp.fisher import FisherTaps, mask_gradients
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
@@ -491,8 +491,8 @@ def test_mask_gradients_by_hand():
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'mixed'])
 @pytest.mark.parametrize('block', [1, 7, 64, 10**6])
 def test_mask_gradients_in_blocks(monkeypatch, axes, layout, block):
-    monkeypatch.setattr('mmgfp.fisher._BLOCK', {'cpu': block})
-    monkeypatch.setattr('mmgfp.fisher._SMALL', block)
+    monkeypatch.setattr('mmgfp.criteria.taps._BLOCK', {'cpu': block})
+    monkeypatch.setattr('mmgfp.criteria.taps._SMALL', block)
     source, grad = torch.randn(2, 3, 5, 4, 6).double()
     if layout != 'contiguous':
         source = source.contiguous(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
 from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost.model import record_calls
-from mmgfp.fisher import FisherTaps
+from mmgfp.criteria.taps import FisherTaps
 from mmgfp.pruner import GroupFisherPruner
 from mmgfp.rows import (
     Layout,

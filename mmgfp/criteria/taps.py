@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup, Tap
-from .rows import count_images, images_of_rois, picked_images
+from ..groups import ChannelGroup, Tap
+from ..rows import count_images, images_of_rois, picked_images
 
 # Elements of a block of products. On CPUs 4 MB in single precision, which
 # stays in the cache: smaller ones lose more in starting two threads, all at

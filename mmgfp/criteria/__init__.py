@@ -1,0 +1,1 @@
+"""How much the loss would grow without a unit."""
