@@ -7,7 +7,7 @@ Importing it registers ``mmgfp.FisherPruningHook``, ``mmgfp.PrunedModel`` and
 from typing import Any
 
 from .groups import ChannelGroup
-from .pruner import GroupFisherPruner
+from .search.pruner import GroupFisherPruner
 from .slimming.structure import Structure
 from .tracing.finder import find_groups
 from .version import __version__

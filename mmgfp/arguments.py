@@ -9,8 +9,8 @@ from typing import Any
 
 from .cost.latency import LatencyTable
 from .cost.model import METRICS, Metric
-from .schedule import Schedule
-from .selection import Floor
+from .search.schedule import Schedule
+from .search.selection import Floor
 
 SAVE_AT = (0.75, 0.5, 0.25)
 PRUNE_SHARE = 0.6

@@ -41,7 +41,6 @@ from .preparation import (
     prepare_pruner,
 )
 from .progress import Progress, Tally, listed, unscored_line
-from .pruner import GroupFisherPruner, Normalizer
 from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
 from .resume import STATE_KEY, read_state, stamped
@@ -61,6 +60,7 @@ from .runner_state import (
     sum_over_ranks,
     true_on_all_ranks,
 )
+from .search.pruner import GroupFisherPruner, Normalizer
 from .slimming.structure import KEY, Structure
 from .utils.errors import type_and_line
 

@@ -17,9 +17,9 @@ from .cost.latency import LatencyTable
 from .cost.model import METRICS, record_calls
 from .demo import cost_runner, demo_groups
 from .groups import ChannelGroup
-from .pruner import GroupFisherPruner, Normalizer
-from .schedule import Schedule
-from .selection import Floor
+from .search.pruner import GroupFisherPruner, Normalizer
+from .search.schedule import Schedule
+from .search.selection import Floor
 from .slimming.optimizers import check_optimizer
 from .slimming.structure import Structure, full_shapes
 from .table import groups_table, render

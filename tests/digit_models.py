@@ -14,8 +14,8 @@ from mmgfp.artifacts import finetune_config
 from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_groups, demo_runner
-from mmgfp.pruner import GroupFisherPruner
-from mmgfp.selection import Floor
+from mmgfp.search.pruner import GroupFisherPruner
+from mmgfp.search.selection import Floor
 from mmgfp.slimming.structure import KEY
 from mmgfp.weights import vary_weights_
 

@@ -26,7 +26,7 @@ from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.groups import ChannelGroup
-from mmgfp.pruner import GroupFisherPruner
+from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 

@@ -32,7 +32,7 @@ from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.taps import FisherTaps, mask_gradients
 from mmgfp.demo import cost_runner, demo_data, demo_groups
-from mmgfp.pruner import GroupFisherPruner
+from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 

@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.taps import FisherTaps
-from mmgfp.pruner import GroupFisherPruner
 from mmgfp.rows import (
     Layout,
     count_images,
     images_of_rois,
     picked_images,
 )
+from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 
 DATA = torch.randn(

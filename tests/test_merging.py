@@ -28,7 +28,7 @@ from toy import ROOT
 from mmgfp.adapt import build_model
 from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_runner
-from mmgfp.pruner import GroupFisherPruner
+from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.structure import KEY
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.tracing.finder import find_groups

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, softplus
 
 from mmgfp.cost.model import record_calls
-from mmgfp.pruner import GroupFisherPruner
-from mmgfp.selection import Floor
+from mmgfp.search.pruner import GroupFisherPruner
+from mmgfp.search.selection import Floor
 from mmgfp.tracing.finder import find_groups
 
 SIDE = 6

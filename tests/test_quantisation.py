@@ -11,7 +11,7 @@ from torch.ao import quantization
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 from mmgfp.cost.model import record_calls
-from mmgfp.pruner import GroupFisherPruner
+from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

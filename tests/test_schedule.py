@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmgfp.schedule import Schedule
+from mmgfp.search.schedule import Schedule
 
 
 def schedule(**changes) -> Schedule:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmgfp.selection import Floor, Selector
+from mmgfp.search.selection import Floor, Selector
 
 INF = float('inf')
 

@@ -15,7 +15,7 @@ from mmgfp.adapt import build_model
 from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_data, demo_groups, demo_runner
-from mmgfp.pruner import GroupFisherPruner
+from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.surgery import slice_model
 
 ROOT = Path(__file__).resolve().parent.parent

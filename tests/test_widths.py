@@ -29,7 +29,7 @@ from mmgfp.builder import build_pruned_model
 from mmgfp.cost.model import record_calls
 from mmgfp.demo import demo_runner
 from mmgfp.groups import ChannelGroup
-from mmgfp.pruner import GroupFisherPruner
+from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.structure import Structure
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.tracing.finder import find_groups

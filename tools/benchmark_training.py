@@ -26,7 +26,7 @@ from mmgfp.cost.model import record_calls
 from mmgfp.demo import cost_runner, demo_data, demo_groups
 from mmgfp.groups import ChannelGroup
 from mmgfp.guard import StepGuard
-from mmgfp.pruner import GroupFisherPruner
+from mmgfp.search.pruner import GroupFisherPruner
 
 Result = dict[str, Any]
 Tell = Callable[[str], None]

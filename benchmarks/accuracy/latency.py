@@ -39,7 +39,7 @@ from mmgfp.cli import (  # noqa: E402
 from mmgfp.demo import demo_groups  # noqa: E402
 from mmgfp.groups import ChannelGroup  # noqa: E402
 from mmgfp.preprocessing import read_preprocessing  # noqa: E402
-from mmgfp.selection import Floor  # noqa: E402
+from mmgfp.search.selection import Floor  # noqa: E402
 from mmgfp.slimming.positions import axis_sizes, kept_positions  # noqa: E402
 from mmgfp.slimming.surgery import slice_model  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402

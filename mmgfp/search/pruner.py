@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cost.latency import LatencyTable
-from .cost.model import Calls, CostModel, Metric
-from .criteria.taps import FisherTaps
-from .groups import ChannelGroup
-from .selection import Floor, Selector
-from .slimming.history import STAYS, Scores, no_scores
-from .slimming.masks import GradientMask
-from .slimming.positions import (
+from ..cost.latency import LatencyTable
+from ..cost.model import Calls, CostModel, Metric
+from ..criteria.taps import FisherTaps
+from ..groups import ChannelGroup
+from ..slimming.history import STAYS, Scores, no_scores
+from ..slimming.masks import GradientMask
+from ..slimming.positions import (
     axis_sizes,
     kept_positions,
     lost_units,
     shrink_groups,
 )
-from .slimming.structure import Structure
-from .slimming.surgery import Keep, slice_model, slice_optimizer
+from ..slimming.structure import Structure
+from ..slimming.surgery import Keep, slice_model, slice_optimizer
+from .selection import Floor, Selector
 
 Normalizer = Literal['acts', 'flops', 'latency', 'none']
 

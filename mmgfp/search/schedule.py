@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .cost.model import Metric
+from ..cost.model import Metric
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How much of each channel group stays."""
