@@ -23,9 +23,9 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
-from .adapt import unwrap
-from .config_text import config_text, dotted_name
-from .kinds import imported, kind_of
+from .libraries.config_text import config_text, dotted_name
+from .libraries.kinds import imported, kind_of
+from .libraries.models import unwrap
 from .registry import HOOKS
 from .slimming.structure import KEY, Structure
 from .utils.atomic import complete

@@ -12,7 +12,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from .groups import ATTRIBUTE
-from .kinds import kind_of
+from .libraries.kinds import kind_of
 from .registry import MODELS
 from .slimming.structure import Structure
 

@@ -25,8 +25,8 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
-from .adapt import CLASSIFICATION, config_library
-from .config import load_config
+from .libraries.config import load_config
+from .libraries.models import CLASSIFICATION, config_library
 from .utils.atomic import complete
 from .utils.errors import type_and_line
 

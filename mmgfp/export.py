@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapt import CLASSIFICATION, library
 from .decoding import OneStage, TwoStage, is_two_stage, why_not
-from .preprocessing import Preprocessing
+from .libraries.models import CLASSIFICATION, library
+from .libraries.pictures import Preprocessing
 from .utils.errors import first_line, type_and_line
 from .utils.trees import look_into
 from .version import __version__

@@ -29,7 +29,7 @@ from .export import (
     open_session,
     predicted_scores,
 )
-from .samples import demo_samples
+from .libraries.samples import demo_samples
 from .utils.errors import first_line
 
 

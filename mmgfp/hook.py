@@ -12,7 +12,6 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .adapt import unwrap
 from .arguments import (
     flag,
     named_arguments,
@@ -30,7 +29,8 @@ from .arguments import (
 from .artifacts import check_finetune_config, save_ratio, stems
 from .groups import ChannelGroup
 from .guard import StepGuard
-from .pipeline import input_shape as config_shape
+from .libraries.models import unwrap
+from .libraries.pipeline import input_shape as config_shape
 from .preparation import (
     check_not_compiled,
     check_not_met,

@@ -21,9 +21,9 @@ from mmengine.registry import TRANSFORMS
 from torch import nn
 
 from .figures import CYCLE, new_figure, save_figure
-from .kinds import kind_names
-from .pipeline import image_pipeline
-from .preprocessing import read_picture
+from .libraries.kinds import kind_names
+from .libraries.pictures import read_picture
+from .libraries.pipeline import image_pipeline
 
 
 @dataclass(frozen=True, eq=False)

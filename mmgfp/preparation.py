@@ -15,8 +15,8 @@ from torch import nn
 
 from .cost.latency import LatencyTable
 from .cost.model import METRICS, record_calls
-from .demo import cost_runner, demo_groups
 from .groups import ChannelGroup
+from .libraries.forward import cost_runner, demo_groups
 from .search.pruner import GroupFisherPruner, Normalizer
 from .search.schedule import Schedule
 from .search.selection import Floor

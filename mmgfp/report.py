@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .charts import Point, draw_accuracy, draw_progress, draw_scores
 from .cost.model import METRICS
+from .libraries.pictures import folder_pictures
 from .page import folded, page, picture, table, text
-from .preprocessing import folder_pictures
 from .report_predictions import PICTURES, predictions
 from .run_files import Evaluation, SavedRatio
 from .run_networks import Network, PruningRun, read_pruning_run

@@ -9,11 +9,11 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import nn
 
-from .adapt import load_model
-from .config import load_config
+from .libraries.config import load_config
+from .libraries.models import load_model
+from .libraries.pictures import class_names, dataset_pictures
 from .page import picture, text, tiles
 from .predictions import draw_predictions, predict
-from .preprocessing import class_names, dataset_pictures
 from .run_networks import PruningRun
 from .slimming.checkpoint import load_plain_checkpoint, meta_of
 from .utils.atomic import from_here

@@ -18,12 +18,12 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from .adapt import build_full_model
 from .cost.model import count_cost, record_calls
-from .demo import cost_runner, demo_groups
 from .groups import ChannelGroup
-from .loading import load_weights
-from .pipeline import input_shape
+from .libraries.forward import cost_runner, demo_groups
+from .libraries.loading import load_weights
+from .libraries.models import build_full_model
+from .libraries.pipeline import input_shape
 from .slimming.checkpoint import load_plain_checkpoint, weights_of
 from .slimming.history import STAYS, GroupScores
 from .slimming.positions import axis_sizes, kept_positions, lost_units

@@ -16,9 +16,9 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .adapt import unwrap
 from .groups import ChannelGroup, Member
-from .loading import load_weights
+from .libraries.loading import load_weights
+from .libraries.models import unwrap
 from .slimming.checkpoint import weights_of
 from .slimming.optimizers import slice_saved_state
 from .slimming.surgery import Keep, named_tensors, slice_saved
@@ -177,7 +177,7 @@ def check_loaded(
         runner (Runner): Whose model loads them.
         checkpoint (Mapping): As loaded.
         may_differ (Callable, optional): See
-            :func:`mmgfp.loading.load_weights`.
+            :func:`mmgfp.libraries.loading.load_weights`.
 
     Raises:
         ValueError: If the model lacks some of them, or has others.

@@ -9,15 +9,15 @@ import torch
 from stack import require
 from toy import ROOT
 
-from mmgfp.adapt import build_model
 from mmgfp.artifacts import finetune_config
-from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
-from mmgfp.demo import demo_groups, demo_runner
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import demo_groups, demo_runner
+from mmgfp.libraries.models import build_model
+from mmgfp.libraries.random_weights import vary_weights_
 from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.search.selection import Floor
 from mmgfp.slimming.structure import KEY
-from mmgfp.weights import vary_weights_
 
 QUICKSTART = ROOT / 'configs/quickstart'
 SHAPE = (64, 96)

@@ -21,11 +21,11 @@ from oracles import randomize
 from torch import nn
 from toy import ROOT
 
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
-from mmgfp.demo import demo_groups, demo_runner
 from mmgfp.groups import ChannelGroup
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import demo_groups, demo_runner
+from mmgfp.libraries.models import build_model
 from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves

@@ -74,8 +74,8 @@ def test_configs(path):
         pytest.importorskip('torch_pruning')
     from mmengine.registry import HOOKS
 
-    from mmgfp.adapt import build_model
-    from mmgfp.config import load_config
+    from mmgfp.libraries.config import load_config
+    from mmgfp.libraries.models import build_model
 
     config = load_config(path)
     assert build_model(config).training is False
@@ -373,7 +373,7 @@ def scored_images(folder, split='test'):
     import experiment
     from mmengine.runner import Runner
 
-    from mmgfp.adapt import build_model
+    from mmgfp.libraries.models import build_model
 
     config = experiment.read_config(
         experiment.parse_args(
@@ -584,7 +584,7 @@ def test_losses_of_cropped_batches(folder):
     from mmengine.config import Config
     from mmpretrain.structures import DataSample
 
-    from mmgfp.adapt import build_model
+    from mmgfp.libraries.models import build_model
 
     path = HARNESS / 'configs/cifar10_resnet56/baseline.py'
     model = build_model(Config.fromfile(path)).eval()
@@ -830,8 +830,8 @@ def test_torch_pruning(folder, path):
     require('mmpretrain')
     from mmengine.registry import HOOKS
 
-    from mmgfp.adapt import build_model
-    from mmgfp.config import load_config
+    from mmgfp.libraries.config import load_config
+    from mmgfp.libraries.models import build_model
 
     torch.manual_seed(0)
     config = load_config(configured(folder, path.stem))
@@ -1415,8 +1415,8 @@ def test_networks_of_known_widths(name):
     from experiment import cost_of, widths_of
     from mmengine.config import Config
 
-    from mmgfp.adapt import build_model
-    from mmgfp.demo import cost_runner, demo_groups
+    from mmgfp.libraries.forward import cost_runner, demo_groups
+    from mmgfp.libraries.models import build_model
 
     path = HARNESS / 'configs' / name / 'fisher_acts.py'
     config = Config.fromfile(path)

@@ -16,11 +16,11 @@ from digit_models import maker
 from torch import nn
 from toy import ROOT, run_tool
 
-from mmgfp.adapt import load_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.demo import cost_runner
 from mmgfp.export import check_provider
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import cost_runner
+from mmgfp.libraries.models import load_model
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')

@@ -12,10 +12,10 @@ from stack import CLASSIFICATION, require
 from torch import nn
 
 from mmgfp import FisherPruningHook, Structure
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
-from mmgfp.demo import demo_groups, demo_runner, runnable
-from mmgfp.pipeline import input_shape
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import demo_groups, demo_runner, runnable
+from mmgfp.libraries.models import build_model
+from mmgfp.libraries.pipeline import input_shape
 from mmgfp.slimming.positions import axis_sizes
 from mmgfp.slimming.structure import Axis
 from mmgfp.utils.trees import tree_leaves

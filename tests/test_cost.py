@@ -20,10 +20,10 @@ from stack import CLASSIFICATION
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import cost_runner, demo_data, demo_runner
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import cost_runner, demo_data, demo_runner
+from mmgfp.libraries.models import build_model
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.tracing.finder import find_groups
 

@@ -17,10 +17,10 @@ from stack import require
 from toy import CLASSES, ToyClassifier
 
 from mmgfp import GroupFisherPruner
-from mmgfp.adapt import load_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
-from mmgfp.demo import demo_groups
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import demo_groups
+from mmgfp.libraries.models import load_model
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(),

@@ -8,9 +8,14 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from stack import CLASSIFICATION, require
 from torch import nn
 
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
-from mmgfp.demo import cost_runner, demo_groups, demo_runner, runnable
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import (
+    cost_runner,
+    demo_groups,
+    demo_runner,
+    runnable,
+)
+from mmgfp.libraries.models import build_model
 
 
 class Proposing(nn.Module):

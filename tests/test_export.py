@@ -18,8 +18,6 @@ from mmengine.dataset import Compose
 from stack import CLASSIFICATION, require
 from toy import ROOT, run_tool
 
-from mmgfp.adapt import build_model, load_model
-from mmgfp.config import load_config
 from mmgfp.decoding import suppress
 from mmgfp.export import (
     INPUT,
@@ -29,7 +27,9 @@ from mmgfp.export import (
     write_onnx,
 )
 from mmgfp.export_check import CheckError, batches_of, check_file
-from mmgfp.preprocessing import (
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.models import build_model, load_model
+from mmgfp.libraries.pictures import (
     Preprocessing,
     class_names,
     read_preprocessing,

@@ -27,11 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from toy import ROOT
 
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.taps import FisherTaps, mask_gradients
-from mmgfp.demo import cost_runner, demo_data, demo_groups
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import cost_runner, demo_data, demo_groups
+from mmgfp.libraries.models import build_model
 from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves

@@ -17,10 +17,10 @@ from oracles import choose_units, kept, layout, masked_is_slim, member
 from stack import CLASSIFICATION
 from torch import nn
 
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
-from mmgfp.demo import demo_runner
 from mmgfp.groups import ChannelGroup
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import demo_runner
+from mmgfp.libraries.models import build_model
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves

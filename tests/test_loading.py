@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmgfp.loading import load_weights
+from mmgfp.libraries.loading import load_weights
 
 
 class Net(nn.Module):

@@ -25,9 +25,9 @@ from stack import CLASSIFICATION, require
 from torch import nn
 from toy import ROOT
 
-from mmgfp.adapt import build_model
 from mmgfp.cost.model import record_calls
-from mmgfp.demo import demo_runner
+from mmgfp.libraries.forward import demo_runner
+from mmgfp.libraries.models import build_model
 from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.structure import KEY
 from mmgfp.slimming.surgery import slice_model

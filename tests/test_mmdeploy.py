@@ -14,8 +14,8 @@ from digit_models import SHAPE, maker
 from stack import require
 from toy import ROOT, environment
 
-from mmgfp.adapt import load_model
-from mmgfp.config import load_config
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.models import load_model
 
 
 @pytest.fixture(scope='module')

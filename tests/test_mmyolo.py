@@ -11,11 +11,11 @@ from oracles import masked_is_slim
 from stack import require
 from toy import ROOT
 
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import cost_runner, demo_groups, demo_runner
-from mmgfp.pipeline import input_shape
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import cost_runner, demo_groups, demo_runner
+from mmgfp.libraries.models import build_model
+from mmgfp.libraries.pipeline import input_shape
 from mmgfp.slimming.surgery import slice_model
 
 sys.path.insert(0, str(ROOT / 'tools'))

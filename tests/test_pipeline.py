@@ -10,7 +10,7 @@ from mmengine.config.lazy import LazyObject
 from mmengine.registry import init_default_scope
 
 from mmgfp import pipeline
-from mmgfp.pipeline import image_pipeline, input_shape
+from mmgfp.libraries.pipeline import image_pipeline, input_shape
 
 
 class Resize:

@@ -15,11 +15,11 @@ from shades import CLASSES, write_shades
 from stack import CLASSIFICATION, PACK, require
 from toy import ROOT, run_tool
 
-from mmgfp.adapt import build_full_model, config_library, load_model
 from mmgfp.cli import complete_dataloaders
-from mmgfp.config import load_config
-from mmgfp.pipeline import input_shape
-from mmgfp.preprocessing import class_names, read_preprocessing
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.models import build_full_model, config_library, load_model
+from mmgfp.libraries.pictures import class_names, read_preprocessing
+from mmgfp.libraries.pipeline import input_shape
 
 sys.path.insert(0, str(ROOT / 'tools'))
 

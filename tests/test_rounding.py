@@ -31,11 +31,11 @@ from oracles import (
 from toy import ROOT
 
 from mmgfp import find_groups
-from mmgfp.adapt import load_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.demo import cost_runner
 from mmgfp.groups import ATTRIBUTE
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import cost_runner
+from mmgfp.libraries.models import load_model
 from mmgfp.rounding import put_back, round_structure
 from mmgfp.slimming.history import STAYS, GroupScores, Scores
 from mmgfp.slimming.structure import KEY, Axis, Structure

@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from toy import ToyImages, make_config, train, validated
 
-from mmgfp.tta import augment_test
+from mmgfp.libraries.tta import augment_test
 
 
 @DATASETS.register_module(force=True)

@@ -11,10 +11,10 @@ from oracles import masked_is_slim, randomize
 from stack import require
 from torch import Tensor, nn
 
-from mmgfp.adapt import build_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import record_calls
-from mmgfp.demo import demo_data, demo_groups, demo_runner
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import demo_data, demo_groups, demo_runner
+from mmgfp.libraries.models import build_model
 from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.surgery import slice_model
 

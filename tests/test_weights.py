@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mmgfp.weights import vary_weights_
+from mmgfp.libraries.random_weights import vary_weights_
 
 
 class Block(nn.Module):

@@ -27,8 +27,8 @@ from torch import nn
 
 from mmgfp.builder import build_pruned_model
 from mmgfp.cost.model import record_calls
-from mmgfp.demo import demo_runner
 from mmgfp.groups import ChannelGroup
+from mmgfp.libraries.forward import demo_runner
 from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.structure import Structure
 from mmgfp.slimming.surgery import slice_model

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from stack import CLASSIFICATION, require
 
-from mmgfp.config import load_config
+from mmgfp.libraries.config import load_config
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / 'tools'))
 

@@ -41,8 +41,8 @@ from torch.nn.functional import cross_entropy, relu, softplus
 from torch.utils.data import Dataset
 
 from mmgfp import FisherPruningHook
-from mmgfp.adapt import unwrap
 from mmgfp.guard import StepGuard
+from mmgfp.libraries.models import unwrap
 from mmgfp.utils.trees import tree_leaves
 
 TESTS = Path(__file__).resolve().parent

@@ -17,10 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmgfp.adapt import load_model
-from mmgfp.config import load_config
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.demo import cost_runner
 from mmgfp.export import (
     INPUT,
     check_provider,
@@ -30,7 +27,10 @@ from mmgfp.export import (
     open_session,
     write_onnx,
 )
-from mmgfp.preprocessing import Preprocessing, read_preprocessing
+from mmgfp.libraries.config import load_config
+from mmgfp.libraries.forward import cost_runner
+from mmgfp.libraries.models import load_model
+from mmgfp.libraries.pictures import Preprocessing, read_preprocessing
 from mmgfp.utils.errors import type_and_line
 
 Run = Callable[[], Any]

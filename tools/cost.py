@@ -6,7 +6,6 @@ import argparse
 
 from rich.console import Console
 
-from mmgfp.adapt import load_model
 from mmgfp.cli import (
     add_cost_options,
     config_parser,
@@ -15,8 +14,9 @@ from mmgfp.cli import (
     write_json,
 )
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.demo import cost_runner
-from mmgfp.pipeline import input_shape
+from mmgfp.libraries.forward import cost_runner
+from mmgfp.libraries.models import load_model
+from mmgfp.libraries.pipeline import input_shape
 from mmgfp.table import cost_notes, cost_table
 
 

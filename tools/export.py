@@ -14,7 +14,6 @@ import torch
 from rich import box
 from rich.table import Table
 
-from mmgfp.adapt import load_model
 from mmgfp.cli import (
     add_json_option,
     add_shape_option,
@@ -42,7 +41,8 @@ from mmgfp.export_check import (
     batches_of,
     check_file,
 )
-from mmgfp.preprocessing import (
+from mmgfp.libraries.models import load_model
+from mmgfp.libraries.pictures import (
     Preprocessing,
     class_names,
     dataset_pictures,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mmgfp.adapt import load_model
 from mmgfp.cli import (
     add_cost_options,
     config_parser,
@@ -19,9 +18,10 @@ from mmgfp.cli import (
     write_json,
 )
 from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
-from mmgfp.demo import cost_runner, demo_groups
 from mmgfp.groups import ChannelGroup
-from mmgfp.pipeline import input_shape
+from mmgfp.libraries.forward import cost_runner, demo_groups
+from mmgfp.libraries.models import load_model
+from mmgfp.libraries.pipeline import input_shape
 from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table
 
 

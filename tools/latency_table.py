@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmgfp.adapt import load_model
 from mmgfp.cli import (
     add_device_option,
     add_shape_option,
@@ -33,9 +32,10 @@ from mmgfp.cli import (
 from mmgfp.cost.latency import LatencyTable, Measured
 from mmgfp.cost.model import CostModel, record_calls
 from mmgfp.cost.operations import Operation, record_operations, run_operation
-from mmgfp.demo import cost_runner, demo_groups
 from mmgfp.groups import ChannelGroup
-from mmgfp.pipeline import input_shape
+from mmgfp.libraries.forward import cost_runner, demo_groups
+from mmgfp.libraries.models import load_model
+from mmgfp.libraries.pipeline import input_shape
 from mmgfp.progress import duration
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.surgery import named_tensors, slice_model

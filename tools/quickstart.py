@@ -471,12 +471,12 @@ def _short(path: Path) -> str:
 
 def measure(paths: Paths) -> None:
     """Count costs and take times of all networks; write them down."""
-    from mmgfp.adapt import load_model
-    from mmgfp.config import load_config
     from mmgfp.cost.model import count_cost, record_calls
-    from mmgfp.demo import cost_runner
+    from mmgfp.libraries.config import load_config
+    from mmgfp.libraries.forward import cost_runner
+    from mmgfp.libraries.models import load_model
+    from mmgfp.libraries.pipeline import input_shape
     from mmgfp.picture import kept_channels
-    from mmgfp.pipeline import input_shape
     from mmgfp.slimming.structure import Structure
 
     models, result = {}, {}

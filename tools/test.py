@@ -10,7 +10,6 @@ from mmengine.registry import HOOKS, METRICS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
 from mmgfp import FisherPruningHook, StructureHook
-from mmgfp.adapt import config_library, unwrap
 from mmgfp.cli import (
     complete_dataloaders,
     config_parser,
@@ -21,10 +20,11 @@ from mmgfp.cli import (
     set_launcher,
     set_work_dir,
 )
-from mmgfp.kinds import kind_names
-from mmgfp.loading import load_weights
+from mmgfp.libraries.kinds import kind_names
+from mmgfp.libraries.loading import load_weights
+from mmgfp.libraries.models import config_library, unwrap
+from mmgfp.libraries.tta import augment_test
 from mmgfp.slimming.checkpoint import check_checkpoint, weights_of
-from mmgfp.tta import augment_test
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmgfp.config import config_folder
+from mmgfp.libraries.config import config_folder
 
 # MMClassification is MMPretrain before it was renamed: what the tables here
 # say of the one holds for the other.

@@ -31,13 +31,14 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from mmgfp.adapt import build_model, load_model
 from mmgfp.artifacts import finetune_config
-from mmgfp.config import config_folder, load_config
 from mmgfp.cost.model import CostModel, count_cost, record_calls
-from mmgfp.demo import demo_runner, runnable
 from mmgfp.groups import ChannelGroup
-from mmgfp.pipeline import COCO_SHAPE, input_shape
+from mmgfp.libraries.config import config_folder, load_config
+from mmgfp.libraries.forward import demo_runner, runnable
+from mmgfp.libraries.models import build_model, load_model
+from mmgfp.libraries.pipeline import COCO_SHAPE, input_shape
+from mmgfp.libraries.random_weights import vary_weights_
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.structure import KEY, Structure
 from mmgfp.slimming.surgery import slice_model
@@ -53,7 +54,6 @@ from mmgfp.utils.atomic import complete
 from mmgfp.utils.errors import type_and_line
 from mmgfp.utils.precision import Run, in_double
 from mmgfp.utils.trees import look_into
-from mmgfp.weights import vary_weights_
 
 Result = dict[str, Any]
 
@@ -152,7 +152,7 @@ def prune(
     """Find groups, remove random units, leave a slim network.
 
     Args:
-        name (str): Config, as :func:`mmgfp.config.load_config` takes it.
+        name (str): Config, as :func:`mmgfp.libraries.config.load_config` takes it.
         folder (Path): For all files of the trial.
         seed (int): For everything random. Defaults to 0.
         input_size (tuple, optional): (H, W); by default a small one that

@@ -23,9 +23,9 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / 'tools')]
 from environment import machine  # noqa: E402
 from precision import precision  # noqa: E402
 
-from mmgfp.adapt import build_model  # noqa: E402
 from mmgfp.cost.model import count_cost, record_calls  # noqa: E402
-from mmgfp.demo import cost_runner  # noqa: E402
+from mmgfp.libraries.forward import cost_runner  # noqa: E402
+from mmgfp.libraries.models import build_model  # noqa: E402
 from mmgfp.slimming.checkpoint import load_plain_checkpoint  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402
 

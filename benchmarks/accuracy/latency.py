@@ -29,16 +29,16 @@ from environment import machine  # noqa: E402
 from experiment import cost_of  # noqa: E402
 from results import Result, Summary, read_results, summaries  # noqa: E402
 
-from mmgfp.adapt import build_model  # noqa: E402
 from mmgfp.cli import (  # noqa: E402
     add_debug_option,
     add_device_option,
     errors_in_one_line,
     positive,
 )
-from mmgfp.demo import demo_groups  # noqa: E402
 from mmgfp.groups import ChannelGroup  # noqa: E402
-from mmgfp.preprocessing import read_preprocessing  # noqa: E402
+from mmgfp.libraries.forward import demo_groups  # noqa: E402
+from mmgfp.libraries.models import build_model  # noqa: E402
+from mmgfp.libraries.pictures import read_preprocessing  # noqa: E402
 from mmgfp.search.selection import Floor  # noqa: E402
 from mmgfp.slimming.positions import axis_sizes, kept_positions  # noqa: E402
 from mmgfp.slimming.surgery import slice_model  # noqa: E402

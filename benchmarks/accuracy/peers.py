@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.demo import cost_runner
+from mmgfp.libraries.forward import cost_runner
 
 # Its pruner removes shares of the channels, so finely that the flops follow.
 STEPS = 500

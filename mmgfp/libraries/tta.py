@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from .adapt import CLASSIFICATION, config_library
+from .models import CLASSIFICATION, config_library
 from .pipeline import datasets
 
 _MODELS: dict[str, dict[str, Any]] = {

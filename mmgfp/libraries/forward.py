@@ -16,14 +16,14 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .adapt import CLASSIFICATION, CONVOLUTIONAL, library
-from .groups import ChannelGroup
+from ..groups import ChannelGroup
+from ..tracing.finder import find_groups
+from ..tracing.selfcheck import UnsteadyError
+from ..utils.draws import same_draws
+from ..utils.modes import modes_kept, training
+from ..utils.trees import any_floats, look_into, tree_leaves
+from .models import CLASSIFICATION, CONVOLUTIONAL, library
 from .samples import BOXES, demo_boxes, demo_samples
-from .tracing.finder import find_groups
-from .tracing.selfcheck import UnsteadyError
-from .utils.draws import same_draws
-from .utils.modes import modes_kept, training
-from .utils.trees import any_floats, look_into, tree_leaves
 
 Mode = Literal['tensor', 'predict', 'loss']
 
@@ -317,7 +317,7 @@ def demo_data(
     """Keyword arguments for one forward of an mmengine model.
 
     Args:
-        model (BaseModel): Of a library that :mod:`mmgfp.samples` knows, or
+        model (BaseModel): Of a library that :mod:`mmgfp.libraries.samples` knows, or
             one that takes a batch of images as ``inputs``.
         shape (Sequence[int]): (H, W).
         images (int): Images in the batch. Defaults to 1.

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from .utils.errors import in_one_line
+from ..utils.errors import in_one_line
 
 # What wrappers put before every name: distributed training, torch.compile.
 PREFIXES = ('module.', '_orig_mod.')

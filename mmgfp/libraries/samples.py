@@ -30,7 +30,7 @@ def demo_samples(
     """A data sample with ground truth for every image.
 
     Args:
-        library (str): As :func:`mmgfp.adapt.library` calls it.
+        library (str): As :func:`mmgfp.libraries.models.library` calls it.
         model (nn.Module): That they are for.
         shape (Sequence[int]): (H, W) of the images.
         images (int): How many.

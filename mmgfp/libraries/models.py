@@ -1,6 +1,6 @@
 """How to build a model of each library, and what its config says of it.
 
-Only this file, :mod:`mmgfp.demo` and :mod:`mmgfp.samples` know libraries;
+Only this file, :mod:`mmgfp.libraries.forward` and :mod:`mmgfp.libraries.samples` know libraries;
 they are imported inside functions, so each may be absent.
 """
 
@@ -16,10 +16,10 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from ..slimming.checkpoint import load_plain_checkpoint, weights_of
+from ..slimming.structure import KEY, Structure
 from .kinds import kind_of
 from .loading import load_weights
-from .slimming.checkpoint import load_plain_checkpoint, weights_of
-from .slimming.structure import KEY, Structure
 
 # Libraries of convolutional networks, for which a small image gives the same
 # channel groups, and of those that may keep to one size.

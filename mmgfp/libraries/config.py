@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from .adapt import use_scope
-from .utils.errors import type_and_line
+from ..utils.errors import type_and_line
+from .models import use_scope
 
 
 def load_config(name: str | Path) -> Config:

@@ -1,0 +1,1 @@
+"""What is peculiar to MMDetection, MMPretrain and their relatives."""
