@@ -95,7 +95,9 @@ def save_ratio(
 def _draw(runner: Runner, structure: Structure, path: str) -> bool:
     """Draw what was kept; nobody needs it, so that no failure ends a run."""
     try:
-        from .picture import draw_kept_channels  # matplotlib may be missing
+        from .report.picture import (
+            draw_kept_channels,  # matplotlib may be missing
+        )
 
         draw_kept_channels(structure, unwrap(runner.model), path)
     except Exception as error:

@@ -468,7 +468,7 @@ class FisherPruningHook(Hook):
     def _report(self, runner: Runner) -> None:
         # it runs models and pipelines of others; the training has succeeded
         try:
-            from .report import write_report  # matplotlib may be missing
+            from .report.page import write_report  # matplotlib may be missing
 
             path = write_report(runner.work_dir)
         except Exception as error:

@@ -17,12 +17,12 @@ from .cost.latency import LatencyTable
 from .cost.model import METRICS, record_calls
 from .groups import ChannelGroup
 from .libraries.forward import cost_runner, demo_groups
+from .report.table import groups_table, render
 from .search.pruner import GroupFisherPruner, Normalizer
 from .search.schedule import Schedule
 from .search.selection import Floor
 from .slimming.optimizers import check_optimizer
 from .slimming.structure import Structure, full_shapes
-from .table import groups_table, render
 from .tracing.finder import restrict_groups
 
 # Seconds without a word in the log.

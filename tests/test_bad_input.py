@@ -638,7 +638,11 @@ def test_interrupted_writing(tmp_path, monkeypatch, function):
 def test_pictures_that_cannot_be_drawn_end_no_run(tmp_path, monkeypatch, how):
     (tmp_path / 'flops_0.50.png').write_text('of an earlier run')
     if how == 'missing':
-        for name in ('mmgfp.picture', 'mmgfp.figures', 'mmgfp.report'):
+        for name in (
+            'mmgfp.report.picture',
+            'mmgfp.report.figures',
+            'mmgfp.report.page',
+        ):
             monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.setitem(sys.modules, 'matplotlib.axes', None)
     else:

@@ -42,7 +42,7 @@ from benchmark_inference_report import (
 from benchmark_page import write_report
 from benchmark_turns import in_turn, shares, spread
 
-from mmgfp.table import render
+from mmgfp.report.table import render
 
 
 @pytest.fixture(scope='module')

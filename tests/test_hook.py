@@ -30,7 +30,7 @@ from toy import (
 )
 
 from mmgfp import FisherPruningHook, Structure, preparation
-from mmgfp.run_files import saved_ratios
+from mmgfp.report.workdir import saved_ratios
 from mmgfp.slimming.checkpoint import load_plain_checkpoint
 
 pytestmark = pytest.mark.usefixtures('waits')

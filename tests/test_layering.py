@@ -201,7 +201,7 @@ def run_without(packages: list[str], code: str) -> str:
 def test_import_needs_neither_library():
     code = """
 import mmgfp, mmgfp.libraries.models, mmgfp.cli, mmgfp.export, mmgfp.export_check
-import mmgfp.report
+import mmgfp.report.page
 print(mmgfp.find_groups.__name__)
 """
     assert run_without([*LIBRARIES, *EXTRAS], code) == 'find_groups'

@@ -13,7 +13,11 @@ from nets import FlattenedLinear, GroupNorm, InvertedResidual, Transposed, run
 from oracles import kept
 from torch import nn
 
-from mmgfp.picture import draw_kept_channels, kept_channels, shared_lanes
+from mmgfp.report.picture import (
+    draw_kept_channels,
+    kept_channels,
+    shared_lanes,
+)
 from mmgfp.slimming.history import Scores, no_scores
 from mmgfp.slimming.structure import Axis, Structure
 from mmgfp.slimming.surgery import named_tensors

@@ -29,12 +29,12 @@ from toy import (
     validated,
 )
 
-import mmgfp.report
+import mmgfp.report.page
 from mmgfp import FisherPruningHook, Structure, run_files
-from mmgfp.predictions import draw_predictions, predict
-from mmgfp.report import write_report
-from mmgfp.run_files import join_scalars, read_runs
-from mmgfp.run_networks import read_pruning_run
+from mmgfp.report.networks import read_pruning_run
+from mmgfp.report.page import write_report
+from mmgfp.report.predictions import draw_predictions, predict
+from mmgfp.report.workdir import join_scalars, read_runs
 
 NO_ACCURACY = 'No accuracy was found: no run'
 
@@ -587,7 +587,7 @@ def test_predictions_of_a_run(tmp_path, photo, monkeypatch):
         loaded.append(model)
         return predict(Detector(), LOADING, paths)
 
-    monkeypatch.setattr(mmgfp.report_predictions, 'predict', noting)
+    monkeypatch.setattr(mmgfp.report.page_predictions, 'predict', noting)
     html = write_report(tmp_path / 'prune').read_text('utf-8')
     assert 'there are no pictures' in html  # the toy data are no files
     out = write_report(tmp_path / 'prune', images=Path(photo).parent)
@@ -641,7 +641,7 @@ def test_a_page_that_fails_harms_no_training(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError('disk full\nand more')
 
-    monkeypatch.setattr(mmgfp.report, 'write_report', fail)
+    monkeypatch.setattr(mmgfp.report.page, 'write_report', fail)
     train(tmp_path, hook=dict(report=True))
     assert (tmp_path / 'flops_0.50.pth').is_file()
     (log,) = tmp_path.glob('*/*.log')

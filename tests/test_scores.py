@@ -10,8 +10,8 @@ import torch
 from nets import InvertedResidual, run
 
 from mmgfp import GroupFisherPruner, find_groups
-from mmgfp.charts import draw_scores
 from mmgfp.cost.model import record_calls
+from mmgfp.report.charts import draw_scores
 from mmgfp.slimming.history import STAYS, Scores, no_scores
 from mmgfp.slimming.structure import Axis, Structure
 

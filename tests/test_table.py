@@ -12,7 +12,7 @@ from torch import nn
 from toy import ROOT
 
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table, render
+from mmgfp.report.table import TABLE_WIDTH, cost_notes, groups_table, render
 from mmgfp.tracing.finder import find_groups
 
 sys.path.insert(0, str(ROOT / 'tools'))

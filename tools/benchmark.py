@@ -40,7 +40,7 @@ from mmgfp.cli import (
     write_json,
 )
 from mmgfp.progress import duration
-from mmgfp.table import render
+from mmgfp.report.table import render
 
 METHODS = ('plain', 'mmgfp', 'reference', 'kept')
 # What pruning costs is part of the docs; how fast a user's networks are, not.

@@ -17,7 +17,7 @@ from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.libraries.forward import cost_runner
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
-from mmgfp.table import cost_notes, cost_table
+from mmgfp.report.table import cost_notes, cost_table
 
 
 def parse_args() -> argparse.Namespace:

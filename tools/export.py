@@ -50,10 +50,10 @@ from mmgfp.libraries.pictures import (
     read_picture,
     read_preprocessing,
 )
+from mmgfp.report.table import render
 from mmgfp.rounding import Direction, Rounded, round_network
 from mmgfp.slimming.checkpoint import load_plain_checkpoint, meta_of
 from mmgfp.slimming.structure import KEY, Structure
-from mmgfp.table import render
 from mmgfp.utils.atomic import complete
 
 # Images that --check compares.

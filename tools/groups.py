@@ -22,7 +22,7 @@ from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import cost_runner, demo_groups
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
-from mmgfp.table import TABLE_WIDTH, cost_notes, groups_table
+from mmgfp.report.table import TABLE_WIDTH, cost_notes, groups_table
 
 
 def parse_args() -> argparse.Namespace:

@@ -476,7 +476,7 @@ def measure(paths: Paths) -> None:
     from mmgfp.libraries.forward import cost_runner
     from mmgfp.libraries.models import load_model
     from mmgfp.libraries.pipeline import input_shape
-    from mmgfp.picture import kept_channels
+    from mmgfp.report.picture import kept_channels
     from mmgfp.slimming.structure import Structure
 
     models, result = {}, {}

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from results import Summary
 
-from mmgfp.figures import (
+from mmgfp.report.figures import (
     BLUE,
     CYCLE,
     GREEN,

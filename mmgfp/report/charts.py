@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
-from .cost.model import METRICS
+from ..cost.model import METRICS
+from ..slimming.history import Scores
 from .figures import (
     AMBER,
     BLUE,
@@ -22,7 +23,6 @@ from .figures import (
     new_figure,
     save_figure,
 )
-from .slimming.history import Scores
 
 _DASHES = ('-', '--', '-.')
 

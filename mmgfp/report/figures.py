@@ -7,7 +7,7 @@ import os
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .utils.atomic import complete
+from ..utils.atomic import complete
 
 # Readable for colour-blind people and in grey (Okabe-Ito).
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'

@@ -20,10 +20,10 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import TRANSFORMS
 from torch import nn
 
+from ..libraries.kinds import kind_names
+from ..libraries.pictures import read_picture
+from ..libraries.pipeline import image_pipeline
 from .figures import CYCLE, new_figure, save_figure
-from .libraries.kinds import kind_names
-from .libraries.pictures import read_picture
-from .libraries.pipeline import image_pipeline
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ..slimming.structure import Structure
 from .figures import BLUE, CYCLE, GREY, new_figure, save_figure
-from .slimming.structure import Structure
 
 
 def kept_channels(

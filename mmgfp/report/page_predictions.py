@@ -9,15 +9,15 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import nn
 
-from .libraries.config import load_config
-from .libraries.models import load_model
-from .libraries.pictures import class_names, dataset_pictures
-from .page import picture, text, tiles
+from ..libraries.config import load_config
+from ..libraries.models import load_model
+from ..libraries.pictures import class_names, dataset_pictures
+from ..slimming.checkpoint import load_plain_checkpoint, meta_of
+from ..utils.atomic import from_here
+from ..utils.errors import type_and_line
+from .html import picture, text, tiles
+from .networks import PruningRun
 from .predictions import draw_predictions, predict
-from .run_networks import PruningRun
-from .slimming.checkpoint import load_plain_checkpoint, meta_of
-from .utils.atomic import from_here
-from .utils.errors import type_and_line
 
 # How many are drawn on.
 PICTURES = 4

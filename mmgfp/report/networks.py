@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .run_files import (
+from ..slimming.checkpoint import load_plain_checkpoint
+from ..slimming.structure import KEY, Structure
+from .workdir import (
     Evaluation,
     Run,
     SavedRatio,
@@ -23,8 +25,6 @@ from .run_files import (
     saved_ratios,
     validations,
 )
-from .slimming.checkpoint import load_plain_checkpoint
-from .slimming.structure import KEY, Structure
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from .cost.model import METRICS, Calls
-from .groups import ChannelGroup
+from ..cost.model import METRICS, Calls
+from ..groups import ChannelGroup
 
 # Names of layers are long; a narrower table would cut them off.
 TABLE_WIDTH = 150

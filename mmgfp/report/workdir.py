@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .cost.model import METRICS
-from .slimming.history import Scores
-from .slimming.structure import Structure
+from ..cost.model import METRICS
+from ..slimming.history import Scores
+from ..slimming.structure import Structure
 
 _STRUCTURE = re.compile(r'((?:flops|acts|params|latency)_\d\.\d\d+)\.json')
 # Numbers of a validation that tell nothing of the network.

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..cost.model import METRICS
+from ..libraries.pictures import folder_pictures
+from ..slimming.checkpoint import load_plain_checkpoint, weights_of
+from ..slimming.history import STAYS
+from ..utils.atomic import complete, from_here
 from .charts import Point, draw_accuracy, draw_progress, draw_scores
-from .cost.model import METRICS
-from .libraries.pictures import folder_pictures
-from .page import folded, page, picture, table, text
-from .report_predictions import PICTURES, predictions
-from .run_files import Evaluation, SavedRatio
-from .run_networks import Network, PruningRun, read_pruning_run
-from .slimming.checkpoint import load_plain_checkpoint, weights_of
-from .slimming.history import STAYS
-from .utils.atomic import complete, from_here
+from .html import folded, page, picture, table, text
+from .networks import Network, PruningRun, read_pruning_run
+from .page_predictions import PICTURES, predictions
+from .workdir import Evaluation, SavedRatio
 
 SCORE_THR = 0.3
 
