@@ -17,7 +17,7 @@ from torch import nn
 from toy import ROOT, run_tool
 
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.export import check_provider
+from mmgfp.export.onnx import check_provider
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import cost_runner
 from mmgfp.libraries.models import load_model

@@ -18,15 +18,15 @@ from mmengine.dataset import Compose
 from stack import CLASSIFICATION, require
 from toy import ROOT, run_tool
 
-from mmgfp.decoding import suppress
-from mmgfp.export import (
+from mmgfp.export.check import CheckError, batches_of, check_file
+from mmgfp.export.decoding import suppress
+from mmgfp.export.onnx import (
     INPUT,
     example_images,
     make_network,
     metadata,
     write_onnx,
 )
-from mmgfp.export_check import CheckError, batches_of, check_file
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.models import build_model, load_model
 from mmgfp.libraries.pictures import (

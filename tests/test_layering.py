@@ -200,7 +200,7 @@ def run_without(packages: list[str], code: str) -> str:
 
 def test_import_needs_neither_library():
     code = """
-import mmgfp, mmgfp.libraries.models, mmgfp.cli, mmgfp.export, mmgfp.export_check
+import mmgfp, mmgfp.libraries.models, mmgfp.cli, mmgfp.export.onnx, mmgfp.export.check
 import mmgfp.report.page
 print(mmgfp.find_groups.__name__)
 """

@@ -32,11 +32,11 @@ from toy import ROOT
 
 from mmgfp import find_groups
 from mmgfp.cost.model import count_cost, record_calls
+from mmgfp.export.rounding import put_back, round_structure
 from mmgfp.groups import ATTRIBUTE
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import cost_runner
 from mmgfp.libraries.models import load_model
-from mmgfp.rounding import put_back, round_structure
 from mmgfp.slimming.history import STAYS, GroupScores, Scores
 from mmgfp.slimming.structure import KEY, Axis, Structure
 from mmgfp.slimming.surgery import named_tensors

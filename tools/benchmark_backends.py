@@ -1,7 +1,7 @@
 """Networks that share a config, and what runs them.
 
 What is run is the raw forward, from normalised images to what the heads put
-out (:func:`mmgfp.export.make_network`): no reading of pictures, no boxes.
+out (:func:`mmgfp.export.onnx.make_network`): no reading of pictures, no boxes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.export import (
+from mmgfp.export.onnx import (
     INPUT,
     check_provider,
     example_images,

@@ -24,7 +24,15 @@ from mmgfp.cli import (
     read_config,
     write_json,
 )
-from mmgfp.export import (
+from mmgfp.export.check import (
+    HALF,
+    SINGLE,
+    Agreement,
+    CheckError,
+    batches_of,
+    check_file,
+)
+from mmgfp.export.onnx import (
     Exported,
     example_images,
     left_out,
@@ -33,14 +41,7 @@ from mmgfp.export import (
     number_of_classes,
     write_onnx,
 )
-from mmgfp.export_check import (
-    HALF,
-    SINGLE,
-    Agreement,
-    CheckError,
-    batches_of,
-    check_file,
-)
+from mmgfp.export.rounding import Direction, Rounded, round_network
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pictures import (
     Preprocessing,
@@ -51,7 +52,6 @@ from mmgfp.libraries.pictures import (
     read_preprocessing,
 )
 from mmgfp.report.table import render
-from mmgfp.rounding import Direction, Rounded, round_network
 from mmgfp.slimming.checkpoint import load_plain_checkpoint, meta_of
 from mmgfp.slimming.structure import KEY, Structure
 from mmgfp.utils.atomic import complete

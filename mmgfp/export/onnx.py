@@ -3,7 +3,7 @@
 A file has the operators of the ONNX standard only, and in its metadata what
 is needed to make its input and to read its output: preprocessing and names of
 classes. Detectors put out what their heads do, or boxes
-(:mod:`mmgfp.decoding`); classifiers put out scores.
+(:mod:`mmgfp.export.decoding`); classifiers put out scores.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..libraries.models import CLASSIFICATION, library
+from ..libraries.pictures import Preprocessing
+from ..utils.errors import first_line, type_and_line
+from ..utils.trees import look_into
+from ..version import __version__
 from .decoding import OneStage, TwoStage, is_two_stage, why_not
-from .libraries.models import CLASSIFICATION, library
-from .libraries.pictures import Preprocessing
-from .utils.errors import first_line, type_and_line
-from .utils.trees import look_into
-from .version import __version__
 
 # The oldest torch that mmgfp supports writes it, and its RoiAlign has the
 # sampling points of the usual detectors.

@@ -18,17 +18,17 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from .cost.model import count_cost, record_calls
-from .groups import ChannelGroup
-from .libraries.forward import cost_runner, demo_groups
-from .libraries.loading import load_weights
-from .libraries.models import build_full_model
-from .libraries.pipeline import input_shape
-from .slimming.checkpoint import load_plain_checkpoint, weights_of
-from .slimming.history import STAYS, GroupScores
-from .slimming.positions import axis_sizes, kept_positions, lost_units
-from .slimming.structure import KEY, Axis, Structure
-from .slimming.surgery import cuts_of, named_tensors
+from ..cost.model import count_cost, record_calls
+from ..groups import ChannelGroup
+from ..libraries.forward import cost_runner, demo_groups
+from ..libraries.loading import load_weights
+from ..libraries.models import build_full_model
+from ..libraries.pipeline import input_shape
+from ..slimming.checkpoint import load_plain_checkpoint, weights_of
+from ..slimming.history import STAYS, GroupScores
+from ..slimming.positions import axis_sizes, kept_positions, lost_units
+from ..slimming.structure import KEY, Axis, Structure
+from ..slimming.surgery import cuts_of, named_tensors
 
 Direction = Literal['down', 'up', 'nearest']
 

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..libraries.samples import demo_samples
+from ..utils.errors import first_line
 from .decoding import OneStage, TwoStage, is_two_stage
-from .export import (
+from .onnx import (
     INPUT,
     Scores,
     open_session,
     predicted_scores,
 )
-from .libraries.samples import demo_samples
-from .utils.errors import first_line
 
 
 class CheckError(Exception):
@@ -116,7 +116,7 @@ def check_file(
 
     Args:
         path (str | os.PathLike): ONNX file.
-        network (nn.Module): From :func:`mmgfp.export.make_network`, in single
+        network (nn.Module): From :func:`mmgfp.export.onnx.make_network`, in single
             precision.
         batches (Iterable): Normalised floats (N, C, H, W).
         half (bool): Whether the file is in half precision: other tolerances.
