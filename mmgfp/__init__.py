@@ -28,9 +28,9 @@ except ModuleNotFoundError as error:
     if error.name != 'mmengine':  # one that is there, but does not work
         raise
 else:
-    from .builder import build_pruned_model
-    from .hook import FisherPruningHook
-    from .structure_hook import StructureHook
+    from .engine.builder import build_pruned_model
+    from .engine.hook import FisherPruningHook
+    from .engine.structure_hook import StructureHook
 
     __all__ += ['FisherPruningHook', 'StructureHook', 'build_pruned_model']
 

@@ -24,7 +24,7 @@ def seeds() -> None:
 @pytest.fixture(params=[True, False], ids=['waits', 'never'])
 def waits(request: pytest.FixtureRequest, monkeypatch) -> bool:
     """Whether guards wait to know, as on a CPU, or never, as on a GPU."""
-    from mmgfp.guard import StepGuard
+    from mmgfp.engine.steps import StepGuard
 
     monkeypatch.setattr(StepGuard.__init__, '__defaults__', (request.param,))
     return request.param

@@ -9,8 +9,8 @@ import torch
 from stack import require
 from toy import ROOT
 
-from mmgfp.artifacts import finetune_config
 from mmgfp.cost.model import record_calls
+from mmgfp.engine.saved import finetune_config
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_groups, demo_runner
 from mmgfp.libraries.models import build_model

@@ -17,8 +17,8 @@ from test_configs import load, pruning_configs
 from toy import ToyClassifier, make_config, train
 
 from mmgfp import FisherPruningHook, GroupFisherPruner
-from mmgfp.artifacts import finetune_config
-from mmgfp.registry import HOOKS as OUR_HOOKS
+from mmgfp.engine.registry import HOOKS as OUR_HOOKS
+from mmgfp.engine.saved import finetune_config
 
 
 @HOOKS.register_module(force=True)
@@ -36,7 +36,7 @@ class ScopedCriterionHook(FisherPruningHook):
 OURS = {
     'name with scope': dict(type='mmgfp.FisherPruningHook'),
     'name and scope': dict(type='FisherPruningHook', _scope_='mmgfp'),
-    'dotted name': dict(type='mmgfp.hook.FisherPruningHook'),
+    'dotted name': dict(type='mmgfp.engine.hook.FisherPruningHook'),
     'class': dict(type=FisherPruningHook),
     'class that is not imported': dict(
         type=LazyObject('mmgfp', 'FisherPruningHook')

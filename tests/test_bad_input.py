@@ -27,7 +27,7 @@ from toy import (
 )
 
 from mmgfp import FisherPruningHook
-from mmgfp.guard import MAX_SKIPPED
+from mmgfp.engine.steps import MAX_SKIPPED
 
 HALF = dict(flops=0.5)
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mmgfp.arguments import one_of
-from mmgfp.cli import (
+from mmgfp.engine.cli import (
     add_cost_options,
     config_parser,
     errors_in_one_line,
     file_to_write,
     write_json,
 )
+from mmgfp.engine.settings import one_of
 
 
 def parser() -> ArgumentParser:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmgfp.guard import MAX_SKIPPED, StepGuard, are_finite
+from mmgfp.engine.steps import MAX_SKIPPED, StepGuard, are_finite
 from mmgfp.slimming.surgery import slice_model
 
 VECTORS = 'weight', 'bias', 'running_mean', 'running_var'

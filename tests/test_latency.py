@@ -20,7 +20,7 @@ from toy import ROOT, make_config, train
 from mmgfp.cost.latency import LatencyModel, LatencyTable, Measured
 from mmgfp.cost.model import CostModel, record_calls
 from mmgfp.cost.operations import Operation, record_operations, run_operation
-from mmgfp.hook import FisherPruningHook
+from mmgfp.engine.hook import FisherPruningHook
 from mmgfp.slimming.structure import Structure
 from mmgfp.tracing.finder import find_groups
 

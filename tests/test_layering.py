@@ -5,64 +5,78 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 import mmgfp
 
 FOLDER = Path(mmgfp.__file__).parent
-MODULES = sorted(p.stem for p in FOLDER.glob('*.py'))
+FILES = sorted(FOLDER.rglob('*.py'))
+
+# Each room imports only from those above it in this table, and from itself.
+ROOMS = {
+    'utils': 'services that know nothing of pruning',
+    'rows': 'which image each row of a tensor belongs to',
+    'groups': 'channel groups',
+    'slimming': 'cutting networks, and the record of what was cut',
+    'tracing': 'finding channel groups, and proving them',
+    'cost': 'what networks cost',
+    'criteria': 'how much the loss would grow without a unit',
+    'search': 'how much of each group stays',
+    'libraries': 'what is peculiar to MMDetection, MMPretrain and others',
+    'report': 'tables, pictures, pages',
+    'export': 'ONNX files',
+    'engine': 'pruning inside a runner of MMEngine',
+}
+CORE = list(ROOMS)[: list(ROOMS).index('libraries')]
 
 LIBRARIES = {'mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose', 'mmcv'}
 EXTRAS = ('onnx', 'onnxruntime')  # only exporting needs them
 REQUIRED = {'matplotlib', 'numpy', 'rich', 'scipy', 'torch'}  # by setup.py
-EDGE = {  # may import mmengine
-    '__init__',  # only to see whether it is there
-    *('adapt', 'artifacts', 'builder', 'cli', 'config', 'config_text'),
-    *('demo', 'hook', 'kinds', 'pipeline'),
-    *('predictions', 'preprocessing', 'randomness', 'registry'),
-    'report_predictions',
-    *('rounding', 'runner_state', 'samples', 'structure_hook', 'tta'),
-}
 
 
-def imports(path: Path) -> Iterator[tuple[str, str, bool]]:
+def name_of(path: Path) -> str:
+    """Such as ``'tracing.finder'``."""
+    return '.'.join(path.relative_to(FOLDER).with_suffix('').parts)
+
+
+def room_of(name: str) -> str:
+    return name.partition('.')[0]
+
+
+NAMES = {name_of(path): path for path in FILES}
+
+
+@cache
+def imports(name: str) -> list[tuple[str, str, bool]]:
     """(package, module of mmgfp or '', whether inside a function)."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(NAMES[name].read_text())
     inside = {
         id(node)
         for scope in ast.walk(tree)
         if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef))
         for node in ast.walk(scope)
     }
+    package = ['mmgfp', *name.split('.')[:-1]]
+    found = []
     for node in ast.walk(tree):
-        deep = id(node) in inside
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                package, _, rest = alias.name.partition('.')
-                yield package, rest if package == 'mmgfp' else '', deep
+            targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                names = (
-                    [node.module]
-                    if node.module
-                    else [alias.name for alias in node.names]
-                )
-                for name in names:
-                    yield 'mmgfp', name, deep
-            else:
-                package, _, rest = (node.module or '').partition('.')
-                yield package, rest if package == 'mmgfp' else '', deep
+            above = package[: len(package) + 1 - node.level]
+            parts = above if node.level else []
+            targets = ['.'.join([*parts, *filter(None, [node.module])])]
+        else:
+            continue
+        for target in targets:
+            top, _, rest = target.partition('.')
+            module = rest if top == 'mmgfp' else ''
+            found.append((top, module, id(node) in inside))
+    return found
 
 
 def own_imports(name: str) -> set[str]:
-    return {
-        module
-        for package, module, _ in imports(FOLDER / f'{name}.py')
-        if package == 'mmgfp'
-    }
+    return {module for _, module, _ in imports(name) if module}
 
 
 def reachable(name: str) -> set[str]:
@@ -75,113 +89,71 @@ def reachable(name: str) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize('name', MODULES)
-def test_no_cycles(name):
-    assert name not in reachable(name)
+def test_every_file_is_in_a_room():
+    named = {room_of(name) for name in NAMES}
+    assert named == {*ROOMS, '__init__', 'version'}
 
 
-@pytest.mark.parametrize('name', MODULES)
-def test_who_may_import_mmengine(name):
-    packages = {package for package, _, _ in imports(FOLDER / f'{name}.py')}
-    assert 'mmengine' not in packages or name in EDGE
-
-
-@pytest.mark.parametrize('name', MODULES)
-def test_installing_it_alone_brings_what_it_imports(name):
-    for package, _, inside in imports(FOLDER / f'{name}.py'):
-        known = {'mmgfp', 'mmengine', *REQUIRED, *sys.stdlib_module_names}
-        assert package in known or inside, package
-
-
-@pytest.mark.parametrize('name', MODULES)
-def test_libraries_only_inside_functions_of_three_files(name):
-    for package, _, inside in imports(FOLDER / f'{name}.py'):
-        if package in LIBRARIES:
-            assert name in ('adapt', 'demo', 'samples') and inside, package
-
-
-@pytest.mark.parametrize('name', MODULES)
-def test_extras_only_inside_functions(name):
-    for package, _, inside in imports(FOLDER / f'{name}.py'):
-        assert package not in (*EXTRAS, 'cv2') or inside, package
-
-
-@pytest.mark.parametrize('name', sorted({*MODULES} - {'trees'}))
-def test_only_one_file_knows_how_torch_walks_trees(name):
-    assert '_pytree' not in (FOLDER / f'{name}.py').read_text()
-
-
-def test_direction_of_the_core():
-    """Each may import only what stands before it."""
-    order = [
-        *(
-            'errors',
-            'trees',
-            'compiled',
-            'origins',
-            'slots',
-            'surgery',
-            'optimizers',
-            'sizes',
-            'caches',
-            'label_layers',
-            'size_facts',
-            'unread',
-        ),
-        *('size_arguments', 'size_watch', 'widths', 'labels', 'layouts'),
-        *('rules_common', 'rules_mixing'),
-        *('rules_channelwise', 'rules_structure', 'rules_indexing'),
-        *('rules_compiled', 'rules', 'groups'),
-        *(
-            'version',
-            'plain',
-            'unpickler',
-            'archive',
-            'checkpoint',
-            'files',
-            'scores',
-            'structure',
-        ),
-        'removal',
-        *(
-            'draws',
-            'modes',
-            'precision',
-            'suspects',
-            'selfcheck',
-            'probe',
-            'finder',
-            'latency',
-            'operations',
-            'cost',
-            'fisher',
-            'masking',
-        ),
-        'selection',
-        'pruner',
+def test_rooms_import_from_those_above_in_the_table():
+    order = ['version', *ROOMS, '__init__']
+    wrong = [
+        (name, module)
+        for name in NAMES
+        for module in own_imports(name)
+        if order.index(room_of(module)) > order.index(room_of(name))
     ]
-    for i, name in enumerate(order):
-        assert own_imports(name) <= set(order[:i]), name
+    assert not wrong
 
 
-def test_labels_know_no_groups():
-    assert own_imports('labels') == {
-        *('label_layers', 'origins', 'size_facts', 'size_watch', 'sizes'),
-        *('slots', 'surgery', 'trees', 'unread', 'widths'),
-    }
-    assert own_imports('groups') == {'layouts', 'slots'}
-    assert 'groups' not in reachable('rules')
-    for service in ('groups', 'cost', 'surgery'):
-        assert not reachable(service) & {
-            *('fisher', 'selection', 'pruner', 'hook', 'builder'),
-        }
+def test_modules_are_imported_not_rooms():
+    wrong = {n: own_imports(n) - NAMES.keys() for n in NAMES}
+    assert not {n: modules for n, modules in wrong.items() if modules}
 
 
-@pytest.mark.parametrize('name', sorted({*MODULES} - {'__init__'}))
-def test_nobody_imports_the_edge(name):
-    assert not own_imports(name) & {
-        *('hook', 'builder', 'structure_hook', '__init__')
-    }
+def test_no_cycles():
+    assert not [name for name in NAMES if name in reachable(name)]
+
+
+def test_the_core_knows_no_mmengine():
+    core = [name for name in NAMES if room_of(name) in CORE]
+    assert not [n for n in core if 'mmengine' in {p for p, *_ in imports(n)}]
+
+
+def test_installing_it_alone_brings_what_it_imports():
+    known = {'mmgfp', 'mmengine', *REQUIRED, *sys.stdlib_module_names}
+    wrong = [
+        (name, package)
+        for name in NAMES
+        for package, _, inside in imports(name)
+        if package not in known and not inside
+    ]
+    assert not wrong
+
+
+def test_libraries_only_in_their_room_and_inside_functions():
+    wrong = [
+        (name, package)
+        for name in NAMES
+        for package, _, inside in imports(name)
+        if package in LIBRARIES
+        and not (room_of(name) == 'libraries' and inside)
+    ]
+    assert not wrong
+
+
+def test_extras_only_inside_functions():
+    wrong = [
+        (name, package)
+        for name in NAMES
+        for package, _, inside in imports(name)
+        if package in (*EXTRAS, 'cv2') and not inside
+    ]
+    assert not wrong
+
+
+def test_only_one_file_knows_how_torch_walks_trees():
+    found = [n for n, p in NAMES.items() if '_pytree' in p.read_text()]
+    assert found == ['utils.trees']
 
 
 def run_without(packages: list[str], code: str) -> str:
@@ -200,8 +172,8 @@ def run_without(packages: list[str], code: str) -> str:
 
 def test_import_needs_neither_library():
     code = """
-import mmgfp, mmgfp.libraries.models, mmgfp.cli, mmgfp.export.onnx, mmgfp.export.check
-import mmgfp.report.page
+import mmgfp, mmgfp.libraries.models, mmgfp.engine.cli, mmgfp.export.onnx
+import mmgfp.export.check, mmgfp.report.page
 print(mmgfp.find_groups.__name__)
 """
     assert run_without([*LIBRARIES, *EXTRAS], code) == 'find_groups'

@@ -24,7 +24,7 @@ from toy import (
 )
 
 from mmgfp import Structure
-from mmgfp.runner_state import averaged_models
+from mmgfp.engine.runner import averaged_models
 from mmgfp.slimming.masks import GradientMask
 from mmgfp.tracing.finder import find_groups
 

@@ -15,7 +15,7 @@ from shades import CLASSES, write_shades
 from stack import CLASSIFICATION, PACK, require
 from toy import ROOT, run_tool
 
-from mmgfp.cli import complete_dataloaders
+from mmgfp.engine.cli import complete_dataloaders
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.models import build_full_model, config_library, load_model
 from mmgfp.libraries.pictures import class_names, read_preprocessing

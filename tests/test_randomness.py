@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmgfp.randomness import RandomKeeper, separate_loader
+from mmgfp.engine.resume import RandomKeeper, separate_loader
 from mmgfp.utils.random_state import random_state, set_random_state
 
 

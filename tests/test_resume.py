@@ -23,8 +23,8 @@ from toy import (
 )
 
 from mmgfp import Structure, __version__
-from mmgfp.progress import Tally
-from mmgfp.resume import STATE_KEY, STATE_VERSION, read_state, stamped
+from mmgfp.engine.progress import Tally
+from mmgfp.engine.state import STATE_KEY, STATE_VERSION, read_state, stamped
 
 AUGMENTED = loader(augment=True)
 INFINITE = dict(AUGMENTED, sampler=dict(type='InfiniteSampler', shuffle=True))

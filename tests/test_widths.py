@@ -25,8 +25,8 @@ from oracles import (
 from stack import CLASSIFICATION
 from torch import nn
 
-from mmgfp.builder import build_pruned_model
 from mmgfp.cost.model import record_calls
+from mmgfp.engine.builder import build_pruned_model
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.search.pruner import GroupFisherPruner

@@ -41,7 +41,7 @@ from torch.nn.functional import cross_entropy, relu, softplus
 from torch.utils.data import Dataset
 
 from mmgfp import FisherPruningHook
-from mmgfp.guard import StepGuard
+from mmgfp.engine.steps import StepGuard
 from mmgfp.libraries.models import unwrap
 from mmgfp.utils.trees import tree_leaves
 

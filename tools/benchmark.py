@@ -29,7 +29,7 @@ from benchmark_training import (
 from environment import machine
 from rich.console import Console
 
-from mmgfp.cli import (
+from mmgfp.engine.cli import (
     add_config_options,
     add_debug_option,
     add_device_option,
@@ -39,7 +39,7 @@ from mmgfp.cli import (
     positive,
     write_json,
 )
-from mmgfp.progress import duration
+from mmgfp.engine.progress import duration
 from mmgfp.report.table import render
 
 METHODS = ('plain', 'mmgfp', 'reference', 'kept')

@@ -29,7 +29,7 @@ from benchmark_memory import in_own_process, peak_of
 from benchmark_turns import in_turn, shares, spread
 from environment import machine
 
-from mmgfp.progress import duration
+from mmgfp.engine.progress import duration
 
 Result = dict[str, Any]
 

@@ -23,8 +23,8 @@ from benchmark_turns import in_turn, shares, spread
 from zoo_trial import initial_model, load, untrained_config
 
 from mmgfp.cost.model import record_calls
+from mmgfp.engine.steps import StepGuard
 from mmgfp.groups import ChannelGroup
-from mmgfp.guard import StepGuard
 from mmgfp.libraries.forward import cost_runner, demo_data, demo_groups
 from mmgfp.search.pruner import GroupFisherPruner
 

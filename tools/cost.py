@@ -6,14 +6,14 @@ import argparse
 
 from rich.console import Console
 
-from mmgfp.cli import (
+from mmgfp.cost.model import count_cost, record_calls
+from mmgfp.engine.cli import (
     add_cost_options,
     config_parser,
     errors_in_one_line,
     read_config,
     write_json,
 )
-from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.libraries.forward import cost_runner
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape

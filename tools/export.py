@@ -14,7 +14,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from mmgfp.cli import (
+from mmgfp.engine.cli import (
     add_json_option,
     add_shape_option,
     config_parser,

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from mmgfp.cli import (
+from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
+from mmgfp.engine.cli import (
     add_cost_options,
     config_parser,
     errors_in_one_line,
     read_config,
     write_json,
 )
-from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import cost_runner, demo_groups
 from mmgfp.libraries.models import load_model

@@ -20,7 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmgfp.cli import (
+from mmgfp.cost.latency import LatencyTable, Measured
+from mmgfp.cost.model import CostModel, record_calls
+from mmgfp.cost.operations import Operation, record_operations, run_operation
+from mmgfp.engine.cli import (
     add_device_option,
     add_shape_option,
     config_parser,
@@ -29,14 +32,11 @@ from mmgfp.cli import (
     positive,
     read_config,
 )
-from mmgfp.cost.latency import LatencyTable, Measured
-from mmgfp.cost.model import CostModel, record_calls
-from mmgfp.cost.operations import Operation, record_operations, run_operation
+from mmgfp.engine.progress import duration
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import cost_runner, demo_groups
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
-from mmgfp.progress import duration
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.surgery import named_tensors, slice_model
 from mmgfp.tracing.selfcheck import random_removal

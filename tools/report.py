@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmgfp.cli import errors_in_one_line, file_to_write
+from mmgfp.engine.cli import errors_in_one_line, file_to_write
 from mmgfp.report.page import SCORE_THR, write_report
 
 

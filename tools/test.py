@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS, METRICS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
 from mmgfp import FisherPruningHook, StructureHook
-from mmgfp.cli import (
+from mmgfp.engine.cli import (
     complete_dataloaders,
     config_parser,
     errors_in_one_line,

@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmgfp.cli import (
+from mmgfp.engine.cli import (
     complete_dataloaders,
     config_parser,
     errors_in_one_line,

@@ -34,7 +34,7 @@ from zoo_families import LIBRARIES, Family, all_families
 from zoo_report import verdict, write_report
 
 import mmgfp
-from mmgfp.cli import errors_in_one_line, positive
+from mmgfp.engine.cli import errors_in_one_line, positive
 from mmgfp.utils.atomic import complete
 
 TOOLS = Path(__file__).resolve().parent

@@ -31,8 +31,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from mmgfp.artifacts import finetune_config
 from mmgfp.cost.model import CostModel, count_cost, record_calls
+from mmgfp.engine.saved import finetune_config
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.config import config_folder, load_config
 from mmgfp.libraries.forward import demo_runner, runnable

@@ -29,7 +29,7 @@ from environment import machine  # noqa: E402
 from experiment import cost_of  # noqa: E402
 from results import Result, Summary, read_results, summaries  # noqa: E402
 
-from mmgfp.cli import (  # noqa: E402
+from mmgfp.engine.cli import (  # noqa: E402
     add_debug_option,
     add_device_option,
     errors_in_one_line,

@@ -25,8 +25,8 @@ from mmengine.device import get_device
 from precision import precision
 from results import read_results, score, seeds_of, summaries
 
-from mmgfp.cli import add_debug_option, errors_in_one_line, positive
-from mmgfp.progress import duration
+from mmgfp.engine.cli import add_debug_option, errors_in_one_line, positive
+from mmgfp.engine.progress import duration
 
 HERE = Path(__file__).parent
 

@@ -9,7 +9,7 @@ import torch
 from mmengine import dist
 from torch.utils.data import DataLoader
 
-from .utils.random_state import random_state, set_random_state
+from ..utils.random_state import random_state, set_random_state
 
 
 class RandomKeeper:

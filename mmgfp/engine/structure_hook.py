@@ -7,9 +7,9 @@ import os
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..slimming.structure import KEY, Structure
 from .registry import HOOKS
-from .runner_state import check_loaded
-from .slimming.structure import KEY, Structure
+from .runner import check_loaded
 
 
 @HOOKS.register_module()

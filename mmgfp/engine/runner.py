@@ -16,13 +16,13 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .groups import ChannelGroup, Member
-from .libraries.loading import load_weights
-from .libraries.models import unwrap
-from .slimming.checkpoint import weights_of
-from .slimming.optimizers import slice_saved_state
-from .slimming.surgery import Keep, named_tensors, slice_saved
-from .utils.errors import type_and_line
+from ..groups import ChannelGroup, Member
+from ..libraries.loading import load_weights
+from ..libraries.models import unwrap
+from ..slimming.checkpoint import weights_of
+from ..slimming.optimizers import slice_saved_state
+from ..slimming.surgery import Keep, named_tensors, slice_saved
+from ..utils.errors import type_and_line
 
 
 def optimizers(runner: Runner) -> list[torch.optim.Optimizer]:

@@ -5,8 +5,11 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 HOOKS = Registry(
-    'hook', parent=ROOT_HOOKS, scope='mmgfp', locations=['mmgfp.hook']
+    'hook', parent=ROOT_HOOKS, scope='mmgfp', locations=['mmgfp.engine.hook']
 )
 MODELS = Registry(
-    'model', parent=ROOT_MODELS, scope='mmgfp', locations=['mmgfp.builder']
+    'model',
+    parent=ROOT_MODELS,
+    scope='mmgfp',
+    locations=['mmgfp.engine.builder'],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .slimming.surgery import Keep, cuts_of, slice_tensor
+from ..slimming.surgery import Keep, cuts_of, slice_tensor
 
 # So many batches in a row end the run. Mixed precision with a dynamic loss
 # scale skips a few at first.

@@ -11,10 +11,10 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
-from .groups import ATTRIBUTE
-from .libraries.kinds import kind_of
+from ..groups import ATTRIBUTE
+from ..libraries.kinds import kind_of
+from ..slimming.structure import Structure
 from .registry import MODELS
-from .slimming.structure import Structure
 
 
 @MODELS.register_module(name='PrunedModel')

@@ -12,39 +12,16 @@ from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .arguments import (
-    flag,
-    named_arguments,
-    one_of,
-    read_cut_to,
-    read_floor,
-    read_ignore,
-    read_latency,
-    read_overrides,
-    read_save_at,
-    read_schedule,
-    read_shape,
-    refuse_unknown,
-)
-from .artifacts import check_finetune_config, save_ratio, stems
-from .groups import ChannelGroup
-from .guard import StepGuard
-from .libraries.models import unwrap
-from .libraries.pipeline import input_shape as config_shape
-from .preparation import (
-    check_not_compiled,
-    check_not_met,
-    check_optimizers,
-    check_possible,
-    check_work_dir,
-    prepare_groups,
-    prepare_pruner,
-)
+from ..groups import ChannelGroup
+from ..libraries.models import unwrap
+from ..libraries.pipeline import input_shape as config_shape
+from ..search.pruner import GroupFisherPruner, Normalizer
+from ..slimming.structure import KEY, Structure
+from ..utils.errors import type_and_line
 from .progress import Progress, Tally, listed, unscored_line
-from .randomness import RandomKeeper, separate_loader
 from .registry import HOOKS
-from .resume import STATE_KEY, read_state, stamped
-from .runner_state import (
+from .resume import RandomKeeper, separate_loader
+from .runner import (
     Trainers,
     averaged_models,
     before_each_batch,
@@ -60,9 +37,32 @@ from .runner_state import (
     sum_over_ranks,
     true_on_all_ranks,
 )
-from .search.pruner import GroupFisherPruner, Normalizer
-from .slimming.structure import KEY, Structure
-from .utils.errors import type_and_line
+from .saved import check_finetune_config, save_ratio, stems
+from .settings import (
+    flag,
+    named_arguments,
+    one_of,
+    read_cut_to,
+    read_floor,
+    read_ignore,
+    read_latency,
+    read_overrides,
+    read_save_at,
+    read_schedule,
+    read_shape,
+    refuse_unknown,
+)
+from .start import (
+    check_not_compiled,
+    check_not_met,
+    check_optimizers,
+    check_possible,
+    check_work_dir,
+    prepare_groups,
+    prepare_pruner,
+)
+from .state import STATE_KEY, read_state, stamped
+from .steps import StepGuard
 
 
 @HOOKS.register_module()
@@ -468,7 +468,7 @@ class FisherPruningHook(Hook):
     def _report(self, runner: Runner) -> None:
         # it runs models and pipelines of others; the training has succeeded
         try:
-            from .report.page import write_report  # matplotlib may be missing
+            from ..report.page import write_report  # matplotlib may be missing
 
             path = write_report(runner.work_dir)
         except Exception as error:

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cost.latency import LatencyTable
-from .cost.model import METRICS, record_calls
-from .groups import ChannelGroup
-from .libraries.forward import cost_runner, demo_groups
-from .report.table import groups_table, render
-from .search.pruner import GroupFisherPruner, Normalizer
-from .search.schedule import Schedule
-from .search.selection import Floor
-from .slimming.optimizers import check_optimizer
-from .slimming.structure import Structure, full_shapes
-from .tracing.finder import restrict_groups
+from ..cost.latency import LatencyTable
+from ..cost.model import METRICS, record_calls
+from ..groups import ChannelGroup
+from ..libraries.forward import cost_runner, demo_groups
+from ..report.table import groups_table, render
+from ..search.pruner import GroupFisherPruner, Normalizer
+from ..search.schedule import Schedule
+from ..search.selection import Floor
+from ..slimming.optimizers import check_optimizer
+from ..slimming.structure import Structure, full_shapes
+from ..tracing.finder import restrict_groups
 
 # Seconds without a word in the log.
 PATIENCE = 5

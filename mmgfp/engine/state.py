@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from ..utils.plain import shown
+from ..version import __version__
 from .progress import Tally
-from .utils.plain import shown
-from .version import __version__
 
 STATE_KEY = 'mmgfp_pruning'
 # States of version 1 do not say so.

@@ -25,10 +25,10 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
-from .libraries.config import load_config
-from .libraries.models import CLASSIFICATION, config_library
-from .utils.atomic import complete
-from .utils.errors import type_and_line
+from ..libraries.config import load_config
+from ..libraries.models import CLASSIFICATION, config_library
+from ..utils.atomic import complete
+from ..utils.errors import type_and_line
 
 PACKAGE = Path(__file__).resolve().parent
 

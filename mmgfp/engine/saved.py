@@ -23,13 +23,13 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
-from .libraries.config_text import config_text, dotted_name
-from .libraries.kinds import imported, kind_of
-from .libraries.models import unwrap
+from ..libraries.config_text import config_text, dotted_name
+from ..libraries.kinds import imported, kind_of
+from ..libraries.models import unwrap
+from ..slimming.structure import KEY, Structure
+from ..utils.atomic import complete
+from ..utils.errors import type_and_line
 from .registry import HOOKS
-from .slimming.structure import KEY, Structure
-from .utils.atomic import complete
-from .utils.errors import type_and_line
 
 
 def stems(metric: str, shares: Sequence[float]) -> dict[float, str]:
@@ -95,7 +95,7 @@ def save_ratio(
 def _draw(runner: Runner, structure: Structure, path: str) -> bool:
     """Draw what was kept; nobody needs it, so that no failure ends a run."""
     try:
-        from .report.picture import (
+        from ..report.picture import (
             draw_kept_channels,  # matplotlib may be missing
         )
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from .cost.latency import LatencyTable
-from .cost.model import METRICS, Metric
-from .search.schedule import Schedule
-from .search.selection import Floor
+from ..cost.latency import LatencyTable
+from ..cost.model import METRICS, Metric
+from ..search.schedule import Schedule
+from ..search.selection import Floor
 
 SAVE_AT = (0.75, 0.5, 0.25)
 PRUNE_SHARE = 0.6
