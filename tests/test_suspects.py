@@ -12,7 +12,6 @@ from torch import nn
 from mmgfp.groups import build_groups
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.surgery import slice_model
-from mmgfp.suspects import suspects
 from mmgfp.tracing.labels import trace_labels
 from mmgfp.tracing.rules import find_rule
 from mmgfp.tracing.selfcheck import (
@@ -20,6 +19,7 @@ from mmgfp.tracing.selfcheck import (
     mask_consumers,
     shared_copy,
 )
+from mmgfp.tracing.suspects import suspects
 
 
 class Row(Net):

@@ -3,7 +3,7 @@
 A part of every group is removed from a copy of the network; the copy's
 outputs must equal those of another copy whose consumers' input slices are
 zeroed instead. What differs or fails to run is looked for where it shows (see
-:mod:`mmgfp.suspects`), or else by bisection, and frozen with the reason. A
+:mod:`mmgfp.tracing.suspects`), or else by bisection, and frozen with the reason. A
 group that passed may be pruned; nothing else may. Where nothing was compared,
 nothing passes.
 
@@ -41,11 +41,11 @@ from ..groups import ChannelGroup
 from ..rows import ImageChange
 from ..slimming.positions import axis_sizes, consumed_positions, kept_positions
 from ..slimming.surgery import compute_again, named_tensors, slice_model
-from ..suspects import suspects
 from ..utils.draws import draws_numbers, same_draws
 from ..utils.errors import type_and_line
 from ..utils.precision import Run, in_double
 from ..utils.trees import values_in
+from .suspects import suspects
 
 TOLERANCE = 1e-5
 

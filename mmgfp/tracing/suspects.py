@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .groups import ChannelGroup
-from .utils.precision import Run
+from ..groups import ChannelGroup
+from ..utils.precision import Run
 
 # tells what differs in the second from the first; '' if nothing does
 Differs = Callable[[Sequence[Tensor], Sequence[Tensor]], str]
