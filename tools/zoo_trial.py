@@ -152,7 +152,8 @@ def prune(
     """Find groups, remove random units, leave a slim network.
 
     Args:
-        name (str): Config, as :func:`mmgfp.libraries.config.load_config` takes it.
+        name (str): Config, as :func:`mmgfp.libraries.config.load_config`
+            takes it.
         folder (Path): For all files of the trial.
         seed (int): For everything random. Defaults to 0.
         input_size (tuple, optional): (H, W); by default a small one that

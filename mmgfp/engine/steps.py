@@ -116,7 +116,8 @@ class StepGuard:
         That may happen between the batches of a step.
 
         Args:
-            keep (Keep): What stays of each axis, see :mod:`mmgfp.slimming.surgery`.
+            keep (Keep): What stays of each axis, see
+                :mod:`mmgfp.slimming.surgery`.
         """
         names = {id(b): name for name, b in self._model.named_buffers()}
         cuts = cuts_of(keep)

@@ -116,8 +116,8 @@ def check_file(
 
     Args:
         path (str | os.PathLike): ONNX file.
-        network (nn.Module): From :func:`mmgfp.export.onnx.make_network`, in single
-            precision.
+        network (nn.Module): From :func:`mmgfp.export.onnx.make_network`, in
+            single precision.
         batches (Iterable): Normalised floats (N, C, H, W).
         half (bool): Whether the file is in half precision: other tolerances.
             Defaults to False.

@@ -252,7 +252,8 @@ def demo_groups(
         model (nn.Module): Of any library.
         shape (Sequence[int]): (H, W) that the model is for; what is run may
             be smaller.
-        tell (Callable, optional): See :func:`mmgfp.tracing.finder.find_groups`.
+        tell (Callable, optional): See
+            :func:`mmgfp.tracing.finder.find_groups`.
 
     Raises:
         ValueError: If the model is a student with its teacher.
@@ -317,8 +318,8 @@ def demo_data(
     """Keyword arguments for one forward of an mmengine model.
 
     Args:
-        model (BaseModel): Of a library that :mod:`mmgfp.libraries.samples` knows, or
-            one that takes a batch of images as ``inputs``.
+        model (BaseModel): Of a library that :mod:`mmgfp.libraries.samples`
+            knows, or one that takes a batch of images as ``inputs``.
         shape (Sequence[int]): (H, W).
         images (int): Images in the batch. Defaults to 1.
         mode (str): As in :func:`demo_runner`. Defaults to 'tensor'.

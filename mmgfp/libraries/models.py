@@ -1,7 +1,6 @@
 """How to build a model of each library, and what its config says of it.
 
-Only this file, :mod:`mmgfp.libraries.forward` and :mod:`mmgfp.libraries.samples` know libraries;
-they are imported inside functions, so each may be absent.
+The libraries are imported inside functions, so each may be absent.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class GroupFisherPruner:
     Args:
         model (nn.Module): The network, bare (not wrapped for DDP).
         groups (Sequence[ChannelGroup]): From
-            :func:`mmgfp.tracing.finder.find_groups` on the original network, also if
-            this one is slim; frozen ones are left alone.
+            :func:`mmgfp.tracing.finder.find_groups` on the original network,
+            also if this one is slim; frozen ones are left alone.
         calls (Calls): From :func:`mmgfp.cost.model.record_calls`.
         normalize_by (str): What scores are divided by: 'acts', 'flops',
             'latency' or 'none'. Defaults to 'acts'.

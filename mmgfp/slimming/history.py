@@ -1,8 +1,8 @@
 """The last score of every unit, and in which step it was removed.
 
-Part of the structure (:mod:`mmgfp.slimming.structure`), in units of the original
-network: from it follows which removed channels to give back first, and which
-kept ones to drop next.
+Part of the structure (:mod:`mmgfp.slimming.structure`), in units of the
+original network: from it follows which removed channels to give back first,
+and which kept ones to drop next.
 """
 
 from __future__ import annotations

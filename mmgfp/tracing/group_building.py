@@ -1,9 +1,9 @@
 """From the trace of a network to its channel groups.
 
-The slots of a :class:`~mmgfp.tracing.slots.Trace` that are coupled, directly or not,
-form a unit (paper, Section 3.2 and Algorithm 1, here as connected components,
-which do not depend on the order of the layers). Units that live in the same
-places form a channel group.
+The slots of a :class:`~mmgfp.tracing.slots.Trace` that are coupled, directly
+or not, form a unit (paper, Section 3.2 and Algorithm 1, here as connected
+components, which do not depend on the order of the layers). Units that live in
+the same places form a channel group.
 """
 
 from __future__ import annotations

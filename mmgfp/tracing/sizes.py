@@ -8,7 +8,8 @@ which attribute it is, however many others have the same value.
 
 A size equals any number of its value, so that code which remembers results
 by sizes takes one for the other. What a trace has left behind is no more than
-a number in the next one, and :mod:`mmgfp.tracing.caches` sees to cached functions.
+a number in the next one, and :mod:`mmgfp.tracing.caches` isolates cached
+functions.
 """
 
 from __future__ import annotations
