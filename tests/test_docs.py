@@ -7,13 +7,18 @@ import shlex
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
+from test_layering import ROOMS
 from toy import ROOT
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    *sorted((ROOT / 'docs').rglob('*.md')),
+]
 LINK = re.compile(r'\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)')
+SCRIPT = re.compile(r'\b(tools|benchmarks)/[\w/]+\.py')
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
@@ -30,7 +35,7 @@ def commands() -> list[str]:
             found += [
                 line.partition(' #')[0].strip()
                 for line in lines
-                if 'tools/' in line
+                if SCRIPT.search(line)
             ]
     return sorted(set(found))
 
@@ -38,7 +43,7 @@ def commands() -> list[str]:
 @cache
 def options(tool: str, *subcommand: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / tool), *subcommand, '--help'],
+        [sys.executable, str(ROOT / tool), *subcommand, '--help'],
         capture_output=True,
         text=True,
         check=True,
@@ -59,26 +64,26 @@ def test_links(page):
             assert anchor[1:] in {h.replace(' ', '-') for h in known}, anchor
 
 
-def test_files_of_the_readme():
-    text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    table = text[text.index('## Files') : text.index('## Installing')]
-    named = set(re.findall(r'`(?:mmgfp/)?([\w*]+\.py)`', table))
-    there = {f.name for f in (ROOT / 'mmgfp').glob('*.py')}
-    for folder in ('tools', 'benchmarks/accuracy'):
-        there |= {f.name for f in (ROOT / folder).glob('*.py')}
-    rules = {name for name in there if name.startswith('rules_')}
-    missing = there - rules - named - {'__init__.py', 'version.py'}
-    assert not missing
-    assert named - {'rules_*.py'} <= there
+def test_files_that_are_named():
+    for page in PAGES:
+        text = page.read_text(encoding='utf-8')
+        for path in re.findall(r'`((?:mmgfp|tests|tools)/[\w/*.]+)`', text):
+            assert list(ROOT.glob(path)), (page.name, path)
+
+
+def test_rooms_of_the_contributors_page():
+    text = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+    named = re.findall(r'^\| `mmgfp/(\w+)(?:/|\.py)` \|', text, re.MULTILINE)
+    assert named == list(ROOMS)
 
 
 @pytest.mark.parametrize('command', commands())
 def test_options_of_commands(command):
     words = shlex.split(command)
-    at = next(i for i, word in enumerate(words) if 'tools/' in word)
-    tool, rest = Path(words[at]).name, words[at + 1 :]
-    assert (ROOT / 'tools' / tool).is_file()
-    subcommand = rest[:1] if tool == 'benchmark.py' else []
+    at = next(i for i, word in enumerate(words) if SCRIPT.search(word))
+    tool, rest = words[at], words[at + 1 :]
+    assert (ROOT / tool).is_file()
+    subcommand = rest[:1] if tool.endswith('benchmark.py') else []
     for word in rest:
         if word.startswith('--'):
             assert word in options(tool, *subcommand), word

@@ -254,7 +254,8 @@ def describe_rounding(rounded: Rounded, args: argparse.Namespace) -> None:
         )
     print(
         f'{rounded_path(args)}: the rounded network as a checkpoint with its '
-        'structure, for tools/test.py and tools/benchmark.py inference'
+        'structure, for tools/test.py and '
+        'benchmarks/speed/benchmark.py inference'
     )
 
 

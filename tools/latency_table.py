@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_clocks import clock_of, seconds_of
-from benchmark_turns import in_turn, shares, spread
-from environment import machine
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mmgfp.cost.clocks import clock_of, seconds_of
 from mmgfp.cost.latency import LatencyTable, Measured
 from mmgfp.cost.model import CostModel, record_calls
 from mmgfp.cost.operations import Operation, record_operations, run_operation
+from mmgfp.cost.turns import in_turn, shares, spread
 from mmgfp.engine.cli import (
     add_device_option,
     add_shape_option,
@@ -41,6 +40,7 @@ from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.surgery import named_tensors, slice_model
 from mmgfp.tracing.selfcheck import random_removal
 from mmgfp.utils.atomic import complete
+from mmgfp.utils.environment import machine
 
 # Shares of the full widths that are measured; one channel besides.
 SHARES = (0, 0.125, 0.25, 0.5, 0.75, 1)

@@ -22,9 +22,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / 'tools')]
+sys.path.insert(0, str(HERE))
 
-from environment import machine  # noqa: E402
 from experiment import parse_args as experiment_args  # noqa: E402
 from experiment import read_config, test  # noqa: E402
 from latency import build  # noqa: E402
@@ -34,6 +33,7 @@ from mmgfp.engine.cli import add_debug_option, errors_in_one_line  # noqa: E402
 from mmgfp.engine.progress import duration  # noqa: E402
 from mmgfp.slimming.checkpoint import load_plain_checkpoint  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402
+from mmgfp.utils.environment import machine  # noqa: E402
 
 # that statistics are made from
 PICTURES = 25000

@@ -18,9 +18,8 @@ from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / 'tools')]
+sys.path.insert(0, str(HERE))
 
-from environment import machine  # noqa: E402
 from precision import precision  # noqa: E402
 
 from mmgfp.cost.model import count_cost, record_calls  # noqa: E402
@@ -28,6 +27,7 @@ from mmgfp.libraries.forward import cost_runner  # noqa: E402
 from mmgfp.libraries.models import build_model  # noqa: E402
 from mmgfp.slimming.checkpoint import load_plain_checkpoint  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402
+from mmgfp.utils.environment import machine  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from torch import nn
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / 'tools')]
+sys.path[:0] = [str(HERE), *(str(HERE.parent / d) for d in ('speed', 'zoo'))]
 
 from benchmark_backends import (  # noqa: E402
     BACKENDS,
@@ -23,12 +23,11 @@ from benchmark_backends import (  # noqa: E402
     Subject,
     check_backends,
 )
-from benchmark_clocks import clock_of  # noqa: E402
 from benchmark_inference import WARMUP, Comparison, Progress  # noqa: E402
-from environment import machine  # noqa: E402
 from experiment import cost_of  # noqa: E402
 from results import Result, Summary, read_results, summaries  # noqa: E402
 
+from mmgfp.cost.clocks import clock_of  # noqa: E402
 from mmgfp.engine.cli import (  # noqa: E402
     add_debug_option,
     add_device_option,
@@ -43,6 +42,7 @@ from mmgfp.search.selection import Floor  # noqa: E402
 from mmgfp.slimming.positions import axis_sizes, kept_positions  # noqa: E402
 from mmgfp.slimming.surgery import slice_model  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402
+from mmgfp.utils.environment import machine  # noqa: E402
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

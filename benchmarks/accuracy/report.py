@@ -16,9 +16,8 @@ from mmengine.config import Config
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT / 'tools')]
+sys.path[:0] = [str(HERE), str(HERE.parent / 'speed')]
 
-from environment import with_what  # noqa: E402
 from report_figures import (  # noqa: E402
     draw,
     draw_kept,
@@ -38,6 +37,7 @@ from report_tables import (  # noqa: E402
 from results import Result, Summary, read_results, seeds_of, summaries  # noqa: E402
 
 from mmgfp.utils.atomic import complete  # noqa: E402
+from mmgfp.utils.environment import with_what  # noqa: E402
 
 # of the flops are kept in most experiments
 HALF = 0.5

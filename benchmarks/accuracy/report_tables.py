@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmark_report import row
-from environment import with_what
 from results import Result, Summary, score, seeds_of
+
+from mmgfp.utils.environment import with_what
 
 
 def gains(summary: Summary, other: Summary) -> list[float]:

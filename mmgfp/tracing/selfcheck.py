@@ -3,9 +3,9 @@
 A part of every group is removed from a copy of the network; the copy's
 outputs must equal those of another copy whose consumers' input slices are
 zeroed instead. What differs or fails to run is looked for where it shows (see
-:mod:`mmgfp.tracing.suspects`), or else by bisection, and frozen with the reason. A
-group that passed may be pruned; nothing else may. Where nothing was compared,
-nothing passes.
+:mod:`mmgfp.tracing.suspects`), or else by bisection, and frozen with the
+reason. A group that passed may be pruned; nothing else may. Where nothing was
+compared, nothing passes.
 
 The same goes for the losses, where they can be computed: they may read
 channels that no output shows, and compare them with something of a fixed

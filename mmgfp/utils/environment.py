@@ -1,0 +1,83 @@
+"""Where and with what something was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from datetime import date
+from importlib.metadata import (
+    PackageNotFoundError,
+    packages_distributions,
+    version,
+)
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from mmgfp.version import __version__
+
+# MMClassification became MMPretrain.
+_CLASSIFICATION = 'mmpretrain' if find_spec('mmpretrain') else 'mmcls'
+PACKAGES = ('torch', 'mmcv', 'mmdet', _CLASSIFICATION)
+
+
+def processor() -> str:
+    """Number and name of the processor's cores, and what they compute with.
+
+    Those of one name may differ in that, and in what networks cost them.
+    """
+    try:
+        text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
+        names = [line for line in text.splitlines() if 'model name' in line]
+        name = names[0].partition(': ')[2]
+    except (OSError, IndexError):
+        name = platform.processor() or platform.machine()
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f'{os.cpu_count()} cores of {name} ({instructions})'
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on, by import name."""
+    owners = packages_distributions()
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(owners.get(package, [package])[0])
+        except PackageNotFoundError:
+            found[package] = 'not installed'
+    return found
+
+
+def machine(device: str) -> dict[str, str]:
+    """Where and with what something is measured."""
+    return dict(
+        device=torch.cuda.get_device_name()
+        if device == 'cuda'
+        else processor(),
+        threads=str(torch.get_num_threads()),
+        python=platform.python_version(),
+        mmgfp=__version__,
+        date=date.today().isoformat(),
+        **versions(),
+    )
+
+
+def with_what(where: Mapping[str, str]) -> str:
+    """A sentence on a machine, but for its name.
+
+    Args:
+        where (Mapping): From :func:`machine`.
+    """
+    packages = ', '.join(
+        f'{package} {where[package]}'
+        for package in PACKAGES
+        if package in where
+    )
+    count = where['threads']
+    threads = f'{count} thread' + 's' * (count != '1')
+    return (
+        f'{threads}, Python {where["python"]}, {packages}, '
+        f'mmgfp {where["mmgfp"]}, {where["date"]}.'
+    )

@@ -1,0 +1,40 @@
+"""The shipped configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine.config import Config
+from stack import require
+from toy import ROOT
+
+from mmgfp.libraries.config import load_config
+
+CONFIGS = ROOT / 'configs'
+CLASSIFIERS = ('resnet50', 'resnext50', 'mobilenet', 'regnetx', 'resnet18')
+
+
+def load(name: str | Path) -> Config:
+    """Load a config, a shipped one or what it is based on."""
+    stem = Path(name).stem.replace('-', '_')
+    words = stem.removeprefix('prune_').removeprefix('finetune_')
+    classifies = words.startswith(CLASSIFIERS)
+    require('mmpretrain' if classifies else 'mmdet')
+    return load_config(name)
+
+
+def all_configs() -> list[Path]:
+    return [
+        file
+        for file in sorted(CONFIGS.rglob('*.py'))
+        if '_base_' not in file.parts
+    ]
+
+
+def pruning_configs() -> list[Path]:
+    """Of every model one: the others prune the same network."""
+    return [
+        path
+        for path in all_configs()
+        if path.name.startswith('prune_') and '_flops_' not in path.name
+    ]
