@@ -26,6 +26,7 @@ ROOMS = {
     'libraries': 'what is peculiar to MMDetection, MMPretrain and others',
     'report': 'tables, pictures, pages',
     'export': 'ONNX files',
+    'registry': 'names for configs',
     'engine': 'pruning inside a runner of MMEngine',
 }
 CORE = list(ROOMS)[: list(ROOMS).index('libraries')]

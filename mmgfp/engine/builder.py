@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..groups import ATTRIBUTE
 from ..libraries.kinds import kind_of
+from ..registry import MODELS
 from ..slimming.structure import Structure
-from .registry import MODELS
 
 
 @MODELS.register_module(name='PrunedModel')

@@ -15,11 +15,11 @@ from mmengine.runner import Runner
 from ..groups import ChannelGroup
 from ..libraries.models import unwrap
 from ..libraries.pipeline import input_shape as config_shape
+from ..registry import HOOKS
 from ..search.pruner import GroupFisherPruner, Normalizer
 from ..slimming.structure import KEY, Structure
 from ..utils.errors import type_and_line
 from .progress import Progress, Tally, listed, unscored_line
-from .registry import HOOKS
 from .resume import RandomKeeper, separate_loader
 from .runner import (
     Trainers,

@@ -26,10 +26,10 @@ from mmengine.runner.checkpoint import weights_to_cpu
 from ..libraries.config_text import config_text, dotted_name
 from ..libraries.kinds import imported, kind_of
 from ..libraries.models import unwrap
+from ..registry import HOOKS
 from ..slimming.structure import KEY, Structure
 from ..utils.atomic import complete
 from ..utils.errors import type_and_line
-from .registry import HOOKS
 
 
 def stems(metric: str, shares: Sequence[float]) -> dict[float, str]:

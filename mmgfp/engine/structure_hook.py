@@ -7,8 +7,8 @@ import os
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..registry import HOOKS
 from ..slimming.structure import KEY, Structure
-from .registry import HOOKS
 from .runner import check_loaded
 
 

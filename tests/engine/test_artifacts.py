@@ -17,8 +17,8 @@ from shipped import load, pruning_configs
 from toy import ToyClassifier, make_config, train
 
 from mmgfp import FisherPruningHook, GroupFisherPruner
-from mmgfp.engine.registry import HOOKS as OUR_HOOKS
 from mmgfp.engine.saved import finetune_config
+from mmgfp.registry import HOOKS as OUR_HOOKS
 
 
 @HOOKS.register_module(force=True)

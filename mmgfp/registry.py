@@ -1,4 +1,8 @@
-"""Registries of mmgfp, children of mmengine's: scope ``mmgfp``."""
+"""Registries of mmgfp, children of MMEngine's: scope ``mmgfp``.
+
+MMEngine imports ``<scope>.registry`` where a config names the scope, so this
+file stays beside the rooms.
+"""
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
