@@ -30,7 +30,7 @@ from ..libraries.models import CLASSIFICATION, config_library
 from ..utils.atomic import complete
 from ..utils.errors import type_and_line
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]  # all of mmgfp
 
 
 def config_parser(purpose: str | None, example: str) -> ArgumentParser:
