@@ -34,7 +34,9 @@ def processor() -> str:
         name = names[0].partition(': ')[2]
     except (OSError, IndexError):
         name = platform.processor() or platform.machine()
-    instructions = torch.backends.cpu.get_cpu_capability()
+    # torch.backends.cpu came with torch 2.1
+    _, _, after = torch.__config__.show().partition('CPU capability usage: ')
+    instructions = after.splitlines()[0]
     return f'{os.cpu_count()} cores of {name} ({instructions})'
 
 
