@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -18,6 +21,17 @@ def require(package: str) -> None:
     """Skip the running test where a package is missing."""
     if find_spec(package) is None:
         pytest.skip(f'this stack has no {package}')
+
+
+@contextmanager
+def derivatives() -> Iterator[None]:
+    """Skip the running test where torch cannot go back through the net."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search('derivative for .* not implemented', str(error)):
+            raise
+        pytest.skip(f'this torch says: {error}')
 
 
 def loss_scaler(scale: float):
