@@ -189,11 +189,15 @@ def check_loaded(
 
 def network_has_changed(runner: Runner) -> None:
     """Let those who hold the network's tensors see that they were sliced."""
+    model = unwrap(runner.model)
     for averaged in averaged_models(runner):
         # With `update_buffers` they keep a state dict, whose tensors share
         # memory with the parameters of the time when it was made.
         if averaged.update_buffers:
             averaged.avg_parameters = averaged.module.state_dict()
+            # MMYOLO's keep one of what they average, too
+            if hasattr(averaged, 'src_parameters'):
+                averaged.src_parameters = model.state_dict()
     if is_model_wrapper(runner.model):
         _rewrap(runner)
 

@@ -7,12 +7,14 @@ import inspect
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
-from mmengine.registry import HOOKS
+from mmengine.model import ExponentialMovingAverage
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 from toy import (
@@ -176,8 +178,30 @@ def test_nothing_is_pruned_after_the_target(tmp_path):
     assert removals(tmp_path)[-1]['iter'] == 12
 
 
+@MODELS.register_module(force=True)
+class Keeping(ExponentialMovingAverage):
+    """Keeps the tensors that it averages, as the one of MMYOLO does."""
+
+    def __init__(self, model: nn.Module, *args, **kwargs) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.src_parameters = (
+            model.state_dict()
+            if self.update_buffers
+            else dict(model.named_parameters())
+        )
+
+    def update_parameters(self, model: nn.Module) -> None:
+        kept = SimpleNamespace(
+            state_dict=lambda: self.src_parameters,
+            named_parameters=self.src_parameters.items,
+            buffers=model.buffers,
+        )
+        super().update_parameters(kept)
+
+
+@pytest.mark.parametrize('kind', ['ExponentialMovingAverage', 'Keeping'])
 @pytest.mark.parametrize('update_buffers', [False, True])
-def test_averaged_weights(tmp_path, update_buffers):
+def test_averaged_weights(tmp_path, update_buffers, kind):
     """The average is that of a copy that was averaged by hand."""
     expected = {}
 
@@ -201,7 +225,12 @@ def test_averaged_weights(tmp_path, update_buffers):
                 old = expected.get(name, full)
                 expected[name] = 0.8 * old + 0.2 * full
 
-    ema = dict(type='EMAHook', momentum=0.2, update_buffers=update_buffers)
+    ema = dict(
+        type='EMAHook',
+        ema_type=kind,
+        momentum=0.2,
+        update_buffers=update_buffers,
+    )
     # the oracle cuts at once, on a GPU too
     config = make_config(tmp_path, hook=dict(cut_to=1))
     config.custom_hooks = [ema, *config.custom_hooks]
