@@ -22,8 +22,8 @@ from ..tracing.selfcheck import UnsteadyError
 from ..utils.draws import same_draws
 from ..utils.modes import modes_kept, training
 from ..utils.trees import any_floats, look_into, tree_leaves
-from .models import CLASSIFICATION, CONVOLUTIONAL, library
-from .samples import BOXES, demo_boxes, demo_samples
+from .models import CLASSIFICATION, CONVOLUTIONAL, library, packages_of
+from .samples import BOXES, collated, demo_boxes, demo_samples
 
 Mode = Literal['tensor', 'predict', 'loss']
 
@@ -331,7 +331,13 @@ def demo_data(
     if mode != 'tensor' or origin not in CLASSIFICATION:
         data['data_samples'] = demo_samples(origin, model, shape, images)
     with _unaugmented(model.data_preprocessor, shape) as preprocess:
-        return dict(preprocess(data, mode == 'loss'), mode=mode)
+        if mode == 'loss' and 'mmyolo' in packages_of(type(preprocess)):
+            # for training, these need what MMYOLO's collate function makes
+            data = preprocess(data)
+            data['data_samples'] = collated(data['data_samples'])
+        else:
+            data = preprocess(data, mode == 'loss')
+        return dict(data, mode=mode)
 
 
 def _demo_pixels(

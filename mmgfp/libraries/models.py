@@ -129,11 +129,12 @@ def library(model: nn.Module) -> str:
 
 def library_of(kind: type) -> str:
     """Top-level package of the OpenMMLab class that a class is made of."""
-    for base in kind.__mro__:
-        package = base.__module__.partition('.')[0]
-        if package in LIBRARIES:
-            return package
-    return ''
+    return next((p for p in packages_of(kind) if p in LIBRARIES), '')
+
+
+def packages_of(kind: type) -> list[str]:
+    """Top-level packages of a class and of its bases, in their order."""
+    return [base.__module__.partition('.')[0] for base in kind.__mro__]
 
 
 def best_apart(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:

@@ -116,6 +116,25 @@ def _detection_samples(
     return samples
 
 
+def collated(samples: Sequence[Any]) -> dict[str, Any]:
+    """Samples of MMDetection as MMYOLO's heads take them for training.
+
+    Returns:
+        dict: ``bboxes_labels``, for every box the image, the class and the
+        corners, (boxes, 6), and ``img_metas`` of every image.
+    """
+    rows = []
+    for i, sample in enumerate(samples):
+        given = sample.gt_instances
+        images = torch.full_like(given.labels, i)
+        numbers = torch.stack([images, given.labels], 1)
+        rows.append(torch.cat([numbers, given.bboxes], 1))
+    return dict(
+        bboxes_labels=torch.cat(rows),
+        img_metas=[sample.metainfo for sample in samples],
+    )
+
+
 def _mmpretrain_samples(
     model: nn.Module, shape: Sequence[int], images: int
 ) -> list[Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from groups import flops_shares
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from oracles import masked_is_slim
 from stack import require
 
@@ -16,6 +18,7 @@ from mmgfp.libraries.forward import cost_runner, demo_groups, demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.slimming.surgery import slice_model
+from mmgfp.utils.trees import tree_leaves
 
 SIZE = dict(deepen_factor=0.01, widen_factor=0.125)
 SMALL = dict(
@@ -76,3 +79,16 @@ def test_groups_size_and_cost(name):
     assert {m: total[m] for m in METRICS} == {m: rows[''][m] for m in METRICS}
 
     masked_is_slim(model, groups, demo_runner((64, 64), 2), slice_model)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_losses_of_made_up_boxes(name):
+    """Channels that only training uses are found by them."""
+    model = build_model(small(name))
+    # a runner tells it; some choose the assigner by it
+    MessageHub.get_current_instance().update_info('epoch', 0)
+    # some want nine positions in the smallest map
+    losses = demo_runner((96, 96), 2, 'loss')(model)
+    values = tree_leaves(losses)
+    assert len(values) >= 2
+    assert all(torch.isfinite(value).all() for value in values)
