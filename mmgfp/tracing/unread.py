@@ -140,9 +140,10 @@ class Passing:
             for layers, place in self.seen.get((module, side), ()):
                 if not layers or width.place not in (None, place):
                     continue
-                for axis in {1, layers[0].dim() - 1}:
-                    shape = layers[0].shape
-                    if len(shape) > axis and shape[axis] == width.value:
+                shape = layers[0].shape
+                for axis in {1, len(shape) - 1}:  # -1: of a single number
+                    inside = 0 <= axis < len(shape)
+                    if inside and shape[axis] == width.value:
                         labels = axis_labels(layers, axis, slots)
                         if (labels >= 0).any():
                             yield labels

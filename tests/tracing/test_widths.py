@@ -848,3 +848,21 @@ class _Between(Net):
 def test_numbers_that_count_channels_inside_blocks_follow():
     groups = find_groups(_Between().eval(), run, images=2)
     assert {'in_channels', 'b.in_channels'} <= widths(groups)
+
+
+class _WithNumber(Net):
+    """Puts out a single number, as losses are, that is one of a channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 5)
+        self.embed_dims = 8
+
+    def forward(self, x):
+        x = self.b(F.relu(self.a(x)))
+        return x, x[0, 0, 0, 0]
+
+
+def test_modules_with_widths_may_put_out_single_numbers():
+    groups = find_groups(_WithNumber().eval(), run, images=2)
+    assert 'embed_dims' in widths(groups)
