@@ -23,10 +23,11 @@ _LITERALS = (str, bytes, bool, int, complex, range, type(None))
 _WIDTH = 79
 
 # An import statement would make it a config of pure Python, which knows no
-# `{{ fileDirname }}`. Names with two underscores are no settings.
+# `{{ fileDirname }}`; MMEngine 0.10.7 takes the standard library for other
+# packages where it lies outside of the environment. Names with two underscores
+# are no settings.
 _HEAD = """\
-from importlib import import_module
-
+import_module = __import__('importlib').import_module
 __imported = import_module('mmengine.config.lazy').LazyObject
 
 """
