@@ -1,22 +1,29 @@
 """mmgfp: prunes MMDetection and MMPretrain models from their own configs.
 
-Importing it registers ``mmgfp.FisherPruningHook``, ``mmgfp.PrunedModel`` and
+Importing it registers ``mmgfp.PruningHook``, ``mmgfp.PrunedModel`` and
 ``mmgfp.StructureHook`` where MMEngine is installed. The rest works without.
 """
 
 from typing import Any
 
 from .groups import ChannelGroup
-from .search.pruner import GroupFisherPruner
+from .search.prunable import Prunable
+from .search.pruner import Pruner
 from .slimming.structure import Structure
 from .tracing.finder import find_groups
 from .version import __version__
 
-_OF_MMENGINE = ('FisherPruningHook', 'StructureHook', 'build_pruned_model')
+_OF_MMENGINE = (
+    'FisherPruningHook',
+    'PruningHook',
+    'StructureHook',
+    'build_pruned_model',
+)
 
 __all__ = [
     'ChannelGroup',
-    'GroupFisherPruner',
+    'Prunable',
+    'Pruner',
     'Structure',
     '__version__',
     'find_groups',
@@ -29,10 +36,15 @@ except ModuleNotFoundError as error:
         raise
 else:
     from .engine.builder import build_pruned_model
-    from .engine.hook import FisherPruningHook
+    from .engine.hook import FisherPruningHook, PruningHook
     from .engine.structure_hook import StructureHook
 
-    __all__ += ['FisherPruningHook', 'StructureHook', 'build_pruned_model']
+    __all__ += [
+        'FisherPruningHook',
+        'PruningHook',
+        'StructureHook',
+        'build_pruned_model',
+    ]
 
 
 def __getattr__(name: str) -> Any:

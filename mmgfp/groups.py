@@ -9,6 +9,7 @@ This file knows names and integers. It does not touch weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -157,6 +158,75 @@ class ChannelGroup:
             and len(self.layers('consumer')) == 1
         )
 
+    def restrict(self, units: np.ndarray) -> ChannelGroup:
+        """The members of some units only, without taps.
+
+        Args:
+            units (np.ndarray): Their numbers, or (size,) whether each counts.
+        """
+        members = tuple(
+            replace(member, index=member.index[units])
+            for member in self.members
+        )
+        size = len(members[0].index)
+        return replace(self, size=size, members=members, taps=())
+
     def freeze(self, reason: str) -> ChannelGroup:
         """The same group, not to be pruned."""
         return replace(self, frozen=reason)
+
+
+class UnitSpace:
+    """The units of some groups in one flat vector, group after group.
+
+    Args:
+        groups (Sequence[ChannelGroup]): In the order of the vector.
+        numbers (Sequence[np.ndarray], optional): Per group, (size,), the
+            numbers that its units have in the unpruned network. By default
+            the network is unpruned.
+
+    Attributes:
+        sizes (np.ndarray): (G,) units of each group.
+        group_of (np.ndarray): (U,) number of the group of each unit.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        numbers: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        self.groups = list(groups)
+        self.sizes = np.array([group.size for group in groups], dtype=int)
+        self.group_of = np.repeat(np.arange(len(groups)), self.sizes)
+        self.numbers = (
+            [np.arange(size) for size in self.sizes]
+            if numbers is None
+            else list(numbers)
+        )
+
+    def __len__(self) -> int:
+        return int(self.sizes.sum())
+
+    def split(self, flat: np.ndarray) -> list[np.ndarray]:
+        """A vector of all units, (U,), as one of each group."""
+        return np.split(flat, np.cumsum(self.sizes)[:-1])
+
+    def consumers(self) -> list[tuple[Tap, np.ndarray]]:
+        """Per consumer a tap, and the flat unit of each input channel, (C,).
+
+        Channels of no group have the number U.
+        """
+        found: dict[str, tuple[Tap, np.ndarray]] = {}
+        start = 0
+        for group in self.groups:
+            for tap in group.taps:
+                blank = np.full(len(tap.unit), len(self))
+                _, unit = found.setdefault(tap.module, (tap, blank))
+                mine = tap.unit >= 0
+                unit[mine] = start + tap.unit[mine]
+            start += group.size
+        return list(found.values())
+
+    def groups_among(self, units: np.ndarray) -> list[int]:
+        """Numbers of the groups that some flat units are of."""
+        return np.unique(self.group_of[units[units < len(self)]]).tolist()

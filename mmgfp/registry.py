@@ -4,9 +4,15 @@ MMEngine imports ``<scope>.registry`` where a config names the scope, so this
 file stays beside the rooms.
 """
 
+from importlib import import_module
+from inspect import isabstract
+from pkgutil import iter_modules
+
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
+
+from . import criteria
 
 HOOKS = Registry(
     'hook', parent=ROOT_HOOKS, scope='mmgfp', locations=['mmgfp.engine.hook']
@@ -17,3 +23,13 @@ MODELS = Registry(
     scope='mmgfp',
     locations=['mmgfp.engine.builder'],
 )
+
+# What scores channels. Every file in mmgfp/criteria adds its own; others use
+# @CRITERIA.register_module().
+CRITERIA = Registry('criterion', scope='mmgfp')
+
+for _file in iter_modules(criteria.__path__, f'{criteria.__name__}.'):
+    for _kind in vars(import_module(_file.name)).values():
+        _own = getattr(_kind, '__module__', '') == _file.name
+        if _own and hasattr(_kind, 'when') and not isabstract(_kind):
+            CRITERIA.register_module(module=_kind)

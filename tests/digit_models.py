@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from pruning import First, pruner_of
 from stack import require
 from toy import ROOT
 
@@ -15,7 +16,6 @@ from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_groups, demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.libraries.random_weights import vary_weights_
-from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.search.selection import Floor
 from mmgfp.slimming.structure import KEY
 
@@ -72,12 +72,13 @@ class Case:
 
         groups = [g for g in demo_groups(model, self.shape) if not g.frozen]
         calls = record_calls(model, lambda: run(model), 2)
-        pruner = GroupFisherPruner(
-            model, groups, calls, floor=Floor(min_ratio=0.5)
+        pruner = pruner_of(
+            *(model, groups, calls),
+            floor=Floor(min_ratio=0.5),
+            criterion=First(),
         )
-        pruner.uses_gradients = False  # any units will do
         pruner.prune(lambda choices: False)
-        structure = pruner.structure(str(self.config), self.shape)
+        structure = pruner.net.structure(str(self.config), self.shape)
         structure.save(folder / 'slim.json')
         self.slim = folder / 'slim.pth'
         torch.save(

@@ -18,6 +18,7 @@ import torch
 from nets import NETS
 from nets import run as run_net
 from oracles import randomize
+from pruning import pruner_of
 from torch import nn
 from toy import ROOT
 
@@ -26,7 +27,6 @@ from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_groups, demo_runner
 from mmgfp.libraries.models import build_model
-from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 
@@ -85,32 +85,34 @@ class Recorded:
         for module in model.modules():
             module.register_forward_pre_hook(_in_double)
         calls = record_calls(model, lambda: self.run(model), images=2)
-        pruner = GroupFisherPruner(
+        pruner = pruner_of(
             model, self.groups, calls, normalize_by, cut_to=cut_to
         )
         optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
         pruner.attach()
         model.train()
-        names = [group.name for group in pruner.groups]
+        names = [group.name for group in pruner.net.units.groups]
         steps = []
         for goal in GOALS:
             for _ in range(2):
                 optimizer.zero_grad()
                 _loss(self.run(model)).backward()
-                pruner.accumulate()
+                pruner.criterion.end_batch()
                 optimizer.step()
             removed = pruner.prune(
-                lambda n, goal=goal: pruner.ratio('flops') <= goal,
+                lambda n, goal=goal: pruner.net.ratio('flops') <= goal,
                 [optimizer],
             )
-            cost = {metric: round(n) for metric, n in pruner.cost().items()}
+            cost = {
+                metric: round(n) for metric, n in pruner.net.cost().items()
+            }
             order = [
                 f'{names.index(group)}:{sum(r.channels for r in run)}'
                 for group, run in groupby(removed, lambda r: r.group)
             ]
             steps.append({'order': ' '.join(order), 'cost': cost})
         pruner.detach()
-        scores = pruner.structure().scores
+        scores = pruner.net.structure().scores
         units = {
             name: ''.join('.' if n < 0 else str(n) for n in group.removed)
             for name, group in scores.groups.items()

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pruning import sums
 from torch import Tensor, nn
 
-from mmgfp.search.pruner import GroupFisherPruner
+from mmgfp import Pruner
 
 
 class Masked(nn.Module):
@@ -39,10 +40,11 @@ class Masked(nn.Module):
 
 
 def assert_scores(
-    pruner: GroupFisherPruner, expected: dict, tolerance: float = 1e-9
+    pruner: Pruner, expected: dict, tolerance: float = 1e-9
 ) -> None:
     found = {
-        g.name: f for g, f in zip(pruner.groups, pruner.fisher(), strict=True)
+        g.name: f
+        for g, f in zip(pruner.net.units.groups, sums(pruner), strict=True)
     }
     assert found.keys() == expected.keys()
     for group, scores in expected.items():

@@ -13,10 +13,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pruning import pruner_of, sums
 from stack import require
 from toy import CLASSES, ToyClassifier
 
-from mmgfp import GroupFisherPruner
 from mmgfp.cost.model import record_calls
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_groups
@@ -70,12 +70,12 @@ def pruned(device):
     factor = torch.ones(8, device=device)
     groups = demo_groups(model, (SIDE, SIDE))
     calls = record_calls(model, lambda: model(images[:1]))
-    pruner = GroupFisherPruner(model, groups, calls, cut_to=8)
+    pruner = pruner_of(model, groups, calls, cut_to=8)
     pruner.attach()
     model(images, labels, factor, 'loss')['loss'].backward()
-    assert pruner.accumulate()
-    scores = pruner.fisher()
-    pruner.prune(lambda choices: pruner.ratio('flops') <= 0.5)
+    assert pruner.criterion.end_batch()
+    scores = sums(pruner)
+    pruner.prune(lambda choices: pruner.net.ratio('flops') <= 0.5)
     masked = model(images)
     pruner.cut()
     torch.testing.assert_close(model(images), masked, rtol=1e-4, atol=1e-5)

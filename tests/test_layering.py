@@ -186,7 +186,7 @@ import torch, torchvision
 from torch.nn.functional import cross_entropy
 import mmgfp
 from mmgfp import *
-from mmgfp import ChannelGroup, GroupFisherPruner, Structure, find_groups
+from mmgfp import ChannelGroup, Pruner, Structure, find_groups
 from mmgfp.cost.model import record_calls
 
 torch.set_num_threads(1)
@@ -195,14 +195,14 @@ build = lambda: torchvision.models.squeezenet1_1(num_classes=5)
 run = lambda m: m(images)
 model = build()
 groups = find_groups(model, run, images=2)
-pruner = GroupFisherPruner(
+pruner = make_pruner(
     model, groups, record_calls(model.eval(), lambda: run(model), images=2))
 pruner.attach()
 cross_entropy(run(model), torch.tensor([0, 1])).backward()
-pruner.accumulate()
-pruner.prune(lambda n: pruner.ratio('flops') <= 0.5)
+pruner.criterion.end_batch()
+pruner.prune(lambda n: pruner.net.ratio('flops') <= 0.5)
 pruner.detach()
-pruner.structure().save(sys.argv[1])
+pruner.net.structure().save(sys.argv[1])
 slim = build().eval()
 Structure.load(sys.argv[1]).apply(slim)
 slim.load_state_dict(model.state_dict())
@@ -215,7 +215,7 @@ for name in ('FisherPruningHook', 'StructureHook', 'build_pruned_model'):
     else:
         raise AssertionError(name)
 assert not hasattr(mmgfp, 'no_such_name')
-print(f"{pruner.ratio('flops'):.1f}")
+print(f"{pruner.net.ratio('flops'):.1f}")
 """
 
 

@@ -396,10 +396,8 @@ class Disturb(Hook):
 
     def before_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
         if runner.rank == self.rank:
-            pruner = pruning_hook(runner).pruner
-            pruner.fisher = lambda: [
-                np.arange(group.size, 0, -1.0) for group in pruner.groups
-            ]
+            criterion = pruning_hook(runner).pruner.criterion
+            criterion.scores = lambda there: np.arange(len(there), 0, -1.0)
 
 
 @HOOKS.register_module(force=True)
@@ -437,7 +435,9 @@ class Overflow(Hook):
 
     def after_train_iter(self, runner, *args: Any, **kwargs: Any) -> None:
         if runner.rank == self.rank and runner.iter in self.iterations:
-            pruning_hook(runner).pruner._taps.buffer.fill_(float('inf'))
+            pruning_hook(runner).pruner.criterion._taps.buffer.fill_(
+                float('inf')
+            )
 
 
 @HOOKS.register_module(force=True)
@@ -491,7 +491,7 @@ def raw_outputs(model: nn.Module, shape: tuple[int, int]) -> list:
 
 
 def structure_of(runner: Runner) -> dict:
-    return pruning_hook(runner).pruner.structure().to_dict()['tensors']
+    return pruning_hook(runner).pruner.net.structure().to_dict()['tensors']
 
 
 def pruning_hook(runner: Runner) -> FisherPruningHook:

@@ -26,7 +26,7 @@ from mmgfp.cost.turns import in_turn, shares, spread
 from mmgfp.engine.steps import StepGuard
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import cost_runner, demo_data, demo_groups
-from mmgfp.search.pruner import GroupFisherPruner
+from mmgfp.search.pruner import Pruner
 
 Result = dict[str, Any]
 Tell = Callable[[str], None]
@@ -92,20 +92,20 @@ class Ours:
     """What the hook does in an iteration.
 
     Args:
-        pruner (GroupFisherPruner): Collects the scores.
+        pruner (Pruner): Collects the scores.
         optimizer (Optimizer): Whose steps are watched.
     """
 
     def __init__(
-        self, pruner: GroupFisherPruner, optimizer: torch.optim.Optimizer
+        self, pruner: Pruner, optimizer: torch.optim.Optimizer
     ) -> None:
         self.pruner, self.optimizer = pruner, optimizer
 
     def start(self) -> None:
         """Begin to observe."""
         self.pruner.attach()
-        self.guard = StepGuard(self.pruner.model, [self.optimizer])
-        self.pruner.on_cut = [self.guard.cut]
+        self.guard = StepGuard(self.pruner.net.model, [self.optimizer])
+        self.pruner.net.on_cut = [self.guard.cut]
 
     def begin(self) -> None:
         """Before an iteration."""
@@ -113,7 +113,7 @@ class Ours:
 
     def end(self) -> None:
         """After it."""
-        fine = self.pruner.accumulate(1.0, self.guard.fine())
+        fine = self.pruner.criterion.end_batch(1.0, self.guard.fine())
         self.guard.judge(fine)
 
     def stop(self) -> None:
@@ -130,7 +130,7 @@ class Training:
         device (str): Where.
         groups (Sequence[ChannelGroup], optional): If they are known.
         mixed (bool): Mixed precision, on a GPU. Defaults to False.
-        cut_to (int): See :class:`GroupFisherPruner`. Defaults to 1.
+        cut_to (int): See :class:`Pruner`. Defaults to 1.
     """
 
     def __init__(
@@ -149,9 +149,7 @@ class Training:
         model.eval()
         calls = record_calls(model, lambda: cost_runner(network.shape)(model))
         self.model = model.train()
-        self.pruner = GroupFisherPruner(
-            model, self.groups, calls, cut_to=cut_to
-        )
+        self.pruner = Pruner(model, self.groups, calls, cut_to=cut_to)
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=1e-6, momentum=0.9, weight_decay=1e-4
         )
@@ -321,13 +319,13 @@ def phase(
     began, choosing = time.perf_counter(), 0.0
     left = []
     for step in range(1, steps + 1):
-        left.append(pruner.ratio('flops'))
+        left.append(pruner.net.ratio('flops'))
         for _ in range(interval):
             training.iteration(method)
         goal = 1 - 0.5 * step / steps
         chose = time.perf_counter()
         pruner.prune(
-            lambda n, goal=goal: pruner.ratio('flops') <= goal,
+            lambda n, goal=goal: pruner.net.ratio('flops') <= goal,
             [training.optimizer],
         )
         training.wait()
@@ -337,7 +335,7 @@ def phase(
     return dict(
         seconds=taken,
         pruning=choosing,
-        cuts=pruner.cuts,
+        cuts=pruner.net.cuts,
         flops=statistics.mean(left),
     )
 

@@ -1,13 +1,12 @@
-"""Fisher information of channels, collected while the network trains.
+"""Mask gradients of channels, observed while the network trains.
 
 Notation: N images, C channels, U units of all groups in one flat vector.
 
-For a unit with mask entry m the score is ``sum_n (dL_n / dm)^2`` (paper,
-Equation 4), where the mask gradient of image n,
-``dL_n / dm = sum_x sum_{positions} A_n[x] * dL_n / dA_n[x]``, is summed over
-all channels x that share the entry - coupled layers, the channels of a
-convolution group, the calls of a shared head, the RoIs of the image - *before*
-it is squared (Equation 5).
+The mask gradient of a unit and image n, whose loss is L_n, is
+``dL_n / dm = sum_x sum_{positions} A_n[x] * dL_n / dA_n[x]``, summed over all
+channels x that share the mask entry - coupled layers, the channels of a
+convolution group, the calls of a shared head, the RoIs of the image (paper,
+Equations 4 and 5).
 
 Batch norm in training mode mixes the images of a batch; dL_n then means the
 derivative of the batch loss with respect to image n's own activations.
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..groups import ChannelGroup, Tap
+from ..groups import ChannelGroup, Tap, UnitSpace
 from ..rows import count_images, images_of_rois, picked_images
 
 # Elements of a block of products. On CPUs 4 MB in single precision, which
@@ -36,7 +35,7 @@ _LARGE_BLOCK = 1 << 24
 _SMALL = 1 << 15
 
 
-class FisherTaps:
+class Taps:
     """Observes the consumers of channel groups during training.
 
     Every consumer's input passes through an identity whose backward adds the
@@ -45,24 +44,20 @@ class FisherTaps:
 
     Args:
         model (nn.Module): The network that trains.
-        groups (Sequence[ChannelGroup]): Its prunable groups.
+        units (UnitSpace): Of its prunable groups.
     """
 
-    def __init__(
-        self, model: nn.Module, groups: Sequence[ChannelGroup]
-    ) -> None:
-        self.num_units = sum(group.size for group in groups)
+    def __init__(self, model: nn.Module, units: UnitSpace) -> None:
+        self.units = units
         self.buffer: Tensor | None = None
         # of the latest forward: how many images, and whose the RoIs are
         self.images: int | None = None
         self.rois: dict[str, Tensor] = {}
         # numbers of groups with a consumer out of reach of gradients
         self.unreached: set[int] = set()
-        self.groups = groups
-        sizes = torch.tensor([group.size for group in groups])
-        self._group = torch.arange(len(groups)).repeat_interleave(sizes)
+        self._group = torch.from_numpy(units.group_of)
         modules = dict(model.named_modules())
-        taps = _unit_maps(groups)
+        taps = units.consumers()
         self.batches = any(tap.layout.batches for tap, _ in taps)
         self._handles = [
             model.register_forward_pre_hook(
@@ -78,7 +73,7 @@ class FisherTaps:
         for tap, unit in taps:
             self._handles.append(
                 modules[tap.module].register_forward_pre_hook(
-                    _PreHook(self, tap, unit, _groups_of(unit, groups))
+                    _PreHook(self, tap, unit, units.groups_among(unit))
                 )
             )
 
@@ -95,15 +90,15 @@ class FisherTaps:
 
         Args:
             gradients (Tensor): (N, C).
-            index (Tensor): (C,) unit of each channel; ``num_units`` collects
-                the channels that belong to no unit.
+            index (Tensor): (C,) unit of each channel; U collects the channels
+                that belong to no unit.
 
         Raises:
             RuntimeError: If N differs within one iteration.
         """
         if self.buffer is None:
             self.buffer = gradients.new_zeros(
-                len(gradients), self.num_units + 1
+                len(gradients), len(self.units) + 1
             )
         if len(gradients) != len(self.buffer):
             raise RuntimeError(
@@ -139,7 +134,7 @@ class FisherTaps:
         """
         if self._group.device != gradients.device:
             self._group = self._group.to(gradients.device)
-        shape = len(gradients), len(self.groups)
+        shape = len(gradients), len(self.units.groups)
         units = torch.zeros(shape, device=gradients.device)
         units.index_add_(1, self._group, (gradients != 0).float())
         return (units > 0).sum(0)
@@ -151,7 +146,7 @@ class _Watcher:
     They have :func:`_ignore` in its place.
     """
 
-    def __init__(self, taps: FisherTaps) -> None:
+    def __init__(self, taps: Taps) -> None:
         self.taps = taps
 
     def __reduce__(self) -> tuple[Callable, tuple]:
@@ -179,7 +174,7 @@ class _ImageCounter(_Watcher):
 class _RoIWatcher(_Watcher):
     """Forward hook of what extracts RoIs: whose they are."""
 
-    def __init__(self, taps: FisherTaps, name: str) -> None:
+    def __init__(self, taps: Taps, name: str) -> None:
         super().__init__(taps)
         self.name = name
 
@@ -197,7 +192,7 @@ class _PreHook(_Watcher):
 
     def __init__(
         self,
-        taps: FisherTaps,
+        taps: Taps,
         tap: Tap,
         unit: np.ndarray,
         groups: Sequence[int],
@@ -240,7 +235,7 @@ class _PreHook(_Watcher):
                 owners = layout.owners(rows, images, rois, source.device)
             if owners is not None:
                 return images, owners
-        read = [self.taps.groups[g] for g in self.groups]
+        read = [self.taps.units.groups[g] for g in self.groups]
         raise RuntimeError(_misfit(self.tap, read, rows, images, rois))
 
 
@@ -381,27 +376,3 @@ def _sum_products(
     if axis in kept:
         return torch.cat(parts, axis)
     return torch.stack(parts).sum(0)
-
-
-def _unit_maps(
-    groups: Sequence[ChannelGroup],
-) -> list[tuple[Tap, np.ndarray]]:
-    """Per consumer a tap and the flat unit of each channel."""
-    total = sum(group.size for group in groups)
-    maps: dict[str, tuple[Tap, np.ndarray]] = {}
-    start = 0
-    for group in groups:
-        for tap in group.taps:
-            blank = np.full(len(tap.unit), total)
-            _, unit = maps.setdefault(tap.module, (tap, blank))
-            mine = tap.unit >= 0
-            unit[mine] = start + tap.unit[mine]
-        start += group.size
-    return list(maps.values())
-
-
-def _groups_of(unit: np.ndarray, groups: Sequence[ChannelGroup]) -> list[int]:
-    """Numbers of the groups that some flat units are of."""
-    ends = np.cumsum([group.size for group in groups])
-    found = np.unique(np.searchsorted(ends, unit, side='right'))
-    return [int(g) for g in found if g < len(groups)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from ..groups import ChannelGroup
 from ..libraries.models import unwrap
 from ..libraries.pipeline import input_shape as config_shape
 from ..registry import HOOKS
-from ..search.pruner import GroupFisherPruner, Normalizer
+from ..search.pruner import Normalizer, Pruner
 from ..slimming.structure import KEY, Structure
 from ..utils.errors import type_and_line
 from .progress import Progress, Tally, listed, unscored_line
@@ -42,6 +42,7 @@ from .settings import (
     flag,
     named_arguments,
     one_of,
+    read_criterion,
     read_cut_to,
     read_floor,
     read_ignore,
@@ -65,19 +66,23 @@ from .state import STATE_KEY, read_state, stamped
 from .steps import StepGuard
 
 
-@HOOKS.register_module()
-class FisherPruningHook(Hook):
-    """Group Fisher Pruning (ICML 2021) inside any mmengine runner.
+@HOOKS.register_module(name=['PruningHook', 'FisherPruningHook'])
+class PruningHook(Hook):
+    """Prunes channels inside any MMEngine runner.
 
-    Finds coupled channels when training starts, accumulates their Fisher
-    information and removes the least important ones every ``interval``
-    optimiser steps, until the target is reached. Checkpoints are always slim
+    Finds coupled channels when training starts, scores them by a criterion -
+    Fisher information as in Group Fisher Pruning (ICML 2021), if no other is
+    named - and removes the least important ones every ``interval`` optimiser
+    steps, until the target is reached. Checkpoints are always slim
     and hold the structure; resuming continues exactly.
 
     Args:
         target (dict): Remaining share to stop at, of one metric: ``flops``
             (multiply-accumulates), ``acts`` (activations), ``params`` or
             ``latency``, such as ``dict(flops=0.5)``.
+        criterion (dict, optional): What scores channels, such as
+            ``dict(type='Taylor')``: one of :data:`mmgfp.registry.CRITERIA`
+            with its arguments. Defaults to ``dict(type='Fisher')``.
         interval (int): Optimiser steps per pruning step. With several
             optimisers, iterations in which one took a step that trains
             prunable layers. Defaults to 10.
@@ -125,12 +130,10 @@ class FisherPruningHook(Hook):
     # Before the EMA hook loads weights and before the logger hook.
     priority = 'ABOVE_NORMAL'
 
-    # what makes the pruner; hooks with another criterion have another
-    pruner_type: Callable[..., GroupFisherPruner] = GroupFisherPruner
-
     def __init__(
         self,
         target: Mapping[str, float] | None = None,
+        criterion: Mapping[str, Any] | None = None,
         interval: int = 10,
         normalize_by: Normalizer = 'acts',
         channels_per_step: int | str = 1,
@@ -149,7 +152,7 @@ class FisherPruningHook(Hook):
         report: bool = False,
         **unknown: Any,
     ) -> None:
-        known = named_arguments(type(self), FisherPruningHook)
+        known = named_arguments(type(self), PruningHook)
         refuse_unknown(type(self).__name__, unknown, known)
         one_of('normalize_by', normalize_by, get_args(Normalizer))
         one_of('scope', scope, ('all', 'internal'))
@@ -158,6 +161,7 @@ class FisherPruningHook(Hook):
         self.schedule = read_schedule(
             target, interval, channels_per_step, prune_share
         )
+        self.criterion = read_criterion(criterion)
         self.normalize_by = normalize_by
         self.scope = scope
         self.save_at = read_save_at(save_at, self.schedule.target)
@@ -173,7 +177,7 @@ class FisherPruningHook(Hook):
         self.finetune = read_overrides(finetune)
         self.report = report
 
-        self.pruner: GroupFisherPruner | None = None
+        self.pruner: Pruner | None = None
         self._guard: StepGuard | None = None  # while pruning
         self._unscored: list[str] = []  # groups that the last step left out
         self._tally = Tally()
@@ -200,7 +204,7 @@ class FisherPruningHook(Hook):
         check_not_compiled(model)
         check_finetune_config(runner.cfg, self.finetune)
         pruner = self.pruner = prepare_pruner(
-            self.pruner_type,
+            self.criterion,
             model,
             self._groups or self._find_groups(runner),
             self._shape(runner),
@@ -212,7 +216,7 @@ class FisherPruningHook(Hook):
             runner.logger,
         )
         separate_loader(runner.train_dataloader, runner.seed)
-        ratio = pruner.ratio(self.schedule.metric)
+        ratio = pruner.net.ratio(self.schedule.metric)
         if self._resumed:
             pruner.load_state_dict(self._resumed['pruner'])
             self._random.resume_from(self._resumed['random'])
@@ -235,7 +239,7 @@ class FisherPruningHook(Hook):
             passed = [share for share in self.save_at if ratio <= share]
             self._tally = Tally(start=ratio, saved=passed)
         check_optimizers(optimizers(runner), pruner, runner.logger)
-        self._trainers = Trainers(runner, pruner.groups)
+        self._trainers = Trainers(runner, pruner.net.units.groups)
         check_possible(
             pruner,
             self.schedule,
@@ -245,12 +249,12 @@ class FisherPruningHook(Hook):
             f'ignore={list(self.ignore)}',
         )
         self._progress = Progress(self.schedule, ratio)
-        self._ratios = pruner.ratios()
+        self._ratios = pruner.net.ratios()
         self._guard = StepGuard(
             model, optimizers(runner), counted=self._trainers.optimizers
         )
         self._guard.resume(self._tally.skipped_in_a_row)
-        pruner.on_cut = [self._guard.cut]
+        pruner.net.on_cut = [self._guard.cut]
         pruner.attach()
 
     def _compare_targets(self, runner: Runner, before: Any) -> None:
@@ -292,7 +296,9 @@ class FisherPruningHook(Hook):
             assert self.pruner is not None
             self._guard.begin()
             # stepping changes it
-            self._factor = self._trainers.loss_factor(self.pruner.groups)
+            self._factor = self._trainers.loss_factor(
+                self.pruner.net.units.groups
+            )
 
     def after_train_iter(
         self,
@@ -315,10 +321,10 @@ class FisherPruningHook(Hook):
         # a batch can be bad on one rank alone (its scores overflow, or its
         # gradients are only accumulated so far), and before the next batch
         # all ranks have to undo and count the same.
-        fine = self.pruner.accumulate(
+        finite = self.pruner.criterion.end_batch(
             self._factor, guard.fine(), true_on_all_ranks
         )
-        if not guard.judge(fine):
+        if not guard.judge(finite):
             self._tell_of_bad_batches(runner)
             return
         tally.steps += guard.stepped
@@ -347,14 +353,15 @@ class FisherPruningHook(Hook):
     def _prune(self, runner: Runner) -> None:
         assert self.pruner is not None
         pruner, schedule, tally = self.pruner, self.schedule, self._tally
-        metric, cuts = schedule.metric, pruner.cuts
+        net, metric = pruner.net, schedule.metric
+        cuts = net.cuts
         goal = schedule.goal(
             runner.iter + 1,
             runner.max_iters,
             tally.start,
             self._trainers.accumulation,
         )
-        pruner.share(sum_over_ranks)
+        pruner.criterion.all_reduce(sum_over_ranks)
         unscored = pruner.unscored()
         # what is known must not pay for what is not
         least = pruner.reachable(unscored)[metric]
@@ -362,17 +369,17 @@ class FisherPruningHook(Hook):
         self._tell_of_unscored(runner, unscored, waits)
         removals = pruner.prune(
             lambda n: (
-                waits or schedule.step_is_done(n, pruner.ratio(metric), goal)
+                waits or schedule.step_is_done(n, net.ratio(metric), goal)
             ),
             optimizers(runner),
             [average.module for average in averaged_models(runner)],
             agree=same_on_all_ranks,
             iteration=runner.iter + 1,
         )
-        if pruner.cuts > cuts:
+        if net.cuts > cuts:
             network_has_changed(runner)
         tally.steps = 0
-        self._ratios = pruner.ratios()
+        self._ratios = net.ratios()
         ratio = self._ratios[metric]
         if removals:
             tally.removed += sum(r.channels for r in removals)
@@ -417,7 +424,7 @@ class FisherPruningHook(Hook):
         if self.pruner is None or self._guard is None:
             return
         self._tell_of_bad_batches(runner)
-        self.pruner.share(sum_over_ranks)
+        self.pruner.criterion.all_reduce(sum_over_ranks)
         if self.pruner.cut(
             optimizers(runner),
             [average.module for average in averaged_models(runner)],
@@ -461,8 +468,8 @@ class FisherPruningHook(Hook):
         )
         runner.logger.warning(
             f'training has ended with {metric} at '
-            f'{self.pruner.ratio(metric):.3f}, the target of {target} was not '
-            f'reached: {why}'
+            f'{self.pruner.net.ratio(metric):.3f}, the target of {target} was '
+            f'not reached: {why}'
         )
 
     def _report(self, runner: Runner) -> None:
@@ -488,13 +495,13 @@ class FisherPruningHook(Hook):
         assert self.pruner is not None
         structure = self._current_structure(runner)
         path, *others = save_ratio(runner, structure, stem, self.finetune)
-        ratio = self.pruner.ratio(self.schedule.metric)
+        ratio = self.pruner.net.ratio(self.schedule.metric)
         names = ', '.join(os.path.basename(other) for other in others)
         runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')
 
     def _current_structure(self, runner: Runner) -> Structure:
         assert self.pruner is not None
-        return self.pruner.structure(
+        return self.pruner.net.structure(
             source=str(runner.cfg.filename or runner.experiment_name),
             input_shape=self._shape(runner),
         )
@@ -553,6 +560,10 @@ class FisherPruningHook(Hook):
         network_has_changed(runner)
 
 
+# as configs for Group Fisher Pruning name it
+FisherPruningHook = PruningHook
+
+
 class CheckpointCutter(Hook):
     """Cuts out of checkpoints what is still in the network, masked.
 
@@ -561,16 +572,17 @@ class CheckpointCutter(Hook):
     the checkpoint before.
 
     Args:
-        pruning (FisherPruningHook): Whose network it is.
+        pruning (PruningHook): Whose network it is.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, pruning: FisherPruningHook) -> None:
+    def __init__(self, pruning: PruningHook) -> None:
         self._pruning = pruning
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Cut weights, averaged ones and the state of optimisers."""
         pruner = self._pruning.pruner
-        if pruner is not None and pruner.masked:
-            cut_checkpoint(runner, checkpoint, pruner.unmasked())
+        keep = pruner.net.unmasked() if pruner is not None else {}
+        if keep:
+            cut_checkpoint(runner, checkpoint, keep)

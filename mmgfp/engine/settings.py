@@ -9,8 +9,11 @@ from typing import Any
 
 from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, Metric
+from ..criteria.base import Criterion
+from ..registry import CRITERIA
 from ..search.schedule import Schedule
 from ..search.selection import Floor
+from ..utils.errors import in_one_line
 
 SAVE_AT = (0.75, 0.5, 0.25)
 PRUNE_SHARE = 0.6
@@ -137,6 +140,42 @@ def read_save_at(save_at: Any, target: float) -> list[float]:
                 'the target.'
             )
     return sorted({float(share) for share in save_at} | {target})[::-1]
+
+
+def read_criterion(criterion: Any) -> Criterion:
+    """Build the criterion that a config names.
+
+    Args:
+        criterion (Any): As in the config; None for Fisher information.
+
+    Raises:
+        ValueError: If there is no such criterion, or it does not take these
+            arguments.
+    """
+    settings = dict(type='Fisher') if criterion is None else criterion
+    if not isinstance(settings, Mapping) or 'type' not in settings:
+        raise ValueError(
+            f'criterion={criterion!r}: expected a dict such as '
+            "dict(type='Fisher')"
+        )
+    arguments = dict(settings)
+    kind = arguments.pop('type')
+    found = CRITERIA.get(kind) if isinstance(kind, str) else kind
+    if not callable(found):
+        known = sorted(CRITERIA.module_dict)
+        near = get_close_matches(str(kind), known, n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else '.'
+        raise ValueError(
+            f'there is no criterion {kind!r}{hint} Expected one of '
+            f'{", ".join(known)}, or one that a module in custom_imports '
+            'registers in mmgfp.registry.CRITERIA'
+        )
+    try:
+        return found(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f'criterion={criterion!r}: {in_one_line(error)}'
+        ) from error
 
 
 def read_cut_to(cut_to: Any) -> int | None:

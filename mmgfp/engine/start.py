@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from torch import nn
 
 from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, record_calls
+from ..criteria.base import Criterion
 from ..groups import ChannelGroup
 from ..libraries.forward import cost_runner, demo_groups
 from ..report.table import groups_table, render
-from ..search.pruner import GroupFisherPruner, Normalizer
+from ..search.prunable import Prunable
+from ..search.pruner import Normalizer, Pruner
 from ..search.schedule import Schedule
 from ..search.selection import Floor
 from ..slimming.optimizers import check_optimizer
@@ -54,7 +56,7 @@ def prepare_groups(
 
 
 def prepare_pruner(
-    pruner_type: Callable[..., GroupFisherPruner],
+    criterion: Criterion,
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     shape: Sequence[int],
@@ -64,7 +66,7 @@ def prepare_pruner(
     cut_to: int | None,
     latency: LatencyTable | None,
     logger: Logger,
-) -> GroupFisherPruner:
+) -> Pruner:
     """Count what the model costs at (H, W) and make its pruner; log it.
 
     Without ``cut_to`` it is 1 on a CPU and 8 elsewhere.
@@ -85,18 +87,15 @@ def prepare_pruner(
     was_training = model.training
     calls = record_calls(model.eval(), lambda: cost_runner(shape)(model))
     model.train(was_training)
-    pruner = pruner_type(
-        *(model, groups, calls, normalize_by, floor, structure, cut_to),
-        latency=latency,
-    )
-    cost = pruner.cost()
+    net = Prunable(model, groups, calls, structure, cut_to, latency)
+    cost = net.cost()
     logger.info(
-        f'{len(pruner.groups)} of {len(groups)} channel groups can be pruned; '
+        f'{len(net.originals)} of {len(groups)} channel groups can be pruned; '
         f'cost at {tuple(shape)}: '
         + ', '.join(f'{m} {cost[m]:,.0f}' for m in METRICS)
         + (f', latency {cost["latency"]:.1f} ms' if latency else '')
     )
-    return pruner
+    return Pruner(net, criterion, normalize_by, floor)
 
 
 def check_not_compiled(model: nn.Module) -> None:
@@ -128,7 +127,7 @@ def _is_compiled(value: Any) -> bool:
 
 def check_optimizers(
     optimizers: Sequence[torch.optim.Optimizer],
-    pruner: GroupFisherPruner,
+    pruner: Pruner,
     logger: Logger,
 ) -> None:
     """Raise if an optimiser's state cannot be cut with the network.
@@ -136,9 +135,11 @@ def check_optimizers(
     Raises:
         ValueError: Naming the optimiser and what to use instead.
     """
-    names = {m.tensor for group in pruner.groups for m in group.members}
+    names = {
+        m.tensor for group in pruner.net.units.groups for m in group.members
+    }
     for optimizer in optimizers:
-        if trouble := check_optimizer(optimizer, pruner.model, names):
+        if trouble := check_optimizer(optimizer, pruner.net.model, names):
             logger.warning(
                 f'{trouble}; whether its state can be cut with the network '
                 'shows when channels are removed'
@@ -146,7 +147,7 @@ def check_optimizers(
 
 
 def check_possible(
-    pruner: GroupFisherPruner,
+    pruner: Pruner,
     schedule: Schedule,
     max_iterations: int,
     accumulation: int,
@@ -155,7 +156,7 @@ def check_possible(
     """Raise if the target can never be reached.
 
     Args:
-        pruner (GroupFisherPruner): Of the network as it is.
+        pruner (Pruner): Of the network as it is.
         schedule (Schedule): Has the target.
         max_iterations (int): Iterations of the whole training.
         accumulation (int): Iterations per optimiser step.

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from pruning import pruner_of
 from stack import require
 from torch import nn
 from toy import ROOT, command, environment
 
-from mmgfp import GroupFisherPruner, find_groups
 from mmgfp.cost.model import record_calls
+from mmgfp.criteria.magnitude import Random
 
 HARNESS = ROOT / 'benchmarks' / 'accuracy'
 sys.path.insert(0, str(HARNESS))
@@ -644,183 +645,6 @@ def test_one_experiment(folder, baseline, name):
     assert params == result['cost']['params']
 
 
-def test_criteria():
-    """By loops over units, layers and images."""
-    require('mmpretrain')
-    import criteria
-    import models
-
-    torch.manual_seed(0)
-    model, images = models.CifarResNet(8), torch.randn(2, 3, 32, 32)
-
-    def run(model):
-        return model(images)
-
-    groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
-    calls = record_calls(model, lambda: run(model))
-    pruner = criteria.CriterionPruner(
-        model, groups, calls, 'none', criterion='l1'
-    )
-    pruner.attach()
-    tensors = dict(model.named_parameters())
-    for criterion, roles in (
-        ('l1', ('producer', 'consumer', 'affine')),
-        ('bn_scale', ('affine',)),
-    ):
-        pruner.criterion = criterion
-        check_magnitude(pruner.fisher(), groups, tensors, roles)
-    from mmgfp.criteria.taps import FisherTaps
-
-    pruner.detach()
-    taps = FisherTaps(model, groups)
-    totals = []
-    for _ in range(2):
-        run(model)[0].square().sum().backward()
-        totals.append(taps.take().double().sum(0).numpy())
-    taps.detach()
-    for criterion, expected in (
-        # of two images, whose losses were averaged
-        ('taylor', 2 * abs(totals[0] + totals[1])),
-        ('batch_fisher', 4 * totals[0] ** 2 + 4 * totals[1] ** 2),
-    ):
-        pruner = criteria.CriterionPruner(
-            model, groups, calls, 'none', criterion=criterion
-        )
-        pruner.attach()
-        for _ in range(2):
-            run(model)[0].square().sum().backward()
-            pruner.accumulate()
-        found = np.concatenate(pruner.fisher())
-        pruner.detach()
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
-
-
-def small(criterion: str) -> tuple[nn.Module, GroupFisherPruner]:
-    """A network and its attached pruner by a criterion."""
-    import criteria
-
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
-        *(nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU()),
-        nn.Conv2d(5, 2, 1),
-    ).eval()
-    for norm in (model[1], model[4]):
-        nn.init.uniform_(norm.weight)
-    groups = find_groups(model, lambda m: m(IMAGES), images=len(IMAGES))
-    calls = record_calls(model, lambda: model(IMAGES), len(IMAGES))
-    pruner = criteria.CriterionPruner(
-        model, groups, calls, 'none', criterion=criterion
-    )
-    pruner.attach()
-    return model, pruner
-
-
-IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize('scale', [4096.0, 0.5])
-def test_criteria_know_the_loss_scale_and_bad_batches(scale):
-    """Scores are those of the good batches, and of the plain loss."""
-    import criteria
-
-    def scores(criterion, scale, bad):
-        model, pruner = small(criterion)
-        for images in (IMAGES, bad * IMAGES, IMAGES.flip(1)):
-            loss = model(images).square().mean()
-            (scale * loss).backward()
-            fine = loss.isfinite()
-            assert pruner.accumulate(scale, fine) == fine
-        assert pruner.unscored() == []
-        torch.manual_seed(0)
-        return np.concatenate(pruner.fisher())
-
-    for criterion in criteria.CRITERIA:
-        expected = scores(criterion, 1.0, float('nan'))
-        assert expected.any() and np.isfinite(expected).all()
-        found = scores(criterion, scale, float('inf'))
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    'criterion', ['taylor', 'batch_fisher', 'running_fisher']
-)
-def test_criteria_see_bad_batches_themselves(criterion):
-    model, pruner = small(criterion)
-    model(float('nan') * IMAGES).sum().backward()
-    assert not pruner.accumulate()
-    assert not np.concatenate(pruner.fisher()).any()
-
-
-def check_magnitude(found, groups, tensors, roles):
-    for group, scores in zip(groups, found):
-        expected = []
-        for unit in range(group.size):
-            sizes = []
-            for member in group.members:
-                if member.role in roles and member.tensor.endswith('weight'):
-                    size = 0.0
-                    for i in member.index[unit]:
-                        weight = tensors[member.tensor]
-                        weight = weight.select(member.axis, int(i))
-                        size += float(weight.detach().abs().sum())
-                    sizes.append(size)
-            expected.append(sum(sizes) / len(sizes))
-        expected = np.array(expected) / np.mean(expected)
-        np.testing.assert_allclose(scores, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ('criterion', 'importance'),
-    [
-        ('l1', dict(type='GroupMagnitudeImportance', p=1)),
-        ('bn_scale', dict(type='BNScaleImportance')),
-    ],
-)
-def test_criteria_as_torch_pruning_has_them(criterion, importance):
-    """The same scores, so that only grouping and surgery differ."""
-    torch_pruning = pytest.importorskip('torch_pruning')
-    require('mmpretrain')
-    import criteria
-    import models
-
-    torch.manual_seed(0)
-    model, images = models.CifarResNet(8).eval(), torch.randn(2, 3, 32, 32)
-
-    def run(model):
-        return model(images)
-
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight)
-    groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
-    calls = record_calls(model, lambda: run(model))
-    pruner = criteria.CriterionPruner(
-        model, groups, calls, 'none', criterion=criterion
-    )
-    pruner.attach()
-    scores = pruner.fisher()
-    pruner.detach()
-    graph = torch_pruning.DependencyGraph()
-    graph.build_dependency(model, images)
-    kind = getattr(torch_pruning.importance, importance.pop('type'))
-    names = {module: name for name, module in model.named_modules()}
-    compared = 0
-    for theirs in graph.get_all_groups(root_module_types=[nn.Conv2d]):
-        layers = {names.get(d.target.module) for d, _ in theirs}
-        ours = [
-            i
-            for i, group in enumerate(groups)
-            if layers >= set(group.layers('producer', 'consumer', 'affine'))
-        ]
-        for i in ours:
-            compared += 1
-            np.testing.assert_allclose(
-                scores[i], kind(**importance)(theirs).numpy(), rtol=1e-5
-            )
-    assert compared >= 3
-
-
 @pytest.mark.parametrize(
     'path', sorted(HARNESS.glob('configs/cifar10/torch_pruning*.py')), ids=str
 )
@@ -1374,39 +1198,6 @@ def test_no_experiment_outlives_the_list(tmp_path):
     assert not Path(f'/proc/{child}').exists()
 
 
-def test_running_scores_outlive_a_step():
-    require('mmpretrain')
-    import criteria
-    import models
-
-    torch.manual_seed(0)
-    model, images = models.CifarResNet(8), torch.randn(2, 3, 32, 32)
-
-    def run(model):
-        return model(images)
-
-    groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
-    calls = record_calls(model, lambda: run(model))
-    pruner = criteria.CriterionPruner(
-        model, groups, calls, 'none', criterion='running_fisher'
-    )
-    pruner.attach()
-    run(model)[0].square().sum().backward()
-    pruner.accumulate()
-    before = [scores.copy() for scores in pruner.fisher()]
-    removals = pruner.prune(lambda choices: choices == 5)
-    assert len(removals) == 5
-    gone = 0
-    for old, new in zip(before, pruner.fisher()):
-        count = len(old) - len(new)
-        gone += count
-        # the least ones are gone, in the order of the units the rest stays
-        stay = np.sort(np.argsort(old)[count:])
-        np.testing.assert_allclose(new, 0.9 * old[stay], rtol=1e-6)
-    assert gone == 5
-    pruner.detach()
-
-
 @pytest.mark.parametrize('name', ['bccd_fcos', 'bccd_retinanet', 'cifar10'])
 def test_networks_of_known_widths(name):
     """Any channels, GroupNorm too: all shapes are those of the pruned one."""
@@ -1425,11 +1216,8 @@ def test_networks_of_known_widths(name):
     groups = demo_groups(model, config.input_shape)
     run = cost_runner(config.input_shape)
     calls = record_calls(model, lambda: run(model))
-    pruner = GroupFisherPruner(model, groups, calls)
-    rng = np.random.default_rng(0)
-    pruner.uses_gradients = False
-    pruner.fisher = lambda: [rng.random(g.size) for g in pruner.groups]
-    pruner.prune(lambda choices: pruner.ratio('flops') <= 0.5)
+    pruner = pruner_of(model, groups, calls, criterion=Random())
+    pruner.prune(lambda choices: pruner.net.ratio('flops') <= 0.5)
     left = widths_of(model)
     widths = {layer: (left[layer], full[layer]) for layer in full}
     assert sum(left.values()) < 0.9 * sum(full.values())

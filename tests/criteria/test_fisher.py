@@ -14,6 +14,7 @@ from masked import Masked, assert_scores
 from nets import NETS as NETS_OF_ALL_KINDS
 from nets_kernels import KERNEL_NETS
 from oracles import randomize
+from pruning import drop_batch, pruner_of, sums
 from stack import derivatives, loss_scaler, require
 from torch import Tensor, nn
 from torch.nn.functional import (
@@ -27,12 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from toy import ROOT
 
+from mmgfp import Pruner
 from mmgfp.cost.model import record_calls
-from mmgfp.criteria.taps import FisherTaps, mask_gradients
+from mmgfp.criteria.taps import Taps, mask_gradients
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import cost_runner, demo_data, demo_groups
 from mmgfp.libraries.models import build_model
-from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 
@@ -159,7 +160,7 @@ DATA = torch.randn(
 LABELS = torch.arange(11) % 4
 
 
-def make(net: Callable[[], Masked]) -> tuple[Masked, GroupFisherPruner]:
+def make(net: Callable[[], Masked]) -> tuple[Masked, Pruner]:
     """A net in eval mode (no image sees another) and its attached pruner."""
     torch.manual_seed(1)
     model = net().double().eval()
@@ -169,7 +170,7 @@ def make(net: Callable[[], Masked]) -> tuple[Masked, GroupFisherPruner]:
             nn.init.uniform_(module.running_var, 0.5, 2)
     groups = find_groups(model, lambda m: m(DATA[:2]), images=2)
     calls = record_calls(model, lambda: model(DATA[:1]))
-    pruner = GroupFisherPruner(model, groups, calls)
+    pruner = pruner_of(model, groups, calls)
     pruner.attach()
     return model, pruner
 
@@ -195,9 +196,9 @@ def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def test_equals_one_image_at_a_time(net):
     model, pruner = make(net)
     expected = oracle(model.requires_grad_(), DATA, LABELS)
-    pruner.discard()  # the oracle's own forwards pass through the taps
+    drop_batch(pruner)  # the oracle's own forwards pass through the taps
     loss_of(model, DATA, LABELS).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
     assert_scores(pruner, expected)
 
 
@@ -249,10 +250,10 @@ def test_equals_gradients_of_the_consumers_weights(net):
                         gradient[unit] += by_slice.sum(1)[slices].sum()
             expected[group.name] += gradient.square()
     calls = record_calls(model, lambda: model(images[:1]))
-    pruner = GroupFisherPruner(model, groups, calls)
+    pruner = pruner_of(model, groups, calls)
     pruner.attach()
     loss_of_outputs(model(images)).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
     assert_scores(pruner, expected, 1e-7)
     assert all(scores.any() for scores in expected.values())
 
@@ -291,10 +292,10 @@ def test_computed_kernels_do_not_matter_to_masks(name):
             for handle in handles:
                 handle.remove()
     calls = record_calls(model, lambda: model(images[:1]))
-    pruner = GroupFisherPruner(model, groups, calls)
+    pruner = pruner_of(model, groups, calls)
     pruner.attach()
     loss_of_outputs(model(images)).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
     assert_scores(pruner, expected, 1e-7)
     assert all(scores.any() for scores in expected.values())
 
@@ -328,44 +329,44 @@ def test_summing_squares_would_be_wrong():
 def test_batches_of_unequal_size_count_images_alike(net):
     model, pruner = make(net)
     expected = oracle(model, DATA, LABELS)
-    pruner.discard()
+    drop_batch(pruner)
     for part in (slice(0, 5), slice(5, 10), slice(10, 11)):
         loss_of(model, DATA[part], LABELS[part]).backward()
-        assert pruner.accumulate()
+        assert pruner.criterion.end_batch()
     assert_scores(pruner, expected)
 
 
 def test_accumulated_gradients():
     model, pruner = make(Residual)
     expected = oracle(model, DATA[:8], LABELS[:8])
-    pruner.discard()
+    drop_batch(pruner)
     for part in (slice(0, 4), slice(4, 8)):
         (loss_of(model, DATA[part], LABELS[part]) / 2).backward()
-        pruner.accumulate(scale=0.5)
+        pruner.criterion.end_batch(scale=0.5)
     assert_scores(pruner, expected)
 
 
 def test_loss_scale_is_divided_out():
     model, pruner = make(Residual)
     expected = oracle(model, DATA, LABELS)
-    pruner.discard()
+    drop_batch(pruner)
     scaler = loss_scaler(4096.0)
     scaler.scale(loss_of(model, DATA, LABELS)).backward()
-    pruner.accumulate(scaler.get_scale())
+    pruner.criterion.end_batch(scaler.get_scale())
     assert_scores(pruner, expected)
 
 
 def test_autocast_is_close():
     model, pruner = make(Residual)
     expected = oracle(model, DATA, LABELS)
-    pruner.discard()
+    drop_batch(pruner)
     model.float()
     with torch.autocast('cpu', torch.bfloat16):
         loss = loss_of(model, DATA.float(), LABELS)
     loss.backward()
-    pruner.accumulate()
-    found = torch.cat([torch.from_numpy(f) for f in pruner.fisher()])
-    wanted = torch.cat([expected[g.name] for g in pruner.groups])
+    pruner.criterion.end_batch()
+    found = torch.cat([torch.from_numpy(f) for f in sums(pruner)])
+    wanted = torch.cat([expected[g.name] for g in pruner.net.units.groups])
     assert (found - wanted).norm() < 0.05 * wanted.norm()
 
 
@@ -373,11 +374,11 @@ def test_autocast_is_close():
 def test_recomputed_activations_count_once(reentrant):
     model, pruner = make(Residual)
     expected = oracle(model, DATA, LABELS)
-    pruner.discard()
+    drop_batch(pruner)
     images = DATA.clone().requires_grad_()
     outputs = checkpoint(model, images, use_reentrant=reentrant)
     cross_entropy(outputs, LABELS).backward()
-    pruner.accumulate()
+    pruner.criterion.end_batch()
     assert_scores(pruner, expected)
 
 
@@ -393,7 +394,7 @@ def test_outputs_and_gradients_are_untouched():
     ):
         assert p.grad.equal(q.grad), name
     # the copy was made while the taps were on: it must not have observed
-    pruner.accumulate()
+    pruner.criterion.end_batch()
     assert_scores(pruner, oracle(plain, DATA, LABELS))
 
 
@@ -408,18 +409,18 @@ def test_pickled_networks_do_not_observe(attached):
     loaded = torch.load(file, weights_only=False)
     copies = [loaded, pickle.loads(pickle.dumps(model))]
     loss_of(model, DATA, LABELS).backward()
-    pruner.accumulate()
-    expected = pruner.fisher()
+    pruner.criterion.end_batch()
+    expected = sums(pruner)
     for other in copies:
         loss_of(other, DATA, LABELS).backward()
-        pruner.accumulate()
+        pruner.criterion.end_batch()
         for (name, p), q in zip(
             model.named_parameters(), other.parameters(), strict=True
         ):
             assert p.grad.equal(q.grad), name
         # who observes wants as many images until somebody asks for scores
         loss_of(other, DATA[:3], LABELS[:3]).backward()
-    for mine, before in zip(pruner.fisher(), expected, strict=True):
+    for mine, before in zip(sums(pruner), expected, strict=True):
         assert (mine == before).all()
     assert any(f.any() for f in expected) == attached
 
@@ -427,33 +428,33 @@ def test_pickled_networks_do_not_observe(attached):
 def test_not_finite_scores_are_refused():
     model, pruner = make(Residual)
     loss_of(model, DATA, LABELS).backward()
-    assert pruner.accumulate()
-    before = [f.copy() for f in pruner.fisher()]
+    assert pruner.criterion.end_batch()
+    before = [f.copy() for f in sums(pruner)]
     images = DATA.clone()
     images[3] = float('inf')
     loss_of(model, images, LABELS).backward()
-    assert not pruner.accumulate()
+    assert not pruner.criterion.end_batch()
     assert all(
-        (a == b).all() for a, b in zip(before, pruner.fisher(), strict=True)
+        (a == b).all() for a, b in zip(before, sums(pruner), strict=True)
     )
 
 
 def test_scores_sum_over_processes():
     model, pruner = make(Residual)
     expected = oracle(model, DATA, LABELS)
-    pruner.discard()
+    drop_batch(pruner)
     loss_of(model, DATA, LABELS).backward()
-    pruner.accumulate()
-    pruner.share(lambda scores: scores.mul_(2))
+    pruner.criterion.end_batch()
+    pruner.criterion.all_reduce(lambda scores: scores.mul_(2))
     expected = {g: 2 * s for g, s in expected.items()}
     assert_scores(pruner, expected)
-    pruner.share(lambda scores: scores.mul_(2))  # nothing new
+    pruner.criterion.all_reduce(lambda scores: scores.mul_(2))  # nothing new
     assert_scores(pruner, expected)
 
 
 def test_one_batch_per_iteration():
     model, pruner = make(Residual)
-    taps = FisherTaps(model, pruner.groups)
+    taps = Taps(model, pruner.net.units)
     taps.add(torch.ones(2, 3), torch.arange(3))
     with pytest.raises(RuntimeError, match='on 4 images and on 2'):
         taps.add(torch.ones(4, 3), torch.arange(3))
@@ -465,8 +466,8 @@ def test_detach_leaves_nothing_behind():
     pruner.detach()
     assert not any(m._forward_pre_hooks for m in model.modules())
     loss_of(model, DATA, LABELS).backward()
-    pruner.accumulate()
-    assert all((f == 0).all() for f in pruner.fisher())
+    pruner.criterion.end_batch()
+    assert all((f == 0).all() for f in sums(pruner))
 
 
 def test_mask_gradients_by_hand():
@@ -539,12 +540,12 @@ def detector_scores(**backbone) -> Tensor:
     model = build_model(config)
     groups = demo_groups(model, (64, 64))
     calls = record_calls(model.eval(), lambda: cost_runner((64, 64))(model))
-    pruner = GroupFisherPruner(model, groups, calls)
+    pruner = pruner_of(model, groups, calls)
     pruner.attach()
     losses = model.train()(**demo_data(model, (64, 64), 2, 'loss'))
     model.parse_losses(losses)[0].backward()
-    assert pruner.accumulate()
-    return torch.cat([torch.from_numpy(f) for f in pruner.fisher()])
+    assert pruner.criterion.end_batch()
+    return torch.cat([torch.from_numpy(f) for f in sums(pruner)])
 
 
 def test_activation_checkpointing_of_a_backbone():

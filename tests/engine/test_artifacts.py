@@ -16,14 +16,14 @@ from mmengine.runner import Runner
 from shipped import load, pruning_configs
 from toy import ToyClassifier, make_config, train
 
-from mmgfp import FisherPruningHook, GroupFisherPruner
+from mmgfp import FisherPruningHook
 from mmgfp.engine.saved import finetune_config
 from mmgfp.registry import HOOKS as OUR_HOOKS
 
 
 @HOOKS.register_module(force=True)
 class OtherCriterionHook(FisherPruningHook):
-    pruner_type = GroupFisherPruner
+    pass
 
 
 @OUR_HOOKS.register_module(force=True)

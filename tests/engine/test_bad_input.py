@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
+from pruning import sums
 from toy import (
     Stop,
     ToyClassifier,
@@ -203,7 +204,7 @@ def test_optimizer_that_cannot_be_tried(tmp_path):
     runner = Runner.from_cfg(make_config(tmp_path))
     runner.optim_wrapper = OptimWrapper(Moody(runner.model.parameters(), 0.1))
     runner.train()
-    assert pruning_hook(runner).pruner.ratio('flops') <= 0.5
+    assert pruning_hook(runner).pruner.net.ratio('flops') <= 0.5
     (log,) = tmp_path.glob('*/*.log')
     assert 'Moody cannot be tried: KeyError' in log.read_text()
 
@@ -578,7 +579,7 @@ def test_bad_batches_have_no_score(tmp_path, waits):
             torch.nn.init.normal_(parameter, std=0.3)
         with pytest.raises(KeyboardInterrupt):
             runner.train()
-        return pruning_hook(runner).pruner.fisher()
+        return sums(pruning_hook(runner).pruner)
 
     # the first of four batches is bad, or does not count; who does not wait
     # loses the second of the same step as well
@@ -651,7 +652,7 @@ def test_pictures_that_cannot_be_drawn_end_no_run(tmp_path, monkeypatch, how):
         drawing = 'matplotlib.backends.backend_agg.FigureCanvasAgg.print_png'
         monkeypatch.setattr(drawing, lambda *_, **__: 1 / 0)
     runner = train(tmp_path, hook=dict(report=True))
-    assert pruning_hook(runner).pruner.ratio('flops') <= 0.5
+    assert pruning_hook(runner).pruner.net.ratio('flops') <= 0.5
     assert not list(tmp_path.glob('*.png'))
     left = sorted(p.name for p in tmp_path.glob('flops_0.50*'))
     ends = '.json', '.pth', '_finetune.py'

@@ -38,7 +38,7 @@ def flexible(work_dir, *hooks, cut_to=1, resume=False, **changes):
 def test_the_default_strategy_prunes_saves_and_resumes(tmp_path, cut_to):
     whole = flexible(tmp_path / 'whole', cut_to=cut_to)
     whole.train()
-    assert pruning_hook(whole).pruner.ratio('flops') <= 0.5
+    assert pruning_hook(whole).pruner.net.ratio('flops') <= 0.5
     slim = ToyClassifier()
     Structure.load(tmp_path / 'whole/flops_0.50.json').apply(slim)
     saved = load_plain_checkpoint(tmp_path / 'whole/flops_0.50.pth')

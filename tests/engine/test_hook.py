@@ -59,7 +59,7 @@ ITER_BASED = dict(
 
 def assert_at_target(runner: Runner, target: float = 0.5) -> None:
     assert flops(runner.model) / FULL <= target
-    ratio = pruning_hook(runner).pruner.ratio('flops')
+    ratio = pruning_hook(runner).pruner.net.ratio('flops')
     assert ratio == pytest.approx(flops(runner.model) / FULL)
 
 
@@ -139,7 +139,7 @@ def test_pruning_goes_on_from_a_slim_checkpoint(tmp_path):
         for name in ('first/flops_0.75.json', 'second/flops_0.50.json')
     )
     assert second.cost_before == first.cost_before
-    assert second.ratio('flops') <= 0.5 < first.ratio('flops') <= 0.75
+    assert second.net.ratio('flops') <= 0.5 < first.net.ratio('flops') <= 0.75
     for key, axis in first.axes.items():
         assert set(second.axes[key].keep) <= set(axis.keep), key
 
@@ -213,7 +213,7 @@ def test_averaged_weights(tmp_path, update_buffers, kind):
         priority = 'LOW'
 
         def after_train_iter(self, runner, *args, **kwargs):
-            kept = pruning_hook(runner).pruner.structure().keep
+            kept = pruning_hook(runner).pruner.net.structure().keep
             for name, tensor in runner.model.state_dict().items():
                 tensor = tensor.cpu()
                 full = torch.full(shapes[name], float('nan'))
@@ -370,7 +370,7 @@ def test_what_a_hook_freezes_is_left_alone(tmp_path, pace):
 def test_what_is_frozen_meanwhile_is_pruned_later(tmp_path):
     runner, log = freezing(tmp_path, 'backbone', 4, 9)
     assert [r['iter'] for r in removals(tmp_path)] == [3, 12]
-    assert pruning_hook(runner).pruner.ratio('flops') <= 0.5
+    assert pruning_hook(runner).pruner.net.ratio('flops') <= 0.5
     assert log.count('no scores of') == 1
     assert 'iteration 12: all channel groups have scores again' in log
 
@@ -382,7 +382,7 @@ def test_the_rest_goes_on_if_it_can_reach_the_target(tmp_path):
     assert first['iter'] == 3
     kept = first['left'].get('backbone.0.0.weight')
     assert structure_of(runner).get('backbone.0.0.weight') == kept
-    assert pruning_hook(runner).pruner.ratio('params') <= 0.7
+    assert pruning_hook(runner).pruner.net.ratio('params') <= 0.7
     assert 'no scores of channel groups backbone.0.0: ' in log
     assert 'nothing is pruned until then' not in log
 
@@ -515,7 +515,7 @@ def test_logs(tmp_path):
     for metric in ('flops', 'params', 'acts'):
         history = hub.get_scalar(f'train/{metric}')
         assert history.current() == pytest.approx(
-            pruning_hook(runner).pruner.ratio(metric)
+            pruning_hook(runner).pruner.net.ratio(metric)
         )
     gone = 20 - len(runner.model.stem.weight) - len(runner.model.conv1.weight)
     assert hub.get_scalar('train/channels_pruned').current() == gone

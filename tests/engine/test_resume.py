@@ -199,7 +199,7 @@ def test_pruning_goes_on_from_a_saved_ratio(tmp_path):
     run(make_config(tmp_path / 'first', hook=dict(target=dict(flops=0.75))))
     saved = tmp_path / 'first' / 'flops_0.75.pth'
     again = run(make_config(tmp_path / 'again', load_from=str(saved)))
-    ratio = pruning_hook(again).pruner.ratio('flops')
+    ratio = pruning_hook(again).pruner.net.ratio('flops')
     assert 0.3 < ratio <= 0.5
     first = Structure.load(saved)
     second = Structure.load(tmp_path / 'again' / 'flops_0.50.json')

@@ -49,7 +49,7 @@ def test_the_generator_is_pruned_and_both_train_on(tmp_path, cut_to):
     hook = dict(after_target='train', cut_to=cut_to)
     often = dict(type='SaveOften', interval=3)
     runner = run(config(tmp_path, hook=hook), often)
-    assert pruning_hook(runner).pruner.ratio('flops') <= 0.5
+    assert pruning_hook(runner).pruner.net.ratio('flops') <= 0.5
     *generator, first, last = widths(runner.model)
     assert [first, last] == [8, 1]
     assert generator[0] < 10 or generator[2] < 12
@@ -105,7 +105,7 @@ def first_scores(folder: Path, interval: int, wrappers: dict) -> np.ndarray:
             train_cfg=dict(by_epoch=True, max_epochs=2),
         )
     )
-    scores = pruning_hook(runner).pruner.structure().scores
+    scores = pruning_hook(runner).pruner.net.structure().scores
     return np.concatenate([g.scores for g in scores.groups.values()])
 
 

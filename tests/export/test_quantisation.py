@@ -6,12 +6,12 @@ import warnings
 
 import pytest
 import torch
+from pruning import pruner_of
 from torch import nn
 from torch.ao import quantization
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 from mmgfp.cost.model import record_calls
-from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,5 +69,5 @@ def test_fake_quantised_layers_stay_and_say_what_to_do(
     }
     assert reasons == {n: f'goes through {r}' for n, r in expected.items()}
     with pytest.raises(ValueError, match=advice) as error:
-        GroupFisherPruner(net, groups, record_calls(net, lambda: net(IMAGES)))
+        pruner_of(net, groups, record_calls(net, lambda: net(IMAGES)))
     assert all(reason in str(error.value) for reason in expected.values())

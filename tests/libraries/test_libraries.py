@@ -284,7 +284,7 @@ def prune(
     runner = Runner.from_cfg(config)
     runner.train()
     (hook,) = (h for h in runner.hooks if hasattr(h, 'pruner'))
-    assert hook.pruner.ratio('flops') <= 0.5
+    assert hook.pruner.net.ratio('flops') <= 0.5
     work = folder / 'work'
     averages = [h.ema_model for h in runner.hooks if hasattr(h, 'ema_model')]
     saved = averages[0].module if averages else runner.model

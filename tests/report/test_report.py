@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
+from pruning import sums
 from torch import nn
 from toy import (
     load,
@@ -50,11 +51,11 @@ class Watch(Hook):
         prune = pruner.prune
 
         def noting(*args, **kwargs):
-            cost = pruner._cost.marginal('acts')
+            cost = pruner.net.saved('acts')
             self.seen = {
                 group.name: fisher / c
                 for group, fisher, c in zip(
-                    pruner.groups, pruner.fisher(), cost
+                    pruner.net.units.groups, sums(pruner), cost
                 )
             }
             return prune(*args, **kwargs)

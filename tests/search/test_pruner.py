@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+from pruning import images_of, pruner_of, sums
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu, softplus
 
+from mmgfp import Pruner
 from mmgfp.cost.model import record_calls
-from mmgfp.search.pruner import GroupFisherPruner
+from mmgfp.criteria.base import Criterion, MaskGradients, Weights
+from mmgfp.criteria.fisher import Fisher
 from mmgfp.search.selection import Floor
 from mmgfp.tracing.finder import find_groups
 
@@ -182,13 +185,13 @@ def follow(average: nn.Module, model: nn.Module) -> None:
             a.mul_(0.9).add_(b, alpha=0.1)
 
 
-def make_pruner(model: Net, **kwargs) -> GroupFisherPruner:
+def make_pruner(model: Net, **kwargs) -> Pruner:
     images = torch.randn(2, 3, SIDE, SIDE).double()
     groups = find_groups(model, lambda m: m(images), images=2)
     model.eval()
     calls = record_calls(model, lambda: model(images), images=2)
     model.train()
-    return GroupFisherPruner(model, groups, calls, **kwargs)
+    return pruner_of(model, groups, calls, **kwargs)
 
 
 def make_model() -> Net:
@@ -238,7 +241,7 @@ def test_slicing_follows_the_masked_trajectory(
 
         sliced.zero_grad()
         cross_entropy(model(images), labels).backward()
-        assert pruner.accumulate()
+        assert pruner.criterion.end_batch()
         assert clip(model, most) == pytest.approx(norm, rel=1e-9)
         sliced.step()
         follow(average, model)
@@ -260,7 +263,7 @@ def test_slicing_follows_the_masked_trajectory(
                 assert sizes == [*map(min, most_there, (6, 8))]
 
     assert pruner.cut([sliced], [average]) == (cut_to != 1)
-    assert not pruner.masked
+    assert not bool(pruner.net.unmasked())
     for ours, theirs in ((model, oracle.model), (average, oracle.average)):
         expected = oracle.slim(theirs)
         assert ours.state_dict().keys() == expected.keys()
@@ -270,17 +273,17 @@ def test_slicing_follows_the_masked_trajectory(
             )
 
 
-def alive(pruner: GroupFisherPruner, group: str) -> set[int]:
+def alive(pruner: Pruner, group: str) -> set[int]:
     """Units of the original network that its first producer still has."""
-    axis = pruner.structure().axes.get((f'{group}.weight', 0))
+    axis = pruner.net.structure().axes.get((f'{group}.weight', 0))
     kept = range(UNITS[group] * WIDTH[group]) if axis is None else axis.keep
     return {int(k) // WIDTH[group] for k in kept}
 
 
-def train_a_little(pruner: GroupFisherPruner, model: nn.Module) -> None:
+def train_a_little(pruner: Pruner, model: nn.Module) -> None:
     images = torch.randn(4, 3, SIDE, SIDE).double()
     cross_entropy(model(images), torch.arange(4)).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
 
 
 def test_scores_are_reset_after_each_step():
@@ -288,13 +291,13 @@ def test_scores_are_reset_after_each_step():
     pruner = make_pruner(model)
     pruner.attach()
     train_a_little(pruner, model)
-    assert any(f.any() for f in pruner.fisher())
+    assert any(f.any() for f in sums(pruner))
     pruner.prune(lambda n: n == 1)
-    assert not any(f.any() for f in pruner.fisher())
+    assert not any(f.any() for f in sums(pruner))
     # also if nothing was to be removed
     train_a_little(pruner, model)
     assert pruner.prune(lambda n: True) == []
-    assert not any(f.any() for f in pruner.fisher())
+    assert not any(f.any() for f in sums(pruner))
 
 
 def test_cost_is_counted_by_hand():
@@ -304,12 +307,12 @@ def test_cost_is_counted_by_hand():
     sizes = dict(UNITS)
     for _ in range(12):
         for metric in ('flops', 'acts'):
-            assert pruner.cost()[metric] == cost(metric, *sizes.values())
-            assert pruner.ratio(metric) == cost(
+            assert pruner.net.cost()[metric] == cost(metric, *sizes.values())
+            assert pruner.net.ratio(metric) == cost(
                 metric, *sizes.values()
             ) / cost(metric, *UNITS.values())
         parameters = sum(p.numel() for p in model.parameters())
-        assert pruner.cost()['params'] == parameters
+        assert pruner.net.cost()['params'] == parameters
         train_a_little(pruner, model)
         (removal,) = pruner.prune(lambda n: n == 1)
         sizes[removal.group] -= 1
@@ -327,7 +330,7 @@ def test_prunes_until_nothing_is_left_above_the_floor():
     train_a_little(pruner, model)
     removals = pruner.prune(lambda n: False)
     assert len(removals) == 4 + 6 + 3
-    assert pruner.ratio('flops') == pytest.approx(reachable['flops'])
+    assert pruner.net.ratio('flops') == pytest.approx(reachable['flops'])
     assert pruner.prune(lambda n: False) == []
     assert model.stem.weight.shape[0] == 2
     assert model.dw.groups == 2
@@ -340,12 +343,12 @@ def test_pruning_goes_on_from_a_structure():
     torch.manual_seed(3)
     batches = [torch.randn(4, 3, SIDE, SIDE).double() for _ in range(6)]
 
-    def prune(pruner: GroupFisherPruner, batches: list[Tensor]) -> list:
+    def prune(pruner: Pruner, batches: list[Tensor]) -> list:
         removals = []
         for images in batches:
-            outputs = pruner.model(images)
+            outputs = pruner.net.model(images)
             cross_entropy(outputs, torch.arange(4)).backward()
-            pruner.accumulate()
+            pruner.criterion.end_batch()
             removals += pruner.prune(lambda n: n == 2)
         return removals
 
@@ -356,22 +359,22 @@ def test_pruning_goes_on_from_a_structure():
     first = make_pruner(make_model(), floor=Floor(min_ratio=0.25))
     first.attach()
     removals = prune(first, batches[:3])
-    structure = first.structure()
+    structure = first.net.structure()
 
     model = make_model()
     groups = find_groups(model, lambda m: m(batches[0]), images=4)
     structure.apply(model)
-    model.load_state_dict(first.model.state_dict())
+    model.load_state_dict(first.net.model.state_dict())
     calls = record_calls(model, lambda: model(batches[0][:1]))
-    second = GroupFisherPruner(
+    second = pruner_of(
         model, groups, calls, floor=Floor(min_ratio=0.25), structure=structure
     )
     second.attach()
-    assert second.cost() == first.cost()
-    assert second.ratio('acts') == first.ratio('acts')
+    assert second.net.cost() == first.net.cost()
+    assert second.net.ratio('acts') == first.net.ratio('acts')
     removals += prune(second, batches[3:])
     assert removals == expected
-    assert second.structure().to_dict() == whole.structure().to_dict()
+    assert second.net.structure().to_dict() == whole.net.structure().to_dict()
 
 
 def test_state_is_taken_over():
@@ -382,18 +385,18 @@ def test_state_is_taken_over():
     state = copy.deepcopy(pruner.state_dict())
     other = make_pruner(make_model())
     other.load_state_dict(state)
-    for a, b in zip(pruner.fisher(), other.fisher(), strict=True):
+    for a, b in zip(sums(pruner), sums(other), strict=True):
         assert (a == b).all()
-    assert np.concatenate(other.fisher()).any()
+    assert np.concatenate(sums(other)).any()
 
 
 def test_state_of_another_network_is_refused():
     pruner = make_pruner(make_model())
     state = pruner.state_dict()
-    state['fisher']['c1'] = state['fisher']['c1'][:-1]
+    state['sums']['c1'] = state['sums']['c1'][:-1]
     with pytest.raises(ValueError, match=r'7 units .* c1, expected 8'):
         pruner.load_state_dict(state)
-    del state['fisher']['c1']
+    del state['sums']['c1']
     with pytest.raises(ValueError, match=r'no units .* c1, expected 8'):
         pruner.load_state_dict(state)
 
@@ -401,11 +404,11 @@ def test_state_of_another_network_is_refused():
 def test_structure_that_splits_a_unit_is_refused():
     pruner = make_pruner(make_model())
     pruner.attach()
-    train_a_little(pruner, pruner.model)
+    train_a_little(pruner, pruner.net.model)
     while alive(pruner, 'c3') == {0, 1, 2, 3}:
         pruner.prune(lambda n: n == 1)
-        train_a_little(pruner, pruner.model)
-    structure = pruner.structure()
+        train_a_little(pruner, pruner.net.model)
+    structure = pruner.net.structure()
     key = 'c3.weight', 0
     axis = structure.axes[key]
     half = dict(structure.axes)
@@ -416,7 +419,7 @@ def test_structure_that_splits_a_unit_is_refused():
         model, lambda m: m(torch.ones(2, 3, SIDE, SIDE).double()), images=2
     )
     with pytest.raises(ValueError, match=r'a part of .* the group c3'):
-        GroupFisherPruner(
+        pruner_of(
             model,
             groups,
             record_calls(model, lambda: None),
@@ -428,7 +431,7 @@ def test_without_a_prunable_group():
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     groups = find_groups(model, lambda m: m(torch.ones(2, 3, 8, 8)), images=2)
     with pytest.raises(ValueError, match='no channel group can be pruned'):
-        GroupFisherPruner(model, groups, record_calls(model, lambda: None))
+        pruner_of(model, groups, record_calls(model, lambda: None))
 
 
 def test_masks_are_not_copied():
@@ -438,7 +441,7 @@ def test_masks_are_not_copied():
     pruner.attach()
     train_a_little(pruner, model)
     pruner.prune(lambda n: n == 3)
-    assert pruner.masked
+    assert bool(pruner.net.unmasked())
     copied = copy.deepcopy(model)
     assert all(not p._backward_hooks for p in copied.parameters())
     assert any(p._backward_hooks for p in model.parameters())
@@ -465,15 +468,15 @@ class Branches(nn.Module):
         return self.a2(softplus(self.a1(x))), self.b2(softplus(self.b1(x)))
 
 
-def branches(
-    pruner_type: type[GroupFisherPruner] = GroupFisherPruner, **kwargs
-) -> GroupFisherPruner:
+def branches(criterion: Criterion | None = None, **kwargs) -> Pruner:
     torch.manual_seed(0)
     model = Branches().double()
     groups = find_groups(model, lambda m: m(IMAGES), images=len(IMAGES))
     calls = record_calls(model, lambda: model(IMAGES), len(IMAGES))
-    pruner = pruner_type(model, groups, calls, 'none', **kwargs)
-    assert [g.name for g in pruner.groups] == ['stem', 'a1', 'b1']
+    pruner = pruner_of(
+        *(model, groups, calls, 'none'), criterion=criterion, **kwargs
+    )
+    assert [g.name for g in pruner.net.units.groups] == ['stem', 'a1', 'b1']
     pruner.attach()
     return pruner
 
@@ -484,18 +487,18 @@ IMAGES = torch.randn(
 
 
 def learn(
-    pruner: GroupFisherPruner,
+    pruner: Pruner,
     weight: Sequence[float] | None = (1.0,) * 5,
     scale: float = 1.0,
 ) -> Tensor:
     """A batch whose images have these weights in the second head's loss."""
-    a, b = pruner.model(IMAGES)
+    a, b = pruner.net.model(IMAGES)
     loss = a.square().sum((1, 2, 3))
     if weight is not None:
         weights = torch.tensor(weight).double()
         loss = loss + b.square().sum((1, 2, 3)) * weights
     (loss.mean() * scale).backward()
-    return pruner.accumulate(scale)
+    return pruner.criterion.end_batch(scale)
 
 
 def freeze_all(model: Branches) -> None:
@@ -525,10 +528,10 @@ def test_groups_without_gradients_are_left_out(
     freeze, weight, expected, cut_to
 ):
     pruner = branches(cut_to=cut_to)
-    sizes = {g.name: g.size for g in pruner.groups}
+    sizes = {g.name: g.size for g in pruner.net.units.groups}
     assert pruner.unscored() == list(sizes)  # nothing has been seen yet
     if freeze is not None:
-        freeze(pruner.model)
+        freeze(pruner.net.model)
     assert learn(pruner, weight)
     assert pruner.unscored() == expected
     removals = pruner.prune(lambda n: False)
@@ -537,7 +540,7 @@ def test_groups_without_gradients_are_left_out(
         left[removal.group] -= removal.channels
     assert left == {n: sizes[n] if n in expected else 1 for n in sizes}
     least = pruner.reachable(expected)
-    assert pruner.ratios() == pytest.approx(least)
+    assert pruner.net.ratios() == pytest.approx(least)
     # nothing is known until the next batch
     assert pruner.unscored() == list(sizes)
     assert pruner.prune(lambda n: False) == []
@@ -547,34 +550,36 @@ def test_what_a_group_left_out_has_accumulated_stays():
     """Also where other groups were cut, and there is nothing new."""
     pruner = branches()
     learn(pruner)
-    before = pruner.fisher()
+    before = sums(pruner)
     assert all(scores.all() for scores in before)
-    freeze_all(pruner.model)
+    freeze_all(pruner.net.model)
     learn(pruner)
     assert pruner.unscored() == ['stem']
     for _ in range(2):
         assert pruner.prune(lambda n: n == 2)
-        stem, *others = pruner.fisher()
+        stem, *others = sums(pruner)
         assert (stem == before[0]).all()
         assert not any(scores.any() for scores in others)
         learn(pruner)
         assert pruner.unscored() == ['stem']
-    pruner.model.requires_grad_(True)
+    pruner.net.model.requires_grad_(True)
     pruner.prune(lambda n: True)
     learn(pruner)
     assert pruner.unscored() == []
-    assert (pruner.fisher()[0] > before[0]).all()
+    assert (sums(pruner)[0] > before[0]).all()
 
 
 def test_images_that_contributed_are_counted():
     pruner = branches()
     learn(pruner, [0.0, 1.0, 0.0, 1.0, 0.0])
     learn(pruner, [0.0, 1.0, 0.0, 0.0, 0.0])
-    assert pruner.images() == dict(stem=10, a1=10, b1=3)
-    pruner.share(lambda sums: sums.mul_(2))  # another process has as many
-    assert pruner.images() == dict(stem=20, a1=20, b1=6)
+    assert images_of(pruner) == dict(stem=10, a1=10, b1=3)
+    pruner.criterion.all_reduce(
+        lambda sums: sums.mul_(2)
+    )  # another process has as many
+    assert images_of(pruner) == dict(stem=20, a1=20, b1=6)
     pruner.prune(lambda n: n == 1)
-    assert set(pruner.images().values()) == {0}
+    assert set(images_of(pruner).values()) == {0}
 
 
 def test_one_process_with_gradients_is_enough():
@@ -582,58 +587,58 @@ def test_one_process_with_gradients_is_enough():
     learn(with_b)
     learn(without_b, None)
     assert without_b.unscored() == ['b1']
-    sums: list[Tensor] = []
-    with_b.share(lambda mine: sums.append(mine.clone()))
-    without_b.share(lambda mine: mine.add_(sums[0]))
+    parts: list[Tensor] = []
+    with_b.criterion.all_reduce(lambda mine: parts.append(mine.clone()))
+    without_b.criterion.all_reduce(lambda mine: mine.add_(parts[0]))
     assert without_b.unscored() == []
     # and one that lacks a part is too much
     frozen = branches()
-    freeze_part(frozen.model)
+    freeze_part(frozen.net.model)
     learn(frozen)
-    frozen.share(lambda mine: mine.add_(sums[0]))
+    frozen.criterion.all_reduce(lambda mine: mine.add_(parts[0]))
     assert frozen.unscored() == ['stem']
 
 
 def test_dead_channels_go_first():
     pruner = branches()
     with torch.no_grad():
-        pruner.model.a1.bias[3] = -1e3
+        pruner.net.model.a1.bias[3] = -1e3
     learn(pruner)
-    assert pruner.fisher()[1].tolist().count(0) == 1
+    assert sums(pruner)[1].tolist().count(0) == 1
     (removal,) = pruner.prune(lambda n: n == 1)
     assert removal.group == 'a1'
-    assert pruner.structure().keep['a1.weight', 0].tolist() == [0, 1, 2, 4]
+    assert pruner.net.structure().keep['a1.weight', 0].tolist() == [0, 1, 2, 4]
 
 
 def test_left_out_in_the_record():
     pruner = branches()
     learn(pruner)
     pruner.prune(lambda n: n == 3, iteration=1)
-    first = pruner.structure().scores
+    first = pruner.net.structure().scores
     learn(pruner, None)
     pruner.prune(lambda n: n == 1, iteration=2)
-    second = pruner.structure().scores
+    second = pruner.net.structure().scores
     assert (second.step, second.iteration) == (2, 2)
     assert [g.left_out for g in second.groups.values()] == [False, False, True]
     known = second.groups['b1'].scores
     assert (known == first.groups['b1'].scores).all() and known.any()
     learn(pruner)
     pruner.prune(lambda n: n == 1, iteration=3)
-    third = pruner.structure().scores
+    third = pruner.net.structure().scores
     assert not any(g.left_out for g in third.groups.values())
 
 
 def test_counts_are_taken_over():
     pruner = branches()
     learn(pruner, [0.0, 1.0, 0.0, 1.0, 0.0])
-    freeze_part(pruner.model)
+    freeze_part(pruner.net.model)
     learn(pruner, None)
     state = copy.deepcopy(pruner.state_dict())
     other = branches()
     other.load_state_dict(state)
-    assert other.images() == pruner.images() == dict(stem=10, a1=10, b1=2)
+    assert images_of(other) == images_of(pruner) == dict(stem=10, a1=10, b1=2)
     assert other.unscored() == pruner.unscored() == ['stem']
-    for a, b in zip(pruner.fisher(), other.fisher(), strict=True):
+    for a, b in zip(sums(pruner), sums(other), strict=True):
         assert a.any() and (a == b).all()
 
 
@@ -641,7 +646,7 @@ def test_states_without_counts():
     """As earlier versions saved them."""
     pruner = branches()
     learn(pruner, None)
-    state = dict(fisher=pruner.state_dict()['fisher'])
+    state = dict(fisher=pruner.state_dict()['sums'])
     other = branches()
     other.load_state_dict(state)
     assert other.unscored() == ['b1']
@@ -650,63 +655,60 @@ def test_states_without_counts():
 # -- other criteria ----------------------------------------------------------
 
 
-class Absolute(GroupFisherPruner):
+class Absolute(MaskGradients):
     def of_batch(self, gradients):
         return gradients.abs().sum(0)
 
 
-class Signs(GroupFisherPruner):
+class Signs(MaskGradients):
     """What is not finite does not show in the scores."""
 
     def of_batch(self, gradients):
         return (gradients > 0).double().sum(0)
 
 
-class Sizes(GroupFisherPruner):
-    uses_gradients = False
-
-    def fisher(self):
-        return [np.arange(g.size, 0, -1.0) for g in self.groups]
+class Sizes(Weights):
+    def of_group(self, group, tensors, numbers):
+        return np.arange(group.size, 0, -1.0)
 
 
 @pytest.mark.parametrize('criterion', [Absolute, Signs])
 def test_criteria_cannot_forget_scale_and_bad_batches(criterion):
-    plain, scaled = branches(criterion), branches(criterion)
+    plain, scaled = branches(criterion()), branches(criterion())
     assert learn(plain)
     assert learn(scaled, scale=4096.0)
     assert not learn(scaled, [float('nan')] * 5)
-    a, b = scaled.model(IMAGES)
+    a, b = scaled.net.model(IMAGES)
     (a.square().mean() + b.square().mean()).backward()
-    assert not scaled.accumulate(valid=torch.tensor(False))
-    for found, expected in zip(scaled.fisher(), plain.fisher(), strict=True):
+    assert not scaled.criterion.end_batch(valid=torch.tensor(False))
+    for found, expected in zip(sums(scaled), sums(plain), strict=True):
         assert expected.any()
         np.testing.assert_allclose(found, expected, rtol=1e-12)
     gradients = torch.randn(5, 18).double()
-    assert criterion.of_batch(plain, gradients).shape == (18,)
+    assert plain.criterion.of_batch(gradients).shape == (18,)
 
 
 def test_criteria_that_look_at_weights():
     """They need no gradients, and nothing is observed for them."""
-    pruner = branches(Sizes)
-    assert not any(m._forward_pre_hooks for m in pruner.model.modules())
+    pruner = branches(Sizes())
+    assert not any(m._forward_pre_hooks for m in pruner.net.model.modules())
     assert pruner.unscored() == []
-    assert pruner.accumulate() and not pruner.accumulate(
+    assert pruner.criterion.end_batch() and not pruner.criterion.end_batch(
         valid=torch.tensor(False)
     )
     assert len(pruner.prune(lambda n: n == 4)) == 4
-    assert [g.size for g in pruner.groups] == [4, 4, 6]
+    assert [g.size for g in pruner.net.units.groups] == [4, 4, 6]
 
 
 def test_share_of_scores_that_outlives_a_step():
-    pruner = branches()
-    pruner.kept_share = 0.5
+    pruner = branches(Fisher(decay=0.5))
     learn(pruner)
-    before = pruner.fisher()
+    before = sums(pruner)
     pruner.prune(lambda n: True)
-    for found, scores in zip(pruner.fisher(), before, strict=True):
+    for found, scores in zip(sums(pruner), before, strict=True):
         assert (found == 0.5 * scores).all()
     learn(pruner, None)
-    kept = pruner.fisher()[2].copy()
+    kept = sums(pruner)[2].copy()
     assert pruner.unscored() == ['b1']
     pruner.prune(lambda n: True)
-    assert (pruner.fisher()[2] == kept).all()
+    assert (sums(pruner)[2] == kept).all()

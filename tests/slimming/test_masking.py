@@ -95,10 +95,14 @@ def test_when_channels_leave(tmp_path):
 
         def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any):
             pruner = pruning_hook(runner).pruner
-            kept = pruner.structure().axes
+            kept = pruner.net.structure().axes
             left = kept['conv1.weight', 0].keep if len(kept) else range(24)
             sizes.append(
-                (len(runner.model.conv1.weight), len(left), pruner.masked)
+                (
+                    len(runner.model.conv1.weight),
+                    len(left),
+                    bool(pruner.net.unmasked()),
+                )
             )
 
     config = make_config(
@@ -156,7 +160,9 @@ class Note(Hook):
         with torch.random.fork_rng():
             outputs = [raw_outputs(model, (8, 8)) for model in models]
         self.outputs[runner.iter + 1] = outputs
-        self.masked[runner.iter + 1] = pruning_hook(runner).pruner.masked
+        self.masked[runner.iter + 1] = bool(
+            pruning_hook(runner).pruner.net.unmasked()
+        )
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from oracles import (
     randomize,
     worst_difference,
 )
+from pruning import pruner_of
 from stack import CLASSIFICATION, require
 from torch import nn
 from toy import ROOT
@@ -28,7 +29,6 @@ from toy import ROOT
 from mmgfp.cost.model import record_calls
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model
-from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.structure import KEY
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.tracing.finder import find_groups
@@ -162,9 +162,9 @@ def test_the_documented_use(tmp_path, monkeypatch, capsys):
     run = demo_runner((32, 32), images=2)
     groups = find_groups(model, run, images=2)
     calls = record_calls(model, lambda: run(model))
-    pruner = GroupFisherPruner(model, groups, calls)
+    pruner = pruner_of(model, groups, calls)
     pruner.prune(lambda choices: choices == 9)
-    structure = pruner.structure(input_shape=(32, 32))
+    structure = pruner.net.structure(input_shape=(32, 32))
 
     folder = tmp_path / 'work_dirs/prune_repvgg'
     checkpoint = folder / 'flops_0.50_finetune/epoch_100.pth'

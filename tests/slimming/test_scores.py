@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from nets import InvertedResidual, run
+from pruning import pruner_of, sums
 
-from mmgfp import GroupFisherPruner, find_groups
+from mmgfp import Pruner, find_groups
 from mmgfp.cost.model import record_calls
 from mmgfp.report.charts import draw_scores
 from mmgfp.slimming.history import STAYS, Scores, no_scores
@@ -160,24 +161,24 @@ def test_of_a_pruner(normalize_by, cut_to):
     full = [group for group in groups if not group.frozen]
     there = {group.name: np.arange(group.size) for group in full}
     pruner = make_pruner(model, groups, normalize_by, cut_to)
-    assert pruner.structure().scores is None
+    assert pruner.net.structure().scores is None
     for step in range(1, 5):
         if step == 3:
             pruner.cut()
-            plain = pruner.structure().to_dict()
+            plain = pruner.net.structure().to_dict()
             pruner.detach()
             pruner = make_pruner(
                 *(model, groups, normalize_by, cut_to),
                 Structure.from_dict(json.loads(json.dumps(plain))),
             )
         run(model)[0].square().sum().backward()
-        pruner.accumulate()
-        names = [group.name for group in pruner.groups]
-        fisher = dict(zip(names, pruner.fisher()))
-        masked = dict(zip(names, map(np.copy, pruner._masked)))
+        pruner.criterion.end_batch()
+        names = [group.name for group in pruner.net.units.groups]
+        fisher = dict(zip(names, sums(pruner)))
+        masked = dict(zip(names, map(np.copy, pruner.net.masked)))
         saved = {n: saving(pruner, i) for i, n in enumerate(names)}
         removed = pruner.prune(lambda n: n == 4, iteration=10 * step)
-        scores = pruner.structure().scores
+        scores = pruner.net.structure().scores
         assert scores.normalize_by == normalize_by
         assert (scores.step, scores.iteration) == (step, 10 * step)
         assert [*scores.groups] == names
@@ -193,7 +194,7 @@ def test_of_a_pruner(normalize_by, cut_to):
             assert np.sort(group.scores[chosen]) == pytest.approx(smallest)
             there[name] = np.setdiff1d(there[name], chosen)
             assert (group.removed[there[name]] == STAYS).all()
-    kept = pruner.structure().keep
+    kept = pruner.net.structure().keep
     for group in full:
         for member in group.members:
             positions = member.index[there[group.name]].ravel()
@@ -206,16 +207,16 @@ def test_a_structure_that_tells_no_scores():
     groups = find_groups(model, run, images=2)
     pruner = make_pruner(model, groups, 'acts', 1)
     run(model)[0].square().sum().backward()
-    pruner.accumulate()
+    pruner.criterion.end_batch()
     pruner.prune(lambda n: n == 6)
-    plain = pruner.structure().to_dict()
+    plain = pruner.net.structure().to_dict()
     lost = plain.pop('scores')
     pruner.detach()
     again = make_pruner(model, groups, 'acts', 1, Structure.from_dict(plain))
     run(model)[0].square().sum().backward()
-    again.accumulate()
+    again.criterion.end_batch()
     again.prune(lambda n: n == 1)
-    known = again.structure().scores
+    known = again.net.structure().scores
     assert known.step == 1
     for name, group in known.groups.items():
         earlier = np.array(lost['groups'][name]['removed']) == 1
@@ -227,7 +228,7 @@ def test_a_structure_that_tells_no_scores():
 
 def make_pruner(model, groups, normalize_by, cut_to, structure=None):
     calls = record_calls(model, lambda: run(model))
-    pruner = GroupFisherPruner(
+    pruner = pruner_of(
         *(model, groups, calls, normalize_by),
         structure=structure,
         cut_to=cut_to,
@@ -236,10 +237,10 @@ def make_pruner(model, groups, normalize_by, cut_to, structure=None):
     return pruner
 
 
-def saving(pruner: GroupFisherPruner, group: int) -> float:
+def saving(pruner: Pruner, group: int) -> float:
     if pruner.normalize_by == 'none':
         return 1.0
-    one = np.zeros(len(pruner.groups), int)
+    one = np.zeros(len(pruner.net.units.groups), int)
     one[group] = 1
     metric = pruner.normalize_by
-    return pruner.cost()[metric] - pruner._cost.without(one)[metric]
+    return pruner.net.cost()[metric] - pruner.net._cost.without(one)[metric]

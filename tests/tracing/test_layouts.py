@@ -12,19 +12,21 @@ from typing import ClassVar
 import pytest
 import torch
 from masked import Masked, assert_scores
+from pruning import images_of, pruner_of, sums
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
 from torch.utils.checkpoint import checkpoint
 
+from mmgfp import Pruner
 from mmgfp.cost.model import record_calls
-from mmgfp.criteria.taps import FisherTaps
+from mmgfp.criteria.taps import Taps
+from mmgfp.groups import UnitSpace
 from mmgfp.rows import (
     Layout,
     count_images,
     images_of_rois,
     picked_images,
 )
-from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.tracing.finder import find_groups
 
 DATA = torch.randn(
@@ -33,10 +35,10 @@ DATA = torch.randn(
 LABELS = torch.arange(5) % 4
 
 
-def prune(model: nn.Module, run: Callable, **kwargs) -> GroupFisherPruner:
+def prune(model: nn.Module, run: Callable, **kwargs) -> Pruner:
     """The attached pruner of a net in eval mode."""
     groups = find_groups(model, run, images=2, **kwargs)
-    pruner = GroupFisherPruner(
+    pruner = pruner_of(
         model, groups, record_calls(model, lambda: run(model), 2)
     )
     pruner.attach()
@@ -132,7 +134,7 @@ class Turns(Masked):
 def test_rows_of_images(net):
     model = make(net)
     pruner = prune(model, lambda m: m(DATA[:2]))
-    assert layouts(pruner.groups) == net.expected
+    assert layouts(pruner.net.units.groups) == net.expected
     expected = {g: torch.zeros(n).double() for g, n in net.units.items()}
     pruner.detach()
     for image, label in zip(DATA, LABELS, strict=True):
@@ -144,12 +146,12 @@ def test_rows_of_images(net):
     model.masks = None
     pruner.attach()
     cross_entropy(model(DATA), LABELS).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
     assert_scores(pruner, expected)
     pruner.prune(lambda n: n == 2)
-    assert layouts(pruner.groups) == net.expected
+    assert layouts(pruner.net.units.groups) == net.expected
     cross_entropy(model(DATA), LABELS).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
 
 
 @pytest.mark.parametrize('net', [Windows, SequenceFirst, Turns])
@@ -158,11 +160,11 @@ def test_batch_without_images(net):
     model = make(net)
     pruner = prune(model, lambda m: m(DATA[:2]))
     model(DATA).square().sum().backward()
-    assert pruner.accumulate()
-    expected = pruner.fisher()
+    assert pruner.criterion.end_batch()
+    expected = sums(pruner)
     model(DATA[:0]).square().sum().backward()
-    assert pruner.accumulate()
-    for found, scores in zip(pruner.fisher(), expected, strict=True):
+    assert pruner.criterion.end_batch()
+    for found, scores in zip(sums(pruner), expected, strict=True):
         assert scores.any() and (found == scores).all()
 
 
@@ -322,7 +324,7 @@ BATCHES = {
 def test_rois_are_summed_per_image(net, batches):
     model = make(net)
     pruner = prune(model, run, train=train)
-    assert layouts(pruner.groups) == net.expected
+    assert layouts(pruner.net.units.groups) == net.expected
     pruner.detach()
     expected = two_stage_oracle(model, BATCHES[batches])
     pruner.attach()
@@ -333,7 +335,7 @@ def test_rois_are_summed_per_image(net, batches):
             sum(map(len, boxes)),
             sum(len(b[::2]) for b in boxes),
         ).backward()
-        assert pruner.accumulate()
+        assert pruner.criterion.end_batch()
     assert_scores(pruner, expected)
     assert expected['fc1'].any() == (batches != 'none')
 
@@ -344,14 +346,14 @@ def test_layouts_outlive_removal():
     images, boxes = DATA[:3], boxes_of(2, 0, 3)
     for _ in range(3):
         loss_of(model(images, boxes, train=True), 3, 5, 3).backward()
-        assert pruner.accumulate()
+        assert pruner.criterion.end_batch()
         pruner.prune(lambda n: n == 2)
-        assert layouts(pruner.groups) == TwoStage.expected
+        assert layouts(pruner.net.units.groups) == TwoStage.expected
     # and a copy does not observe
     duplicate = copy.deepcopy(model)
     loss_of(duplicate(images, boxes, train=True), 3, 5, 3).backward()
-    assert pruner.accumulate()
-    assert not any(scores.any() for scores in pruner.fisher())
+    assert pruner.criterion.end_batch()
+    assert not any(scores.any() for scores in sums(pruner))
 
 
 class Recomputing(TwoStage):
@@ -367,13 +369,13 @@ class Recomputing(TwoStage):
 def test_recomputed_heads():
     model = make(Recomputing)
     pruner = prune(model, run, train=train)
-    assert layouts(pruner.groups) == TwoStage.expected
+    assert layouts(pruner.net.units.groups) == TwoStage.expected
     pruner.detach()
     images, boxes = DATA[:3], boxes_of(2, 0, 3)
     expected = two_stage_oracle(model, [(images, boxes)])
     pruner.attach()
     loss_of(model(images, boxes, train=True), 3, 5, 3).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
     assert_scores(pruner, expected)
 
 
@@ -383,8 +385,8 @@ def test_all_processes_reduce_vectors_of_one_size(boxes):
     pruner = prune(model, run, train=train)
     loss_of(model(DATA[:2], boxes_of(*boxes), train=True), 2, 5, 3).backward()
     seen: list[Tensor] = []
-    assert pruner.accumulate()
-    pruner.share(seen.append)
+    assert pruner.criterion.end_batch()
+    pruner.criterion.all_reduce(seen.append)
     units = TwoStage.units
     assert [t.shape for t in seen] == [(sum(units.values()) + 2 * len(units),)]
 
@@ -585,11 +587,11 @@ def test_rows_of_some_images(pick, demo):
     model.masks = None
     pruner.attach()
     tasks_loss(model(DATA, choose)).backward()
-    assert pruner.accumulate()
+    assert pruner.criterion.end_batch()
     if demo == 'none':  # nothing is known of what is behind no rows
         del expected['hidden']
     else:
-        assert pruner.images()['hidden'] == len(set(images))
+        assert images_of(pruner)['hidden'] == len(set(images))
     assert_scores(pruner, expected)
 
 
@@ -747,13 +749,13 @@ def test_a_pair_of_batches_is_one_batch_of_pairs(kind, pairs):
     groups = find_groups(model, run, pairs)
     prunable = {g.name: g for g in groups if not g.frozen}
     assert prunable.keys() == {'conv1', 'conv2', 'mix'}
-    taps = FisherTaps(model, list(prunable.values()))
+    taps = Taps(model, UnitSpace(list(prunable.values())))
     run(model).square().mean(1).sum().backward()
     found = taps.take()
     taps.detach()
     assert found is not None and len(found) == pairs
     for i in range(pairs):  # one pair at a time
-        taps = FisherTaps(model, list(prunable.values()))
+        taps = Taps(model, UnitSpace(list(prunable.values())))
         model(kind(PAIR[:, i : i + 1])).square().mean(1).sum().backward()
         alone = taps.take()
         taps.detach()

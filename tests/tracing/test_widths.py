@@ -22,6 +22,7 @@ from oracles import (
     outputs,
     worst_difference,
 )
+from pruning import First, pruner_of
 from stack import CLASSIFICATION
 from torch import nn
 
@@ -29,7 +30,6 @@ from mmgfp.cost.model import record_calls
 from mmgfp.engine.builder import build_pruned_model
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import demo_runner
-from mmgfp.search.pruner import GroupFisherPruner
 from mmgfp.slimming.structure import Structure
 from mmgfp.slimming.surgery import slice_model
 from mmgfp.tracing.finder import find_groups
@@ -106,16 +106,16 @@ def slim_and_structure(name: str) -> tuple[WidthNet, Structure]:
 
 def prune(model: nn.Module, groups) -> tuple[nn.Module, Structure]:
     model = copy.deepcopy(model)
-    pruner = GroupFisherPruner(
+    pruner = pruner_of(
         model, groups, record_calls(model, lambda: run(model)), 'none'
     )
     pruner.attach()
     for _ in range(2):  # what has been removed before counts, too
         run_and_learn(model)
-        pruner.accumulate()
+        pruner.criterion.end_batch()
         pruner.prune(lambda choices: choices == 2)
     pruner.detach()
-    return model, pruner.structure('net.py', (16, 16))
+    return model, pruner.net.structure('net.py', (16, 16))
 
 
 def run_and_learn(model: nn.Module) -> None:
@@ -141,7 +141,7 @@ def test_slim_networks_train_and_round_trip(name, tmp_path):
 def test_pruning_goes_on_from_a_slim_network():
     slim, structure = slim_and_structure('Heads')
     _, groups = found('Heads')
-    pruner = GroupFisherPruner(
+    pruner = pruner_of(
         slim,
         groups,
         record_calls(slim, lambda: run(slim)),
@@ -150,13 +150,13 @@ def test_pruning_goes_on_from_a_slim_network():
     )
     pruner.attach()
     run_and_learn(slim)
-    pruner.accumulate()
+    pruner.criterion.end_batch()
     twin = copy.deepcopy(slim)
     pruner.prune(lambda choices: choices == 5, copies=[twin])
     assert numbers(twin) == numbers(slim)
     run_and_learn(slim)
     fresh = Heads().eval()
-    pruner.structure().apply(fresh)
+    pruner.net.structure().apply(fresh)
     assert numbers(fresh) == numbers(slim)
 
 
@@ -347,13 +347,13 @@ def test_networks_of_the_library(name, tmp_path):
 
     model.eval()
     before = attribute(model, SHRINKS[name])
-    pruner = GroupFisherPruner(
-        model, groups, record_calls(model, lambda: runner(model)), 'none'
+    pruner = pruner_of(
+        *(model, groups, record_calls(model, lambda: runner(model)), 'none'),
+        criterion=First(),
     )
-    pruner.uses_gradients = False  # any units will do
-    pruner.prune(lambda choices: pruner.ratio('params') < 0.3)
+    pruner.prune(lambda choices: pruner.net.ratio('params') < 0.3)
     assert attribute(model, SHRINKS[name]) < before
-    pruner.structure().save(tmp_path / 'structure.json')
+    pruner.net.structure().save(tmp_path / 'structure.json')
     fresh = build_pruned_model(
         'ImageClassifier',
         tmp_path / 'structure.json',

@@ -54,9 +54,7 @@ python benchmarks/accuracy/latency.py cifar10 --device cpu --rounds 12 \\
 python benchmarks/accuracy/report.py
 """
 _base_ = ['mmpretrain::_base_/default_runtime.py']
-custom_imports = dict(
-    imports=['mmgfp', 'data', 'models', 'criteria', 'precision']
-)
+custom_imports = dict(imports=['mmgfp', 'data', 'models', 'precision'])
 
 model = dict(
     type='ImageClassifier',

@@ -1,4 +1,2 @@
 _base_ = ['_resnet20.py']
-pruning = dict(
-    type='CriterionPruningHook', criterion='bn_scale', normalize_by='none'
-)
+pruning = dict(criterion=dict(type='BNScale'), normalize_by='none')

@@ -1,4 +1,2 @@
 _base_ = ['_resnet20.py']
-pruning = dict(
-    type='CriterionPruningHook', criterion='l1', normalize_by='none'
-)
+pruning = dict(criterion=dict(type='L1'), normalize_by='none')

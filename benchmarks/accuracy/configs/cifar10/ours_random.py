@@ -1,4 +1,2 @@
 _base_ = ['_resnet20.py']
-pruning = dict(
-    type='CriterionPruningHook', criterion='random', normalize_by='none'
-)
+pruning = dict(criterion=dict(type='Random'), normalize_by='none')

@@ -1,4 +1,2 @@
 _base_ = ['_resnet20.py']
-pruning = dict(
-    type='CriterionPruningHook', criterion='taylor', normalize_by='none'
-)
+pruning = dict(criterion=dict(type='Taylor'), normalize_by='none')

@@ -1,0 +1,27 @@
+"""Fisher information of channels (Group Fisher Pruning, ICML 2021)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import MaskGradients
+
+
+class Fisher(MaskGradients):
+    """``sum_n (dL_n / dm)^2``, in squared units of loss (Equation 4)."""
+
+    def of_batch(self, gradients: Tensor) -> Tensor:
+        """See :meth:`MaskGradients.of_batch`."""
+        return gradients.square().sum(0)
+
+
+class BatchFisher(MaskGradients):
+    """``sum_b (sum_n dL_n / dm)^2``: squares the gradient of each batch.
+
+    Cheaper variants of Fisher pruning do so; there it depends on the batch
+    size.
+    """
+
+    def of_batch(self, gradients: Tensor) -> Tensor:
+        """See :meth:`MaskGradients.of_batch`."""
+        return gradients.sum(0).square()

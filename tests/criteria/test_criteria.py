@@ -1,0 +1,367 @@
+"""What every criterion has to do, and what each one computes.
+
+Scores are compared with loops over images, units and layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from nets import InvertedResidual
+from pruning import pruner_of, sums
+from torch import Tensor, nn
+from toy import make_config, structure_of, train
+
+from mmgfp import Pruner, find_groups
+from mmgfp.cost.model import record_calls
+from mmgfp.criteria.base import Criterion
+from mmgfp.registry import CRITERIA
+from mmgfp.search.selection import Floor
+
+ALL = sorted(CRITERIA.module_dict)
+OF_GRADIENTS = ['BatchFisher', 'Fisher', 'Taylor']
+EVERY = pytest.mark.parametrize('kind', ALL)
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def make(kind: str) -> Criterion:
+    return CRITERIA.build(dict(type=kind))
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Softplus()),
+        *(nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.Softplus()),
+        nn.Conv2d(5, 2, 1),
+    ).eval()
+    for norm in (model[1], model[4]):
+        nn.init.uniform_(norm.weight)
+    return model.double()
+
+
+def small(
+    kind: str, cut_to: int = 1, model: nn.Module | None = None
+) -> Pruner:
+    model = model or make_model()
+    images = IMAGES.double()
+    groups = find_groups(model, lambda m: m(images), images=len(images))
+    calls = record_calls(model, lambda: model(images), len(images))
+    return pruner_of(
+        *(model, groups, calls, 'none'), cut_to=cut_to, criterion=make(kind)
+    )
+
+
+def learn(pruner: Pruner, images: Tensor = IMAGES, scale: float = 1.0):
+    loss = pruner.net.model(images.double()).square().mean()
+    (scale * loss).backward()
+    return pruner.criterion.end_batch(scale, loss.isfinite())
+
+
+# -- what all have to do -------------------------------------------------
+
+
+def test_which_there_are():
+    assert [
+        *('BNScale', 'BatchFisher', 'FPGM', 'Fisher', 'L1', 'L2'),
+        *('Random', 'Taylor'),
+    ] == ALL
+    for kind in ALL:
+        expected = 'training' if kind in OF_GRADIENTS else 'weights'
+        assert CRITERIA.get(kind).when == expected
+
+
+@EVERY
+@pytest.mark.parametrize('scale', [4096.0, 0.5])
+def test_loss_scale_and_bad_batches_leave_no_trace(kind, scale):
+    def scores(scale: float, bad: float) -> np.ndarray:
+        pruner = small(kind)
+        for images in (IMAGES, bad * IMAGES, IMAGES.flip(1)):
+            good = bool(images.isfinite().all())
+            assert learn(pruner, images, scale) == good
+        assert pruner.unscored() == []
+        return np.concatenate(pruner.scores())
+
+    expected = scores(1.0, float('nan'))
+    assert expected.any() and np.isfinite(expected).all()
+    found = scores(scale, float('inf'))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize('kind', OF_GRADIENTS)
+def test_bad_batches_are_seen(kind):
+    pruner = small(kind)
+    pruner.net.model(float('nan') * IMAGES.double()).sum().backward()
+    assert not pruner.criterion.end_batch()
+    assert not np.concatenate(sums(pruner)).any()
+
+
+@EVERY
+def test_masked_and_cut_networks_lose_the_same(kind):
+    def run(cut_to: int) -> list:
+        pruner = small(kind, cut_to)
+        steps = []
+        for _ in range(3):
+            learn(pruner)
+            steps.append(pruner.prune(lambda n: n == 2))
+        pruner.cut()
+        return [*steps, pruner.net.structure().to_dict()['tensors']]
+
+    expected = run(1)
+    assert sum(len(removals) for removals in expected[:3]) == 6
+    assert run(0) == run(4) == expected
+
+
+@EVERY
+def test_several_processes_score_as_one(kind):
+    """Each process has half of the batch; the norms use running means."""
+    whole = small(kind)
+    learn(whole, IMAGES)
+    first, second = small(kind), small(kind)
+    # the loss of each process is a mean over its own images
+    for pruner, images in ((first, IMAGES[:2]), (second, IMAGES[2:])):
+        learn(pruner, images)
+    parts: list[Tensor] = []
+    for pruner in (first, second):
+        pruner.criterion.all_reduce(lambda sums: parts.append(sums.clone()))
+    for pruner in (first, second):
+        learn_nothing(pruner)
+    if kind not in OF_GRADIENTS:
+        assert not parts
+        np.testing.assert_equal(first.scores(), whole.scores())
+        return
+    both = small(kind)
+    learn_nothing(both)
+    both.criterion.all_reduce(lambda sums: sums.copy_(sum(parts)))
+    if kind == 'BatchFisher':  # batches of other images are other batches
+        assert np.isfinite(np.concatenate(both.scores())).all()
+        return
+    for found, expected in zip(both.scores(), whole.scores(), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def learn_nothing(pruner: Pruner) -> None:
+    pruner.criterion.end_batch(valid=torch.tensor(False))
+
+
+@EVERY
+def test_states_are_taken_over(kind):
+    pruner = small(kind)
+    learn(pruner)
+    state = copy.deepcopy(pruner.state_dict())
+    other = small(kind)
+    other.load_state_dict(state)
+    for found, expected in zip(other.scores(), pruner.scores(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    stranger = small('Taylor' if kind == 'Fisher' else 'Fisher')
+    with pytest.raises(ValueError, match=f'by the criterion {kind}'):
+        stranger.load_state_dict(state)
+
+
+@EVERY
+def test_interrupted_is_uninterrupted(kind, tmp_path):
+    """In a runner, with accumulated gradients, masked in between."""
+
+    def config(folder: str, **settings) -> Config:
+        return make_config(
+            tmp_path / folder,
+            dict(criterion=dict(type=kind), cut_to=4, interval=2),
+            optim_wrapper=dict(
+                optimizer=dict(type='SGD', lr=0.05, momentum=0.9),
+                accumulative_counts=2,
+            ),
+            **settings,
+        )
+
+    whole = Runner.from_cfg(config('whole'))
+    whole.train()
+    interrupted = config('part')
+    interrupted.custom_hooks += [dict(type='Stop', iteration=9)]
+    with pytest.raises(KeyboardInterrupt):
+        Runner.from_cfg(interrupted).train()
+    resumed = Runner.from_cfg(config('part', resume=True))
+    resumed.train()
+    assert structure_of(whole) == structure_of(resumed)
+    assert structure_of(whole)
+    for a, b in zip(
+        whole.model.state_dict().values(), resumed.model.state_dict().values()
+    ):
+        assert torch.equal(a, b)
+
+
+# -- what each computes --------------------------------------------------
+
+
+def per_image(model: nn.Sequential) -> Tensor:
+    """Gradients of each image's loss with respect to masks, (N, 11)."""
+    rows = []
+    for image in IMAGES.double():
+        masks = [torch.ones(n).double().requires_grad_() for n in (6, 5)]
+        x = model[:3](image[None]) * masks[0][:, None, None]
+        x = model[3:6](x) * masks[1][:, None, None]
+        model[6](x).square().mean().backward()
+        rows.append(torch.cat([mask.grad for mask in masks]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'expected'),
+    [
+        ('Fisher', lambda g: g.square().sum(0)),
+        ('BatchFisher', lambda g: g.sum(0).square()),
+        ('Taylor', lambda g: g.sum(0).abs()),
+    ],
+)
+def test_of_gradients(kind, expected: Callable):
+    pruner = small(kind)
+    learn(pruner)
+    found = np.concatenate(pruner.scores())
+    pruner.detach()
+    gradients = per_image(pruner.net.model)
+    np.testing.assert_allclose(found, expected(gradients).numpy(), rtol=1e-9)
+
+
+def slices_of(group, unit, tensors, roles) -> list[Tensor]:
+    """Weights that each layer loses with a unit."""
+    found = []
+    for member in group.members:
+        if member.role in roles and member.tensor.endswith('weight'):
+            weight = tensors[member.tensor].detach()
+            parts = [
+                weight.select(member.axis, int(i)).reshape(-1)
+                for i in member.index[unit]
+            ]
+            found.append(torch.cat(parts))
+    return found
+
+
+LAYERS = ('producer', 'consumer', 'grouped', 'affine')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'roles', 'measure'),
+    [
+        ('L1', LAYERS, lambda w: w.abs().sum()),
+        ('L2', LAYERS, lambda w: w.square().sum()),
+        ('BNScale', ('affine',), lambda w: w.abs().sum()),
+    ],
+)
+@pytest.mark.parametrize('net', [InvertedResidual, None])
+def test_of_weights(kind, roles, measure, net):
+    model = net().double() if net else make_model()
+    images = (net.batch() if net else IMAGES).double()
+    groups = find_groups(model, lambda m: m(images), images=len(images))
+    calls = record_calls(model, lambda: model(images), len(images))
+    pruner = pruner_of(model, groups, calls, criterion=make(kind))
+    tensors = dict(model.named_parameters())
+    compared = 0
+    for group, found in zip(
+        pruner.net.units.groups, pruner.scores(), strict=True
+    ):
+        expected = []
+        for unit in range(group.size):
+            layers = slices_of(group, unit, tensors, roles)
+            sizes = [float(measure(layer)) for layer in layers]
+            expected.append(np.mean(sizes) if sizes else np.nan)
+        np.testing.assert_allclose(found, expected / np.mean(expected))
+        compared += not np.isnan(expected).any()
+        assert (group.name in pruner.unscored()) == np.isnan(found).all()
+    assert compared
+
+
+def test_distances_of_filters():
+    pruner = small('FPGM')
+    weight = pruner.net.model[0].weight.detach().flatten(1)
+    expected = np.array(
+        [sum(float((a - b).norm()) for b in weight) for a in weight]
+    )
+    found, *_ = pruner.scores()
+    np.testing.assert_allclose(found, expected / expected.mean())
+
+
+def test_random_scores_are_those_of_the_units():
+    """Whatever went before, and not the same in every group."""
+    pruner = small('Random')
+    before = pruner.scores()
+    assert (before[0][:5] != before[1]).all()
+    pruner.prune(lambda n: n == 4)
+    left = [
+        scores[numbers]
+        for scores, numbers in zip(before, pruner.net.units.numbers)
+    ]
+    for found, expected in zip(pruner.scores(), left, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_share_that_outlives_a_step():
+    with pytest.raises(ValueError, match=r'decay=1.*less than 1'):
+        CRITERIA.build(dict(type='Taylor', decay=1))
+    pruner = small('Fisher')
+    pruner.criterion.decay = 0.9
+    learn(pruner)
+    before = sums(pruner)
+    pruner.prune(lambda n: n == 3)
+    for old, new in zip(before, sums(pruner), strict=True):
+        stay = np.sort(np.argsort(old)[len(old) - len(new) :])
+        np.testing.assert_allclose(new, 0.9 * old[stay], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'importance'),
+    [
+        ('L1', dict(type='GroupMagnitudeImportance', p=1)),
+        ('L2', dict(type='GroupMagnitudeImportance', p=2)),
+        ('BNScale', dict(type='BNScaleImportance')),
+    ],
+)
+def test_as_torch_pruning_has_them(kind, importance):
+    """The same scores, so that only grouping and surgery differ."""
+    torch_pruning = pytest.importorskip('torch_pruning')
+    pruner = small(kind, model=make_model().float())
+    model = pruner.net.model.float()
+    graph = torch_pruning.DependencyGraph()
+    graph.build_dependency(model, IMAGES)
+    settings = dict(importance)
+    measure = getattr(torch_pruning.importance, settings.pop('type'))
+    names = {module: name for name, module in model.named_modules()}
+    compared = 0
+    for theirs in graph.get_all_groups(root_module_types=[nn.Conv2d]):
+        layers = {names.get(d.target.module) for d, _ in theirs}
+        for group, found in zip(pruner.net.units.groups, pruner.scores()):
+            if layers >= set(group.layers(*LAYERS)):
+                compared += 1
+                expected = measure(**settings)(theirs).numpy()
+                np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert compared == 2
+
+
+# -- from a config ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('criterion', 'message'),
+    [
+        ('L1', r"expected a dict such as dict\(type='Fisher'\)"),
+        (dict(type='Fihser'), "did you mean 'Fisher'"),
+        (dict(type='Fisher', share=1), 'share'),
+        (dict(type='Fisher', decay=2), 'decay=2'),
+    ],
+)
+def test_bad_settings(criterion, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, dict(criterion=criterion))
+
+
+def test_floors_hold_for_all():
+    for kind in ALL:
+        pruner = small(kind)
+        pruner.floor = Floor(min_channels=3)
+        learn(pruner)
+        pruner.prune(lambda n: False)
+        assert [len(n) for n in pruner.net.units.numbers] == [3, 3]
