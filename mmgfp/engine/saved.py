@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
+from torch import nn
 
 from ..libraries.config_text import config_text, dotted_name
 from ..libraries.kinds import imported, kind_of
@@ -72,7 +73,43 @@ def save_ratio(
     Returns:
         list[str]: Their paths; the checkpoint is the first.
     """
-    path = os.path.join(runner.work_dir, stem)
+    return write_ratio(
+        os.path.join(runner.work_dir, stem),
+        slim_checkpoint(runner),
+        structure,
+        unwrap(runner.model),
+        runner.cfg,
+        finetune,
+        runner.logger.warning,
+    )
+
+
+def write_ratio(
+    path: str,
+    checkpoint: Mapping[str, Any],
+    structure: Structure,
+    model: nn.Module,
+    config: Config,
+    finetune: Mapping[str, Any],
+    warn: Callable[[str], object],
+) -> list[str]:
+    """Write all files of one slim network.
+
+    All of them appear, or none. Only the picture may be missing.
+
+    Args:
+        path (str): Of the files, without their endings.
+        checkpoint (Mapping): With the slim weights.
+        structure (Structure): Of the model.
+        model (nn.Module): The slim model.
+        config (Config): That trains the full model.
+        finetune (Mapping): Overrides for the fine-tuning config.
+        warn (Callable): Is told why there is no picture.
+
+    Returns:
+        list[str]: Their paths; the checkpoint is the first.
+    """
+    stem = os.path.basename(path)
     saved = []
     with ExitStack() as files:
 
@@ -80,31 +117,34 @@ def save_ratio(
             saved.append(f'{path}{ending}')
             return files.enter_context(complete(saved[-1]))
 
-        torch.save(slim_checkpoint(runner), partial('.pth'))
+        torch.save(checkpoint, partial('.pth'))
         structure.save(partial('.json'))
-        if runner.cfg.get('model'):
-            config = finetune_config(runner.cfg, stem, finetune)
-            Path(partial('_finetune.py')).write_text(config, encoding='utf-8')
+        if config.get('model'):
+            text = finetune_config(config, stem, finetune)
+            Path(partial('_finetune.py')).write_text(text, encoding='utf-8')
         else:  # one of an earlier run had another network
             Path(f'{path}_finetune.py').unlink(missing_ok=True)
-    if _draw(runner, structure, f'{path}.png'):
+    if _draw(structure, model, f'{path}.png', warn):
         saved.append(f'{path}.png')
     return saved
 
 
-def _draw(runner: Runner, structure: Structure, path: str) -> bool:
+def _draw(
+    structure: Structure,
+    model: nn.Module,
+    path: str,
+    warn: Callable[[str], object],
+) -> bool:
     """Draw what was kept; nobody needs it, so that no failure ends a run."""
     try:
         from ..report.picture import (
             draw_kept_channels,  # matplotlib may be missing
         )
 
-        draw_kept_channels(structure, unwrap(runner.model), path)
+        draw_kept_channels(structure, model, path)
     except Exception as error:
         Path(path).unlink(missing_ok=True)  # of an earlier run
-        runner.logger.warning(
-            f'the picture {path} was not drawn: {type_and_line(error)}'
-        )
+        warn(f'the picture {path} was not drawn: {type_and_line(error)}')
         return False
     return True
 

@@ -70,7 +70,7 @@ def read_schedule(
     Raises:
         ValueError: Naming the argument, its value and what was expected.
     """
-    metric, share = _read_target(target)
+    metric, share = read_target(target)
     whole('interval', interval)
     auto = channels_per_step == 'auto'
     if not auto:
@@ -88,7 +88,12 @@ def read_schedule(
     return Schedule(metric, share, interval, channels_per_step, prune_share)
 
 
-def _read_target(target: Any) -> tuple[Metric, float]:
+def read_target(target: Any) -> tuple[Metric, float]:
+    """Check a metric and its remaining share.
+
+    Raises:
+        ValueError: Naming what was expected.
+    """
     if not isinstance(target, Mapping) or len(target) != 1:
         raise ValueError(
             f'target={target!r}: expected one metric and its '

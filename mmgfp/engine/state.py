@@ -14,8 +14,8 @@ from ..version import __version__
 from .progress import Tally
 
 STATE_KEY = 'mmgfp_pruning'
-# States of version 1 do not say so.
-STATE_VERSION = 2
+# States of version 1 do not say so; from 3 on they name the criterion.
+STATE_VERSION = 3
 
 _PARTS = {'pruner': dict, 'tally': dict, 'random': list}
 _ADVICE = (

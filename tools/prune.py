@@ -1,0 +1,196 @@
+"""Prune a trained model at once, by its weights alone: no data, no training.
+
+Leaves what the pruning hook leaves: a slim checkpoint, its structure, a
+fine-tuning config and a picture of what was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import mmengine
+from rich.console import Console
+from rich.table import Table
+
+from mmgfp.cost.model import METRICS
+from mmgfp.engine.cli import (
+    add_shape_option,
+    config_parser,
+    errors_in_one_line,
+    positive,
+    read_config,
+)
+from mmgfp.engine.saved import stems, write_ratio
+from mmgfp.engine.settings import read_criterion, read_floor, read_target
+from mmgfp.engine.start import prepare_groups, prepare_pruner
+from mmgfp.libraries.models import load_model
+from mmgfp.libraries.pipeline import input_shape
+from mmgfp.registry import CRITERIA
+from mmgfp.search.pruner import Normalizer, Pruner
+from mmgfp.slimming.checkpoint import load_plain_checkpoint
+from mmgfp.slimming.structure import KEY
+
+OF_WEIGHTS = [
+    name
+    for name, kind in sorted(CRITERIA.module_dict.items())
+    if kind.when == 'weights'
+]
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = config_parser(
+        __doc__,
+        'python tools/prune.py configs/quickstart/retinanet_r18_digits.py '
+        'work_dirs/quickstart/retinanet/baseline/epoch_6.pth '
+        '--criterion L1 --target flops=0.5',
+    )
+    parser.add_argument('checkpoint', help='weights of the trained model')
+    parser.add_argument(
+        '--target',
+        required=True,
+        type=_target,
+        metavar='METRIC=SHARE',
+        help='remaining share of flops, acts or params to stop at',
+    )
+    parser.add_argument(
+        '--criterion',
+        default='L1',
+        choices=OF_WEIGHTS,
+        help='what scores channels (default: L1)',
+    )
+    parser.add_argument(
+        '--normalize-by',
+        default='none',
+        choices=[n for n in get_args(Normalizer) if n != 'latency'],
+        help='what scores are divided by (default: none)',
+    )
+    parser.add_argument(
+        '--min-ratio',
+        type=float,
+        default=0.1,
+        help='share of its channels that every group keeps; without one, '
+        'such criteria empty whole layers (default: 0.1)',
+    )
+    parser.add_argument(
+        '--round-to',
+        type=positive,
+        default=1,
+        help='multiple of channels that stays of every group (default: 1)',
+    )
+    parser.add_argument(
+        '--ignore',
+        nargs='+',
+        default=[],
+        metavar='PATTERN',
+        help="layers that lose no outputs, such as 'backbone.layer1.*'",
+    )
+    parser.add_argument(
+        '--out',
+        metavar='FOLDER',
+        help='for the files (default: work_dirs/NAME OF THE CONFIG)',
+    )
+    add_shape_option(parser, 'input size that cost is counted at')
+    return parser.parse_args(arguments)
+
+
+def _target(text: str) -> dict[str, float]:
+    metric, _, share = text.partition('=')
+    try:
+        if metric in METRICS:
+            return {metric: float(share)}
+        raise ValueError(metric)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected one of {", ".join(METRICS)} and the share '
+            'that is to remain, such as flops=0.5'
+        ) from None
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line(args.debug):
+        prune(args)
+
+
+def prune(args: argparse.Namespace) -> None:
+    metric, share = read_target(args.target)
+    floor = read_floor(1, args.min_ratio or 0.0, args.round_to)
+    config = read_config(args)
+    loaded = load_plain_checkpoint(args.checkpoint)
+    if KEY in loaded:
+        raise ValueError(
+            f'{args.checkpoint} is pruned already; expected the weights of '
+            'the full network'
+        )
+    model = load_model(config, args.checkpoint)
+    shape = tuple(args.shape or input_shape(config))
+    logger = logging.getLogger('mmgfp')
+    pruner = prepare_pruner(
+        read_criterion({'type': args.criterion}),
+        model,
+        prepare_groups(model, shape, 'all', args.ignore, logger),
+        *(shape, args.normalize_by, floor, None, 1, None, logger),
+    )
+    least = pruner.reachable(pruner.unscored())[metric]
+    if least > share:
+        raise ValueError(
+            f'target={args.target} cannot be reached: with {floor}, '
+            f'ignore={args.ignore} and what {args.criterion} scores, at least '
+            f'{least:.3f} of {metric} stays. Raise the target or lower the '
+            'floors.'
+        )
+    pruner.prune(lambda count: pruner.net.ratio(metric) <= share)
+    structure = pruner.net.structure(args.config, shape)
+    folder = args.out or os.path.join('work_dirs', Path(args.config).stem)
+    os.makedirs(folder, exist_ok=True)
+    meta = loaded.get('meta')
+    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    saved = write_ratio(
+        os.path.join(folder, stems(metric, [share])[share]),
+        {
+            'meta': {
+                'cfg': config.pretty_text,
+                'time': time.strftime('%Y%m%d_%H%M%S'),
+                'mmengine_version': mmengine.__version__,
+                **({'dataset_meta': known} if known else {}),
+            },
+            'state_dict': model.state_dict(),
+            KEY: structure.to_dict(),
+        },
+        *(structure, model, config, {}, logger.warning),
+    )
+    report(pruner, args.criterion, saved)
+
+
+def report(pruner: Pruner, criterion: str, saved: Sequence[str]) -> None:
+    table = Table(title=f'pruned by {criterion}')
+    for column in ('', 'before', 'after', 'left'):
+        table.add_column(column, justify='right' if column else 'left')
+    cost, ratios = pruner.net.cost(), pruner.net.ratios()
+    for metric in METRICS:
+        table.add_row(
+            metric,
+            f'{pruner.net.cost_before[metric]:,.0f}',
+            f'{cost[metric]:,.0f}',
+            f'{ratios[metric]:.1%}',
+        )
+    console = Console()
+    console.print(table)
+    for path in saved:
+        console.print(f'saved {path}')
+    configs = [path for path in saved if path.endswith('_finetune.py')]
+    for path in configs:
+        console.print(
+            f'Accuracy was not measured. To recover it: python tools/train.py '
+            f'{path}'
+        )
+
+
+if __name__ == '__main__':
+    main()
