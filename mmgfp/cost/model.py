@@ -421,6 +421,27 @@ def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
     return {'': total, **table}
 
 
+@dataclass(frozen=True)
+class Coefficients:
+    """Cost as numbers: T tensors, G groups.
+
+    Attributes:
+        slices (list[np.ndarray]): For both axes, (G, T) slices that one unit
+            takes from it.
+        sizes (np.ndarray): (2, T) sizes of both axes.
+        weight (dict[str, np.ndarray]): 'flops' and 'params', (T,), for one
+            slice of each axis.
+        outputs (np.ndarray): (2, T) activations for one slice of each axis.
+        fixed (dict[str, float]): What no width changes, by metric.
+    """
+
+    slices: list[np.ndarray]
+    sizes: np.ndarray
+    weight: dict[str, np.ndarray]
+    outputs: np.ndarray
+    fixed: dict[str, float]
+
+
 class CostModel:
     """Cost of a network as a function of how many units each group keeps.
 
@@ -537,6 +558,25 @@ class CostModel:
                     values.append(float(member.width))
         shape = (len(groups), len(self._row))
         return csr_matrix((values, (rows, columns)), shape=shape)
+
+    @property
+    def tensors(self) -> list[str]:
+        """Names of the T parameters and buffers that cost."""
+        return list(self._row)
+
+    def coefficients(self) -> Coefficients:
+        """What the cost is made of, at the current sizes."""
+        return Coefficients(
+            slices=[matrix.toarray() for matrix in self._widths],
+            sizes=self.sizes.copy(),
+            weight=self._weight,
+            outputs=self._outputs,
+            fixed={
+                'flops': self._fixed_flops,
+                'params': 0.0,
+                'acts': self._fixed_acts,
+            },
+        )
 
     def remove(self, units: np.ndarray) -> None:
         """Forget some units of each group, shape (G,)."""

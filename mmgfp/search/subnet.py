@@ -1,0 +1,99 @@
+"""Narrower networks that share the weights of the full one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..groups import UnitSpace
+from ..slimming.positions import axis_sizes, kept_positions
+from ..slimming.surgery import cuts_of, slice_model
+
+
+def first_units(units: UnitSpace, widths: Sequence[int]) -> list[np.ndarray]:
+    """Units that go if the first ones of each group stay.
+
+    Args:
+        units (UnitSpace): All units.
+        widths (Sequence[int]): (G,) how many of each group stay.
+    """
+    order = [np.arange(size)[::-1] for size in units.sizes]
+    return _worst(units, widths, order)
+
+
+def best_units(
+    units: UnitSpace, widths: Sequence[int], scores: np.ndarray
+) -> list[np.ndarray]:
+    """Units that go if those with the greatest scores stay.
+
+    Args:
+        units (UnitSpace): All units.
+        widths (Sequence[int]): (G,) how many of each group stay.
+        scores (np.ndarray): (U,); of equal ones the later units stay.
+    """
+    order = [np.argsort(s, kind='stable') for s in units.split(scores)]
+    return _worst(units, widths, order)
+
+
+def _worst(
+    units: UnitSpace, widths: Sequence[int], order: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    gone = []
+    for group, width, worst_first in zip(units.groups, widths, order):
+        if not 0 < width <= group.size:
+            raise ValueError(
+                f'width={width} of the group {group.name}: expected 1 to '
+                f'{group.size} units'
+            )
+        gone.append(np.sort(worst_first[: group.size - int(width)]))
+    return gone
+
+
+class Subnet(nn.Module):
+    """Runs without some units, on slices of the full network's parameters.
+
+    Gradients reach these. Buffers, such as the statistics of batch norms, are
+    its own.
+
+    Args:
+        model (nn.Module): The full network.
+        units (UnitSpace): Of its prunable groups.
+        gone (Sequence[np.ndarray]): Per group the units it does without.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: UnitSpace,
+        gone: Sequence[np.ndarray],
+    ) -> None:
+        super().__init__()
+        sizes = axis_sizes(model, units.groups)
+        keep = kept_positions(units.groups, gone, sizes)
+        self.shell = copy.deepcopy(model)
+        slice_model(self.shell, keep)
+        # the full network is no part of this one
+        self._full = [model]
+        self._cuts = {
+            name: {axis: torch.from_numpy(kept) for axis, kept in cuts.items()}
+            for name, cuts in cuts_of(keep).items()
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as the full network would be."""
+        weights = {
+            name: self._slice(name, parameter)
+            for name, parameter in self._full[0].named_parameters()
+        }
+        return functional_call(self.shell, weights, args, kwargs)
+
+    def _slice(self, name: str, tensor: Tensor) -> Tensor:
+        for axis, kept in self._cuts.get(name, {}).items():
+            tensor = tensor.index_select(axis, kept.to(tensor.device))
+        return tensor
