@@ -152,6 +152,32 @@ def test_extras_only_inside_functions():
     assert not wrong
 
 
+def test_classes_of_the_core_stay_small():
+    """At most ten public methods.
+
+    The tracer and the reader of pickles have one for each thing that happens.
+    """
+    large = {}
+    for name in NAMES:
+        if room_of(name) not in ('slimming', 'cost', 'criteria', 'search'):
+            continue
+        for node in ast.walk(ast.parse(NAMES[name].read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = [
+                    child.name
+                    for child in node.body
+                    if isinstance(child, ast.FunctionDef)
+                    and not child.name.startswith('_')
+                    and not any(  # attributes that are computed
+                        isinstance(d, ast.Name) and d.id == 'property'
+                        for d in child.decorator_list
+                    )
+                ]
+                if len(methods) > 10:
+                    large[name, node.name] = methods
+    assert not large
+
+
 def test_only_one_file_knows_how_torch_walks_trees():
     found = [n for n, p in NAMES.items() if '_pytree' in p.read_text()]
     assert found == ['utils.trees']
@@ -186,18 +212,14 @@ import torch, torchvision
 from torch.nn.functional import cross_entropy
 import mmgfp
 from mmgfp import *
-from mmgfp import ChannelGroup, Pruner, Structure, find_groups
-from mmgfp.cost.model import record_calls
+from mmgfp import ChannelGroup, Prunable, Pruner, Structure
 
 torch.set_num_threads(1)
 images = torch.rand(2, 3, 32, 32)
 build = lambda: torchvision.models.squeezenet1_1(num_classes=5)
 run = lambda m: m(images)
 model = build()
-groups = find_groups(model, run, images=2)
-pruner = make_pruner(
-    model, groups, record_calls(model.eval(), lambda: run(model), images=2))
-pruner.attach()
+pruner = Pruner(Prunable.find(model, run, images=2))
 cross_entropy(run(model), torch.tensor([0, 1])).backward()
 pruner.criterion.end_batch()
 pruner.prune(lambda n: pruner.net.ratio('flops') <= 0.5)
@@ -207,7 +229,7 @@ slim = build().eval()
 Structure.load(sys.argv[1]).apply(slim)
 slim.load_state_dict(model.state_dict())
 assert torch.equal(run(slim), run(model.eval()))
-for name in ('FisherPruningHook', 'StructureHook', 'build_pruned_model'):
+for name in ('PruningHook', 'StructureHook', 'build_pruned_model'):
     try:
         getattr(mmgfp, name)
     except ImportError as error:

@@ -252,7 +252,7 @@ def test_state_says_its_version(interrupted):
     ('change', 'words'),
     [
         (dict(version=STATE_VERSION + 1, mmgfp='7.1'), "by mmgfp '7.1'"),
-        (dict(version='2'), "in version '2'; this mmgfp .* versions 1 to 2"),
+        (dict(version='2'), "in version '2'; this mmgfp .* versions 1 to 3"),
         (dict(version=0), 'in version 0'),
         (dict(pruner=None), 'of which pruner is missing'),
         (dict(random=3), 'of which random is missing'),

@@ -136,7 +136,7 @@ def test_density_counts_what_is_not_zero():
             [float(dense[metric]) - less, float(dense[metric])]
         )
     assert sparse['acts'].tolist() == [float(dense['acts'])] * 2
-    with pytest.raises(ValueError, match="density of 'conv9.weight'"):
+    with pytest.raises(ValueError, match=r"density of 'conv9\.weight'"):
         cost(widths, {'conv9.weight': shares})
     with pytest.raises(ValueError, match=r"metric='latency'.*flops, params"):
         cost.quadratic('latency')
