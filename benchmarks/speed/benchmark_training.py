@@ -26,6 +26,7 @@ from mmgfp.cost.turns import in_turn, shares, spread
 from mmgfp.engine.steps import StepGuard
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import cost_runner, demo_data, demo_groups
+from mmgfp.search.prunable import Prunable
 from mmgfp.search.pruner import Pruner
 
 Result = dict[str, Any]
@@ -130,7 +131,7 @@ class Training:
         device (str): Where.
         groups (Sequence[ChannelGroup], optional): If they are known.
         mixed (bool): Mixed precision, on a GPU. Defaults to False.
-        cut_to (int): See :class:`Pruner`. Defaults to 1.
+        cut_to (int): See :class:`Prunable`. Defaults to 1.
     """
 
     def __init__(
@@ -149,7 +150,9 @@ class Training:
         model.eval()
         calls = record_calls(model, lambda: cost_runner(network.shape)(model))
         self.model = model.train()
-        self.pruner = Pruner(model, self.groups, calls, cut_to=cut_to)
+        net = Prunable(model, self.groups, calls, cut_to=cut_to)
+        self.pruner = Pruner(net)
+        self.pruner.detach()  # until it is its turn
         self.optimizer = torch.optim.SGD(
             model.parameters(), lr=1e-6, momentum=0.9, weight_decay=1e-4
         )

@@ -47,7 +47,10 @@ def message(config=None, **hook) -> str:
     'arguments, words',
     [
         (dict(intervall=5), ['intervall=5', "did you mean 'interval'?"]),
-        (dict(xyz=1), ['xyz=1', 'Expected some of target, interval']),
+        (
+            dict(xyz=1),
+            ['xyz=1', 'Expected some of target, criterion, interval'],
+        ),
         (dict(target=None), ['target=None', 'dict(flops=0.5)']),
         (dict(target=0.5), ['target=0.5', 'dict(flops=0.5)']),
         (dict(target=dict(flops=0.5, acts=0.5)), ['one metric']),
