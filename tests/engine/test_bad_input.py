@@ -488,7 +488,7 @@ def test_unknown_argument_of_a_hook_that_hands_arguments_on():
     text = str(error.value)
     assert "intervall=5; did you mean 'interval'?" in text
     assert 'Own has no argument' in text
-    assert 'strength, target, interval,' in text
+    assert 'strength, target, criterion, interval,' in text
     assert not {'args', 'kwargs', 'unknown'} & set(text.split(', '))
 
 
