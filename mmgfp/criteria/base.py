@@ -33,7 +33,11 @@ class Criterion(Protocol):
     when: ClassVar[Literal['training', 'weights']]
 
     def attach(self, model: nn.Module, units: UnitSpace) -> None:
-        """Start observing a network; what was summed before stays."""
+        """Start observing a network.
+
+        What was summed before stays if it is of the same units; those of
+        another object are others.
+        """
 
     def detach(self) -> None:
         """Stop observing; scores stay."""
@@ -126,7 +130,8 @@ class MaskGradients(Criterion):
             )
         self.decay = decay
         self._taps: Taps | None = None
-        self._model: nn.Module | None = None
+        self._model: nn.Module
+        self._units: UnitSpace = UnitSpace([])
 
     @abstractmethod
     def of_batch(self, gradients: Tensor) -> Tensor:
@@ -142,13 +147,13 @@ class MaskGradients(Criterion):
 
     def attach(self, model: nn.Module, units: UnitSpace) -> None:
         """See :meth:`Criterion.attach`."""
-        if self._taps is not None:
-            return
-        if self._model is not model:
+        if self._units is not units:
+            self.detach()
             self._model, self._units = model, units
             # see _split: of this process, and of all together
             self._sums, self._shared = self._zeros(), self._zeros()
-        self._taps = Taps(model, units)
+        if self._taps is None:
+            self._taps = Taps(model, units)
 
     def detach(self) -> None:
         """See :meth:`Criterion.detach`."""
@@ -232,7 +237,7 @@ class MaskGradients(Criterion):
         index = index.to(self._sums.device)
         self._sums, self._shared = self._sums[index], self._shared[index]
         self._units = units
-        if self._taps is not None and self._model is not None:
+        if self._taps is not None:
             self.detach()
             self.attach(self._model, units)
 
@@ -300,7 +305,6 @@ class MaskGradients(Criterion):
         return sums.split([len(self._units), groups, groups])
 
     def _zeros(self) -> Tensor:
-        assert self._model is not None
         size = len(self._units) + 2 * len(self._units.groups)
         device = next(self._model.parameters()).device
         return torch.zeros(size, dtype=torch.float64, device=device)

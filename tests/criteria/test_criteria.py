@@ -151,6 +151,25 @@ def learn_nothing(pruner: Pruner) -> None:
 
 
 @EVERY
+def test_another_network_begins_anew(kind):
+    """As where one runner trains twice."""
+    pruner = small(kind)
+    learn(pruner)
+    pruner.prune(lambda n: n == 2)
+    other = small(kind)
+    expected = other.scores() if kind not in OF_GRADIENTS else None
+    again = Pruner(other.net, pruner.criterion, 'none')
+    hooks = [m._forward_pre_hooks for m in pruner.net.model.modules()]
+    assert not any(hooks)
+    if expected is None:
+        assert again.unscored() == [g.name for g in other.net.units.groups]
+        assert not np.concatenate(sums(again)).any()
+    else:
+        for found, scores in zip(again.scores(), expected, strict=True):
+            np.testing.assert_array_equal(found, scores)
+
+
+@EVERY
 def test_states_are_taken_over(kind):
     pruner = small(kind)
     learn(pruner)
