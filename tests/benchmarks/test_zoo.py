@@ -272,7 +272,7 @@ def test_sweep_keeps_its_code(tmp_path):
     (tmp_path / 'trial.py').write_text('raise SystemExit(1)')
     where = Path(work.family(FAMILY)['where'])
     assert where.parent != Path(zoo.mmgfp.__file__).parent
-    assert (where.parent / 'labels.py').exists()
+    assert (where.parent / 'tracing' / 'labels.py').exists()
 
 
 # -- tables ------------------------------------------------------------------
