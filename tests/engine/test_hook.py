@@ -700,7 +700,7 @@ def test_config_is_dumped_for_finetuning(tmp_path):
 
 
 def test_no_print():
-    for path in (ROOT / 'mmgfp').glob('*.py'):
+    for path in (ROOT / 'mmgfp').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 assert getattr(node.func, 'id', '') != 'print', path
