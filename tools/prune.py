@@ -28,13 +28,15 @@ from mmgfp.engine.cli import (
 )
 from mmgfp.engine.saved import stems, write_ratio
 from mmgfp.engine.settings import read_criterion, read_floor, read_target
-from mmgfp.engine.start import prepare_groups, prepare_pruner
+from mmgfp.engine.start import prepare_pruner
+from mmgfp.libraries.forward import demo_groups
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.registry import CRITERIA
 from mmgfp.search.pruner import Normalizer, Pruner
 from mmgfp.slimming.checkpoint import load_plain_checkpoint
 from mmgfp.slimming.structure import KEY
+from mmgfp.tracing.finder import restrict_groups
 
 OF_WEIGHTS = [
     name
@@ -120,7 +122,7 @@ def main() -> None:
 
 def prune(args: argparse.Namespace) -> None:
     metric, share = read_target(args.target)
-    floor = read_floor(1, args.min_ratio or 0.0, args.round_to)
+    floor = read_floor(1, args.min_ratio, args.round_to)
     config = read_config(args)
     loaded = load_plain_checkpoint(args.checkpoint)
     if KEY in loaded:
@@ -131,10 +133,13 @@ def prune(args: argparse.Namespace) -> None:
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
     logger = logging.getLogger('mmgfp')
+    with Console(stderr=True).status('') as status:  # only on a terminal
+        found = demo_groups(model, shape, status.update)
+    groups = restrict_groups(found, ignore=args.ignore)
     pruner = prepare_pruner(
         read_criterion({'type': args.criterion}),
         model,
-        prepare_groups(model, shape, 'all', args.ignore, logger),
+        groups,
         *(shape, args.normalize_by, floor, None, 1, None, logger),
     )
     least = pruner.reachable(pruner.unscored())[metric]

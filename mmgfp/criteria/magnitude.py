@@ -1,14 +1,15 @@
 """Criteria that look at weights alone; no data, no training.
 
-All are means over the layers of a group, divided by the group's mean, so that
+Most are means over the layers of a group, divided by the group's mean, so that
 groups are comparable: Torch-Pruning's ``reduction='mean'`` and
 ``normalizer='mean'``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 from zlib import crc32
 
 import numpy as np
@@ -18,71 +19,89 @@ from torch import Tensor
 from ..groups import ChannelGroup, Role
 from .base import Weights
 
-_SLICED: tuple[Role, ...] = ('producer', 'consumer', 'grouped', 'affine')
+
+class LayerMeans(Weights):
+    """What is measured on a unit's weights, averaged over the layers."""
+
+    roles: ClassVar[tuple[Role, ...]]  # of the layers that count
+
+    @abstractmethod
+    def measure(self, slices: Tensor) -> Tensor:
+        """Score units by their weights in one layer.
+
+        Args:
+            slices (Tensor): (size, n), those of a unit in a row.
+
+        Returns:
+            Tensor: (size,).
+        """
+
+    def of_group(
+        self,
+        group: ChannelGroup,
+        tensors: Mapping[str, Tensor],
+        numbers: np.ndarray,
+    ) -> np.ndarray | None:
+        """See :meth:`Weights.of_group`; 1 on average."""
+        found = []
+        for member in group.members:
+            if member.role in self.roles and _is_weight(member.tensor):
+                index = torch.from_numpy(member.index)
+                weight = tensors[member.tensor].transpose(0, member.axis)
+                slices = weight[index].flatten(1).double()
+                found.append(self.measure(slices).numpy())
+        if not found:
+            return None
+        means = np.mean(found, 0)
+        return means / means.mean() if means.any() else means
 
 
-class L1(Weights):
+class L1(LayerMeans):
     """Sum of the absolute weights of a unit (Li et al., 2017).
 
     Those of all layers that lose something with it, as Torch-Pruning's
     ``GroupMagnitudeImportance(p=1)``.
     """
 
-    def of_group(
-        self,
-        group: ChannelGroup,
-        tensors: Mapping[str, Tensor],
-        numbers: np.ndarray,
-    ) -> np.ndarray | None:
-        """See :meth:`Weights.of_group`."""
-        return _mean_of_layers(group, tensors, _SLICED, _power_sum)
+    roles: ClassVar[tuple[Role, ...]] = (
+        *('producer', 'consumer', 'grouped', 'affine'),
+    )
+
+    def measure(self, slices: Tensor) -> Tensor:
+        """See :meth:`LayerMeans.measure`."""
+        return slices.abs().sum(1)
 
 
-class L2(Weights):
+class L2(LayerMeans):
     """Sum of the squared weights of a unit, otherwise as :class:`L1`."""
 
-    def of_group(
-        self,
-        group: ChannelGroup,
-        tensors: Mapping[str, Tensor],
-        numbers: np.ndarray,
-    ) -> np.ndarray | None:
-        """See :meth:`Weights.of_group`."""
-        measure = partial(_power_sum, power=2)
-        return _mean_of_layers(group, tensors, _SLICED, measure)
+    roles = L1.roles
+
+    def measure(self, slices: Tensor) -> Tensor:
+        """See :meth:`LayerMeans.measure`."""
+        return slices.square().sum(1)
 
 
-class BNScale(Weights):
+class BNScale(L1):
     """Absolute weights of normalisation layers (Liu et al., 2017).
 
     Groups without such layers have no score and lose nothing.
     """
 
-    def of_group(
-        self,
-        group: ChannelGroup,
-        tensors: Mapping[str, Tensor],
-        numbers: np.ndarray,
-    ) -> np.ndarray | None:
-        """See :meth:`Weights.of_group`."""
-        return _mean_of_layers(group, tensors, ('affine',), _power_sum)
+    roles = ('affine',)
 
 
-class FPGM(Weights):
+class FPGM(LayerMeans):
     """Distance of a filter to all others of its layer (He et al., 2019).
 
     Filters near the geometric median can be replaced by the others.
     """
 
-    def of_group(
-        self,
-        group: ChannelGroup,
-        tensors: Mapping[str, Tensor],
-        numbers: np.ndarray,
-    ) -> np.ndarray | None:
-        """See :meth:`Weights.of_group`."""
-        roles: tuple[Role, ...] = ('producer', 'grouped')
-        return _mean_of_layers(group, tensors, roles, _distances)
+    roles = ('producer', 'grouped')
+
+    def measure(self, slices: Tensor) -> Tensor:
+        """See :meth:`LayerMeans.measure`."""
+        return torch.cdist(slices, slices).sum(1)
 
 
 class Random(Weights):
@@ -107,50 +126,8 @@ class Random(Weights):
         return rng.random(int(numbers.max()) + 1)[numbers]
 
 
-def _mean_of_layers(
-    group: ChannelGroup,
-    tensors: Mapping[str, Tensor],
-    roles: Sequence[Role],
-    measure: Callable[[Tensor], Tensor],
-) -> np.ndarray | None:
-    """Mean over a group's layers of what is measured on each unit.
-
-    Args:
-        group (ChannelGroup): The group.
-        tensors (Mapping[str, Tensor]): By name.
-        roles (Sequence[str]): Of the layers that count.
-        measure (Callable): From a layer's slices, (size, n) with those of a
-            unit in a row, to (size,).
-
-    Returns:
-        np.ndarray | None: (size,), 1 on average; None without such a layer.
-    """
-    found = []
-    for member in group.members:
-        tensor = tensors.get(member.tensor)
-        if member.role not in roles or not _is_weight(member.tensor):
-            continue
-        assert tensor is not None
-        slices = tensor.transpose(0, member.axis)[
-            torch.from_numpy(member.index)
-        ]
-        found.append(measure(slices.flatten(1).double()).numpy())
-    if not found:
-        return None
-    means = np.mean(found, 0)
-    return means / means.mean() if means.any() else means
-
-
 def _is_weight(name: str) -> bool:
     """Whether a tensor is no bias and no statistic."""
     return name.rpartition('.')[2] not in (
         *('bias', 'running_mean', 'running_var', 'num_batches_tracked'),
     )
-
-
-def _power_sum(slices: Tensor, power: int = 1) -> Tensor:
-    return slices.abs().pow(power).sum(1)
-
-
-def _distances(slices: Tensor) -> Tensor:
-    return torch.cdist(slices, slices).sum(1)

@@ -169,8 +169,7 @@ class Prunable:
             gone (np.ndarray, optional): (G,) units of each group that are
                 taken to be gone, besides those that are.
         """
-        gone = np.zeros(len(self.masked)) if gone is None else gone
-        cost = self._cost.without(gone)
+        cost = self.cost() if gone is None else self._cost.without(gone)
         return {m: cost[m] / self.cost_before[m] for m in cost}
 
     def saved(self, metric: Metric | str) -> np.ndarray:
