@@ -12,8 +12,9 @@ from toy import ROOT
 
 from mmgfp.cost.model import record_calls
 from mmgfp.engine.saved import finetune_config
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import demo_groups, demo_runner
+from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.libraries.random_weights import vary_weights_
 from mmgfp.search.selection import Floor

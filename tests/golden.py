@@ -24,8 +24,9 @@ from toy import ROOT
 
 from mmgfp.cost.model import record_calls
 from mmgfp.groups import ChannelGroup
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import demo_groups, demo_runner
+from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves

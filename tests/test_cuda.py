@@ -18,8 +18,8 @@ from stack import require
 from toy import CLASSES, ToyClassifier
 
 from mmgfp.cost.model import record_calls
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import demo_groups
 from mmgfp.libraries.models import load_model
 
 pytestmark = pytest.mark.skipif(

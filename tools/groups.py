@@ -19,7 +19,8 @@ from mmgfp.engine.cli import (
     write_json,
 )
 from mmgfp.groups import ChannelGroup
-from mmgfp.libraries.forward import cost_runner, demo_groups
+from mmgfp.libraries.channel_groups import demo_groups
+from mmgfp.libraries.forward import cost_runner
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.report.table import TABLE_WIDTH, cost_notes, groups_table

@@ -33,7 +33,8 @@ from mmgfp.engine.cli import (
 )
 from mmgfp.engine.progress import duration
 from mmgfp.groups import ChannelGroup
-from mmgfp.libraries.forward import cost_runner, demo_groups
+from mmgfp.libraries.channel_groups import demo_groups
+from mmgfp.libraries.forward import cost_runner
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.slimming.positions import axis_sizes, kept_positions

@@ -29,7 +29,7 @@ from mmgfp.engine.cli import (
 from mmgfp.engine.saved import stems, write_ratio
 from mmgfp.engine.settings import read_criterion, read_floor, read_target
 from mmgfp.engine.start import prepare_pruner
-from mmgfp.libraries.forward import demo_groups
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.registry import CRITERIA

@@ -35,7 +35,7 @@ from mmgfp.engine.cli import (  # noqa: E402
     positive,
 )
 from mmgfp.groups import ChannelGroup  # noqa: E402
-from mmgfp.libraries.forward import demo_groups  # noqa: E402
+from mmgfp.libraries.channel_groups import demo_groups  # noqa: E402
 from mmgfp.libraries.models import build_model  # noqa: E402
 from mmgfp.libraries.pictures import read_preprocessing  # noqa: E402
 from mmgfp.search.selection import Floor  # noqa: E402

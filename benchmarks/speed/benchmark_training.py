@@ -25,7 +25,8 @@ from mmgfp.cost.model import record_calls
 from mmgfp.cost.turns import in_turn, shares, spread
 from mmgfp.engine.steps import StepGuard
 from mmgfp.groups import ChannelGroup
-from mmgfp.libraries.forward import cost_runner, demo_data, demo_groups
+from mmgfp.libraries.channel_groups import demo_groups
+from mmgfp.libraries.forward import cost_runner, demo_data
 from mmgfp.search.prunable import Prunable
 from mmgfp.search.pruner import Pruner
 

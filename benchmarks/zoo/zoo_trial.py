@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from mmgfp.cost.model import CostModel, count_cost, record_calls
 from mmgfp.engine.saved import finetune_config
 from mmgfp.groups import ChannelGroup
+from mmgfp.libraries.channel_groups import runnable
 from mmgfp.libraries.config import config_folder, load_config
-from mmgfp.libraries.forward import demo_runner, runnable
+from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model, load_model
 from mmgfp.libraries.pipeline import COCO_SHAPE, input_shape
 from mmgfp.libraries.random_weights import vary_weights_

@@ -17,7 +17,8 @@ from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, record_calls
 from ..criteria.base import Criterion
 from ..groups import ChannelGroup
-from ..libraries.forward import cost_runner, demo_groups
+from ..libraries.channel_groups import demo_groups
+from ..libraries.forward import cost_runner
 from ..report.table import groups_table, render
 from ..search.prunable import Prunable
 from ..search.pruner import Normalizer, Pruner

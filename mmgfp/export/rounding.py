@@ -20,7 +20,8 @@ from torch import nn
 
 from ..cost.model import count_cost, record_calls
 from ..groups import ChannelGroup
-from ..libraries.forward import cost_runner, demo_groups
+from ..libraries.channel_groups import demo_groups
+from ..libraries.forward import cost_runner
 from ..libraries.loading import load_weights
 from ..libraries.models import build_full_model
 from ..libraries.pipeline import input_shape

@@ -1206,7 +1206,8 @@ def test_networks_of_known_widths(name):
     from experiment import cost_of, widths_of
     from mmengine.config import Config
 
-    from mmgfp.libraries.forward import cost_runner, demo_groups
+    from mmgfp.libraries.channel_groups import demo_groups
+    from mmgfp.libraries.forward import cost_runner
     from mmgfp.libraries.models import build_model
 
     path = HARNESS / 'configs' / name / 'fisher_acts.py'

@@ -31,8 +31,9 @@ from toy import ROOT
 from mmgfp import Pruner
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.taps import Taps, mask_gradients
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import cost_runner, demo_data, demo_groups
+from mmgfp.libraries.forward import cost_runner, demo_data
 from mmgfp.libraries.models import build_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves

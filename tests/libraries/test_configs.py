@@ -14,8 +14,9 @@ from torch import nn
 from toy import ROOT
 
 from mmgfp import FisherPruningHook, Structure
+from mmgfp.libraries.channel_groups import demo_groups, runnable
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import demo_groups, demo_runner, runnable
+from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.slimming.positions import axis_sizes

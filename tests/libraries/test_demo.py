@@ -8,13 +8,9 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from stack import CLASSIFICATION, require
 from torch import nn
 
+from mmgfp.libraries.channel_groups import demo_groups, runnable
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import (
-    cost_runner,
-    demo_groups,
-    demo_runner,
-    runnable,
-)
+from mmgfp.libraries.forward import cost_runner, demo_runner
 from mmgfp.libraries.models import build_model
 
 

@@ -17,8 +17,9 @@ from oracles import layout, masked_is_slim, outputs, worst_difference
 from stack import require
 from toy import ROOT
 
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import demo_groups, demo_runner
+from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import LIBRARIES, build_model, load_model
 from mmgfp.libraries.samples import _SAMPLES
 from mmgfp.slimming.surgery import slice_model

@@ -13,8 +13,9 @@ from oracles import masked_is_slim
 from stack import require
 
 from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import cost_runner, demo_groups, demo_runner
+from mmgfp.libraries.forward import cost_runner, demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.slimming.surgery import slice_model

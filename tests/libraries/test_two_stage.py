@@ -13,8 +13,9 @@ from stack import require
 from torch import Tensor, nn
 
 from mmgfp.cost.model import record_calls
+from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import demo_data, demo_groups, demo_runner
+from mmgfp.libraries.forward import demo_data, demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.slimming.surgery import slice_model
 

@@ -1,0 +1,248 @@
+"""Channel groups of a model of any library, from the cheapest forward.
+
+A small image gives the same groups as a large one where a network does the
+same with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..groups import ChannelGroup
+from ..tracing.finder import find_groups
+from ..tracing.selfcheck import UnsteadyError
+from ..utils.modes import modes_kept
+from ..utils.trees import any_floats, look_into, tree_leaves
+from .forward import Mode, demo_runner
+from .models import CLASSIFICATION, CONVOLUTIONAL, library
+
+# Sides of the images that channel groups are found with, in pixels.
+_TRACE_SIDES = (64, 128, 256, 384, 512)
+
+
+def runnable(
+    model: nn.Module, shape: Sequence[int], images: int = 1
+) -> Iterator[tuple[tuple[int, int], Mode]]:
+    """The forwards that tell the channel groups of a model, cheapest first.
+
+    A small image gives the same groups as a large one, but networks with many
+    levels or large kernels may need a larger one. Classifiers may fix the
+    size, or work in windows; of those, only the ones that do the same with a
+    small image are given one. Where there are no raw outputs to be had, the
+    results have to do, or the losses.
+
+    Args:
+        model (nn.Module): Is run to see what works.
+        shape (Sequence[int]): (H, W) that the model is for.
+        images (int): Images in the batch. Defaults to 1.
+
+    Yields:
+        tuple: (H, W) and the mode, for :func:`demo_runner`; the whole shape
+        and 'tensor' if nothing works.
+    """
+    whole = (shape[0], shape[1])
+    shapes = [whole]
+    if library(model) in CONVOLUTIONAL:
+        small = [(min(s, shape[0]), min(s, shape[1])) for s in _TRACE_SIDES]
+        shapes = list(dict.fromkeys([*small, whole]))
+    elif library(model) in CLASSIFICATION:
+        small = [(s, s) for s in _TRACE_SIDES[:1] if s < min(whole)]
+        shapes = [s for s in small if _does_the_same(model, s, whole)]
+        shapes.append(whole)
+    modes: tuple[Mode, ...] = ('tensor', 'predict', 'loss')
+    for mode in modes:
+        trouble = _trouble(model, demo_runner(shapes[0], images, mode))
+        if trouble:
+            # large images take long; what is no matter of size fails twice
+            large = shapes[min(len(shapes), len(_TRACE_SIDES)) - 1]
+            if trouble == _trouble(model, demo_runner(large, images, mode)):
+                continue
+        works = not trouble
+        if works:
+            yield shapes[0], mode
+        for some in shapes[1:]:
+            if not _trouble(model, demo_runner(some, images, mode)):
+                works = True
+                yield some, mode
+        if works:
+            return
+    yield whole, 'tensor'  # whoever runs it sees the error
+
+
+def _does_the_same(
+    model: nn.Module, small: tuple[int, int], whole: tuple[int, int]
+) -> bool:
+    """Whether a network computes its losses alike with smaller images.
+
+    It does if the same operations and modules run, and modules make tensors
+    with a row per image that are smaller in nothing but the positions along
+    an axis, of which there are several. Those that cut images into windows or
+    tokens make other rows; those that are made for one size do more to adapt.
+    """
+    steps = _Steps.of(model, small)
+    return steps is not None and _Steps.of(model, whole, steps) is not None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operation, or what a module is given or makes.
+
+    Attributes:
+        name (str): Of the operation or module.
+        shape (tuple): Of what the module is given or makes.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+
+    def grows_to(self, other: _Step) -> bool:
+        """Whether the other one is the same with a larger image."""
+        return (
+            self.name == other.name
+            and len(self.shape) == len(other.shape)
+            and self.shape[:1] == other.shape[:1]
+            and all(
+                m == n or 1 < m < n for m, n in zip(self.shape, other.shape)
+            )
+        )
+
+
+class _Steps(TorchDispatchMode):
+    """What a network does with one image, as it trains, in order.
+
+    Args:
+        smaller (Sequence[_Step], optional): With a smaller image. What is not
+            like it is an error.
+    """
+
+    def __init__(self, smaller: Sequence[_Step] | None) -> None:
+        super().__init__()
+        self._smaller = smaller
+        self.steps: list[_Step] = []
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        shape: tuple[int, int],
+        smaller: Sequence[_Step] | None = None,
+    ) -> list[_Step] | None:
+        """The steps; None if one is not as it should be or the losses fail."""
+        found = cls(smaller)
+        handles = [
+            module.register_forward_hook(partial(found.passed, name))
+            for name, module in model.named_modules()
+        ]
+        try:
+            with found:
+                trouble = _trouble(model, demo_runner(shape, 1, 'loss'))
+        finally:
+            for handle in handles:
+                handle.remove()
+        same = smaller is None or len(smaller) == len(found.steps)
+        return None if trouble or not same else found.steps
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
+        self._add(_Step(func._schema.name))
+        return func(*args, **(kwargs or {}))
+
+    def passed(
+        self, name: str, module: nn.Module, args: tuple, output: Any
+    ) -> None:
+        """See what a module was given and has made."""
+        for value in (*args[:1], output):
+            if not isinstance(value, Mapping):  # images to be prepared
+                for tensor in tree_leaves(value):
+                    if isinstance(tensor, torch.Tensor):
+                        self._add(_Step(name, tuple(tensor.shape)))
+
+    def _add(self, step: _Step) -> None:
+        place = len(self.steps)
+        if len(step.shape) > 1 and step.shape[0] != 1:
+            raise ValueError(f'{step.name} has other rows than images')
+        if self._smaller is not None and not (
+            place < len(self._smaller) and self._smaller[place].grows_to(step)
+        ):
+            raise ValueError(f'{step.name} does something else')
+        self.steps.append(step)
+
+
+def demo_groups(
+    model: nn.Module,
+    shape: Sequence[int],
+    tell: Callable[[str], object] | None = None,
+) -> list[ChannelGroup]:
+    """Find and prove the channel groups of a model on made-up images.
+
+    Args:
+        model (nn.Module): Of any library.
+        shape (Sequence[int]): (H, W) that the model is for; what is run may
+            be smaller.
+        tell (Callable, optional): See
+            :func:`mmgfp.tracing.finder.find_groups`.
+
+    Raises:
+        ValueError: If the model is a student with its teacher.
+        UnsteadyError: If rounding errors decide the outputs at all sizes.
+    """
+    check_single(model)
+    trouble = None
+    # one image could not show which rows of an input belong to which
+    for size, mode in runnable(model, shape, images=2):
+        run = demo_runner(size, images=2, mode=mode)
+        train = demo_runner(size, images=2, mode='loss')
+        try:
+            return find_groups(model, run, 2, train, tell)
+        except UnsteadyError as error:  # maps of one pixel are full of ties
+            trouble = error
+    assert trouble is not None  # for there is one size at least
+    raise trouble
+
+
+def check_single(model: nn.Module) -> None:
+    """Raise if a model holds a network and a copy that follows its weights.
+
+    Raises:
+        ValueError: Saying what to do.
+    """
+    parts = dict(model.named_children())
+    if not {'student', 'teacher'} <= parts.keys():
+        return
+    student, teacher = (
+        {name: p.shape for name, p in parts[part].named_parameters()}
+        for part in ('student', 'teacher')
+    )
+    if student and student == teacher:
+        raise ValueError(
+            f'{type(model).__name__} holds a network twice, as student and '
+            'teacher, whose tensors follow those of the student and would '
+            'have to lose the same channels; expected a single network. '
+            'Prune the network itself: a config whose `model` is what this '
+            'one builds twice (`detector` in MMDetection), with the trained '
+            "weights by `init_cfg=dict(type='Pretrained', checkpoint=..., "
+            "prefix='student')`."
+        )
+
+
+def _trouble(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:
+    """What a forward raises or lacks; '' if nothing."""
+    try:
+        with modes_kept(model), torch.no_grad():
+            model.eval()
+            tensors, _ = look_into(run(model))
+    except Exception as error:
+        return repr(error)
+    return '' if any_floats(tensors) else 'no numbers come out'
