@@ -9,13 +9,14 @@ ARGS ?=
 VENV = $(if $(filter maintained,$(STACK)),.venv,.venv-$(STACK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint
+.PHONY: help setup quickstart test docs lint
 
 help:
 	@echo 'make setup       install everything into .venv (PYTHON=... to choose)'
 	@echo 'make quickstart  train, prune, fine-tune and test a small detector'
 	@echo '                 (DETECTOR=retinanet, fcos, faster_rcnn, mask_rcnn)'
 	@echo 'make test        run the tests (ARGS="-k groups" to choose)'
+	@echo 'make docs        build the documentation as HTML: build/html/docs/index.html'
 	@echo 'make lint        run ruff, mypy and codespell'
 	@echo
 	@echo 'STACK=openmmlab or STACK=mmcls runs the first three with the original'
@@ -31,6 +32,11 @@ quickstart: setup
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadscope \
 		--cov=mmgfp --cov-report=term $(ARGS)
+
+# only one stack brings Sphinx
+docs: override STACK = maintained
+docs: setup
+	$(VENV)/bin/sphinx-build -q -j auto -W --keep-going -c docs . build/html
 
 # only one stack brings the tools, and types differ between versions
 lint: override STACK = maintained

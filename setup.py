@@ -101,7 +101,9 @@ setup(
         'export': ['onnx', 'onnxruntime'],
         'dev': [
             'codespell',
+            'furo',
             'mypy',
+            'myst-parser',
             'pre-commit',
             'pytest',
             'pytest-cov',
@@ -109,6 +111,7 @@ setup(
             'pytest-xdist',
             'ruff',
             'scikit-learn',
+            'sphinx>=8.2',
             'tensorboard',
         ],
     },

@@ -27,7 +27,7 @@ from ..utils.errors import first_line
 from .decoding import OneStage, TwoStage, is_two_stage
 from .onnx import (
     INPUT,
-    Scores,
+    ClassScores,
     open_session,
     predicted_scores,
 )
@@ -197,7 +197,7 @@ class _Check:
                 f'the file has {len(outputs)} outputs, expected '
                 f'{len(self.network.names)}: {", ".join(self.network.names)}'
             )
-        if isinstance(self.network, Scores):
+        if isinstance(self.network, ClassScores):
             self._numbers(
                 'scores', predicted_scores(self.model, images), *outputs
             )

@@ -68,7 +68,7 @@ class RawOutputs(nn.Module):
         return _tensors(self.model(images, mode='tensor'))
 
 
-class Scores(nn.Module):
+class ClassScores(nn.Module):
     """A classifier that puts out scores between 0 and 1, as it predicts."""
 
     names = ('scores',)
@@ -134,7 +134,7 @@ def _network(
             )
         activation = _activation(model, example)
         if activation is not None:
-            return Scores(model, activation)
+            return ClassScores(model, activation)
         return RawOutputs(model, example)
     if is_two_stage(model):
         reason = why_not(model)
@@ -237,7 +237,7 @@ def metadata(
     task = 'classification' if library(model) in CLASSIFICATION else 'raw'
     if library(model) == 'mmdet':
         task = 'detection'
-    decoded = isinstance(network, (OneStage, Scores)) or (
+    decoded = isinstance(network, (OneStage, ClassScores)) or (
         isinstance(network, TwoStage) and network.decode
     )
     return dict(

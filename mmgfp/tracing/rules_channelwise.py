@@ -123,7 +123,7 @@ def constant(
 def spatial(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Pooling and interpolation of (N, C, *) tensors.
+    """Pooling and interpolation of ``(N, C, *)`` tensors.
 
     What comes besides, such as the indices of unpooling, is of the same
     channels.
