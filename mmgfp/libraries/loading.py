@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -39,7 +40,8 @@ def load_weights(
 
     Names may have a prefix of a wrapper. What only other parts of a network
     need (an auxiliary head, averaged copies) is left out with a warning, what
-    a constructor computes (counters, indices) may be missing.
+    a constructor computes (counters, indices) may be missing. A tensor that
+    has two names, in the checkpoint or in the model, is loaded by one.
 
     Args:
         model (nn.Module): Loads them.
@@ -55,7 +57,7 @@ def load_weights(
             The model may have loaded the rest by then.
     """
     where = os.fspath(where)
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)  # the same objects are shared ones
     weights = _without_prefixes(weights, own, where)
     if not own.keys() & weights.keys():
         raise ValueError(
@@ -80,19 +82,32 @@ def load_weights(
             f'{_shapes(own, weights) or in_one_line(error)}. {ADVICE}'
         ) from error
     parts = {_part(name) for name in own}
+    loaded = [name for name in own if name in weights]
+    shared = {id(own[name]) for name in loaded}
     missing = [
         name
         for name in result.missing_keys
         # a layer may leave out what it is given and computes anew
         if name not in weights
         and name not in resized
-        and own[name].is_floating_point()
+        and id(own[name]) not in shared
+        and _is_number(own[name])
         and _part(name) != PREPROCESSOR
     ]
     others = [
         name
         for name in result.unexpected_keys
         if _is_number(weights[name]) and _part(name) != PREPROCESSOR
+    ]
+    # a loss may give a part of one head to another, under a second name
+    others = [
+        name
+        for name in others
+        if not any(
+            _are_equal(weights[name], weights[other])
+            for other in loaded
+            if other != name and _is_number(weights[other])
+        )
     ]
     unexpected = [name for name in others if _part(name) in parts]
     if missing or unexpected:
@@ -117,6 +132,19 @@ def _part(name: str) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal bit by bit."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and torch.equal(_bits(a), _bits(b))
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten().contiguous().view(torch.uint8)
 
 
 def _without_prefixes(

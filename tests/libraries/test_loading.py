@@ -127,6 +127,79 @@ def test_what_a_constructor_computes():
     assert not differ(model, trained)
 
 
+class Shares(Net):
+    """Its loss gives the head to the backbone, too, as detectors do."""
+
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        self.backbone.auxiliary = self.head
+        return self.backbone[:2](images).mean()
+
+
+def shared_weights() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Of a model that has run its loss, as copied from a GPU."""
+    trained = Shares()
+    trained.loss(torch.ones(1, 3, 5, 5))
+    weights = trained.state_dict()
+    assert 'backbone.auxiliary.weight' in weights
+    return trained, {name: t.clone() for name, t in weights.items()}
+
+
+def test_tensors_that_the_loss_gave_a_second_name():
+    trained, weights = shared_weights()
+    for name in ('head.bias', 'backbone.auxiliary.bias'):
+        weights[name][0] = torch.nan  # equal bit by bit all the same
+    model = Shares()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load_weights(model, weights, 'a.pth')
+    assert model.head.weight.equal(trained.head.weight)
+
+
+@pytest.mark.parametrize('change', ['value', 'type', 'shape', 'sign'])
+def test_second_names_of_other_tensors(change):
+    """One that is nearly a tensor of the model is none of it."""
+    _, weights = shared_weights()
+    name = 'backbone.auxiliary.bias'
+    weights['head.bias'][0] = weights[name][0] = 0
+    if change == 'value':
+        weights[name][1] += 1e-3
+    elif change == 'sign':
+        weights[name][0] = -0.0
+    elif change == 'type':
+        weights[name] = weights[name].double()
+    else:
+        weights[name] = weights[name][:, None]
+    text = refused(weights, Shares())
+    assert f'and 1 others are there ({name!r})' in text
+
+
+def test_second_names_that_the_checkpoint_does_not_have():
+    trained, model = Shares(), Shares()
+    model.loss(torch.ones(1, 3, 5, 5))
+    load_weights(model, trained.state_dict(), 'a.pth')
+    assert model.head.weight.equal(trained.head.weight)
+
+
+def test_layers_with_state_that_is_no_tensor():
+    class Counts(nn.Linear):
+        count = 0
+
+        def get_extra_state(self):
+            return {'count': self.count}
+
+        def set_extra_state(self, state):
+            self.count = state['count']
+
+    trained, model = nn.Sequential(Counts(2, 3)), nn.Sequential(Counts(2, 3))
+    trained[0].count = 3
+    weights = trained.state_dict()
+    load_weights(model, weights, 'a.pth')
+    assert model[0].count == 3
+    del weights['0._extra_state']
+    weights['0.other'] = torch.ones(3)
+    assert "('0.other')" in refused(weights, model)
+
+
 def test_layers_that_rename_what_they_load():
     class Renames(nn.Linear):
         def _load_from_state_dict(self, state_dict, prefix, *args):
