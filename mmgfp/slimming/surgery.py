@@ -175,9 +175,11 @@ def read_width(model: nn.Module, name: str) -> int | None:
         name (str): Such as ``'layer1.0.width'`` or, for an element of a list,
             ``'block.dims[0]'``.
     """
-    modules = dict(model.named_modules())
     owner, key, place = _split_name(name)
-    value: Any = vars(modules[owner]).get(key) if owner in modules else None
+    try:
+        value: Any = vars(model.get_submodule(owner)).get(key)
+    except AttributeError:
+        return None
     if place is not None:
         fits = isinstance(value, (list, tuple)) and place < len(value)
         value = value[place] if fits else None
