@@ -27,13 +27,19 @@ from mmgfp.engine.cli import (
     read_config,
 )
 from mmgfp.engine.saved import stems, write_ratio
-from mmgfp.engine.settings import read_criterion, read_floor, read_target
-from mmgfp.engine.start import prepare_pruner
+from mmgfp.engine.settings import (
+    read_criterion,
+    read_floor,
+    read_ratios,
+    read_target,
+)
+from mmgfp.engine.start import prepare_net
 from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.registry import CRITERIA
 from mmgfp.search.pruner import Normalizer, Pruner
+from mmgfp.search.quotas import group_ratios
 from mmgfp.slimming.checkpoint import load_plain_checkpoint
 from mmgfp.slimming.structure import KEY
 from mmgfp.tracing.finder import restrict_groups
@@ -93,6 +99,20 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="layers that lose no outputs, such as 'backbone.layer1.*'",
     )
     parser.add_argument(
+        '--ratio',
+        nargs='+',
+        default=[],
+        type=_ratio,
+        metavar='PATTERN=SHARE',
+        help='shares that layers keep of their outputs; they are compared '
+        "with no other layer, such as 'backbone.layer4.*=0.7'",
+    )
+    parser.add_argument(
+        '--isomorphic',
+        action='store_true',
+        help='compare channels only with those of layers of the same types',
+    )
+    parser.add_argument(
         '--out',
         metavar='FOLDER',
         help='for the files (default: work_dirs/NAME OF THE CONFIG)',
@@ -111,6 +131,17 @@ def _target(text: str) -> dict[str, float]:
         raise argparse.ArgumentTypeError(
             f'{text!r}: expected one of {", ".join(METRICS)} and the share '
             'that is to remain, such as flops=0.5'
+        ) from None
+
+
+def _ratio(text: str) -> tuple[str, float]:
+    pattern, _, share = text.rpartition('=')
+    try:
+        return pattern, float(share)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected a pattern of layer names and the share that '
+            "is to remain, such as 'backbone.layer4.*=0.7'"
         ) from None
 
 
@@ -136,19 +167,30 @@ def prune(args: argparse.Namespace) -> None:
     with Console(stderr=True).status('') as status:  # only on a terminal
         found = demo_groups(model, shape, status.update)
     groups = restrict_groups(found, ignore=args.ignore)
-    pruner = prepare_pruner(
+    ratios = read_ratios(dict(args.ratio))
+    net = prepare_net(model, groups, shape, None, 1, None, logger)
+    pruner = Pruner(
+        net,
         read_criterion({'type': args.criterion}),
-        model,
-        groups,
-        *(shape, args.normalize_by, floor, None, 1, None, logger),
+        args.normalize_by,
+        floor,
+        args.isomorphic,
+        group_ratios(groups, ratios),
     )
-    least = pruner.reachable(pruner.unscored())[metric]
+    unscored = pruner.unscored()
+    if without := sorted(pruner.ratios.keys() & set(unscored)):
+        raise ValueError(
+            f'--ratio names layers of the channel groups {without[:5]}, which '
+            f'{args.criterion} does not score: expected another criterion or '
+            'patterns without them'
+        )
+    least = pruner.reachable(unscored)[metric]
     if least > share:
         raise ValueError(
             f'target={args.target} cannot be reached: with {floor}, '
-            f'ignore={args.ignore} and what {args.criterion} scores, at least '
-            f'{least:.3f} of {metric} stays. Raise the target or lower the '
-            'floors.'
+            f'ratios={ratios}, ignore={args.ignore} and what '
+            f'{args.criterion} scores, at least {least:.3f} of {metric} '
+            'stays. Raise the target or lower the floors.'
         )
     pruner.prune(lambda count: pruner.net.ratio(metric) <= share)
     structure = pruner.net.structure(args.config, shape)

@@ -17,6 +17,7 @@ from ..libraries.models import unwrap
 from ..libraries.pipeline import input_shape as config_shape
 from ..registry import HOOKS
 from ..search.pruner import Normalizer, Pruner
+from ..search.quotas import group_ratios
 from ..slimming.structure import KEY, Structure
 from ..utils.errors import type_and_line
 from .progress import Progress, Tally, listed, unscored_line
@@ -48,6 +49,7 @@ from .settings import (
     read_ignore,
     read_latency,
     read_overrides,
+    read_ratios,
     read_save_at,
     read_schedule,
     read_shape,
@@ -60,7 +62,7 @@ from .start import (
     check_possible,
     check_work_dir,
     prepare_groups,
-    prepare_pruner,
+    prepare_net,
 )
 from .state import STATE_KEY, read_state, stamped
 from .steps import StepGuard
@@ -113,6 +115,12 @@ class PruningHook(Hook):
             Defaults to 8 on a GPU and 1, at once, on a CPU.
         ignore (Sequence[str]): Patterns of layers that lose no outputs, such
             as 'backbone.layer1.*'. Defaults to ().
+        ratios (Mapping[str, float], optional): Shares that layers keep of
+            their outputs, by pattern, such as ``{'backbone.layer4.*': 0.7}``.
+            They are compared with no other layer.
+        isomorphic (bool): Whether channels are compared only with those of
+            layers of the same types (Fang et al., ECCV 2024). Defaults to
+            False.
         input_shape (Sequence[int], optional): (H, W) that cost is counted at.
             Defaults to what the config's pipelines say.
         latency_table (str, optional): File that ``tools/latency_table.py``
@@ -146,6 +154,8 @@ class PruningHook(Hook):
         round_to: int = 1,
         cut_to: int | None = None,
         ignore: Sequence[str] = (),
+        ratios: Mapping[str, float] | None = None,
+        isomorphic: bool = False,
         input_shape: Sequence[int] | None = None,
         latency_table: str | None = None,
         finetune: Mapping[str, Any] | None = None,
@@ -157,6 +167,7 @@ class PruningHook(Hook):
         one_of('normalize_by', normalize_by, get_args(Normalizer))
         one_of('scope', scope, ('all', 'internal'))
         one_of('after_target', after_target, ('stop', 'train'))
+        flag('isomorphic', isomorphic)
         flag('report', report)
         self.schedule = read_schedule(
             target, interval, channels_per_step, prune_share
@@ -170,6 +181,8 @@ class PruningHook(Hook):
         self.floor = read_floor(min_channels, min_ratio, round_to)
         self.cut_to = read_cut_to(cut_to)
         self.ignore = read_ignore(ignore)
+        self.ratios = read_ratios(ratios)
+        self.isomorphic = isomorphic
         self.input_shape = read_shape(input_shape)
         self.latency = read_latency(
             latency_table, normalize_by, self.schedule.metric
@@ -203,17 +216,23 @@ class PruningHook(Hook):
         model = unwrap(runner.model)
         check_not_compiled(model)
         check_finetune_config(runner.cfg, self.finetune)
-        pruner = self.pruner = prepare_pruner(
-            self.criterion,
+        groups = self._groups or self._find_groups(runner)
+        net = prepare_net(
             model,
-            self._groups or self._find_groups(runner),
+            groups,
             self._shape(runner),
-            self.normalize_by,
-            self.floor,
             self._structure,
             self.cut_to,
             self.latency,
             runner.logger,
+        )
+        pruner = self.pruner = Pruner(
+            net,
+            self.criterion,
+            self.normalize_by,
+            self.floor,
+            self.isomorphic,
+            group_ratios(groups, self.ratios),
         )
         separate_loader(runner.train_dataloader, runner.seed)
         ratio = pruner.net.ratio(self.schedule.metric)
@@ -245,7 +264,7 @@ class PruningHook(Hook):
             self.schedule,
             runner.max_iters,
             self._trainers.accumulation,
-            f'{self.floor}, scope={self.scope!r} and '
+            f'{self.floor}, ratios={self.ratios}, scope={self.scope!r} and '
             f'ignore={list(self.ignore)}',
         )
         self._progress = Progress(self.schedule, ratio)
@@ -365,7 +384,10 @@ class PruningHook(Hook):
         unscored = pruner.unscored()
         # what is known must not pay for what is not
         least = pruner.reachable(unscored)[metric]
-        waits = bool(unscored) and least > schedule.target
+        waits = bool(unscored) and (
+            least > schedule.target
+            or not pruner.ratios.keys().isdisjoint(unscored)
+        )
         self._tell_of_unscored(runner, unscored, waits)
         removals = pruner.prune(
             lambda n: (
@@ -375,6 +397,10 @@ class PruningHook(Hook):
             [average.module for average in averaged_models(runner)],
             agree=same_on_all_ranks,
             iteration=runner.iter + 1,
+            progress=lambda: (
+                (tally.start - net.ratio(metric))
+                / (tally.start - schedule.target)
+            ),
         )
         if net.cuts > cuts:
             network_has_changed(runner)

@@ -240,6 +240,26 @@ def read_ignore(ignore: Any) -> tuple[str, ...]:
     return tuple(ignore)
 
 
+def read_ratios(ratios: Any) -> dict[str, float]:
+    """Check the shares that layers keep, by pattern.
+
+    Raises:
+        ValueError: If it is no mapping of strings to shares.
+    """
+    if ratios is None:
+        return {}
+    if not isinstance(ratios, Mapping) or not all(
+        isinstance(pattern, str) for pattern in ratios
+    ):
+        raise ValueError(
+            f'ratios={ratios!r}: expected shares to keep by pattern of layer '
+            "names, such as {'backbone.layer4.*': 0.7}"
+        )
+    for pattern, share in ratios.items():
+        _share(f'ratios[{pattern!r}]', share)
+    return {pattern: float(share) for pattern, share in ratios.items()}
+
+
 def read_shape(shape: Any) -> tuple[int, int] | None:
     """Check the (H, W) that cost is counted at.
 

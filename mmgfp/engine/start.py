@@ -15,15 +15,13 @@ from torch import nn
 
 from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, record_calls
-from ..criteria.base import Criterion
 from ..groups import ChannelGroup
 from ..libraries.channel_groups import demo_groups
 from ..libraries.forward import cost_runner
 from ..report.table import groups_table, render
 from ..search.prunable import Prunable
-from ..search.pruner import Normalizer, Pruner
+from ..search.pruner import Pruner
 from ..search.schedule import Schedule
-from ..search.selection import Floor
 from ..slimming.optimizers import check_optimizer
 from ..slimming.structure import Structure, full_shapes
 from ..tracing.finder import restrict_groups
@@ -56,19 +54,16 @@ def prepare_groups(
     return groups
 
 
-def prepare_pruner(
-    criterion: Criterion,
+def prepare_net(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     shape: Sequence[int],
-    normalize_by: Normalizer,
-    floor: Floor,
     structure: Structure | None,
     cut_to: int | None,
     latency: LatencyTable | None,
     logger: Logger,
-) -> Pruner:
-    """Count what the model costs at (H, W) and make its pruner; log it.
+) -> Prunable:
+    """Count what the model costs at (H, W); log it.
 
     Without ``cut_to`` it is 1 on a CPU and 8 elsewhere.
 
@@ -96,7 +91,7 @@ def prepare_pruner(
         + ', '.join(f'{m} {cost[m]:,.0f}' for m in METRICS)
         + (f', latency {cost["latency"]:.1f} ms' if latency else '')
     )
-    return Pruner(net, criterion, normalize_by, floor)
+    return net
 
 
 def check_not_compiled(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..criteria.base import Criterion
 from ..criteria.fisher import Fisher
 from .prunable import Prunable
+from .quotas import Quotas, group_kinds
 from .selection import Floor, Selector
 
 Normalizer = Literal['acts', 'flops', 'latency', 'none']
@@ -51,6 +52,12 @@ class Pruner:
             'latency' that removing a unit saves now, or 'none'. Defaults to
             'acts'.
         floor (Floor, optional): What must stay of each group.
+        isomorphic (bool): Whether only groups of one kind are compared with
+            each other (:func:`mmgfp.search.quotas.group_kinds`). Defaults to
+            False.
+        ratios (Mapping[str, float], optional): Share of its units that a
+            group keeps in the end, by its name. Such groups are compared with
+            no other; :attr:`Floor.min_ratio` does not hold for them.
     """
 
     def __init__(
@@ -59,11 +66,17 @@ class Pruner:
         criterion: Criterion | None = None,
         normalize_by: Normalizer = 'acts',
         floor: Floor | None = None,
+        isomorphic: bool = False,
+        ratios: Mapping[str, float] | None = None,
     ) -> None:
         self.net = net
         self.criterion: Criterion = criterion or Fisher()
         self.normalize_by = normalize_by
         self.floor = floor or Floor()
+        self.ratios = dict(ratios or {})
+        self._kinds = (
+            group_kinds(net.model, net.units.groups) if isomorphic else {}
+        )
         net.history = replace(net.history, normalize_by=normalize_by)
         self.attach()
 
@@ -82,14 +95,35 @@ class Pruner:
             without (Sequence[str]): Groups that lose nothing.
         """
         units = [
-            0
-            if group.name in without
-            else max(0, (~masked).sum() - self.floor.units(n, group.width))
-            for group, masked, n in zip(
-                self.net.units.groups, self.net.masked, self.net.originals
+            0 if group.name in without else max(0, (~masked).sum() - least)
+            for group, masked, least in zip(
+                self.net.units.groups, self.net.masked, self._least()
             )
         ]
         return self.net.ratios(np.array(units))
+
+    def _least(self) -> list[int]:
+        """Units that must stay of each group."""
+        return [
+            replace(
+                self.floor,
+                min_ratio=self.ratios.get(group.name, self.floor.min_ratio),
+            ).units(original, group.width)
+            for group, original in zip(
+                self.net.units.groups, self.net.originals
+            )
+        ]
+
+    def _quotas(self) -> Quotas | None:
+        """None if each group is compared with all others."""
+        if not self.ratios and not self._kinds:
+            return None
+        names = [group.name for group in self.net.units.groups]
+        return Quotas(
+            [self._kinds.get(name, 0) for name in names],
+            self.net.originals,
+            np.array([self.ratios.get(name, np.nan) for name in names]),
+        )
 
     def scores(self) -> list[np.ndarray]:
         """Scores per group, (size,); NaN for groups that have none.
@@ -117,6 +151,7 @@ class Pruner:
         reduce: Callable[[Tensor], None] | None = None,
         agree: Callable[[bytes], None] | None = None,
         iteration: int = 0,
+        progress: Callable[[], float] = lambda: 1.0,
     ) -> list[Removal]:
         """Remove the least important units and reset the scores.
 
@@ -134,6 +169,9 @@ class Pruner:
             agree (Callable, optional): Given the choices in bytes, raises if
                 other processes have chosen otherwise.
             iteration (int): Training iterations so far, for the record.
+            progress (Callable): Returns the share of the way to the target
+                that pruning has gone, by ``net.ratio``; groups in ``ratios``
+                go the same share of their way. By default all of it.
 
         Returns:
             list[Removal]: In order; empty if nothing can be removed.
@@ -145,7 +183,7 @@ class Pruner:
         scores = [s[units] for s, units in zip(self.scores(), there)]
         compared = np.array([not np.isnan(s).all() for s in scores])
         saving = net.saved(self.normalize_by)
-        among, removals = self._choose(scores, compared, done)
+        among, removals = self._choose(scores, compared, done, progress)
         chosen = [units[u] for units, u in zip(there, among)]
         numbers = net.units.numbers
         net.history = net.history.after(
@@ -168,24 +206,29 @@ class Pruner:
         scores: Sequence[np.ndarray],
         compared: np.ndarray,
         done: Callable[[int], bool],
+        progress: Callable[[], float],
     ) -> tuple[list[np.ndarray], list[Removal]]:
         """Per group which units go, and the choices in their order."""
-        net = self.net
+        net, groups = self.net, self.net.units.groups
         selector = Selector(
             scores,
-            [group.width for group in net.units.groups],
-            net.originals,
-            self.floor,
+            self._least(),
+            [self.floor.step(group.width) for group in groups],
             compared,
+            self._quotas(),
         )
         taken: list[list[np.ndarray]] = [[] for _ in scores]
         removals: list[Removal] = []
-        while not done(len(removals)):
-            choice = selector.next(net.saved(self.normalize_by))
+        while not done(len(removals)) or (
+            # a ratio holds as exactly as the target
+            progress() >= 1 and selector.is_behind()
+        ):
+            saving = net.saved(self.normalize_by)
+            choice = selector.next(saving, progress())
             if choice is None:
                 break
             g, units = choice
-            group = net.units.groups[g]
+            group = groups[g]
             taken[g].append(units)
             removals.append(Removal(group.name, len(units) * group.width))
             net.take(g, len(units))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .quotas import Quotas
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -37,7 +39,8 @@ class Floor:
         least = max(
             1,
             math.ceil(self.min_channels / width),
-            math.ceil(self.min_ratio * original),
+            # 0.55 * 100 is a little more than 55
+            math.ceil(round(self.min_ratio * original, 6)),
         )
         step = self.step(width)
         return math.ceil(least / step) * step
@@ -51,51 +54,53 @@ class Selector:
     """Offers units in order of importance, for one set of scores.
 
     Args:
-        fisher (Sequence[np.ndarray]): Per group the accumulated scores of its
-            units, shape (size,).
-        widths (Sequence[int]): Channels per unit.
-        originals (Sequence[int]): Units each group had at first.
-        floor (Floor): What must stay.
+        scores (Sequence[np.ndarray]): Per group those of its units, (size,).
+        least (Sequence[int]): (G,) units that must stay of each group.
+        step (Sequence[int]): (G,) units of each group that go together.
         compared (np.ndarray, optional): (G,) whether a group has scores; if
             not, it loses nothing. By default all have.
+        quotas (Quotas, optional): Which groups are compared with each other.
+            By default all are.
     """
 
     def __init__(
         self,
-        fisher: Sequence[np.ndarray],
-        widths: Sequence[int],
-        originals: Sequence[int],
-        floor: Floor,
+        scores: Sequence[np.ndarray],
+        least: Sequence[int],
+        step: Sequence[int],
         compared: np.ndarray | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
-        self._order = [np.argsort(f, kind='stable') for f in fisher]
+        self._order = [np.argsort(s, kind='stable') for s in scores]
         self._sorted = [
-            np.asarray(f, float)[o] for f, o in zip(fisher, self._order)
+            np.asarray(s, float)[o] for s, o in zip(scores, self._order)
         ]
-        self._taken = np.zeros(len(fisher), dtype=int)
-        self._sizes = np.array([len(f) for f in fisher], dtype=int)
+        self._taken = np.zeros(len(scores), dtype=int)
+        self._sizes = np.array([len(s) for s in scores], dtype=int)
+        self._least, self._step = np.asarray(least), np.asarray(step)
         self._compared = True if compared is None else compared
-        self._step = np.array([floor.step(w) for w in widths], dtype=int)
-        self._floor = np.array(
-            [floor.units(n, w) for n, w in zip(originals, widths)], dtype=int
-        )
+        self._quotas = quotas
 
-    def next(self, cost: np.ndarray) -> tuple[int, np.ndarray] | None:
+    def next(
+        self, cost: np.ndarray, progress: float = 1.0
+    ) -> tuple[int, np.ndarray] | None:
         """Take the least important units off the list.
 
         Args:
             cost (np.ndarray): (G,) what one unit of each group saves now;
                 ones for no normalisation. A bundle's importance is the sum
                 of its scores over the sum of its costs.
+            progress (float): Share of the way to the target that pruning has
+                gone; matters for groups with a share of their own.
 
         Returns:
             tuple[int, np.ndarray] | None: Group and its units; None when no
             group can lose any. Ties go to the first group, then the first
             unit.
         """
-        left = self._sizes - self._taken
-        bundle = np.where(left % self._step, left % self._step, self._step)
-        possible = (left - bundle >= self._floor) & self._compared
+        left, bundle, possible = self._possible()
+        if self._quotas is not None:
+            possible = self._quotas.next(left, possible, progress)
         if not possible.any():
             return None
         importance = np.full(len(left), np.inf)
@@ -110,3 +115,16 @@ class Selector:
         a = self._taken[best]
         self._taken[best] = b = a + bundle[best]
         return best, np.sort(self._order[best][a:b])
+
+    def is_behind(self) -> bool:
+        """Whether a group can lose more units to have its own ratio."""
+        if self._quotas is None:
+            return False
+        left, _, possible = self._possible()
+        return bool((possible & (self._quotas.lag(left, 1.0) > 0)).any())
+
+    def _possible(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Units of each group, how many would go, and whether they can."""
+        left = self._sizes - self._taken
+        bundle = np.where(left % self._step, left % self._step, self._step)
+        return left, bundle, (left - bundle >= self._least) & self._compared

@@ -14,11 +14,13 @@ INF = float('inf')
 
 def select(scores, costs, times=1, widths=None, originals=None, **floor):
     """Groups and units chosen, one after the other."""
+    limit = Floor(**floor)
+    widths = widths or [1] * len(scores)
+    originals = originals or [len(s) for s in scores]
     selector = Selector(
         [np.array(s, float) for s in scores],
-        widths or [1] * len(scores),
-        originals or [len(s) for s in scores],
-        Floor(**floor),
+        [limit.units(n, width) for n, width in zip(originals, widths)],
+        [limit.step(width) for width in widths],
     )
     chosen = [selector.next(np.array(costs, float)) for _ in range(times)]
     return [c if c is None else (c[0], c[1].tolist()) for c in chosen]
@@ -59,6 +61,7 @@ def test_nothing_left():
         (dict(min_channels=2, min_ratio=0.5), 5),
         (dict(min_channels=3, round_to=4), 4),
         (dict(min_channels=12), 10),
+        (dict(min_ratio=0.55), 6),
     ],
 )
 def test_floors(floor, left):
@@ -112,7 +115,7 @@ def test_what_saves_nothing_goes_last():
 def test_one_at_a_time_is_the_brute_force_argmin():
     rng = np.random.default_rng(0)
     scores = [rng.random(n) for n in (5, 9, 3, 7)]
-    selector = Selector(scores, [1] * 4, [5, 9, 3, 7], Floor(min_channels=2))
+    selector = Selector(scores, [2] * 4, [1] * 4)
     alive = [list(range(len(s))) for s in scores]
     for step in itertools.count():
         # like a real one, the cost of a unit depends on what is alive

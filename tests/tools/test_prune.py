@@ -66,6 +66,19 @@ def test_files_of_a_slim_network(trained, criterion):
     assert tested.returncode == 0, tested.stderr
 
 
+def test_layers_with_a_ratio_of_their_own(trained):
+    config, weights, out = trained
+    done = run_tool(
+        'prune.py',
+        *(config, weights, '--out', out, '--isomorphic'),
+        *('--target', 'flops=0.6', '--shape', *SHAPE),
+        *('--ratio', 'conv1=0.75'),
+    )
+    assert done.returncode == 0, done.stderr
+    structure = Structure.load(out / 'flops_0.60.json')
+    assert len(structure.keep['conv1.weight', 0]) == 9
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
@@ -75,6 +88,9 @@ def test_files_of_a_slim_network(trained, criterion):
         (('--target', 'flops=0.01'), 'cannot be reached'),
         (('--target', 'flops=0.5', '--criterion', 'Fisher'), 'invalid choice'),
         (('--target', 'flops=0.5', '--ignore', 'none'), 'none'),
+        (('--target', 'flops=0.5', '--ratio', 'conv1'), "'conv1': expected a"),
+        (('--target', 'flops=0.5', '--ratio', 'fc=0.5'), 'matches no layer'),
+        (('--target', 'flops=0.5', '--ratio', 'stem=2'), 'between 0 and 1'),
     ],
 )
 def test_bad_input(trained, options, message):

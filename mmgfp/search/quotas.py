@@ -1,0 +1,157 @@
+"""Which groups a choice is between, where not all compete with each other.
+
+Scores of layers of different kinds are hard to compare. Users can give layers
+a ratio of their own, or have only groups of one kind compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import nn
+
+from ..groups import ATTRIBUTE, ChannelGroup
+
+
+class Quotas:
+    """Compares groups only with those of the same kind.
+
+    All kinds keep the same share of their units at any time, as far as whole
+    units allow. A group with a ratio of its own is compared with none: it
+    loses units in step with the way to the target.
+
+    Args:
+        kinds (Sequence[int]): (G,) number of the kind of each group.
+        originals (Sequence[int]): (G,) units of each group at first.
+        ratios (np.ndarray): (G,) share of them that is to stay; NaN for
+            groups without a ratio of their own.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[int],
+        originals: Sequence[int],
+        ratios: np.ndarray,
+    ) -> None:
+        self._originals = np.asarray(originals)
+        self._ratios = ratios
+        self._kinds = np.asarray(kinds)
+
+    def next(
+        self, left: np.ndarray, possible: np.ndarray, progress: float
+    ) -> np.ndarray:
+        """Groups of which one loses units next, (G,).
+
+        Args:
+            left (np.ndarray): (G,) units that each group has now.
+            possible (np.ndarray): (G,) whether a group can lose any.
+            progress (float): Share of the way to the target that pruning has
+                gone.
+        """
+        lag = self.lag(left, progress)
+        behind = possible & (lag > 0)
+        if behind.any():
+            largest = np.argmax(np.where(behind, lag, -np.inf))
+            return np.arange(len(left)) == largest
+        competes = np.isnan(self._ratios)
+        free = possible & competes
+        if not free.any():
+            return free
+        kinds = self._kinds
+        now = np.bincount(kinds, left * competes)
+        first = np.bincount(kinds, self._originals * competes)
+        share = np.full(len(left), -np.inf)
+        share[free] = now[kinds[free]] / first[kinds[free]]
+        return free & (kinds == kinds[np.argmax(share)])
+
+    def lag(self, left: np.ndarray, progress: float) -> np.ndarray:
+        """Share of its units that a group should have lost by now, (G,).
+
+        0 or less for groups that are on their way; NaN for those without a
+        ratio of their own. Arguments are those of :meth:`next`.
+        """
+        goal = 1 - progress * (1 - self._ratios)
+        return left / self._originals - goal
+
+
+def group_kinds(
+    model: nn.Module, groups: Sequence[ChannelGroup]
+) -> dict[str, int]:
+    """Number of the kind of each group, by its name.
+
+    Groups are of one kind if layers of the same types lose the same axes, in
+    equal numbers (isomorphic pruning, Fang et al., ECCV 2024). Sizes do not
+    count: the same block in another stage is of the same kind.
+
+    Args:
+        model (nn.Module): The network.
+        groups (Sequence[ChannelGroup]): Its groups.
+    """
+    modules = dict(model.named_modules())
+    numbers: dict[tuple, int] = {}
+    found = {}
+    for group in groups:
+        kind = tuple(
+            sorted(
+                (
+                    type(modules.get(member.layer)).__name__,
+                    member.tensor.rpartition('.')[2],
+                    member.role,
+                    member.axis,
+                )
+                for member in group.members
+                if member.axis != ATTRIBUTE
+            )
+        )
+        found[group.name] = numbers.setdefault(kind, len(numbers))
+    return found
+
+
+def group_ratios(
+    groups: Sequence[ChannelGroup], ratios: Mapping[str, float]
+) -> dict[str, float]:
+    """Ratios of groups, from those of patterns of layers.
+
+    Args:
+        groups (Sequence[ChannelGroup]): As found, with the frozen ones.
+        ratios (Mapping[str, float]): Share of its units that a group keeps
+            if a layer that loses outputs with it matches the pattern
+            (:mod:`fnmatch`).
+
+    Returns:
+        dict[str, float]: By name of the group.
+
+    Raises:
+        ValueError: If a pattern matches no layer whose outputs can be pruned,
+            or patterns with different ratios match layers of one group.
+    """
+    found: dict[str, float] = {}
+    by: dict[str, str] = {}
+    for pattern, ratio in ratios.items():
+        matching = [
+            group
+            for group in groups
+            if any(fnmatchcase(layer, pattern) for layer in group.producers)
+        ]
+        possible = [group for group in matching if not group.frozen]
+        if not possible:
+            reasons = '; '.join(dict.fromkeys(g.frozen for g in matching[:3]))
+            because = f' ({reasons})' if reasons else ''
+            raise ValueError(
+                f'ratios={{{pattern!r}: {ratio}}} matches no layer whose '
+                f'outputs can be pruned{because}; expected names as '
+                'tools/groups.py prints them, with * and ? as wildcards, such '
+                "as 'backbone.layer4.*'"
+            )
+        for group in possible:
+            if found.setdefault(group.name, ratio) != ratio:
+                raise ValueError(
+                    f'ratios={dict(ratios)!r}: both {by[group.name]!r} and '
+                    f'{pattern!r} match layers of the channel group '
+                    f'{group.name}, whose layers {group.producers[:5]} are '
+                    'pruned together; expected one ratio for them'
+                )
+            by.setdefault(group.name, pattern)
+    return found
