@@ -1,4 +1,4 @@
-"""Write docs/accuracy.md and its figures from the results."""
+"""Write a page with figures for each list of experiments."""
 
 from __future__ import annotations
 
@@ -53,53 +53,56 @@ def parse_args() -> argparse.Namespace:
         epilog='example: python benchmarks/accuracy/report.py',
     )
     parser.add_argument('--results', type=Path, default=HERE / 'results')
-    parser.add_argument('--out', type=Path, default=ROOT / 'docs')
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs/accuracy')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    # written by hand
-    parts = ('introduction', 'findings')
-    text = [(HERE / f'{part}.md').read_text() for part in parts]
+    args.out.mkdir(parents=True, exist_ok=True)
     for file in sorted(args.results.glob('*.jsonl')):
         found = summaries(read_results(file))
-        if not any(summary.target for summary in found.values()):
-            continue  # nothing was pruned yet
-        latency = beside(file, 'latency')
-        picture = args.out / 'accuracy' / f'{file.stem}.png'
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        config = Config.fromfile(HERE / 'configs' / file.stem / 'baseline.py')
-        draw(found, latency, config.metric, picture)
-        text += section(config, found, latency)
-        text += ['', f'![Accuracy against cost](accuracy/{picture.name})', '']
-        if latency is not None:
-            picture = picture.with_stem(f'{file.stem}_speed')
-            draw_speed(found, latency, picture)
-            text += [f'![Time against cost](accuracy/{picture.name})', '']
-            text += ['The networks of the table, time beside cost.', '']
-        for other in sorted(args.results.glob(f'{file.stem}_latency_*.json')):
-            text += other_latency_table(json.loads(other.read_text()))
-        kept = {
-            name.removeprefix('fisher_'): kept_by_stage(summary)
-            for name, summary in found.items()
-            if name.startswith('fisher') and summary.target == HALF
-        }
-        if kept:
-            picture = picture.with_stem(f'{file.stem}_kept')
-            draw_kept(kept, picture)
-            text += [f'![Channels kept](accuracy/{picture.name})', '']
-            text += [
-                'Of all runs in the mean: *inner* is what the first '
-                'convolution of a block writes and the second alone reads, '
-                '*stream* what the blocks of a stage add up.',
-                '',
-            ]
-        diagnosis = beside(file, 'diagnosis')
-        if diagnosis is not None:
-            text += diagnosis_table(diagnosis)
-    with complete(args.out / 'accuracy.md') as partial:
-        Path(partial).write_text('\n'.join(text))
+        # nothing was pruned yet without a target
+        if any(summary.target for summary in found.values()):
+            text = page(file, found, args.out)
+            with complete(args.out / f'{file.stem}.md') as partial:
+                Path(partial).write_text('\n'.join(text))
+
+
+def page(file: Path, found: Mapping[str, Summary], out: Path) -> list[str]:
+    """The lines of a list's page; its figures are drawn."""
+    latency = beside(file, 'latency')
+    config = Config.fromfile(HERE / 'configs' / file.stem / 'baseline.py')
+    picture = out / f'{file.stem}.png'
+    draw(found, latency, config.metric, picture)
+    text = section(config, found, latency)
+    text += ['', f'![Accuracy against cost]({picture.name})', '']
+    if latency is not None:
+        picture = out / f'{file.stem}_speed.png'
+        draw_speed(found, latency, picture)
+        text += [f'![Time against cost]({picture.name})', '']
+        text += ['The networks of the table, time beside cost.', '']
+    for other in sorted(file.parent.glob(f'{file.stem}_latency_*.json')):
+        text += other_latency_table(json.loads(other.read_text()))
+    kept = {
+        name.removeprefix('fisher_'): kept_by_stage(summary)
+        for name, summary in found.items()
+        if name.startswith('fisher') and summary.target == HALF
+    }
+    if kept:
+        picture = out / f'{file.stem}_kept.png'
+        draw_kept(kept, picture)
+        text += [f'![Channels kept]({picture.name})', '']
+        text += [
+            'Of all runs in the mean: *inner* is what the first '
+            'convolution of a block writes and the second alone reads, '
+            '*stream* what the blocks of a stage add up.',
+            '',
+        ]
+    diagnosis = beside(file, 'diagnosis')
+    if diagnosis is not None:
+        text += diagnosis_table(diagnosis)
+    return text
 
 
 def beside(file: Path, what: str) -> Any:
@@ -114,14 +117,14 @@ def section(
     """Words and tables of a list."""
     others = [s for s in found.values() if s.target]
     others.sort(key=lambda s: -s.gain())
-    lines = [f'## {config.title}', '', *config.about.strip().splitlines(), '']
+    lines = [f'# {config.title}', '', *config.about.strip().splitlines(), '']
     lines += [f'- {fact}' for fact in facts(config, found)]
     lines += ['', '```bash', *config.commands.strip().splitlines(), '```', '']
     ablations = [s for s in others if s.name.startswith('ablation')]
     for target in sorted({s.target for s in others}, reverse=True):
         rows = [s for s in others if s.target == target]
         rows = [s for s in rows if s not in ablations]
-        lines += [f'### {target:.0%} of the flops', '']
+        lines += [f'## {target:.0%} of the flops', '']
         lines += [*accuracy_table(rows, found), *same_channels(rows)]
         lines += paired(rows)
     if ablations:
@@ -129,7 +132,7 @@ def section(
         # most are trained otherwise than the control
         alone = {n: s for n, s in found.items() if n != 'unpruned'}
         lines += [
-            '### Ablations',
+            '## Ablations',
             '',
             '`fisher_acts` to half of the flops, changed as the name says:',
             '',
@@ -139,7 +142,7 @@ def section(
             '',
         ]
     if latency is not None:
-        lines += ['### Latency', '', *latency_table(latency)]
+        lines += ['## Latency', '', *latency_table(latency)]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Figures of docs/accuracy.md."""
+"""Figures of the pages in docs/accuracy."""
 
 from __future__ import annotations
 

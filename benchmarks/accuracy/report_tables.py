@@ -1,4 +1,4 @@
-"""Tables of docs/accuracy.md."""
+"""Tables of the pages in docs/accuracy."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def other_latency_table(latency: Any) -> list[str]:
             '',
         ]
     lines += latency_table(latency, metrics)
-    return [f'### Latency{words}', '', *lines, '']
+    return [f'## Latency{words}', '', *lines, '']
 
 
 def how(latency: Any) -> str:
@@ -196,7 +196,7 @@ def diagnosis_table(diagnosis: Any) -> list[str]:
     ]
     heads = [words for words, _, _ in columns]
     lines = [
-        '### On test and on training pictures',
+        '## On test and on training pictures',
         '',
         'As they are; with statistics of BatchNorm made anew from training '
         'pictures; on training pictures without augmentation '

@@ -322,7 +322,8 @@ class Experiments:
                 and seeds_of(run) == (self.args.baseline_seed, seed)
                 and (job == self._baseline or run['lr'] == lr)
             ):
-                return f'; docs/accuracy.md has {score(run["finetuned"]):.2f}'
+                page = f'docs/accuracy/{self.file.stem}.md'
+                return f'; {page} has {score(run["finetuned"]):.2f}'
         return ''
 
     def _check_baseline(self) -> bool:

@@ -180,7 +180,7 @@ def test_page(report, tmp_path, monkeypatch):
     nothing_pruned = [r for r in results if r['pruning'] is None]
     lines = ''.join(f'{json.dumps(one)}\n' for one in nothing_pruned)
     (tmp_path / 'cifar10_resnet56.jsonl').write_text(lines)
-    out = tmp_path / 'new/docs'
+    out = tmp_path / 'new/accuracy'
     arguments = ['--results', str(tmp_path), '--out', str(out)]
     monkeypatch.setattr(sys, 'argv', ['report.py', *arguments])
     drawn = []
@@ -202,8 +202,8 @@ def test_page(report, tmp_path, monkeypatch):
     for axes in speed.axes:
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels == ['acts left, r = 1.00', 'baseline']
-    page = (out / 'accuracy.md').read_text()
-    assert '## ResNet-56' not in page
+    assert [page.name for page in out.glob('*.md')] == ['cifar10.md']
+    page = (out / 'cifar10.md').read_text()
     # 3 epochs are not what the list has now
     assert (
         '- Control with 3 epochs of fine-tuning: 91.00; +1.00 to its '
@@ -230,7 +230,7 @@ def test_page(report, tmp_path, monkeypatch):
     # the control has the first seed only: 84 - 90.5, 83 - 91, at their rates;
     # 84 - 83, 86 - 86.5
     assert '`torch_pruning_l1` **+0.25** (+1.00, -0.50)' in page
-    before, after = page.split('### Ablations')
+    before, after = page.split('## Ablations')
     # with the seed that both have, 88 - 84
     assert (
         '| `ablation_interval_2` | 1 | 78.00 | 88.00 | -2.00 | +4.00 | 50.0% |'
@@ -244,13 +244,13 @@ def test_page(report, tmp_path, monkeypatch):
         in before
     )
     assert '`ablation_interval_2` |' not in before
-    tables, lost = page.split('### On test and on training pictures')
+    tables, lost = page.split('## On test and on training pictures')
     assert 'without augmentation (a pocket calculator, 1 thread' in lost
     assert '`unpruned`' not in tables
     assert '| `unpruned` | 3 | 0.2 |  |  |  | 84.00 | 84.50 | 97.00 |' in lost
-    exact, gpu, rounded = re.split('### Latency .*', page)
-    assert '### Latency with multiples of 16 channels\n' in page
-    assert '### Latency on a GPU in half precision\n' in page
+    exact, gpu, rounded = re.split('## Latency .*', page)
+    assert '## Latency with multiples of 16 channels\n' in page
+    assert '## Latency on a GPU in half precision\n' in page
     assert 'of a picture; 2 threads of an abacus, 2026' in rounded
     # ratios of 1.0, 1.0, 2.0, 1.2 and so on lie between 0 and 9
     assert 'of 3 rounds in turn, of which the furthest lies 8.00 off' in exact
@@ -260,8 +260,21 @@ def test_page(report, tmp_path, monkeypatch):
     assert '| `fisher_internal` | 1.20 | 1.20 |' in exact
     assert '| `fisher_internal` | 52.0% | 62.0% | 1.20 | 1.20 |' in rounded
     for name in ('cifar10', 'cifar10_speed', 'cifar10_kept'):
-        picture = out / f'accuracy/{name}.png'
+        picture = out / f'{name}.png'
         assert picture.read_bytes()[1:4] == b'PNG'
+
+
+def test_committed_pages(report, tmp_path, monkeypatch):
+    """They are what the results give."""
+    monkeypatch.setattr(sys, 'argv', ['report.py', '--out', str(tmp_path)])
+    for name in ('draw', 'draw_speed', 'draw_kept'):
+        monkeypatch.setattr(report, name, lambda *args: None)
+    report.main()
+    made = sorted(tmp_path.glob('*.md'))
+    assert len(made) == 5
+    for page in made:
+        committed = ROOT / 'docs/accuracy' / page.name
+        assert page.read_text() == committed.read_text()
 
 
 def test_machines(report):
@@ -920,7 +933,7 @@ def test_run_again(driver, capsys, monkeypatch):
     page = driver.folder / 'page'
     monkeypatch.setattr(driver.module, 'RESULTS', page)
     driver.run('--out', str(page), seeds='0')
-    assert 'docs/accuracy.md' not in capsys.readouterr().out
+    assert 'docs/accuracy' not in capsys.readouterr().out
     shutil.rmtree(driver.folder / 'work')
     driver.baseline = 91.0
     driver.run(seeds='05', lrs=['0.2'])
@@ -928,11 +941,11 @@ def test_run_again(driver, capsys, monkeypatch):
     ended = [line.partition(' (')[0] for line in lines if '->' in line]
     assert [line.partition('] ')[2] for line in ended] == [
         'baseline_seed0: 91.00 -> 91.00 with 50.0% of the flops; '
-        'docs/accuracy.md has 90.00',
+        'docs/accuracy/cifar10.md has 90.00',
         'fisher_acts_seed0_lr0.2: 91.20 -> 91.20 with 50.0% of the flops; '
-        'docs/accuracy.md has 90.20',
+        'docs/accuracy/cifar10.md has 90.20',
         'ours_l1_seed0_lr0.2: 90.80 -> 90.80 with 50.0% of the flops; '
-        'docs/accuracy.md has 89.80',
+        'docs/accuracy/cifar10.md has 89.80',
         'fisher_acts_seed5_lr0.2: 91.20 -> 91.20 with 50.0% of the flops',
         'ours_l1_seed5_lr0.2: 90.80 -> 90.80 with 50.0% of the flops',
     ]
