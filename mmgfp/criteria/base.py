@@ -20,6 +20,7 @@ from ..slimming.surgery import named_tensors
 from .taps import Taps
 
 AllRanks = Callable[[Tensor], Tensor]
+Labels = Literal['true', 'empirical']
 
 
 class Criterion(Protocol):
@@ -27,10 +28,12 @@ class Criterion(Protocol):
 
     Attributes:
         when (str): 'training' if scores come from the batches that a network
-            trains on; 'weights' if they come from its weights at any time.
+            trains on; 'weights' if they come from its weights at any time;
+            'calibration' if they come from batches that it does not learn
+            from, during which alone it is attached (:class:`Calibrated`).
     """
 
-    when: ClassVar[Literal['training', 'weights']]
+    when: ClassVar[Literal['training', 'weights', 'calibration']]
 
     def attach(self, model: nn.Module, units: UnitSpace) -> None:
         """Start observing a network.
@@ -107,6 +110,25 @@ class Criterion(Protocol):
         Raises:
             ValueError: If it is of other groups.
         """
+
+
+class Calibrated(Criterion, Protocol):
+    """Criteria that need a calibration pass before each pruning step.
+
+    The network is in evaluation mode in it, and its weights stay.
+
+    Attributes:
+        batches (int): Of the pass, over all processes.
+        fisher (str, optional): Whose gradients are observed: 'true' for
+            labels drawn from what the network predicts, 'empirical' for those
+            of the data set; None for 'true' where it predicts class scores.
+    """
+
+    when: ClassVar[Literal['training', 'weights', 'calibration']] = (
+        'calibration'
+    )
+    batches: int
+    fisher: Labels | None
 
 
 class MaskGradients(Criterion):

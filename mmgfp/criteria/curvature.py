@@ -1,0 +1,278 @@
+"""Kronecker-factored curvature of a layer (Martens & Grosse, ICML 2015).
+
+Notation: a layer has a weight matrix ``W`` (o, d), of outputs and inputs (with
+the kernel and, last, the bias), for each of g groups. For N images with R rows
+of inputs ``a`` and of gradients ``s`` of each image's loss::
+
+    A = 1/N sum a a^T        G = 1/R sum s s^T        Hessian ~ kron(G, A)
+
+The sums run over images, positions, and calls of the layer. Where one of the
+two would be too large, only blocks on its diagonal are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Damping = Literal['pi', 'identity']
+
+
+@dataclass
+class Factor:
+    """Sum of outer products of the rows of a layer.
+
+    Attributes:
+        starts (Sequence[int]): Where blocks on its diagonal begin.
+        blocks (Sequence[Tensor]): (g, n, n) each, for g groups.
+    """
+
+    starts: Sequence[int]
+    blocks: Sequence[Tensor]
+
+    @classmethod
+    def zeros(cls, groups: int, size: int, limit: int, like: Tensor) -> Factor:
+        """Nothing summed.
+
+        Args:
+            groups (int): Groups of the convolution.
+            size (int): Elements of a row, with the 1 of a bias.
+            limit (int): Elements of the largest block.
+            like (Tensor): Has the device and precision of the sums.
+        """
+        starts = range(0, size, limit)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        sizes = [min(limit, size - start) for start in starts]
+        return cls(
+            starts, [like.new_zeros(groups, n, n, dtype=dtype) for n in sizes]
+        )
+
+    def add(self, rows: Tensor) -> None:
+        """Add the outer products of rows.
+
+        Args:
+            rows (Tensor): (g, R, d); d is one less than the size of the
+                factor if each row goes on with the 1 of a bias.
+        """
+        given = rows.shape[2]
+        for start, block in zip(self.starts, self.blocks):
+            part = rows[:, :, start : min(start + block.shape[1], given)]
+            n = part.shape[2]
+            block[:, :n, :n] += part.transpose(1, 2) @ part
+            if n < block.shape[1]:  # the bias is here
+                sums = part.sum(1)
+                block[:, n, :n] += sums
+                block[:, :n, n] += sums
+                block[:, n, n] += rows.shape[1]
+
+    def kept(self, positions: np.ndarray, groups: np.ndarray) -> Factor:
+        """The factor without some positions and groups.
+
+        Args:
+            positions (np.ndarray): (n,) whether each is left.
+            groups (np.ndarray): (g,) whether each is left.
+        """
+        found, starts, begin = [], [], 0
+        which = torch.from_numpy(np.flatnonzero(groups))
+        for start, block in zip(self.starts, self.blocks):
+            here = np.flatnonzero(positions[start : start + block.shape[1]])
+            if len(here):
+                index = torch.from_numpy(here).to(block.device)
+                block = block[which.to(block.device)]
+                found.append(block[:, index][:, :, index])
+                starts.append(begin)
+                begin += len(here)
+        return Factor(starts, found)
+
+    def scaled(self, by: float | Tensor) -> Factor:
+        """All of it multiplied."""
+        return Factor(self.starts, [block * by for block in self.blocks])
+
+
+@dataclass
+class Side:
+    """A factor of a layer, of the positions that are left, and its inverse.
+
+    Attributes:
+        starts (Sequence[int]): Where blocks begin.
+        blocks (Sequence[Tensor]): (g, n, n) each, with damping.
+        inverses (Sequence[Tensor]): Of the blocks.
+    """
+
+    starts: Sequence[int]
+    blocks: Sequence[Tensor]
+    inverses: Sequence[Tensor]
+
+    def inverse_diagonal(self) -> Tensor:
+        """(g, n) diagonal of the inverse."""
+        return torch.cat([b.diagonal(0, 1, 2) for b in self.inverses], 1)
+
+    def multiplied(self, matrices: Tensor) -> Tensor:
+        """``matrices @ factor`` for (g, ..., n)."""
+        parts = matrices.split([b.shape[1] for b in self.blocks], -1)
+        return torch.cat(
+            [
+                torch.einsum('g...i,gij->g...j', part, block)
+                for part, block in zip(parts, self.blocks)
+            ],
+            -1,
+        )
+
+    def parts_of_inverse(self, index: Tensor) -> Tensor:
+        """(m, b, b) parts of the inverse of a single group.
+
+        Args:
+            index (Tensor): (m, b) positions.
+        """
+        size = index.shape[1]
+        found = self.inverses[0].new_zeros(len(index), size, size)
+        for start, inverse in zip(self.starts, self.inverses):
+            local = index - start
+            here = (local >= 0) & (local < inverse.shape[1])
+            local = local.clamp(0, inverse.shape[1] - 1)
+            part = inverse[0][local[:, :, None], local[:, None, :]]
+            found += part * (here[:, :, None] & here[:, None, :])
+        return found
+
+
+@dataclass
+class Curvature:
+    """Scores of what a layer may lose, as predicted growth of the loss.
+
+    Attributes:
+        weight (Tensor): (g, r, c), in double precision. Rows are outputs, or
+            inputs if the convolution is transposed.
+        rows (Side): Factor of its rows, r.
+        columns (Side): Factor of its columns, c.
+    """
+
+    weight: Tensor
+    rows: Side
+    columns: Side
+
+    def elements(self) -> Tensor:
+        """Scores of the Optimal Brain Surgeon, (g, r, c).
+
+        ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` where rows are outputs.
+        """
+        rows, columns = (
+            side.inverse_diagonal() for side in (self.rows, self.columns)
+        )
+        return self.weight.square() / (
+            2 * rows[:, :, None] * columns[:, None, :]
+        )
+
+    def of_row_blocks(self, index: Tensor) -> Tensor:
+        """(m,) exact scores of removing rows together, of a single group.
+
+        ``tr(W_P A W_P^T [G^-1]_PP^-1) / 2`` for the rows P.
+
+        Args:
+            index (Tensor): (m, b) rows.
+        """
+        return _of_blocks(self.weight[0], index, self.rows, self.columns)
+
+    def of_column_blocks(self, index: Tensor) -> Tensor:
+        """(m,) exact scores of removing columns together, as for rows."""
+        return _of_blocks(self.weight[0].T, index, self.columns, self.rows)
+
+    def of_groups(self) -> Tensor:
+        """(g,) exact scores of removing whole groups.
+
+        ``tr(W A W^T G) / 2`` where rows are outputs.
+        """
+        half = self.columns.multiplied(self.weight)
+        whole = self.rows.multiplied(half.transpose(1, 2)).transpose(1, 2)
+        return (whole * self.weight).sum((1, 2)) / 2
+
+
+def _of_blocks(
+    weight: Tensor, index: Tensor, removed: Side, other: Side
+) -> Tensor:
+    lost = weight[index]  # (m, b, n)
+    inner = torch.linalg.inv(removed.parts_of_inverse(index))
+    products = other.multiplied(lost.flatten(0, 1)[None])[0].view_as(lost)
+    return torch.einsum('mbn,mbc,mcn->m', products, inner, lost) / 2
+
+
+def sides(
+    name: str,
+    inputs: Factor,
+    gradients: Factor,
+    positions: float,
+    batches: float,
+    damping: Damping,
+    strength: float,
+) -> tuple[Side, Side]:
+    """Damp the two factors of a layer and invert them, in double precision.
+
+    With ``'pi'`` by ``sqrt(strength)``, spread so that both weigh the same by
+    their traces (Martens & Grosse, Section 6.3); with ``'identity'`` by twice
+    the identity over the number of batches, as MLPrune has it.
+
+    Args:
+        name (str): Of the layer, for errors.
+        inputs (Factor): A.
+        gradients (Factor): G.
+        positions (float): Rows per image.
+        batches (float): That were summed.
+        damping (str): 'pi' or 'identity'.
+        strength (float): For 'pi'.
+
+    Returns:
+        tuple: Of the inputs and of the gradients.
+
+    Raises:
+        ValueError: If a factor is not finite or cannot be inverted.
+    """
+    factors = [
+        [block.to(torch.float64, copy=True) for block in side.blocks]
+        for side in (inputs, gradients)
+    ]
+    if not all(b.isfinite().all() for b in chain(*factors)):
+        raise ValueError(
+            f'the curvature of {name} is not finite: its inputs or the '
+            'gradients of its outputs overflow. Expected a trained network '
+            'and batches on which its loss is finite'
+        )
+    means = [_mean_diagonal(side) for side in factors]
+    if damping == 'identity':
+        extra = torch.full_like(means[0], 2 / batches)
+        pads = [extra * positions**2, extra / positions**2]
+    else:
+        known = (means[0] > 0) & (means[1] > 0)
+        ratio = torch.where(known, means[0] / means[1], 1.0).sqrt()
+        pads = [ratio * strength**0.5, strength**0.5 / ratio]
+    return (
+        _side(name, inputs.starts, factors[0], pads[0]),
+        _side(name, gradients.starts, factors[1], pads[1]),
+    )
+
+
+def _side(
+    name: str, starts: Sequence[int], blocks: Sequence[Tensor], pad: Tensor
+) -> Side:
+    """A factor with (g,) values added to its diagonal, and its inverse."""
+    inverses = []
+    for block in blocks:
+        block.diagonal(0, 1, 2).add_(pad[:, None])
+        root, failed = torch.linalg.cholesky_ex(block)
+        if failed.any():
+            raise ValueError(
+                f'the curvature of {name} is singular with damping of '
+                f'{float(pad.min()):.3g}: expected a larger `strength` or '
+                'more batches'
+            )
+        inverses.append(torch.cholesky_inverse(root))
+    return Side(starts, blocks, inverses)
+
+
+def _mean_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """(g,) mean of the diagonal over all blocks."""
+    return torch.cat([b.diagonal(0, 1, 2) for b in blocks], 1).mean(1)

@@ -1,0 +1,349 @@
+"""Kronecker-factored curvature of whole layers, as Network Automatic Pruning.
+
+NAP (arXiv 2101.06608) and MLPrune rank all there is in a network by the growth
+of the loss that a Kronecker-factored Hessian predicts. Their text leaves open
+how single weights are summed over coupled channels; docs/methods/nap.md says
+what is theirs and what is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..groups import Member, UnitSpace
+from .base import AllRanks, Calibrated, Labels
+from .curvature import Curvature, Damping, Factor, sides
+from .layer_matrix import LayerMatrix
+from .layer_rows import (
+    conv_groups,
+    gradient_rows,
+    input_rows,
+    is_matrix_layer,
+    is_transposed,
+)
+from .layer_taps import LayerTaps
+
+Aggregate = Literal['sum', 'block']
+
+
+@dataclass
+class _Sums:
+    """What was summed for a layer: its two factors and how many rows."""
+
+    inputs: Factor
+    gradients: Factor
+    rows: Tensor  # ()
+
+    def tensors(self) -> list[Tensor]:
+        """All of it, to be changed in place."""
+        return [*self.inputs.blocks, *self.gradients.blocks, self.rows]
+
+
+class KFAC(Calibrated):
+    """Predicted growth of the loss without a unit, or a weight.
+
+    The scores of single weights are those of the Optimal Brain Surgeon,
+    ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` (:mod:`mmgfp.criteria.curvature`).
+
+    Args:
+        aggregate (str): What a unit is worth in a layer: the 'sum' over its
+            weights, or the exact score of removing them together, as a
+            'block' of the curvature. Defaults to 'sum'.
+        batches (int): Batches of the calibration pass, over all processes.
+            Defaults to 64.
+        fisher (str, optional): 'true' for labels that are drawn from what the
+            network predicts, which needs class scores; 'empirical' for those
+            of the data set. By default 'true' where there are class scores.
+        damping (str): See :func:`mmgfp.criteria.curvature.sides`. Defaults to
+            'pi'.
+        strength (float): Of the damping 'pi'. Defaults to 1e-3.
+        limit (int): Elements of the inputs or outputs of a layer, above which
+            only blocks of this size are kept of a factor; it takes the square
+            of them in memory. Defaults to 8192.
+
+    Raises:
+        ValueError: If an argument has an impossible value.
+    """
+
+    def __init__(
+        self,
+        aggregate: Aggregate = 'sum',
+        batches: int = 64,
+        fisher: Labels | None = None,
+        damping: Damping = 'pi',
+        strength: float = 1e-3,
+        limit: int = 8192,
+    ) -> None:
+        for name, value, kinds in (
+            ('aggregate', aggregate, get_args(Aggregate)),
+            ('fisher', fisher, (*get_args(Labels), None)),
+            ('damping', damping, get_args(Damping)),
+        ):
+            if value not in kinds:
+                raise ValueError(
+                    f'{name}={value!r}: expected one of '
+                    f'{", ".join(map(repr, kinds))}'
+                )
+        for name, number in (('batches', batches), ('limit', limit)):
+            if type(number) is not int or number < 1:
+                raise ValueError(
+                    f'{name}={number!r}: expected a whole number from 1'
+                )
+        if not (isinstance(strength, (int, float)) and strength >= 0):
+            raise ValueError(
+                f'strength={strength!r}: expected a number, at least 0'
+            )
+        self.aggregate, self.batches, self.fisher = aggregate, batches, fisher
+        self.damping, self.strength, self.limit = damping, strength, limit
+        self._taps: LayerTaps | None = None
+        self._units = UnitSpace([])
+        self._forget()
+
+    def _forget(self) -> None:
+        self._sums: dict[str, _Sums] = {}
+        self._batch: dict[str, _Sums] = {}
+        self._counts: Tensor | None = None  # (2,) images and batches
+        self._reduced = False
+        self._known: dict[bytes, np.ndarray] = {}
+
+    # -- observing --------------------------------------------------------
+
+    def attach(self, model: nn.Module, units: UnitSpace) -> None:
+        """See :meth:`Criterion.attach`.
+
+        With no groups all layers of the network are observed.
+        """
+        if self._taps is not None:
+            return
+        if self._units is not units:
+            self._forget()
+        self._model, self._units = model, units
+        members = {m.layer for g in units.groups for m in g.members}
+        self._layers = {
+            name: module
+            for name, module in model.named_modules()
+            if is_matrix_layer(module)
+            and isinstance(module.weight, nn.Parameter)
+            and (name in members or not units.groups)
+        }
+        if self._counts is None:
+            device = next(model.parameters()).device
+            self._counts = torch.zeros(2, dtype=torch.float64, device=device)
+            self._sums = {n: self._empty(m) for n, m in self._layers.items()}
+        self._taps = LayerTaps(model, self._layers, self._see)
+
+    def detach(self) -> None:
+        """See :meth:`Criterion.detach`."""
+        if self._taps is not None:
+            self._taps.detach()
+            self._taps = None
+            self._batch = {}
+
+    def _empty(self, module: nn.Module) -> _Sums:
+        groups, weight = conv_groups(module), module.weight
+        assert isinstance(weight, Tensor)
+        narrow = len(weight) // groups
+        wide = weight[0].numel()
+        biased = module.bias is not None and not is_transposed(module)
+        inputs, gradients = narrow, wide
+        if not is_transposed(module):
+            inputs, gradients = wide + biased, narrow
+        return _Sums(
+            Factor.zeros(groups, inputs, self.limit, weight.detach()),
+            Factor.zeros(groups, gradients, self.limit, weight.detach()),
+            torch.zeros((), dtype=torch.float64, device=weight.device),
+        )
+
+    def _see(
+        self, name: str, module: nn.Module, source: Tensor, gradient: Tensor
+    ) -> None:
+        if name not in self._batch:
+            self._batch[name] = self._empty(module)
+        sums = self._batch[name]
+        for rows in input_rows(module, source):
+            sums.inputs.add(rows)
+            sums.rows += rows.shape[1]
+        for rows in gradient_rows(module, gradient):
+            sums.gradients.add(rows)
+
+    def end_batch(
+        self,
+        scale: float | Tensor = 1.0,
+        valid: Tensor | None = None,
+        on_all_ranks: AllRanks | None = None,
+    ) -> Tensor:
+        """See :meth:`Criterion.end_batch`."""
+        device = next(self._model.parameters()).device
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        if valid is not None:
+            finite = finite & valid
+        batch, self._batch = self._batch, {}
+        for sums in batch.values():
+            for tensor in sums.tensors():
+                finite = finite & tensor.isfinite().all()
+        if on_all_ranks is not None:
+            finite = on_all_ranks(finite)
+        if self._taps is None:
+            return finite
+        if self._reduced:
+            raise RuntimeError(
+                'a batch after the sum over processes: expected a reset '
+                'between calibration passes'
+            )
+        assert self._counts is not None
+        images = self._taps.images
+        counts = torch.tensor([images, 1], dtype=torch.float64, device=device)
+        self._counts += torch.where(finite, counts, 0.0)
+        for name, sums in batch.items():
+            # gradients are those of a mean over the images
+            factor = (images / scale) ** 2
+            for block in sums.gradients.blocks:
+                block *= factor
+            for total, new in zip(self._sums[name].tensors(), sums.tensors()):
+                total += torch.where(finite, new, 0.0)
+        self._known = {}
+        return finite
+
+    def all_reduce(self, reduce: Callable[[Tensor], None]) -> None:
+        """See :meth:`Criterion.all_reduce`."""
+        if self._counts is None or self._reduced:
+            return
+        reduce(self._counts)
+        for sums in self._sums.values():
+            for tensor in sums.tensors():
+                reduce(tensor)
+        self._reduced = True
+
+    # -- scores -----------------------------------------------------------
+
+    def scores(self, there: np.ndarray) -> np.ndarray:
+        """See :meth:`Criterion.scores`.
+
+        A group has none if no batch has gone through any of its layers.
+        """
+        key = there.tobytes()
+        if key not in self._known:
+            self._known[key] = self._scores(there)
+        return self._known[key].copy()
+
+    def _scores(self, there: np.ndarray) -> np.ndarray:
+        found = np.full(len(self._units), np.nan)
+        left, parts = self._units.split(there), self._units.split(found)
+        members: dict[str, list[tuple[int, Member]]] = {}
+        for g, group in enumerate(self._units.groups):
+            for member in group.members:
+                if member.tensor == f'{member.layer}.weight':
+                    members.setdefault(member.layer, []).append((g, member))
+        for name, mine in members.items():
+            layer = self._curvature(name, [(m, left[g]) for g, m in mine])
+            for g, member in mine if layer is not None else ():
+                assert layer is not None
+                index = member.index[left[g]]
+                part = parts[g]
+                part[left[g]] = np.nan_to_num(part[left[g]]) + self._of_units(
+                    *layer, index, member.axis
+                )
+        return found
+
+    def _of_units(
+        self,
+        matrix: LayerMatrix,
+        curvature: Curvature,
+        index: np.ndarray,
+        axis: int,
+    ) -> np.ndarray:
+        """Scores of units in one layer, (m,).
+
+        Args:
+            matrix (LayerMatrix): The layer.
+            curvature (Curvature): Of the layer.
+            index (np.ndarray): (m, b) positions of the units.
+            axis (int): Along this axis of the layer's weight.
+        """
+        if matrix.is_grouped:
+            groups = matrix.groups(index)
+            if self.aggregate == 'block':
+                scores = curvature.of_groups()
+            else:
+                scores = curvature.elements().sum((1, 2))
+            found = scores[groups.to(scores.device)].sum(1)
+        elif self.aggregate == 'block':
+            if axis == 0:
+                found = curvature.of_row_blocks(matrix.rows(index))
+            else:
+                found = curvature.of_column_blocks(matrix.columns(index))
+        else:
+            positions = matrix.columns(index) if axis else matrix.rows(index)
+            scores = curvature.elements()[0].sum(0 if axis else 1)
+            found = scores[positions.to(scores.device)].sum(1)
+        return found.cpu().numpy()
+
+    def elements(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Scores of single weights.
+
+        Args:
+            names (Sequence[str]): Weights of convolutions and linear layers.
+
+        Returns:
+            dict[str, Tensor]: By name, of the weight's shape.
+
+        Raises:
+            ValueError: If the curvature of a weight was not measured.
+        """
+        found = {}
+        for tensor in names:
+            name = tensor.rpartition('.')[0]
+            layer = self._curvature(name, [])
+            if layer is None or not tensor.endswith('.weight'):
+                raise ValueError(
+                    f'the curvature of {tensor} was not measured: expected '
+                    'the weight of a convolution or linear layer that the '
+                    'loss depends on; name others in `ignore`'
+                )
+            matrix, curvature = layer
+            found[tensor] = matrix.as_weight(curvature.elements())
+        return found
+
+    def _curvature(
+        self, name: str, masked: Sequence[tuple[Member, np.ndarray]]
+    ) -> tuple[LayerMatrix, Curvature] | None:
+        """A layer without what is masked; None if nothing was seen of it."""
+        sums = self._sums.get(name)
+        if sums is None or self._counts is None or not float(sums.rows):
+            return None
+        images, batches = self._counts.tolist()
+        matrix = LayerMatrix(self._layers[name], masked)
+        damped = sides(
+            name,
+            *matrix.kept(
+                sums.inputs.scaled(1 / images),
+                sums.gradients.scaled(1 / sums.rows),
+            ),
+            float(sums.rows) / images,
+            batches,
+            self.damping,
+            self.strength,
+        )
+        return matrix, matrix.curvature(*damped)
+
+    def reset(self, compared: np.ndarray) -> None:
+        """See :meth:`Criterion.reset`; each pass begins anew."""
+        self._forget()
+
+    def cut(self, units: UnitSpace, stays: np.ndarray) -> None:
+        """See :meth:`Criterion.cut`."""
+        self._units = units
+        self._forget()
+
+    def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
+        """See :meth:`Criterion.state_dict`; a pass is never interrupted."""
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        """See :meth:`Criterion.load_state_dict`."""

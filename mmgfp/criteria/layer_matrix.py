@@ -1,0 +1,109 @@
+"""The weight of a layer as matrices, without what is masked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..groups import Member
+from .curvature import Curvature, Factor, Side
+from .layer_rows import conv_groups, is_transposed, kernel_size
+
+
+class LayerMatrix:
+    """Finds members of channel groups in the matrices of a layer.
+
+    There is one matrix for each of g groups of a convolution. Its rows are
+    positions of the weight's axis 0 in this group; its columns are those of
+    axis 1 with the kernel and, last, the bias. A transposed convolution, which
+    has its inputs along axis 0, is without the bias.
+
+    Args:
+        module (nn.Module): A convolution or linear layer.
+        masked (Sequence[tuple[Member, np.ndarray]]): Members in its weight,
+            with (size,), whether each unit is left.
+
+    Attributes:
+        weight (Tensor): (g, r, c) of what is left, in double precision.
+    """
+
+    def __init__(
+        self, module: nn.Module, masked: Sequence[tuple[Member, np.ndarray]]
+    ) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        self._transposed = is_transposed(module)
+        self._kernel = kernel_size(module)
+        self._shape = weight.shape
+        self._groups = conv_groups(module)
+        self._in_group = len(weight) // self._groups
+        left: list[np.ndarray] = [
+            np.ones(weight.shape[axis], bool) for axis in (0, 1)
+        ]
+        for member, there in masked:
+            left[member.axis][member.index[~there].ravel()] = False
+        rows: np.ndarray = left[0].reshape(self._groups, self._in_group)
+        # units of a grouped convolution are whole groups of it
+        self._kept_groups = np.any(rows, axis=1)
+        self._kept_rows = np.all(rows[self._kept_groups], axis=0)
+        self._kept_columns: np.ndarray = left[1].repeat(self._kernel)
+        matrix = weight.detach().reshape(self._groups, self._in_group, -1)
+        bias = module.bias
+        if isinstance(bias, Tensor) and not self._transposed:
+            biases = bias.detach().view(self._groups, -1, 1)
+            matrix = torch.cat([matrix, biases], 2)
+            self._kept_columns = np.append(self._kept_columns, True)
+        for axis, kept in enumerate(
+            (self._kept_groups, self._kept_rows, self._kept_columns)
+        ):
+            index = torch.from_numpy(np.flatnonzero(kept)).to(matrix.device)
+            matrix = matrix.index_select(axis, index)
+        self.weight = matrix.double()
+
+    def kept(self, inputs: Factor, gradients: Factor) -> tuple[Factor, Factor]:
+        """The factors of the layer without what is masked."""
+        of = self._kept_columns, self._kept_rows
+        of_inputs, of_gradients = of[::-1] if self._transposed else of
+        return (
+            inputs.kept(of_inputs, self._kept_groups),
+            gradients.kept(of_gradients, self._kept_groups),
+        )
+
+    def curvature(self, inputs: Side, gradients: Side) -> Curvature:
+        """The curvature from both factors."""
+        if self._transposed:
+            return Curvature(self.weight, inputs, gradients)
+        return Curvature(self.weight, gradients, inputs)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether units are groups of the convolution."""
+        return self._groups > 1
+
+    def groups(self, index: np.ndarray) -> Tensor:
+        """(m, b) groups of the convolution, from positions along axis 0."""
+        numbers = _numbers(self._kept_groups)[index // self._in_group]
+        return torch.from_numpy(numbers[:, :: self._in_group])
+
+    def rows(self, index: np.ndarray) -> Tensor:
+        """(m, b) rows, from positions along axis 0."""
+        return torch.from_numpy(_numbers(self._kept_rows)[index])
+
+    def columns(self, index: np.ndarray) -> Tensor:
+        """(m, b * kernel) columns, from positions along axis 1."""
+        wide = index[..., None] * self._kernel + np.arange(self._kernel)
+        found = _numbers(self._kept_columns)[wide]
+        return torch.from_numpy(found.reshape(len(index), -1))
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        """(g, r, c) of a layer without masks in the shape of its weight."""
+        columns = self._kernel * self._shape[1]
+        return matrix[..., :columns].reshape(self._shape)
+
+
+def _numbers(kept: np.ndarray) -> np.ndarray:
+    """New positions of what is kept."""
+    return np.cumsum(kept) - 1

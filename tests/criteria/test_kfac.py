@@ -1,0 +1,563 @@
+"""Curvature in Kronecker factors against explicit matrices and loops."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from mmgfp import Pruner
+from mmgfp.criteria.curvature import Curvature, Factor, Side, sides
+from mmgfp.criteria.kfac import KFAC
+from mmgfp.groups import UnitSpace
+from mmgfp.search.prunable import Prunable
+
+W = torch.tensor([[1.0, 2], [3, 4]]).double()
+A = torch.tensor([[2.0, 1], [1, 2]]).double()
+G = torch.tensor([[3.0, 1], [1, 2]]).double()
+
+
+def side(matrix: torch.Tensor) -> Side:
+    return Side([0], [matrix[None]], [matrix.inverse()[None]])
+
+
+def curvature(weight=W, inputs=A, gradients=G) -> Curvature:
+    return Curvature(weight[None], side(gradients), side(inputs))
+
+
+def close(found, expected):
+    np.testing.assert_allclose(
+        np.asarray(found), np.asarray(expected), rtol=1e-5
+    )
+
+
+# -- worked numbers ---------------------------------------------------------
+
+
+def test_weights_rows_and_columns():
+    layer = curvature()
+    close(layer.elements()[0], [[1.875, 7.5], [11.25, 20]])
+    each = torch.tensor([[0], [1]])
+    close(layer.of_row_blocks(each), [17.5, 61.6667])
+    close(layer.of_column_blocks(each), [20.25, 45.0])
+
+
+@pytest.mark.parametrize(
+    ('settings', 'scale', 'expected'),
+    [
+        # the paper's successor has no 1/2
+        (('identity', 0.0), 2, [[3.85042, 15.4017], [23.17905, 41.20719]]),
+        (('pi', 1e-3), 1, [[1.95288, 7.81151], [11.78551, 20.95201]]),
+    ],
+)
+def test_damping(settings, scale, expected):
+    found = sides(
+        *('layer', Factor([0], [A[None]]), Factor([0], [G[None]]), 1, 100),
+        *settings,
+    )
+    close(
+        Curvature(W[None], found[1], found[0]).elements()[0] * scale, expected
+    )
+
+
+def growth(layer: Curvature, gone: torch.Tensor) -> float:
+    """Least growth of the loss without some weights, by brute force.
+
+    ``min d^T H d / 2`` over the changes of all weights with ``d = -w`` where
+    they go, for the explicit ``H = kron(G, A)``.
+    """
+    hessian = torch.kron(layer.rows.blocks[0][0], layer.columns.blocks[0][0])
+    inverse = hessian.inverse()
+    index = gone.flatten().nonzero()[:, 0]
+    lost = layer.weight[0].flatten()[index]
+    return float(lost @ inverse[index][:, index].inverse() @ lost / 2)
+
+
+def random_layer(rows=4, columns=6) -> Curvature:
+    torch.manual_seed(0)
+    weight = torch.randn(rows, columns).double()
+    a, g = (torch.randn(n, 3 * n).double() for n in (columns, rows))
+    return curvature(weight, a @ a.T, g @ g.T)
+
+
+def test_brute_force():
+    layer = random_layer()
+    for i, j in itertools.product(range(4), range(6)):
+        gone = torch.zeros(4, 6, dtype=bool)
+        gone[i, j] = True
+        close(layer.elements()[0, i, j], growth(layer, gone))
+    for pair in itertools.combinations(range(4), 2):
+        gone = torch.zeros(4, 6, dtype=bool)
+        gone[list(pair)] = True
+        close(
+            layer.of_row_blocks(torch.tensor([pair]))[0], growth(layer, gone)
+        )
+    gone = torch.zeros(4, 6, dtype=bool)
+    gone[:, 2:5] = True
+    found = layer.of_column_blocks(torch.tensor([[2, 3, 4]]))[0]
+    close(found, growth(layer, gone))
+    close(layer.of_groups()[0], growth(layer, torch.ones(4, 6)))
+
+
+def test_diagonal_factors():
+    """Then the surgeon changes no other weight: it is Optimal Brain Damage."""
+    a, g = torch.rand(6).double() + 1, torch.rand(4).double() + 1
+    weight = torch.randn(4, 6).double()
+    layer = curvature(weight, a.diag(), g.diag())
+    close(layer.elements()[0], weight**2 * g[:, None] * a / 2)
+    assert (layer.elements() >= 0).all()
+
+
+# -- factors -----------------------------------------------------------------
+
+LAYERS = {
+    'linear': (nn.Linear(5, 4), (3, 5)),
+    'rows': (nn.Linear(5, 4), (3, 7, 5)),
+    'no bias': (nn.Linear(5, 4, bias=False), (3, 5)),
+    'conv': (nn.Conv2d(4, 6, 3, 2, 1), (3, 4, 6, 5)),
+    'dilated': (nn.Conv2d(4, 6, 3, dilation=2, padding='same'), (3, 4, 6, 5)),
+    'reflect': (
+        nn.Conv2d(4, 6, 3, padding=1, padding_mode='reflect'),
+        (3, 4, 6, 5),
+    ),
+    'grouped': (nn.Conv2d(4, 6, 3, padding=1, groups=2), (3, 4, 6, 5)),
+    'depthwise': (nn.Conv2d(4, 4, 3, padding=1, groups=4), (3, 4, 6, 5)),
+    'one axis': (nn.Conv1d(4, 6, 3), (3, 4, 7)),
+    'three axes': (nn.Conv3d(2, 3, (1, 2, 2)), (3, 2, 3, 4, 5)),
+}
+TRANSPOSED = {
+    'transposed': (nn.ConvTranspose2d(4, 6, 3, 2, 1, 1), (3, 4, 3, 4)),
+    'transposed groups': (
+        nn.ConvTranspose2d(4, 6, 2, 2, groups=2),
+        (3, 4, 3, 4),
+    ),
+}
+
+
+class Alone(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def explicit(layer: nn.Module, x: torch.Tensor, coefficients: torch.Tensor):
+    """Both factors, by one backward for each position of each image.
+
+    The gradient of a weight is ``s a^T`` at one position, for which the
+    output gradient is set to 1 at one output: the vectors ``a`` are rows of
+    Jacobians.
+    """
+    groups = getattr(layer, 'groups', 1)
+    out = layer(x)
+    last = isinstance(layer, nn.Linear)
+    moved = out.movedim(-1, 1) if last else out
+    inputs = [0.0] * groups
+    gradients = [0.0] * groups
+    rows = 0
+    sent = coefficients.movedim(-1, 1) if last else coefficients
+    flat = moved.flatten(2) if moved.dim() > 2 else moved[..., None]
+    sent = sent.flatten(2) if sent.dim() > 2 else sent[..., None]
+    per = flat.shape[1] // groups
+    for n, t in itertools.product(range(len(flat)), range(flat.shape[2])):
+        rows += 1
+        for k in range(groups):
+            picked = flat[n, k * per, t]
+            weight, *bias = torch.autograd.grad(
+                picked, list(layer.parameters()), retain_graph=True
+            )
+            a = weight[k * per].flatten()
+            if bias:
+                a = torch.cat([a, bias[0][k * per : k * per + 1]])
+            s = sent[n, k * per : (k + 1) * per, t]
+            inputs[k] = inputs[k] + torch.outer(a, a)
+            gradients[k] = gradients[k] + torch.outer(s, s)
+    return torch.stack(inputs), torch.stack(gradients), rows
+
+
+def observe(layer: nn.Module, x: torch.Tensor, coefficients: torch.Tensor):
+    model = Alone(layer)
+    criterion = KFAC()
+    criterion.attach(model, UnitSpace([]))
+    # the mean over the images of a loss with these gradients
+    (model(x.requires_grad_()) * coefficients).sum().div(len(x)).backward()
+    criterion.end_batch()
+    criterion.detach()
+    return criterion
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_factors_are_sums_over_all_rows(name):
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer = layer.double()
+    x = torch.randn(shape).double()
+    coefficients = torch.randn_like(layer(x))
+    criterion = observe(layer, x, coefficients)
+    sums = criterion._sums['layer']
+    inputs, gradients, rows = explicit(layer, x, coefficients)
+    assert float(sums.rows) == rows
+    close(sums.inputs.blocks[0], inputs)
+    close(sums.gradients.blocks[0], gradients)
+
+
+@pytest.mark.parametrize('name', TRANSPOSED)
+def test_factors_of_transposed_convolutions(name):
+    """The gradient of the weight is a sum of products of the same rows."""
+    from mmgfp.criteria.layer_rows import gradient_rows, input_rows
+
+    layer, shape = TRANSPOSED[name]
+    layer = layer.double()
+    x = torch.randn(shape).double()
+    sent = torch.randn_like(layer(x))
+    (expected,) = torch.autograd.grad((layer(x) * sent).sum(), layer.weight)
+    found = 0.0
+    for a, s in zip(input_rows(layer, x), gradient_rows(layer, sent)):
+        found = found + a.transpose(1, 2) @ s
+    close(found.detach().reshape(layer.weight.shape), expected)
+
+
+def test_rows_come_in_blocks(monkeypatch):
+    from mmgfp.criteria import layer_rows
+
+    layer, shape = LAYERS['conv']
+    x = torch.randn(shape).double()
+    whole = list(layer_rows.input_rows(layer, x))
+    for block in (1, 100, 300):
+        monkeypatch.setattr(layer_rows, '_BLOCK', block)
+        parts = list(layer_rows.input_rows(layer, x))
+        assert len(parts) > len(whole) == 1
+        assert torch.equal(torch.cat(parts, 1), whole[0])
+
+
+def test_explicit_fisher_of_one_layer():
+    """Independent inputs and gradients: what kron(G, A) approximates."""
+    torch.manual_seed(0)
+    x = torch.randn(4000, 3).double()
+    s = (
+        torch.randn(4000, 2).double()
+        @ torch.tensor([[1.0, 2], [0, 1]]).double()
+    )
+    layer = nn.Linear(3, 2, bias=False).double()
+    criterion = observe(layer, x, s)
+    sums = criterion._sums['layer']
+    a, g = sums.inputs.blocks[0][0] / 4000, sums.gradients.blocks[0][0] / 4000
+    each = torch.einsum('no,ni->noi', s, x.detach()).flatten(1)
+    fisher = each.T @ each / 4000
+    error = torch.kron(g, a) - fisher
+    assert error.norm() < 0.1 * fisher.norm()
+
+
+def test_calls_of_a_shared_layer_add_up():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3).double()
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, y):
+            return self.layer(x), self.layer(y)
+
+    x, y = torch.randn(4, 3).double(), torch.randn(4, 5, 3).double()
+    cx, cy = torch.randn(4, 3).double(), torch.randn(4, 5, 3).double()
+    criterion = KFAC()
+    model = Twice()
+    criterion.attach(model, UnitSpace([]))
+    a, b = model(x, y)
+    ((a * cx).sum() + (b * cy).sum()).div(4).backward()
+    criterion.end_batch()
+    found = criterion._sums['layer']
+    one, other = explicit(layer, x, cx), explicit(layer, y, cy)
+    close(found.inputs.blocks[0], one[0] + other[0])
+    close(found.gradients.blocks[0], one[1] + other[1])
+    assert float(found.rows) == 4 + 20
+
+
+def test_blocks_of_a_large_factor():
+    torch.manual_seed(0)
+    rows = torch.randn(1, 50, 7).double()
+    whole, parts = (Factor.zeros(1, 8, n, rows) for n in (8, 3))
+    whole.add(rows)
+    parts.add(rows)
+    assert [len(b[0]) for b in parts.blocks] == [3, 3, 2]
+    for start, block in zip(parts.starts, parts.blocks):
+        end = start + block.shape[1]
+        close(block, whole.blocks[0][:, start:end, start:end])
+    # in scores, what is between blocks counts as zero
+    masked = torch.zeros_like(whole.blocks[0])
+    for start, block in zip(parts.starts, parts.blocks):
+        end = start + block.shape[1]
+        masked[:, start:end, start:end] = block
+    gradients = Factor([0], [G[None]])
+    weight = torch.randn(1, 2, 8).double()
+    found = [
+        Curvature(weight, g, a)
+        for a, g in (
+            sides('x', Factor([0], [masked]), gradients, 1, 1, 'pi', 1e-3),
+            sides('x', parts, Factor([0], [G[None]]), 1, 1, 'pi', 1e-3),
+        )
+    ]
+    close(found[1].elements(), found[0].elements())
+    index = torch.tensor([[0, 4], [2, 3], [6, 7]])
+    close(found[1].of_column_blocks(index), found[0].of_column_blocks(index))
+
+
+# -- units -------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A residual stream, a depthwise and a grouped layer, a linear one."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv1 = nn.Conv2d(6, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.conv2 = nn.Conv2d(8, 6, 1)
+        self.fc1 = nn.Linear(6 * 4, 5)
+        self.fc2 = nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.conv2(self.depthwise(self.conv1(x).relu()).relu())
+        x = nn.functional.adaptive_avg_pool2d(x.relu(), 2).flatten(1)
+        return self.fc2(self.fc1(x).relu())
+
+
+IMAGES = torch.linspace(-1, 1, 4 * 3 * 25).view(4, 3, 5, 5).double()
+LABELS = torch.tensor([0, 1, 2, 1])
+
+
+def measured(cut_to: int = 1, **settings) -> Pruner:
+    torch.manual_seed(0)
+    model = Net().double().eval()
+    net = Prunable.find(model, lambda m: m(IMAGES[:2]), 2, cut_to=cut_to)
+    pruner = Pruner(net, KFAC(**settings), 'none')
+    calibrate(pruner)
+    return pruner
+
+
+def calibrate(pruner: Pruner) -> None:
+    model, criterion = pruner.net.model, pruner.criterion
+    criterion.attach(model, pruner.net.units)
+    for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
+        cross_entropy(model(images), labels).backward()
+        criterion.end_batch()
+    criterion.detach()
+
+
+def matrices(pruner: Pruner):
+    """Per layer: weight with bias, damped A and G; one for each group."""
+    found = {}
+    criterion = pruner.criterion
+    for name, sums in criterion._sums.items():
+        layer = pruner.net.model.get_submodule(name)
+        groups = getattr(layer, 'groups', 1)
+        weight = layer.weight.detach().reshape(len(layer.weight), -1)
+        weight = torch.cat([weight, layer.bias.detach()[:, None]], 1)
+        per = len(weight) // groups
+        found[name] = [
+            (
+                weight[k * per : (k + 1) * per],
+                damped(
+                    sums.inputs.blocks[0][k] / 4,
+                    sums.gradients.blocks[0][k] / float(sums.rows),
+                ),
+            )
+            for k in range(groups)
+        ]
+    return found
+
+
+def damped(a, g):
+    pi = 1.0  # a depthwise filter behind which nothing is active
+    if g.trace() > 0:
+        pi = ((a.trace() / len(a)) / (g.trace() / len(g))).sqrt()
+    pad = 1e-3**0.5
+    return (
+        a + pi * pad * torch.eye(len(a)).double(),
+        g + pad / pi * torch.eye(len(g)).double(),
+    )
+
+
+@pytest.mark.parametrize('aggregate', ['sum', 'block'])
+def test_units_are_summed_over_their_layers(aggregate):
+    """Against explicit matrices, member by member and unit by unit."""
+    pruner = measured(aggregate=aggregate)
+    layers = matrices(pruner)
+    kernels = {
+        name: pruner.net.model.get_submodule(name).weight[0, 0].numel()
+        for name in layers
+    }
+    found = pruner.scores()
+    checked = 0
+    for group, scores in zip(pruner.net.units.groups, found):
+        for unit in range(group.size):
+            expected = 0.0
+            for member in group.members:
+                if member.tensor != f'{member.layer}.weight':
+                    continue
+                checked += 1
+                blocks = layers[member.layer]
+                for k, (weight, (a, g)) in enumerate(blocks):
+                    gone = torch.zeros_like(weight, dtype=bool)
+                    for position in member.index[unit]:
+                        if len(blocks) > 1:  # depthwise
+                            gone[:] |= bool(position == k)
+                        elif member.axis == 0:
+                            gone[position] = True
+                        else:
+                            kernel = kernels[member.layer]
+                            start = position * kernel
+                            gone[:, start : start + kernel] = True
+                    if not gone.any():
+                        continue
+                    layer = curvature(weight, a, g)
+                    expected += (
+                        growth(layer, gone)
+                        if aggregate == 'block'
+                        else float(layer.elements()[0][gone].sum())
+                    )
+            assert scores[unit] == pytest.approx(expected, rel=1e-6)
+    assert checked > 30
+
+
+def test_rescaled_layers_score_alike():
+    """A factor in one layer and its inverse in the next change nothing."""
+    scores = []
+    for factor in (1.0, 3.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)
+        ).double()
+        model[0].weight.data *= factor
+        model[2].weight.data /= factor
+        criterion = KFAC(strength=1e-30)
+        criterion.attach(model, UnitSpace([]))
+        x = torch.randn(400, 4).double()
+        cross_entropy(model(x), torch.arange(400) % 3).backward()
+        criterion.end_batch()
+        criterion._sums['2'].gradients.blocks[0] += 1e-3 * torch.eye(3)
+        found = criterion.elements(['0.weight', '2.weight'])
+        scores.append(found['0.weight'])
+    close(scores[1], scores[0])
+
+
+def test_masked_units_are_as_good_as_gone():
+    """What is still there, masked, changes no score of the others."""
+    late, soon = measured(cut_to=0), measured(cut_to=1)
+    for pruner in (late, soon):
+        pruner.prune(lambda n: n == 9)
+        calibrate(pruner)
+    assert any(masked.any() for masked in late.net.masked)
+    for a, b, masked in zip(late.scores(), soon.scores(), late.net.masked):
+        np.testing.assert_allclose(a[~masked], b, rtol=1e-6)
+
+
+def test_two_processes_are_one():
+    whole = measured()
+    parts = []
+    for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
+        torch.manual_seed(0)
+        net = Prunable.find(Net().double().eval(), lambda m: m(IMAGES[:2]), 2)
+        pruner = Pruner(net, KFAC(), 'none')
+        pruner.criterion.attach(net.model, net.units)
+        cross_entropy(net.model(images), labels).backward()
+        pruner.criterion.end_batch()
+        pruner.criterion.detach()
+        parts.append(pruner)
+    sent: list[torch.Tensor] = []
+    parts[0].criterion.all_reduce(lambda t: sent.append(t.clone()))
+    waiting = iter(sent)
+    parts[1].criterion.all_reduce(lambda t: t.add_(next(waiting)))
+    for a, b in zip(whole.scores(), parts[1].scores()):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_bad_batches_leave_nothing():
+    good, bad = measured(), measured()
+    model, criterion = bad.net.model, bad.criterion
+    criterion.attach(model, bad.net.units)
+    broken = IMAGES[:2].clone()
+    broken[0, 0, 0, 0] = float('nan')
+    cross_entropy(model(broken), LABELS[:2]).backward()
+    assert not criterion.end_batch()
+    cross_entropy(model(IMAGES[:2]), LABELS[:2]).backward()
+    assert not criterion.end_batch(valid=torch.tensor(False))
+    criterion.detach()
+    for a, b in zip(good.scores(), bad.scores()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_loss_scale():
+    plain, scaled = measured(), measured()
+    scaled.criterion.reset(np.array([True]))
+    model, criterion = scaled.net.model, scaled.criterion
+    criterion.attach(model, scaled.net.units)
+    for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
+        (cross_entropy(model(images), labels) * 1024).backward()
+        criterion.end_batch(1024.0)
+    for a, b in zip(plain.scores(), scaled.scores()):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_groups_that_no_batch_reached():
+    torch.manual_seed(0)
+    net = Prunable.find(Net().double().eval(), lambda m: m(IMAGES[:2]), 2)
+    pruner = Pruner(net, KFAC())
+    assert pruner.unscored() == [group.name for group in net.units.groups]
+
+
+def test_layers_that_compute_something_else():
+    """Their scores would mean nothing."""
+
+    class Odd(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model = nn.Sequential(Odd(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    criterion = KFAC()
+    criterion.attach(model, UnitSpace([]))
+    model(IMAGES.requires_grad_()).sum().backward()
+    criterion.end_batch()
+    with pytest.raises(ValueError, match=r'curvature of 0\.weight was not'):
+        criterion.elements(['0.weight'])
+    assert criterion.elements(['2.weight'])['2.weight'].shape == (2, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(aggregate='mean'), "aggregate='mean': expected one of 'sum'"),
+        (dict(fisher='exact'), "fisher='exact'"),
+        (dict(damping='none'), "damping='none'"),
+        (dict(batches=0), 'batches=0: expected a whole number'),
+        (dict(limit=1.5), 'limit=1.5'),
+        (dict(strength=-1), 'strength=-1'),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        KFAC(**settings)
+
+
+def test_curvature_that_cannot_be_inverted():
+    rank_one = torch.ones(1, 3, 3).double()
+    with pytest.raises(ValueError, match='curvature of fc is singular'):
+        sides(
+            *('fc', Factor([0], [rank_one]), Factor([0], [G[None]])),
+            *(1, 1, 'pi', 0.0),
+        )
+    with pytest.raises(ValueError, match='curvature of fc is not finite'):
+        sides(
+            *('fc', Factor([0], [rank_one / 0]), Factor([0], [G[None]])),
+            *(1, 1, 'pi', 1e-3),
+        )
