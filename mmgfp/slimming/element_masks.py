@@ -1,0 +1,254 @@
+"""Masks of single weights: pruned ones are zero, and stay it.
+
+What training keeps of a pruned weight - gradient, momentum, averaged copies -
+is zero as well. After every step of an optimiser pruned weights are made zero
+again, so that no weight decay and no state of another shape revives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import unserializable_hook
+
+from ..utils.trees import tree_leaves
+from .surgery import Keep, cuts_of, named_tensors, slice_tensor
+
+
+class Density(NamedTuple):
+    """How many weights a parameter has, and how many are not pruned."""
+
+    weights: int
+    left: int
+
+
+class WeightMasks:
+    """Keeps pruned weights of a network at zero while it trains.
+
+    Args:
+        model (nn.Module): The network.
+
+    Attributes:
+        pruned (dict[str, Tensor]): By name of a parameter, which of its
+            elements are pruned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.pruned: dict[str, Tensor] = {}
+        self._model = model
+        self._handles: list[Any] = []
+
+    def put(
+        self,
+        pruned: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        copies: Sequence[nn.Module] = (),
+    ) -> None:
+        """Prune weights in place of those pruned before, which stay zero.
+
+        Args:
+            pruned (Mapping[str, Tensor]): By name of a parameter, booleans of
+                its shape.
+            optimizers (Sequence[Optimizer]): That train the network; the
+                state they have of pruned weights becomes zero.
+            copies (Sequence[nn.Module]): Copies of the network (EMA).
+
+        Raises:
+            ValueError: If there is no such parameter, or it has another
+                shape. Nothing is pruned then.
+        """
+        _check_fit(self._model, pruned)
+        self.lift()
+        for model in (self._model, *copies):
+            tensors = named_tensors(model)
+            for name, gone in pruned.items():
+                _zero(tensors[name].data, gone)
+        tensors = named_tensors(self._model)
+        for name, gone in pruned.items():
+            parameter = tensors[name]
+            gone = gone.to(parameter.device)
+            self.pruned[name] = gone
+            for optimizer in optimizers:
+                for state in _element_state(optimizer, parameter):
+                    _zero(state, gone)
+            if parameter.grad is not None:
+                _zero(parameter.grad, gone)
+            if parameter.requires_grad:
+                self._handles.append(parameter.register_hook(_Fill(gone)))
+        masked = {
+            id(tensors[name]): gone for name, gone in self.pruned.items()
+        }
+        self._handles += [
+            optimizer.register_step_post_hook(_Restore(optimizer, masked))
+            for optimizer in optimizers
+        ]
+
+    def lift(self) -> None:
+        """Let gradients and weights be what they are; zeros stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.pruned.clear()
+
+    def cut(
+        self,
+        keep: Keep,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        copies: Sequence[nn.Module] = (),
+    ) -> None:
+        """Follow a network from which channels were cut out.
+
+        Args:
+            keep (Keep): What stayed of each axis, see
+                :mod:`mmgfp.slimming.surgery`.
+            optimizers (Sequence[Optimizer]): See :meth:`put`.
+            copies (Sequence[nn.Module]): See :meth:`put`.
+        """
+        cuts = cuts_of(keep)
+        left = {
+            name: slice_tensor(gone, cuts.get(name, {}))
+            for name, gone in self.pruned.items()
+        }
+        self.put(left, optimizers, copies)
+
+    def density(self) -> dict[str, Density]:
+        """Of each parameter that has lost weights."""
+        return {
+            name: Density(gone.numel(), gone.numel() - lost)
+            for name, gone in self.pruned.items()
+            if (lost := int(gone.sum()))
+        }
+
+    def zeros_that_stay(self) -> dict[str, Tensor]:
+        """Positions of weights that are zero, but not pruned.
+
+        Together with the zeros themselves they tell what is pruned, see
+        :func:`pruned_weights`. Mostly there are none.
+        """
+        tensors = named_tensors(self._model)
+        found = {}
+        for name, gone in self.pruned.items():
+            zeros = (tensors[name].data == 0) & ~gone
+            if zeros.any():
+                found[name] = zeros.flatten().nonzero().flatten().cpu()
+        return found
+
+
+def pruned_weights(
+    model: nn.Module,
+    density: Mapping[str, Density],
+    zeros_that_stay: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Which weights of a network are pruned: those that are zero.
+
+    Args:
+        model (nn.Module): With the weights of a checkpoint.
+        density (Mapping[str, Density]): Of the parameters that have lost
+            weights, as it was recorded.
+        zeros_that_stay (Mapping[str, Tensor], optional): Positions that are
+            not pruned, see :meth:`WeightMasks.zeros_that_stay`. By default
+            every zero is pruned.
+
+    Returns:
+        dict[str, Tensor]: See :attr:`WeightMasks.pruned`.
+
+    Raises:
+        ValueError: If there is no such parameter, it has another size, or
+            fewer zeros than were pruned.
+    """
+    tensors = named_tensors(model)
+    pruned = {}
+    for name, known in density.items():
+        if name not in tensors or tensors[name].numel() != known.weights:
+            raise _misfit(
+                model, name, f'of {known.weights} weights', tensors.get(name)
+            )
+        gone = tensors[name].data == 0
+        stays = (zeros_that_stay or {}).get(name)
+        if stays is not None:
+            gone.view(-1)[stays.to(gone.device)] = False
+        lost, expected = int(gone.sum()), known.weights - known.left
+        if lost < expected:
+            raise ValueError(
+                f'{name} has {lost} zeros, expected {expected}: so many of '
+                f'its {known.weights} weights were pruned. The weights are '
+                'not those that the structure was saved with, or were trained '
+                'without it.'
+            )
+        pruned[name] = gone
+    return pruned
+
+
+def _check_fit(model: nn.Module, pruned: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for name, gone in pruned.items():
+        found = parameters.get(name)
+        if found is None or found.shape != gone.shape:
+            expected = f'of shape {tuple(gone.shape)}'
+            raise _misfit(model, name, expected, found)
+
+
+def _misfit(
+    model: nn.Module, name: str, expected: str, found: Tensor | None
+) -> ValueError:
+    shape = 'none' if found is None else f'one of shape {tuple(found.shape)}'
+    return ValueError(
+        f'the mask of single weights does not fit {type(model).__name__}: '
+        f'expected a parameter {name} {expected}, got {shape}. Use the config '
+        'and the structure that the weights were pruned with.'
+    )
+
+
+def _element_state(
+    optimizer: torch.optim.Optimizer, parameter: Tensor
+) -> Iterator[Tensor]:
+    """What an optimiser keeps of single weights.
+
+    State of another shape is not a weight's own. It may stay: zeros are
+    restored after every step.
+    """
+    for part in tree_leaves(optimizer.state.get(parameter, {})):
+        if isinstance(part, Tensor) and part.shape == parameter.shape:
+            yield part
+
+
+@unserializable_hook
+class _Fill:
+    """Hook of a parameter: zeros in its gradient, before it is summed.
+
+    Copies of the parameter, also pickled ones, do without.
+    """
+
+    def __init__(self, gone: Tensor) -> None:
+        self._gone = gone
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        return grad.masked_fill(self._gone, 0)
+
+
+class _Restore:
+    """Hook of an optimiser: pruned weights are zero again after its step."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, masked: Mapping[int, Tensor]
+    ) -> None:
+        self._weights = [
+            (parameter, masked[id(parameter)])
+            for group in optimizer.param_groups
+            for parameter in group['params']
+            if id(parameter) in masked
+        ]
+
+    def __call__(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> None:
+        for parameter, gone in self._weights:
+            _zero(parameter, gone)
+
+
+@torch.no_grad()
+def _zero(tensor: Tensor, gone: Tensor) -> None:
+    tensor.masked_fill_(gone.to(tensor.device), 0)
