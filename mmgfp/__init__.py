@@ -32,7 +32,7 @@ __all__ = [
 try:
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:
-    if error.name != 'mmengine':  # one that is there, but does not work
+    if error.name != 'mmengine':  # MMEngine is installed but broken
         raise
 else:
     from .engine.builder import build_pruned_model
@@ -50,7 +50,7 @@ else:
 def __getattr__(name: str) -> Any:
     if name in _OF_MMENGINE:
         raise ImportError(
-            f'mmgfp.{name} needs MMEngine, which is not installed; expected '
+            f'mmgfp.{name} needs MMEngine, which is not installed. Use '
             '`pip install onedl-mmengine`, or `pip install mmengine` beside '
             'the original distributions of OpenMMLab'
         )

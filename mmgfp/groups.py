@@ -1,10 +1,10 @@
-"""Channel groups: which channels must go together, and where they live.
+"""Channel groups: which channels are cut together, and where they are.
 
 Slots of a network (one slice of one axis of a parameter or buffer) that are
 coupled, directly or not, form a *unit*: what the paper calls coupled channels
-(Section 3.2). Units that live in the same places form a *channel group*.
+(Section 3.2). Units in the same places form a *channel group*.
 
-This file knows names and integers. It does not touch weights.
+This file handles names and integers, no weights.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 
 from .rows import ROW_PER_IMAGE, Layout
 
-# In place of an axis: the positions that an attribute of a module counts.
+# Instead of an axis: the channels that an attribute of a module counts.
 ATTRIBUTE = -1
 
 Role = Literal['producer', 'consumer', 'grouped', 'affine', 'width']
 
 
 def layer_of(name: str) -> str:
-    """The module that a parameter or buffer belongs to.
+    """Returns the module that a parameter or buffer belongs to.
 
-    What ``torch.nn.utils.parametrize`` keeps beside a layer belongs to the
-    layer. A tensor of the network itself stands for itself.
+    Tensors that ``torch.nn.utils.parametrize`` adds belong to the layer. A
+    tensor of the network itself is returned as it is.
 
     Args:
         name (str): Such as ``'conv1.weight'`` or
@@ -39,18 +39,18 @@ def layer_of(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One axis of one tensor that loses slices with a group.
+    """One axis of one tensor that is cut with a group.
 
     Attributes:
         tensor (str): Name of the parameter or buffer, or of an attribute
             that counts channels.
-        axis (int): Axis that is sliced; :data:`~mmgfp.groups.ATTRIBUTE` for
+        axis (int): Axis that is cut; :data:`~mmgfp.groups.ATTRIBUTE` for
             an attribute.
         index (np.ndarray): (size, k) positions along that axis, one row per
             unit; k is 1 for a plain layer, C / g for a grouped one, 49 for a
             linear layer behind 7x7 features.
         role (str): 'producer' (loses outputs), 'consumer' (loses inputs),
-            'grouped' (a grouped convolution loses both at once), 'affine'
+            'grouped' (a grouped convolution loses both), 'affine'
             (per-channel weights, biases and statistics) or 'width' (an
             attribute that counts them).
     """
@@ -67,7 +67,7 @@ class Member:
 
     @property
     def width(self) -> int:
-        """Slices that go with one unit."""
+        """Number of slices that are cut with one unit."""
         return self.index.shape[1]
 
 
@@ -97,13 +97,13 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Units that live in the same layers and are pruned independently.
+    """Units in the same layers, each of which can be pruned alone.
 
     Attributes:
         name (str): Its first producer in execution order, numbered if several
             groups share that.
         size (int): Number of units.
-        members (tuple[Member, ...]): Everything that is sliced.
+        members (tuple[Member, ...]): Axes that are cut.
         taps (tuple[Tap, ...]): One per consumer.
         frozen (str): Why it must not be pruned; '' if it may be.
     """
@@ -122,17 +122,17 @@ class ChannelGroup:
 
     @property
     def producers(self) -> list[str]:
-        """Layers that lose outputs (the paper's parents)."""
+        """Layers whose outputs are cut (the paper's parents)."""
         return self.layers('producer', 'grouped')
 
     @property
     def consumers(self) -> list[str]:
-        """Layers that lose inputs (the paper's children)."""
+        """Layers whose inputs are cut (the paper's children)."""
         return self.layers('consumer', 'grouped')
 
     @property
     def width(self) -> int:
-        """Channels that one unit removes from the first producer."""
+        """Channels of the first producer in one unit."""
         return next(
             (
                 m.width
@@ -149,7 +149,7 @@ class ChannelGroup:
 
     @property
     def internal(self) -> bool:
-        """Whether a single layer consumes what a single layer produces.
+        """Whether one layer produces the channels and one consumes them.
 
         Grouped convolutions in between do not count (the paper's "-I").
         """
@@ -159,10 +159,10 @@ class ChannelGroup:
         )
 
     def restrict(self, units: np.ndarray) -> ChannelGroup:
-        """The members of some units only, without taps.
+        """Returns the group reduced to some units, without taps.
 
         Args:
-            units (np.ndarray): Their numbers, or (size,) whether each counts.
+            units (np.ndarray): Their indices, or a mask of shape (size,).
         """
         members = tuple(
             replace(member, index=member.index[units])
@@ -172,7 +172,7 @@ class ChannelGroup:
         return replace(self, size=size, members=members, taps=())
 
     def freeze(self, reason: str) -> ChannelGroup:
-        """The same group, not to be pruned."""
+        """Returns the same group with a reason not to prune it."""
         return replace(self, frozen=reason)
 
 
@@ -181,8 +181,8 @@ class UnitSpace:
 
     Args:
         groups (Sequence[ChannelGroup]): In the order of the vector.
-        numbers (Sequence[np.ndarray], optional): Per group, (size,), the
-            numbers that its units have in the unpruned network. By default
+        numbers (Sequence[np.ndarray], optional): Per group (size,) the
+            indices that its units have in the unpruned network. By default
             the network is unpruned.
 
     Attributes:
@@ -208,13 +208,13 @@ class UnitSpace:
         return int(self.sizes.sum())
 
     def split(self, flat: np.ndarray) -> list[np.ndarray]:
-        """A vector of all units, (U,), as one of each group."""
+        """Split a vector of all units, (U,), into one vector per group."""
         return np.split(flat, np.cumsum(self.sizes)[:-1])
 
     def consumers(self) -> list[tuple[Tap, np.ndarray]]:
-        """Per consumer a tap, and the flat unit of each input channel, (C,).
+        """Returns per consumer a tap and the flat units of its inputs, (C,).
 
-        Channels of no group have the number U.
+        Channels that belong to no group have the index U.
         """
         found: dict[str, tuple[Tap, np.ndarray]] = {}
         start = 0
@@ -228,5 +228,5 @@ class UnitSpace:
         return list(found.values())
 
     def groups_among(self, units: np.ndarray) -> list[int]:
-        """Numbers of the groups that some flat units are of."""
+        """Returns the indices of the groups that some flat units belong to."""
         return np.unique(self.group_of[units[units < len(self)]]).tolist()

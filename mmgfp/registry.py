@@ -24,8 +24,8 @@ MODELS = Registry(
     locations=['mmgfp.engine.builder'],
 )
 
-# What scores channels. Every file in mmgfp/criteria adds its own; others use
-# @CRITERIA.register_module().
+# Classes that score channels. Every file in mmgfp/criteria adds its own; other
+# packages use @CRITERIA.register_module().
 CRITERIA = Registry('criterion', scope='mmgfp')
 
 for _file in iter_modules(criteria.__path__, f'{criteria.__name__}.'):

@@ -1,8 +1,8 @@
 """Which image of the batch each row of a layer's input belongs to.
 
-Scores sum mask gradients over everything of one image before they are
-squared. The images need not be the first axis: RoI heads see one row per RoI,
-window attention several per image, and sequences often come first.
+Scores sum the mask gradients of one image before they are squared. Images
+need not be the first axis: RoI heads have one row per RoI, window attention
+several per image, and sequences often come first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .utils.trees import Part, parts_of, replaced
 
-# Of the spread of an image's values. Large enough to show, small enough that
-# the same boxes are chosen.
+# Ratio of the noise to the spread of an image's values. Large enough to change
+# the rows, small enough that the same boxes are chosen.
 CHANGE = 1e-4
 
 Order = Literal['images', 'blocks', 'turns', 'rois', 'picked']
@@ -25,17 +25,17 @@ Order = Literal['images', 'blocks', 'turns', 'rois', 'picked']
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a layer's input are shared among images.
+    """How the rows of a layer's input belong to images.
 
     Attributes:
         axis (int): The axis of the input along which the rows lie.
-        order (str): 'images' for a row per image, 'blocks' for equally many
-            in a row per image, 'turns' for images that take turns, 'rois' for
-            equally many in a row per RoI, 'picked' for a row per image, or
-            of some images, which :func:`picked_images` tells.
-        extractor (str): For 'rois' the module that extracts them.
-        batches (bool): Whether a list of tensors with three axes that the
-            network is given has a batch each, and not an image each.
+        order (str): 'images' for one row per image; 'blocks' for consecutive
+            rows per image, the same number each; 'turns' for images that
+            take turns; 'rois' for consecutive rows per RoI, the same number
+            each; 'picked' for rows that :func:`picked_images` finds.
+        extractor (str): For 'rois' the module that extracts the RoIs.
+        batches (bool): Whether each tensor of a list with three axes in the
+            network's input is a batch, not an image.
     """
 
     axis: int = 0
@@ -44,7 +44,7 @@ class Layout:
     batches: bool = False
 
     def fits(self, rows: int, images: int, rois: Tensor | None = None) -> bool:
-        """Whether there can be so many rows; see :meth:`owners`."""
+        """Returns whether the number of rows fits; see :meth:`owners`."""
         if self.order in ('images', 'picked') or images == 0:
             return rows == images
         if rows == 0 or self.order != 'rois':
@@ -58,7 +58,7 @@ class Layout:
         rois: Tensor | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """The image of every row, shape (rows,); they must fit.
+        """Returns the image of every row, shape (rows,); the number must fit.
 
         Args:
             rows (int): Size of the axis.
@@ -85,14 +85,14 @@ ROW_PER_IMAGE = Layout()
 def count_images(
     args: tuple, kwargs: Mapping[str, Any], batches: bool = False
 ) -> int | None:
-    """Images in what a network is called with; None if there is no tensor.
+    """Returns the images in a network's input; None if it has no tensor.
 
-    A tensor is a batch of images, a list of tensors with three axes has one
-    image each. Without any tensor, an argument that is an empty list has none.
+    A tensor is a batch of images. A list of tensors with three axes has one
+    image in each. An empty list has no image, if there is no tensor at all.
 
     Args:
-        args (tuple): Of the call.
-        kwargs (Mapping): Of the call.
+        args (tuple): Positional arguments of the call.
+        kwargs (Mapping): Keyword arguments of the call.
         batches (bool): See :class:`Layout`. Defaults to False.
     """
     value = (args, kwargs)
@@ -103,7 +103,7 @@ def count_images(
 def _path_to_batch(
     value: tuple[tuple, Mapping[str, Any]], batches: bool
 ) -> list[Part] | None:
-    """The steps to the first batch; in objects only if nowhere else."""
+    """Returns the path to the first batch; objects are searched last."""
     path = _path(value, batches, False, {})
     if path is None:
         path = _path_to_empty_list(*value)
@@ -127,7 +127,7 @@ def _path(
         return [] if value.dim() else None
     if not batches and _is_image_list(value):
         return []
-    # reading an iterator would take from it
+    # reading an iterator would consume it
     if isinstance(value, Iterator) or id(value) in seen:
         return None
     seen[id(value)] = value
@@ -144,7 +144,7 @@ def _at(value: Any, path: Sequence[Part]) -> Any:
 
 
 def _put(value: Any, path: Sequence[Part], new: Any) -> Any:
-    """A copy with something else at the end of a path."""
+    """Returns a copy with another value at the end of a path."""
     if not path:
         return new
     first, *rest = path
@@ -154,7 +154,7 @@ def _put(value: Any, path: Sequence[Part], new: Any) -> Any:
 
 
 def _is_image_list(value: Any) -> bool:
-    """Whether this may be a list of single images."""
+    """Returns whether the value may be a list of single images."""
     return (
         isinstance(value, list)
         and len(value) > 0
@@ -163,12 +163,12 @@ def _is_image_list(value: Any) -> bool:
 
 
 class ImageChange:
-    """Forward pre-hook of the network that changes an image of its batch.
+    """Forward pre-hook of the network that changes one image of its batch.
 
     The batch is the first tensor, as for :func:`count_images`.
 
     Args:
-        image (int): Its number.
+        image (int): Index of the image.
         batches (bool): See :class:`Layout`. Defaults to False.
     """
 
@@ -177,7 +177,7 @@ class ImageChange:
         self.listed = False  # whether the batch was a list of tensors
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        """Args and kwargs to go on with."""
+        """Returns the changed args and kwargs."""
         value = (args, kwargs)
         path = _path_to_batch(value, self.batches)
         if path is None:
@@ -202,14 +202,14 @@ def _noisy(image: Tensor) -> Tensor:
 def images_of_rois(
     args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Any
 ) -> Tensor | None:
-    """The image of every RoI, if this call of a module extracted RoIs.
+    """Returns the image of every RoI, if this call extracted RoIs.
 
-    Recognised is what is passed, not the class: after the features come
-    either RoIs, (R, 5) or (R, 6) with the number of the image first, or a list
-    of boxes, (k, 4) per image; out come R rows.
+    The arguments decide, not the class of the module: the features are
+    followed by RoIs, (R, 5) or (R, 6) with the index of the image first, or by
+    a list of boxes, (k, 4) per image; the result has R rows.
 
     Returns:
-        Tensor | None: (R,).
+        Tensor | None: (R,); None if it extracted none.
     """
     if not isinstance(outputs, Tensor) or outputs.dim() < 2:
         return None
@@ -234,7 +234,7 @@ def images_of_rois(
     return None
 
 
-# Operations that leave every row where it is, by the names of their gradients
+# Operations that keep every row in place, by the names of their gradients
 # without number.
 _ROW_WISE = frozenset(
     f'{name}Backward'
@@ -249,7 +249,7 @@ _ROW_WISE = frozenset(
     )
 )
 
-# Those that do if the size of the first axis stays.
+# Operations that do so only if the size of the first axis stays.
 _RESHAPING = {'ViewBackward', 'UnsafeViewBackward', 'ReshapeAliasBackward'}
 
 _PICKING = {
@@ -259,20 +259,20 @@ _PICKING = {
 
 
 def picked_images(source: Tensor, images: int) -> Tensor | None:
-    """The image of every row, if rows were picked from a batch, (rows,).
+    """Returns the image of every row picked from a batch, (rows,).
 
-    Follows how the tensor was made, through layers that leave rows where they
-    are, back to where a tensor with a row per image was indexed: by a mask,
-    by numbers or by a slice.
+    Follows the graph of the tensor back, through layers that keep rows in
+    place, to where a tensor with one row per image was indexed: by a mask, by
+    indices or by a slice.
 
     Args:
-        source (Tensor): Has a gradient; the rows are its first axis.
+        source (Tensor): Has a gradient function; rows are its first axis.
         images (int): Images in the batch.
 
     Returns:
-        Tensor | None: None if it was made otherwise.
+        Tensor | None: None if rows were not picked in this way.
     """
-    # results of operations, and which rows of them are looked for
+    # results of operations, and the rows of them that are sought
     rows = torch.arange(len(source), device=source.device)
     start: tuple[Any, int] = (source.grad_fn, source.output_nr)
     sought = {start: rows}
@@ -309,12 +309,12 @@ def picked_images(source: Tensor, images: int) -> Tensor | None:
 
 
 def _picked(node: Any, name: str, number: int) -> Tensor | None:
-    """Rows of its input that an operation picks; None if it picks none.
+    """Returns the rows that an operation picks of its input, or None.
 
     Args:
-        node (Any): Gradient of the operation.
-        name (str): That of its class, without number.
-        number (int): Which result of the operation it is about.
+        node (Any): Gradient function of the operation.
+        name (str): Name of its class, without number.
+        number (int): Index of the operation's result.
     """
     if name not in _PICKING:
         return None
@@ -343,7 +343,7 @@ def _picked(node: Any, name: str, number: int) -> Tensor | None:
 
 
 def _is_parameter(node: Any, name: str) -> bool:
-    """Whether it is one, or one of another shape or type."""
+    """Returns whether a node is a parameter, or a reshaped or cast one."""
     while name in {'TBackward', 'ToCopyBackward'} | _RESHAPING:
         ((node, _),) = node.next_functions
         name = type(node).__name__.rstrip('0123456789')
@@ -351,7 +351,7 @@ def _is_parameter(node: Any, name: str) -> bool:
 
 
 def _leaves_rows(node: Any, name: str, size: int) -> bool:
-    """Whether an operation leaves rows, of which it makes so many."""
+    """Returns whether an operation keeps its ``size`` rows in place."""
     if name in _RESHAPING:
         return node._saved_self_sym_sizes[0] == size
     if name == 'MeanBackward':
@@ -363,5 +363,5 @@ def _leaves_rows(node: Any, name: str, size: int) -> bool:
 
 
 def _axis(dim: int, dims: int) -> int:
-    """From 0; torch tells some negative ones without sign."""
+    """Returns the axis counted from 0; torch stores some as unsigned."""
     return (dim - (1 << 64) if dim >> 63 == 1 else dim) % dims

@@ -201,7 +201,7 @@ def masked_is_slim(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     run: Callable[[nn.Module], Any],
-    slice_model: Callable,
+    cut_model: Callable,
     seed: int = 0,
 ) -> None:
     """Assert that removing random units equals masking them."""
@@ -216,7 +216,7 @@ def masked_is_slim(
         float((a - b).abs().max()) for a, b in zip(whole, expected)
     ) > 1e-3 * float(max(t.abs().max() for t in whole))
     before = sum(p.numel() for p in model.parameters())
-    slice_model(model, kept(model, groups, removal))
+    cut_model(model, kept(model, groups, removal))
     assert sum(p.numel() for p in model.parameters()) < before
     assert worst_difference(expected, outputs(model, run)) < 1e-5
 

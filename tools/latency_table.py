@@ -38,7 +38,7 @@ from mmgfp.libraries.forward import cost_runner
 from mmgfp.libraries.models import load_model
 from mmgfp.libraries.pipeline import input_shape
 from mmgfp.slimming.positions import axis_sizes, kept_positions
-from mmgfp.slimming.surgery import named_tensors, slice_model
+from mmgfp.slimming.surgery import cut_model, named_tensors
 from mmgfp.tracing.selfcheck import random_removal
 from mmgfp.utils.atomic import complete
 from mmgfp.utils.environment import machine
@@ -274,7 +274,7 @@ def compare(
     for share in CHECKED:
         removal = list(random_removal(groups, share, seed=0).values())
         slim = copy.deepcopy(model)
-        slice_model(
+        cut_model(
             slim, kept_positions(groups, removal, axis_sizes(slim, groups))
         )
         units = [len(units) for units in removal]

@@ -40,7 +40,7 @@ from mmgfp.libraries.models import build_model  # noqa: E402
 from mmgfp.libraries.pictures import read_preprocessing  # noqa: E402
 from mmgfp.search.selection import Floor  # noqa: E402
 from mmgfp.slimming.positions import axis_sizes, kept_positions  # noqa: E402
-from mmgfp.slimming.surgery import slice_model  # noqa: E402
+from mmgfp.slimming.surgery import cut_model  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402
 from mmgfp.utils.environment import machine  # noqa: E402
 
@@ -232,7 +232,7 @@ def sliced(config: Config, result: Result, round_to: int) -> nn.Module:
     groups = demo_groups(model, config.input_shape)
     gone = [units_gone(group, result['widths'], round_to) for group in groups]
     sizes = axis_sizes(model, groups)
-    slice_model(model, kept_positions(groups, gone, sizes))
+    cut_model(model, kept_positions(groups, gone, sizes))
     return model
 
 

@@ -42,7 +42,7 @@ from mmgfp.libraries.pipeline import COCO_SHAPE, input_shape
 from mmgfp.libraries.random_weights import vary_weights_
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.structure import KEY, Structure
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.tracing.selfcheck import (
     TOLERANCE,
@@ -239,7 +239,7 @@ def _prune(
             before,
             after,
         )
-        slice_model(model, keep)
+        cut_model(model, keep)
         with suppress(Exception):  # if it does not run, the check will tell
             error = largest_error(expected['single'], outputs(model, run))
             if not error < TOLERANCE:

@@ -58,10 +58,10 @@ class Progress:
         """
         metric, target = self._schedule.metric, self._schedule.target
         now, ratio = time.time(), ratios[metric]
-        gone = self._ratio - ratio
-        if gone < 0.01 and ratio > target:
+        drop = self._ratio - ratio
+        if drop < 0.01 and ratio > target:
             return ''
-        left = (now - self._time) * max(0.0, ratio - target) / max(gone, 1e-9)
+        left = (now - self._time) * max(0.0, ratio - target) / max(drop, 1e-9)
         self._time, self._ratio = now, ratio
         shares = ', '.join(f'{m} {r:.3f}' for m, r in ratios.items())
         last = ', '.join(map(str, removals[-3:]))

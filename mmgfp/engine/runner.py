@@ -20,8 +20,8 @@ from ..groups import ChannelGroup, Member
 from ..libraries.loading import load_weights
 from ..libraries.models import unwrap
 from ..slimming.checkpoint import weights_of
-from ..slimming.optimizers import slice_saved_state
-from ..slimming.surgery import Keep, named_tensors, slice_saved
+from ..slimming.optimizers import cut_saved_state
+from ..slimming.surgery import Keep, cut_saved, named_tensors
 from ..utils.errors import type_and_line
 
 
@@ -155,13 +155,13 @@ def cut_checkpoint(
         keep (Keep): Positions that stay, see :mod:`mmgfp.slimming.surgery`.
     """
     model = unwrap(runner.model)
-    slice_saved(checkpoint, model, keep)
+    cut_saved(checkpoint, model, keep)
     if 'optimizer' not in checkpoint:
         return
     saved = checkpoint['optimizer']
     for name, wrapper in optim_wrappers(runner).items():
         part = saved[name] if name else saved
-        slice_saved_state(part, wrapper.optimizer, model, keep)
+        cut_saved_state(part, wrapper.optimizer, model, keep)
 
 
 def check_loaded(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..slimming.surgery import Keep, cuts_of, slice_tensor
+from ..slimming.surgery import Keep, cut_tensor, cuts_of
 
 # So many batches in a row end the run. Mixed precision with a dynamic loss
 # scale skips a few at first.
@@ -124,7 +124,7 @@ class StepGuard:
         for dtype, (buffers, before) in self._statistics.items():
             parts = before.split([b.numel() for b in buffers])
             left = [
-                slice_tensor(part.view_as(b), cuts.get(names[id(b)], {}))
+                cut_tensor(part.view_as(b), cuts.get(names[id(b)], {}))
                 for b, part in zip(buffers, parts)
             ]
             self._statistics[dtype] = buffers, _flat(left)

@@ -27,7 +27,7 @@ from ..libraries.models import build_full_model
 from ..libraries.pipeline import input_shape
 from ..slimming.checkpoint import load_plain_checkpoint, weights_of
 from ..slimming.history import STAYS, GroupScores
-from ..slimming.positions import axis_sizes, kept_positions, lost_units
+from ..slimming.positions import axis_sizes, cut_units, kept_positions
 from ..slimming.structure import KEY, Axis, Structure
 from ..slimming.surgery import cuts_of, named_tensors
 
@@ -151,22 +151,22 @@ def round_structure(
     if record is None:
         raise ValueError(
             f'the structure of {structure.architecture} holds no scores, '
-            'which tell what to give back or to drop; expected one that '
-            'mmgfp.FisherPruningHook saved. Prune with round_to instead.'
+            'which order its channels; expected one that '
+            'mmgfp.PruningHook saved. Or prune with round_to.'
         )
-    lost = lost_units(groups, structure)
+    already_cut = cut_units(groups, structure)
     scores = dict(record.groups)
-    gone, changes = [], []
-    for group, units in zip(groups, lost):
+    cut, changes = [], []
+    for group, units in zip(groups, already_cut):
         known = record.groups.get(group.name)
         if known is None or not len(units):
-            gone.append(units)
+            cut.append(units)
             continue
         _check(structure, group, known, units)
         left = group.size - len(units)
         stay = _rounded(left, group, multiple, direction)
         order = known.order()
-        gone.append(np.sort(order[: group.size - stay]))
+        cut.append(np.sort(order[: group.size - stay]))
         removed = known.removed.copy()
         removed[order[group.size - stay :]] = STAYS
         removed[order[len(units) : group.size - stay]] = record.step + 1
@@ -176,7 +176,7 @@ def round_structure(
     sizes = axis_sizes(model, groups)
     axes = {
         key: Axis(sizes[key], kept)
-        for key, kept in kept_positions(groups, gone, sizes).items()
+        for key, kept in kept_positions(groups, cut, sizes).items()
     }
     record = replace(record, groups=scores, step=record.step + 1)
     return replace(structure, axes=axes, scores=record), changes
@@ -186,15 +186,15 @@ def _check(
     structure: Structure,
     group: ChannelGroup,
     known: GroupScores,
-    lost: np.ndarray,
+    already_cut: np.ndarray,
 ) -> None:
     if len(known.removed) != group.size or not np.array_equal(
-        np.flatnonzero(known.removed != STAYS), lost
+        np.flatnonzero(known.removed != STAYS), already_cut
     ):
         raise ValueError(
             f'the structure of {structure.architecture} holds scores that do '
             f'not fit its channels (group {group.name}); expected the config '
-            'that was pruned, and a structure that is as it was saved'
+            'that was pruned, and an unchanged structure'
         )
 
 

@@ -91,14 +91,14 @@ def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
     figure = new_figure(9, 1.6 + 0.24 * max(4, len(groups)))
     axes = figure.add_subplot()
     median: str | None = 'median'  # for the legend, once
-    for y, (values, gone) in enumerate(groups.values()):
+    for y, (values, pruned) in enumerate(groups.values()):
         if y % 2:
             axes.axhspan(y - 0.5, y + 0.5, color=SHADE, zorder=0)
         finite = np.isfinite(values)
         values = np.maximum(values, least)
         first = y == 0
-        _marks(axes, values[finite & ~gone], y, BLUE, first, 'stays')
-        _marks(axes, values[finite & gone], y, ORANGE, first, 'removed')
+        _marks(axes, values[finite & ~pruned], y, BLUE, first, 'stays')
+        _marks(axes, values[finite & pruned], y, ORANGE, first, 'removed')
         if finite.any():
             axes.plot(
                 *(np.median(values[finite]), y),
@@ -135,15 +135,15 @@ def _marks(
     label: str,
 ) -> None:
     """Upright ticks, above the line for what stays, below for what went."""
-    gone = label == 'removed'
+    pruned = label == 'removed'
     axes.plot(
         values,
-        np.full(len(values), y + (0.22 if gone else -0.14)),
-        marker='^' if gone else '|',
-        markersize=5 if gone else 8,
+        np.full(len(values), y + (0.22 if pruned else -0.14)),
+        marker='^' if pruned else '|',
+        markersize=5 if pruned else 8,
         color=colour,
         markeredgewidth=0.8,
-        alpha=1 if gone else 0.5,
+        alpha=1 if pruned else 0.5,
         linestyle='',
         label=label if first else None,
     )

@@ -18,12 +18,12 @@ from ..slimming.history import STAYS, Scores, no_scores
 from ..slimming.masks import GradientMask
 from ..slimming.positions import (
     axis_sizes,
+    cut_groups,
+    cut_units,
     kept_positions,
-    lost_units,
-    shrink_groups,
 )
 from ..slimming.structure import Structure
-from ..slimming.surgery import Keep, slice_model, slice_optimizer
+from ..slimming.surgery import Keep, cut_model, cut_optimizer
 from ..tracing.finder import find_groups
 
 Chosen = Sequence[np.ndarray]  # per group the units
@@ -132,10 +132,10 @@ class Prunable:
             **axis_sizes(self.model, groups),
             **{key: axis.size for key, axis in structure.axes.items()},
         }
-        lost = lost_units(groups, structure)
+        cut = cut_units(groups, structure)
         return UnitSpace(
-            shrink_groups(groups, lost, structure.keep, sizes),
-            _without(self.units.numbers, lost),
+            cut_groups(groups, cut, structure.keep, sizes),
+            _without(self.units.numbers, cut),
         )
 
     def _known_history(self) -> Scores:
@@ -162,14 +162,14 @@ class Prunable:
         """Remaining share of a metric, 1 for the unpruned network."""
         return self.ratios()[metric]
 
-    def ratios(self, gone: np.ndarray | None = None) -> dict[str, float]:
+    def ratios(self, cut: np.ndarray | None = None) -> dict[str, float]:
         """Remaining share of every metric.
 
         Args:
-            gone (np.ndarray, optional): (G,) units of each group that are
-                taken to be gone, besides those that are.
+            cut (np.ndarray, optional): (G,) numbers of further units of each
+                group that count as cut.
         """
-        cost = self.cost() if gone is None else self._cost.without(gone)
+        cost = self.cost() if cut is None else self._cost.without(cut)
         return {m: cost[m] / self.cost_before[m] for m in cost}
 
     def saved(self, metric: Metric | str) -> np.ndarray:
@@ -180,9 +180,9 @@ class Prunable:
 
     def take(self, group: int, count: int) -> None:
         """Count units of a group as gone, before they are masked."""
-        gone = np.zeros(len(self.masked))
-        gone[group] = count
-        self._cost.remove(gone)
+        cut = np.zeros(len(self.masked))
+        cut[group] = count
+        self._cost.remove(cut)
 
     # -- masking and cutting ------------------------------------------------
 
@@ -239,36 +239,36 @@ class Prunable:
 
     def _cut(
         self,
-        gone: Chosen,
+        cut: Chosen,
         optimizers: Sequence[torch.optim.Optimizer],
         copies: Sequence[nn.Module],
     ) -> list[np.ndarray] | None:
         """Slice the network, its copies and the optimisers' state."""
         self._mask.lift()
         stays = None
-        if any(len(units) for units in gone):
+        if any(len(units) for units in cut):
             groups = self.units.groups
             sizes = axis_sizes(self.model, groups)
-            keep = kept_positions(groups, gone, sizes)
+            keep = kept_positions(groups, cut, sizes)
             for optimizer in optimizers:
-                slice_optimizer(optimizer, self.model, keep)
+                cut_optimizer(optimizer, self.model, keep)
             for copy in copies:
-                slice_model(copy, keep)
+                cut_model(copy, keep)
             for follow in self.on_cut:
                 follow(keep)
-            slice_model(self.model, keep)
+            cut_model(self.model, keep)
             self._structure = replace(
                 self._structure, axes=self._structure.compose(keep, sizes)
             )
             stays = [
                 np.isin(np.arange(group.size), units, invert=True)
-                for group, units in zip(groups, gone)
+                for group, units in zip(groups, cut)
             ]
             self.units = UnitSpace(
-                shrink_groups(groups, gone, keep, sizes),
-                _without(self.units.numbers, gone),
+                cut_groups(groups, cut, keep, sizes),
+                _without(self.units.numbers, cut),
             )
-            self.masked = _without(self.masked, gone)
+            self.masked = _without(self.masked, cut)
             self.cuts += 1
         self._mask.put(
             self.units.groups, self._masked_units(), optimizers, copies
@@ -309,5 +309,5 @@ def _why_frozen(groups: Sequence[ChannelGroup]) -> str:
     return '; '.join(reasons[:5])
 
 
-def _without(arrays: Chosen, gone: Chosen) -> list[np.ndarray]:
-    return [np.delete(array, units) for array, units in zip(arrays, gone)]
+def _without(arrays: Chosen, cut: Chosen) -> list[np.ndarray]:
+    return [np.delete(array, units) for array, units in zip(arrays, cut)]

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from ..groups import UnitSpace
 from ..slimming.positions import axis_sizes, kept_positions
-from ..slimming.surgery import cuts_of, slice_model
+from ..slimming.surgery import cut_model, cuts_of
 
 
 def first_units(units: UnitSpace, widths: Sequence[int]) -> list[np.ndarray]:
@@ -44,15 +44,15 @@ def best_units(
 def _worst(
     units: UnitSpace, widths: Sequence[int], order: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    gone = []
+    cut = []
     for group, width, worst_first in zip(units.groups, widths, order):
         if not 0 < width <= group.size:
             raise ValueError(
                 f'width={width} of the group {group.name}: expected 1 to '
                 f'{group.size} units'
             )
-        gone.append(np.sort(worst_first[: group.size - int(width)]))
-    return gone
+        cut.append(np.sort(worst_first[: group.size - int(width)]))
+    return cut
 
 
 class Subnet(nn.Module):
@@ -64,20 +64,20 @@ class Subnet(nn.Module):
     Args:
         model (nn.Module): The full network.
         units (UnitSpace): Of its prunable groups.
-        gone (Sequence[np.ndarray]): Per group the units it does without.
+        cut (Sequence[np.ndarray]): Per group the units that it lacks.
     """
 
     def __init__(
         self,
         model: nn.Module,
         units: UnitSpace,
-        gone: Sequence[np.ndarray],
+        cut: Sequence[np.ndarray],
     ) -> None:
         super().__init__()
         sizes = axis_sizes(model, units.groups)
-        keep = kept_positions(units.groups, gone, sizes)
+        keep = kept_positions(units.groups, cut, sizes)
         self.shell = copy.deepcopy(model)
-        slice_model(self.shell, keep)
+        cut_model(self.shell, keep)
         # the full network is no part of this one
         self._full = [model]
         self._cuts = {

@@ -1,1 +1,1 @@
-"""Cutting networks, and the record of what was cut."""
+"""Cutting channels out of networks, and the record of the cuts."""

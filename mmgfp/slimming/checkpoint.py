@@ -1,4 +1,4 @@
-"""Reading checkpoints without executing what is in them."""
+"""Reading checkpoints without running code from them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..utils.archive import kind_of_file, read_archive
 from ..utils.plain import shown
 from ..utils.unpickler import RefusedError
 
-EXTRA_STATE = '_extra_state'  # what a module adds may be anything
+EXTRA_STATE = '_extra_state'  # a module may add objects of any type
 
 
 def check_checkpoint(path: str | os.PathLike, trusted: bool = False) -> None:
-    """Complain about a checkpoint before mmengine loads, and runs, it.
+    """Raise if a checkpoint could run code, before mmengine loads it.
 
-    Says nothing about addresses such as ``https://...``.
+    Addresses such as ``https://...`` are not checked.
 
     Args:
-        path (str | os.PathLike): As users name it.
-        trusted (bool): Whether it may hold objects of any kind. Defaults to
+        path (str | os.PathLike): File or address.
+        trusted (bool): Whether it may hold objects of any type. Defaults to
             False.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is a folder, no checkpoint or was cut short, or holds
+        ValueError: If it is a folder, truncated, no checkpoint, or holds
             objects other than tensors, arrays and plain types.
     """
     path = os.fspath(path)
@@ -42,7 +42,7 @@ def check_checkpoint(path: str | os.PathLike, trusted: bool = False) -> None:
             if not isinstance(error.__cause__, RefusedError):
                 raise
             raise ValueError(
-                f'{error}. Where you know who wrote it, --trust-checkpoint '
+                f'{error}. If you trust its author, --trust-checkpoint '
                 'loads it.'
             ) from error
 
@@ -66,13 +66,13 @@ def _check_file(path: str) -> None:
 
 
 def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Load a checkpoint onto the CPU without executing what is in it.
+    """Load a checkpoint onto the CPU without running code from it.
 
-    mmengine's log buffers, which are in every checkpoint of a training run,
-    come out empty.
+    The log buffers of mmengine, part of every training checkpoint, are
+    replaced by empty objects.
 
     Args:
-        path (str | os.PathLike): File that pruning or mmengine wrote.
+        path (str | os.PathLike): File written by pruning or mmengine.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -86,7 +86,7 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     except RefusedError as error:
         raise ValueError(
             f'the checkpoint {path} holds objects other than tensors and '
-            f'plain types ({error}), which are not loaded because that could '
+            f'plain types ({error}). They are not loaded, because that could '
             'run code'
         ) from error
     except Exception as error:  # a damaged file raises anything
@@ -102,14 +102,14 @@ def load_plain_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 def weights_of(
     checkpoint: Mapping[str, Any], path: str | os.PathLike
 ) -> dict[str, Any]:
-    """The weights in a checkpoint, which may consist of nothing else.
+    """Returns the weights in a checkpoint, with or without other parts.
 
     Args:
         checkpoint (Mapping): As loaded.
-        path (str | os.PathLike): Where it is from, for the message.
+        path (str | os.PathLike): Its file, for the message.
 
     Raises:
-        ValueError: If there are no tensors by name.
+        ValueError: If it holds no tensors by name.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, dict) or not all(
@@ -131,14 +131,14 @@ def weights_of(
 def meta_of(
     checkpoint: Mapping[str, Any], path: str | os.PathLike
 ) -> dict[str, Any]:
-    """What a checkpoint tells of its training; nothing if it does not.
+    """Returns the entry ``meta`` of a checkpoint; empty if it has none.
 
     Args:
         checkpoint (Mapping): As loaded.
-        path (str | os.PathLike): Where it is from, for the message.
+        path (str | os.PathLike): Its file, for the message.
 
     Raises:
-        ValueError: If that is something else.
+        ValueError: If the entry is not a dict.
     """
     meta = checkpoint.get('meta')
     if meta is None:
@@ -154,12 +154,12 @@ def meta_of(
 def _unreadable(path: str, why: str) -> ValueError:
     return ValueError(
         f'the checkpoint {path} ({os.path.getsize(path)} bytes) cannot be '
-        f'read: truncated, damaged or no checkpoint ({why}). Copy it again or '
-        'use an earlier one.'
+        f'read: it is truncated, damaged or no checkpoint ({why}). Copy it '
+        'again or use an earlier one.'
     )
 
 
 def _in_words(error: Exception) -> str:
-    """Without characters that the file may have brought into it."""
+    """Returns the error in one line, without raw characters of the file."""
     text = ascii(str(error) or type(error).__name__)
     return text[1:-1][:200]

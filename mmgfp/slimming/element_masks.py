@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
 from ..utils.trees import tree_leaves
-from .surgery import Keep, cuts_of, named_tensors, slice_tensor
+from .surgery import Keep, cut_tensor, cuts_of, named_tensors
 
 
 class Density(NamedTuple):
@@ -109,7 +109,7 @@ class WeightMasks:
         """
         cuts = cuts_of(keep)
         left = {
-            name: slice_tensor(gone, cuts.get(name, {}))
+            name: cut_tensor(gone, cuts.get(name, {}))
             for name, gone in self.pruned.items()
         }
         self.put(left, optimizers, copies)

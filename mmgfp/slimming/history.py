@@ -1,8 +1,8 @@
-"""The last score of every unit, and in which step it was removed.
+"""The last score of every unit, and the step in which it was chosen.
 
 Part of the structure (:mod:`mmgfp.slimming.structure`), in units of the
-original network: from it follows which removed channels to give back first,
-and which kept ones to drop next.
+original network. It orders the units: which pruned channels would be restored
+first, and which kept ones would be pruned next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..utils.plain import (
     truth,
 )
 
-# stands for the step that removed a unit which stays
+# the step of a unit that is not pruned
 STAYS = -1
 
 
@@ -32,14 +32,15 @@ class GroupScores:
     """Scores of one channel group.
 
     Attributes:
-        layers (tuple[str, ...]): Layers that lose outputs with the group.
-        scores (np.ndarray): (size,) Fisher information per unit in the last
-            step that compared it, divided by what one unit saved when that
-            step began; infinite where that was nothing, 0 if not known.
-        removed (np.ndarray): (size,) number of the step that removed it, from
-            1; 0 if not known, :data:`STAYS` while it is there.
-        left_out (bool): Whether the last step did not compare the group, for
-            want of scores. Defaults to False.
+        layers (tuple[str, ...]): Layers whose outputs are cut with the group.
+        scores (np.ndarray): (size,) score per unit in the last step that
+            compared it, divided by the cost that one unit saved at the
+            beginning of that step; infinite where it saved nothing, 0 if not
+            known.
+        removed (np.ndarray): (size,) number of the step that chose the unit,
+            from 1; 0 if not known, :data:`STAYS` if none did.
+        left_out (bool): Whether the last step did not compare the group,
+            because it had no scores. Defaults to False.
     """
 
     layers: tuple[str, ...]
@@ -48,10 +49,10 @@ class GroupScores:
     left_out: bool = False
 
     def order(self) -> np.ndarray:
-        """Units, (size,), from the one to miss least to the most important.
+        """Returns the units, (size,), from the least important to the most.
 
-        What went earlier comes earlier; within a step, and among those that
-        stay, the score decides.
+        Units that were chosen earlier come earlier. Within a step, and among
+        kept units, the score decides.
         """
         last = np.where(self.removed == STAYS, np.inf, self.removed)
         return np.lexsort((self.scores, last))
@@ -62,12 +63,12 @@ class Scores:
     """Scores of all groups that could be pruned.
 
     Attributes:
-        normalize_by (str): What those of the last step were divided by:
+        normalize_by (str): Saving that the last step divided scores by:
             'acts', 'flops', 'latency' or 'none'.
         groups (dict): Name of the channel group -> :class:`GroupScores`.
-        step (int): Number of the last step, from 1. Counts on when a slim
+        step (int): Number of the last step, from 1. Continues when a slim
             network is pruned further.
-        iteration (int): Training iterations until then; 0 if not known.
+        iteration (int): Training iterations until that step; 0 if not known.
     """
 
     normalize_by: str
@@ -76,11 +77,11 @@ class Scores:
     iteration: int = 0
 
     def last_step(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """What the last step compared in a group.
+        """Returns the units of a group that the last step compared.
 
         Returns:
-            tuple[np.ndarray, np.ndarray]: Scores, and whether it removed the
-            unit; (k,) each, (0,) if it left the group out.
+            tuple[np.ndarray, np.ndarray]: Scores, and whether the step chose
+            the unit; (k,) each, (0,) if it left the group out.
         """
         group = self.groups[name]
         if group.left_out:
@@ -98,19 +99,18 @@ class Scores:
         compared: np.ndarray,
         iteration: int = 0,
     ) -> Scores:
-        """The record after one more step.
+        """Returns the record after one more step.
 
         Args:
             units (Sequence[np.ndarray]): Per group (k,) the units that were
-                there.
-            fisher (Sequence[np.ndarray]): Per group (k,) their Fisher
-                information.
-            saving (np.ndarray): (G,) what one unit of each group saved when
-                the step began.
-            chosen (Sequence[np.ndarray]): Per group the units that went.
+                not masked before the step.
+            fisher (Sequence[np.ndarray]): Per group (k,) their scores.
+            saving (np.ndarray): (G,) the cost that one unit of each group
+                saved when the step began.
+            chosen (Sequence[np.ndarray]): Per group the chosen units.
             compared (np.ndarray): (G,) whether each group had scores; if not,
                 it keeps those of the last step that compared it.
-            iteration (int): Training iterations until now.
+            iteration (int): Training iterations so far.
         """
         step = self.step + 1
         groups = {}
@@ -127,7 +127,7 @@ class Scores:
         return replace(self, groups=groups, step=step, iteration=iteration)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain types; None stands for infinite scores."""
+        """Returns plain types; None stands for infinite scores."""
         return {
             'normalize_by': self.normalize_by,
             'step': self.step,
@@ -148,12 +148,12 @@ class Scores:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Scores:
-        """Read what :meth:`to_dict` gave.
+        """Read the result of :meth:`to_dict`.
 
         Raises:
-            ValueError: If a group has not one number of each kind per unit,
-                or something is of another type.
-            KeyError, TypeError: If something is missing.
+            ValueError: If a group does not have one number of each kind per
+                unit, or an entry has another type.
+            KeyError, TypeError: If an entry is missing.
         """
         groups = {}
         for name, plain in plain_dict(data['groups']).items():
@@ -187,12 +187,12 @@ def _step(value: Any) -> int:
 
 
 def no_scores(layers: Sequence[str], there: np.ndarray) -> GroupScores:
-    """A group before its first step.
+    """Returns the record of a group before its first step.
 
     Args:
-        layers (Sequence[str]): Layers that lose outputs with it.
+        layers (Sequence[str]): Layers whose outputs are cut with it.
         there (np.ndarray): (size,) whether each unit of the original network
-            is still there.
+            is still in the network.
     """
     removed = np.where(there, STAYS, 0)
     return GroupScores(tuple(layers), np.zeros(len(there)), removed)

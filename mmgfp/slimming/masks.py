@@ -1,8 +1,8 @@
-"""Masks: removed channels that are still in the network have no effect.
+"""Masks: chosen channels that are still in the network have no effect.
 
-Zeroing the slices of the consumers' weights is masking the channels
-(paper, Section 3.1). Their gradients stay zero as well, so that they do not
-count when gradients are clipped and the optimiser leaves them at zero.
+Channels are masked by zeroing the slices of the consumers' weights that read
+them (paper, Section 3.1). The gradients of the slices are zeroed, too. So they
+do not count when gradients are clipped, and the optimiser leaves them at zero.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
 from ..groups import ChannelGroup
-from .positions import consumed_positions
+from .positions import masked_positions
 from .surgery import element_state, named_tensors
 
 
 class GradientMask:
-    """Masks channels of a network that trains.
+    """Masks channels of a network during training.
 
     Args:
         model (nn.Module): The network.
@@ -38,19 +38,19 @@ class GradientMask:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
     ) -> None:
-        """Zero what reads these units, now and after every backward.
+        """Zero the slices that read these units, now and after every backward.
 
         Args:
             groups (Sequence[ChannelGroup]): All groups.
             units (Sequence[np.ndarray]): Per group the units to mask.
-            optimizers (Sequence[Optimizer]): Their state is zeroed too.
-            copies (Sequence[nn.Module]): Copies of the network (EMA).
+            optimizers (Sequence[Optimizer]): Their state is zeroed, too.
+            copies (Sequence[nn.Module]): Copies of the network (EMA) to mask.
 
         Raises:
             ValueError: See :func:`mmgfp.slimming.surgery.element_state`.
         """
         by_tensor: dict[str, dict[int, Tensor]] = {}
-        for (name, axis), at in consumed_positions(groups, units).items():
+        for (name, axis), at in masked_positions(groups, units).items():
             by_tensor.setdefault(name, {})[axis] = torch.from_numpy(at)
         for model in (self._model, *copies):
             tensors = named_tensors(model)
@@ -69,7 +69,7 @@ class GradientMask:
                 self._handles.append(parameter.register_hook(fill))
 
     def lift(self) -> None:
-        """Let gradients be what they are; zeros stay."""
+        """Stop zeroing gradients; weights that are zero stay zero."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -77,9 +77,9 @@ class GradientMask:
 
 @unserializable_hook
 class _Fill:
-    """Hook of a parameter: zeros in its gradient, before it is summed.
+    """Hook of a parameter that zeros slices of its gradient.
 
-    Copies of the parameter, also pickled ones, do without.
+    Copies of the parameter, also pickled ones, have no such hook.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Whether an optimiser can follow a removal, and the state it has saved.
+"""Checks whether an optimiser's state can be cut, and cuts a saved state.
 
-:mod:`mmgfp.slimming.surgery` slices the state that is in use.
+:mod:`mmgfp.slimming.surgery` cuts the state in use.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..utils.errors import type_and_line
 from .surgery import (
     Keep,
     check_own_state,
+    cut_tensor,
     cuts_of,
     element_state,
     inner_optimizer,
     named_tensors,
-    slice_tensor,
 )
 
 
@@ -31,28 +31,28 @@ def check_optimizer(
     model: nn.Module,
     names: Collection[str],
 ) -> str:
-    """Find out before training whether an optimiser can follow removals.
+    """Check before training whether an optimiser's state can be cut.
 
-    What it keeps shows only after a step. So a stand-in with its settings
-    takes one, for a copy of one parameter of each shape at a time. A state
-    that comes later is checked when it is sliced.
+    The state exists only after a step. So another instance with the same
+    settings takes one step, for a copy of one parameter of each shape at a
+    time. A state that is added later is checked when it is cut.
 
     Args:
-        optimizer (Optimizer): That trains the model.
+        optimizer (Optimizer): The optimiser that trains the model.
         model (nn.Module): The network.
-        names (Collection[str]): Parameters that may lose channels.
+        names (Collection[str]): Parameters that may be cut.
 
     Returns:
-        str: Why it could not be found out; '' if all is well.
+        str: Why the check was not possible; '' if it passed.
 
     Raises:
-        ValueError: Saying which optimiser cannot follow, and why.
+        ValueError: If the state cannot be cut.
     """
     kind = type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get('closure')
     if closure is not None and closure.default is closure.empty:
         raise ValueError(
-            f'{kind} needs a closure in every step, which no runner gives; '
+            f'{kind} needs a closure in every step, but runners pass none; '
             'expected an optimizer such as SGD, Adam or AdamW while pruning'
         )
     check_own_state(optimizer)
@@ -68,7 +68,7 @@ def check_optimizer(
             form = parameter.shape, parameter.dtype
             if name is None or form in tried:
                 continue
-            if optimizer.state.get(parameter):  # made at once, or resumed
+            if optimizer.state.get(parameter):  # made by __init__, or resumed
                 element_state(optimizer, parameter, name)
                 continue
             tried.add(form)
@@ -76,8 +76,8 @@ def check_optimizer(
             try:
                 # the instance's own `step` is wrapped by schedulers
                 type(optimizer).step(stand_in)
-            except Exception as error:  # of code of any kind
-                return f'{kind} cannot be tried: {type_and_line(error)}'
+            except Exception as error:  # other code may raise any error
+                return f'{kind} cannot be checked: {type_and_line(error)}'
             element_state(stand_in, twin, name)
     return ''
 
@@ -85,7 +85,7 @@ def check_optimizer(
 def _stand_in(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
 ) -> tuple[torch.optim.Optimizer, Tensor]:
-    """An optimiser of the same kind, and the one parameter it trains."""
+    """Returns an optimiser of the same class, and its only parameter."""
     twin = nn.Parameter(torch.zeros_like(parameter))
     twin.grad = torch.ones_like(twin)
     settings = {k: v for k, v in group.items() if k != 'params'}
@@ -100,18 +100,18 @@ def _stand_in(
     return stand_in, twin
 
 
-def slice_saved_state(
+def cut_saved_state(
     saved: dict[str, Any],
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     keep: Keep,
 ) -> None:
-    """Slice what ``optimizer.state_dict()`` gave; the optimiser stays as is.
+    """Cut the result of ``optimizer.state_dict()``, not the optimiser.
 
     Args:
-        saved (dict): Its entries are replaced; tensors are not written to.
-        optimizer (Optimizer): That gave it.
-        model (nn.Module): The network, not yet sliced.
+        saved (dict): Its entries are replaced; tensors are not changed.
+        optimizer (Optimizer): The optimiser that returned it.
+        model (nn.Module): The network, not yet cut.
         keep (Keep): See :mod:`mmgfp.slimming.surgery`.
 
     Raises:
@@ -126,7 +126,7 @@ def slice_saved_state(
         if state is None or name not in cuts:
             continue
         slim = {
-            key: slice_tensor(state[key], cuts[name])
+            key: cut_tensor(state[key], cuts[name])
             for key, _ in element_state(optimizer, parameter, name)
         }
         saved['state'][number] = {**state, **slim}

@@ -1,4 +1,4 @@
-"""Bookkeeping of removal: which positions stay, and the groups afterwards.
+"""Positions that a cut keeps of each axis, and the groups afterwards.
 
 Names and integers only; :mod:`mmgfp.slimming.surgery` cuts the tensors.
 """
@@ -19,7 +19,7 @@ Sizes = Mapping[tuple[str, int], int]
 
 
 def axis_sizes(model: nn.Module, groups: Sequence[ChannelGroup]) -> Sizes:
-    """Current size of every axis and attribute that shrinks with groups."""
+    """Returns the current size of every axis and attribute of the groups."""
     tensors = named_tensors(model)
     keys = {(m.tensor, m.axis) for g in groups for m in g.members}
     keys |= {(t.weight, t.axis) for g in groups for t in g.taps}
@@ -32,42 +32,42 @@ def axis_sizes(model: nn.Module, groups: Sequence[ChannelGroup]) -> Sizes:
 
 
 def kept_positions(
-    groups: Sequence[ChannelGroup], gone: Sequence[np.ndarray], sizes: Sizes
+    groups: Sequence[ChannelGroup], cut: Sequence[np.ndarray], sizes: Sizes
 ) -> Keep:
-    """Positions that stay of every axis that loses something.
+    """Returns the kept positions of every axis that is cut.
 
     Args:
         groups (Sequence[ChannelGroup]): All groups.
-        gone (Sequence[np.ndarray]): Per group the units that go.
+        cut (Sequence[np.ndarray]): Per group the units to cut.
         sizes (Mapping): See :func:`axis_sizes`.
     """
-    lost: dict[tuple[str, int], list[np.ndarray]] = {}
-    for group, units in zip(groups, gone):
+    removed: dict[tuple[str, int], list[np.ndarray]] = {}
+    for group, units in zip(groups, cut):
         if len(units):
             for member in group.members:
-                lost.setdefault((member.tensor, member.axis), []).append(
+                removed.setdefault((member.tensor, member.axis), []).append(
                     member.index[units].ravel()
                 )
     return {
         key: np.setdiff1d(np.arange(sizes[key]), np.concatenate(parts))
-        for key, parts in lost.items()
+        for key, parts in removed.items()
     }
 
 
-def consumed_positions(
-    groups: Sequence[ChannelGroup], gone: Sequence[np.ndarray]
+def masked_positions(
+    groups: Sequence[ChannelGroup], masked: Sequence[np.ndarray]
 ) -> dict[tuple[str, int], np.ndarray]:
-    """Positions along the consumers' axes that read some units.
+    """Returns the positions along the consumers' axes that read some units.
 
-    Zeros there leave nothing of them. Of a weight that is stored as direction
-    and length (``torch.nn.utils.weight_norm``) they are those of the length.
+    Zeros there mask the units. For a weight that is stored as direction and
+    length (``torch.nn.utils.weight_norm``) they are positions of the length.
 
     Args:
         groups (Sequence[ChannelGroup]): All groups.
-        gone (Sequence[np.ndarray]): Per group the units.
+        masked (Sequence[np.ndarray]): Per group the units.
     """
     read: dict[tuple[str, int], list[np.ndarray]] = {}
-    for group, units in zip(groups, gone):
+    for group, units in zip(groups, masked):
         members = {(m.tensor, m.axis): m for m in group.members}
         for key, member in members.items() if len(units) else ():
             if member.role in ('consumer', 'grouped'):
@@ -79,48 +79,48 @@ def consumed_positions(
     return {key: np.concatenate(parts) for key, parts in read.items()}
 
 
-def shrink_groups(
+def cut_groups(
     groups: Sequence[ChannelGroup],
-    gone: Sequence[np.ndarray],
+    cut: Sequence[np.ndarray],
     keep: Keep,
     sizes: Sizes,
 ) -> list[ChannelGroup]:
-    """The same groups in the network that is left, renumbered.
+    """Returns the groups of the network after a cut, renumbered.
 
     Args:
-        groups (Sequence[ChannelGroup]): Before the removal.
-        gone (Sequence[np.ndarray]): Per group the units that go.
-        keep (Keep): What stays of each axis, whatever group went.
-        sizes (Mapping): Sizes before the removal.
+        groups (Sequence[ChannelGroup]): All groups before the cut.
+        cut (Sequence[np.ndarray]): Per group the units that are cut.
+        keep (Keep): Positions of each axis that are kept by all groups.
+        sizes (Mapping): Sizes before the cut.
     """
     return [
-        _shrink_group(group, units, keep, sizes)
-        for group, units in zip(groups, gone)
+        _cut_group(group, units, keep, sizes)
+        for group, units in zip(groups, cut)
     ]
 
 
-def lost_units(
+def cut_units(
     groups: Sequence[ChannelGroup], structure: Structure
 ) -> list[np.ndarray]:
-    """Units of the original network's groups that a structure lacks.
+    """Returns the units of the original groups that a structure has cut.
 
     Raises:
-        ValueError: If the structure lacks only a part of a unit.
+        ValueError: If the structure has cut only a part of a unit.
     """
-    return [_lost_units(group, structure) for group in groups]
+    return [_cut_units(group, structure) for group in groups]
 
 
-def _lost_units(group: ChannelGroup, structure: Structure) -> np.ndarray:
+def _cut_units(group: ChannelGroup, structure: Structure) -> np.ndarray:
     parts = []
     for member in group.members:
         axis = structure.axes.get((member.tensor, member.axis))
         kept = np.arange(member.index.max() + 1) if axis is None else axis.keep
         there = np.isin(member.index, kept)
         parts.append(~there.any(1))
-        lost = np.asarray(parts[-1])
-        if not (lost == parts[0]).all() or not (lost | there.all(1)).all():
+        whole = np.asarray(parts[-1])
+        if not (whole == parts[0]).all() or not (whole | there.all(1)).all():
             raise ValueError(
-                f'the structure of {structure.architecture} removes only a '
+                f'the structure of {structure.architecture} has cut only a '
                 f'part of some channels of the group {group.name} (see '
                 f'{member.tensor}, axis {member.axis}); expected the config '
                 'that was pruned and the mmgfp that pruned it'
@@ -128,20 +128,18 @@ def _lost_units(group: ChannelGroup, structure: Structure) -> np.ndarray:
     return np.flatnonzero(parts[0])
 
 
-def _shrink_group(
+def _cut_group(
     group: ChannelGroup, units: np.ndarray, keep: Keep, sizes: Sizes
 ) -> ChannelGroup:
     stay = np.setdiff1d(np.arange(group.size), units)
     new_unit = np.full(group.size + 1, -1)  # the last one maps -1 to -1
     new_unit[stay] = np.arange(len(stay))
-    members = tuple(
-        _shrink_member(m, stay, keep, sizes) for m in group.members
-    )
-    taps = tuple(_shrink_tap(tap, new_unit, keep, sizes) for tap in group.taps)
+    members = tuple(_cut_member(m, stay, keep, sizes) for m in group.members)
+    taps = tuple(_cut_tap(tap, new_unit, keep, sizes) for tap in group.taps)
     return replace(group, size=len(stay), members=members, taps=taps)
 
 
-def _shrink_member(
+def _cut_member(
     member: Member, stay: np.ndarray, keep: Keep, sizes: Sizes
 ) -> Member:
     key = member.tensor, member.axis
@@ -150,17 +148,15 @@ def _shrink_member(
     )
 
 
-def _shrink_tap(
-    tap: Tap, new_unit: np.ndarray, keep: Keep, sizes: Sizes
-) -> Tap:
-    """Drop the input channels that went, of whatever group they were."""
+def _cut_tap(tap: Tap, new_unit: np.ndarray, keep: Keep, sizes: Sizes) -> Tap:
+    """Returns the tap without the input channels that any group cuts."""
     position = _renumber((tap.weight, tap.axis), keep, sizes)[tap.position]
     stay = position >= 0
     return replace(tap, position=position[stay], unit=new_unit[tap.unit[stay]])
 
 
 def _renumber(key: tuple[str, int], keep: Keep, sizes: Sizes) -> np.ndarray:
-    """New position of every old one along an axis, -1 for removed ones."""
+    """Returns the new position of every old one, -1 for those cut."""
     kept = keep.get(key, np.arange(sizes[key]))
     position = np.full(sizes[key], -1)
     position[kept] = np.arange(len(kept))

@@ -1,8 +1,8 @@
-"""The structure file: what is left of every tensor of a pruned network.
+"""The structure file: the kept positions of every tensor of a pruned network.
 
-JSON, or the same mapping of plain types under :data:`KEY` in a checkpoint. It
-is the interface between pruning, fine-tuning, testing and deployment: a model
-built from the original config plus a structure is the slim network.
+JSON, or the same mapping of plain types under :data:`KEY` in a checkpoint.
+Pruning writes it; fine-tuning, testing and deployment read it: the original
+config plus a structure builds the slim network.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from ..utils.plain import (
 from ..version import __version__
 from .checkpoint import load_plain_checkpoint
 from .history import Scores
-from .surgery import Keep, named_tensors, read_width, slice_model
+from .surgery import Keep, cut_model, named_tensors, read_width
 
 FORMAT = 'mmgfp-structure'
-# 2 adds attributes; structures without them are still written as 1.
+# Version 2 adds attributes; structures without them have version 1.
 VERSIONS = (1, 2)
 KEY = 'mmgfp_structure'
-# Sizes of all axes together; networks of some gigabytes have three million.
+# Sum of the sizes of all axes; networks of some gigabytes have three million.
 MAX_POSITIONS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """One sliced axis: its original size and the positions that stay."""
+    """One cut axis: its original size and the kept positions."""
 
     size: int
     keep: np.ndarray
@@ -51,18 +51,18 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Kept positions of every sliced tensor, and what that changed.
+    """Kept positions of every cut tensor, with costs and scores.
 
     Attributes:
         axes (dict): ``(tensor name, axis)`` -> :class:`Axis`, relative to the
             network that the config builds. For an attribute that counts
             channels :data:`~mmgfp.groups.ATTRIBUTE` stands for the axis.
         architecture (str): Class name of the network.
-        source (str): Name of the config it was pruned with.
+        source (str): Name of the config that it was pruned with.
         input_shape (tuple[int, ...]): (H, W) that the cost was counted at.
         cost_before (dict): ``flops``, ``params``, ``acts`` of the original.
-        cost_after (dict): The same of the slim network.
-        scores (Scores, optional): By which units of which channel groups were
+        cost_after (dict): The same costs of the slim network.
+        scores (Scores, optional): Scores that decided which units were
             chosen.
     """
 
@@ -76,17 +76,17 @@ class Structure:
 
     @property
     def keep(self) -> Keep:
-        """Positions that stay, as :mod:`mmgfp.slimming.surgery` wants them."""
+        """Returns the kept positions for :mod:`mmgfp.slimming.surgery`."""
         return {key: axis.keep for key, axis in self.axes.items()}
 
     def ratio(self, metric: str) -> float:
-        """Remaining share of ``flops``, ``params`` or ``acts``."""
+        """Returns the remaining ratio of ``flops``, ``params`` or ``acts``."""
         return self.cost_after[metric] / self.cost_before[metric]
 
     # -- plain types ------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain types, for JSON or a checkpoint."""
+        """Returns plain types, for JSON or a checkpoint."""
         tensors: dict[str, dict[str, Any]] = {}
         attributes = {}
         for (name, axis), entry in sorted(self.axes.items()):
@@ -116,11 +116,11 @@ class Structure:
         """Check and read plain types.
 
         Args:
-            data (Any): What :meth:`to_dict` gave.
-            where (str): Names the origin in messages.
+            data (Any): Result of :meth:`to_dict`.
+            where (str): Name of the origin in messages.
 
         Raises:
-            ValueError: If it is no structure, of another version or damaged.
+            ValueError: If it is none, is damaged or has another version.
         """
         found = data.get('format') if isinstance(data, dict) else data
         if type(found) is not str or found != FORMAT:
@@ -143,10 +143,10 @@ class Structure:
                 _numbers(plain_dict(data['cost'])[k])
                 for k in ('before', 'after')
             )
-            # a latency whose table was gone is still there as it was before
+            # a latency of before stays even if its table no longer exists
             counted = before.keys() - {'latency'}
             if not counted <= after.keys() <= before.keys():
-                raise ValueError('the cost is of other things than before')
+                raise ValueError('cost and cost before have different metrics')
             scores = data.get('scores')
             return cls(
                 axes,
@@ -160,8 +160,8 @@ class Structure:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f'{where} is damaged '
-                f'({type_and_line(error)}); give the '
-                'checkpoint beside it instead'
+                f'({type_and_line(error)}). Use the '
+                'checkpoint beside it instead.'
             ) from error
 
     # -- files ------------------------------------------------------------
@@ -183,21 +183,21 @@ class Structure:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, of another version or has none.
+            ValueError: If it is damaged, has another version or no structure.
         """
         path = os.fspath(path)
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f'structure={path!r} does not exist; expected the .json or '
-                '.pth that pruning leaves in its work dir'
+                '.pth that pruning wrote into its work dir'
             )
         if path.endswith('.json'):
-            content = read_json(path, 'give the checkpoint beside it instead')
+            content = read_json(path, 'use the checkpoint beside it instead')
             return cls.from_dict(content, path)
         checkpoint = load_plain_checkpoint(path)
         if KEY not in checkpoint:
             raise ValueError(
-                f'the checkpoint {path} holds no structure; give '
+                f'the checkpoint {path} holds no structure; use '
                 'one that pruning saved, or its .json file'
             )
         return cls.from_dict(checkpoint[KEY], path)
@@ -208,7 +208,7 @@ class Structure:
         """Raise if the structure does not fit a full-size model.
 
         Raises:
-            ValueError: Naming the first layer that does not fit.
+            ValueError: If it does not fit, with the first such layer.
         """
         tensors = named_tensors(model)
         place = {name: i for i, name in enumerate(tensors)}
@@ -269,16 +269,16 @@ class Structure:
             ValueError: If it does not fit, see :meth:`check`.
         """
         self.check(model)
-        slice_model(model, self.keep)
+        cut_model(model, self.keep)
 
     def compose(
         self, keep: Keep, sizes: Mapping[tuple[str, int], int]
     ) -> dict[tuple[str, int], Axis]:
-        """Remove more: ``keep`` refers to what this structure left.
+        """Returns the structure after a further cut of the slim network.
 
         Args:
-            keep (Keep): Positions that stay of each further sliced axis.
-            sizes (Mapping): Current size of those axes.
+            keep (Keep): Kept positions of each axis that is cut further.
+            sizes (Mapping): Current sizes of those axes.
         """
         axes = dict(self.axes)
         for key, kept in keep.items():
@@ -293,11 +293,11 @@ class Structure:
 def full_shapes(
     model: nn.Module, structure: Structure | None
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of parameters and buffers before a structure was applied.
+    """Returns the shapes of parameters and buffers before any cut.
 
     Args:
-        model (nn.Module): As it is, slim if there is a structure.
-        structure (Structure, optional): What it has lost.
+        model (nn.Module): The network, slim if there is a structure.
+        structure (Structure, optional): Structure of the slim network.
     """
     shapes = {n: list(t.shape) for n, t in named_tensors(model).items()}
     for (name, axis), entry in structure.axes.items() if structure else ():
@@ -307,7 +307,7 @@ def full_shapes(
 
 
 def _to_json(data: Any, lines: int) -> str:
-    """With a line for each entry, down to some level."""
+    """Returns JSON with a line for each entry of the upper levels."""
     if not lines or not isinstance(data, dict):
         return json.dumps(data)
     entries = (
@@ -318,7 +318,7 @@ def _to_json(data: Any, lines: int) -> str:
 
 
 def _plain(cost: Mapping[str, float]) -> dict[str, float]:
-    """Without numbers of NumPy, which are no plain types."""
+    """Returns the cost without NumPy's numbers, which are no plain types."""
     return {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in cost.items()
@@ -330,7 +330,7 @@ def _numbers(cost: Any) -> dict[str, float]:
 
 
 def _to_runs(kept: np.ndarray) -> list[list[int]]:
-    """Ascending positions as half-open runs [[first, end], ...]."""
+    """Returns ascending positions as half-open runs [[first, end], ...]."""
     kept = np.asarray(kept)
     breaks = np.flatnonzero(np.diff(kept) != 1) + 1
     return [
@@ -360,14 +360,14 @@ def _read_axes(data: Mapping[str, Any]) -> dict[tuple[str, int], Axis]:
 
 
 def _read_runs(entry: Mapping[str, Any]) -> tuple[int, list[list[int]]]:
-    """Size of an axis and half-open runs, of which nothing is made yet."""
+    """Returns the size of an axis and its half-open runs, checked."""
     size, runs = natural(entry['size']), plain_list(entry['keep'])
     end = 0
     for run in runs:
         first, after = plain_list(run)
         if not end <= natural(first) < natural(after) <= size:
             raise ValueError(
-                f'[{first}, {after}] does not continue an ascending choice '
+                f'[{first}, {after}] does not continue an ascending list '
                 f'of positions below {size}'
             )
         end = after

@@ -1,10 +1,9 @@
-"""Surgery: slicing tensors, optimiser state and module attributes.
+"""Surgery: cutting tensors, optimiser state and module attributes.
 
-``Keep`` says for ``(tensor name, axis)`` which positions stay, in ascending
-order; for ``(attribute, ATTRIBUTE)`` which of the channels that an attribute
-counts. Parameters and buffers are sliced in place, so that optimisers, hooks
-and other holders of a parameter keep their reference; a module's class,
-forward and ``state_dict`` keys never change.
+``Keep`` has the kept positions of each ``(tensor name, axis)``, in ascending
+order, and the kept channels of each ``(attribute, ATTRIBUTE)``. Parameters and
+buffers are cut in place, so references of optimisers and hooks to a parameter
+stay valid. A module's class, forward and ``state_dict`` keys never change.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ _LAYOUTS = (
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers; a shared tensor under its first name.
+    """Returns parameters and buffers; a shared tensor has its first name.
 
     Raises:
-        ValueError: If a lazy layer has not made its own yet.
+        ValueError: If a lazy layer has not made its parameters yet.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
@@ -57,8 +56,8 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def slice_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
-    """Keep the given positions of each axis; a new tensor, same layout."""
+def cut_tensor(tensor: Tensor, cuts: Mapping[int, np.ndarray]) -> Tensor:
+    """Returns a new tensor with the given positions, in the same layout."""
     layout = next(
         (f for f in _LAYOUTS if tensor.is_contiguous(memory_format=f)),
         torch.contiguous_format,
@@ -81,12 +80,12 @@ def cuts_of(keep: Keep) -> dict[str, dict[int, np.ndarray]]:
     return cuts
 
 
-def slice_model(model: nn.Module, keep: Keep) -> None:
+def cut_model(model: nn.Module, keep: Keep) -> None:
     """Remove channels from a model, in place.
 
     Args:
         model (nn.Module): Full-size model.
-        keep (Keep): Positions that stay. Tensors that are not named stay
+        keep (Keep): Kept positions. Tensors that are not named stay
             whole.
     """
     tensors = named_tensors(model)
@@ -97,9 +96,9 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
         with torch.no_grad():
             grad = tensor.grad
             tensor.grad = None
-            _set_data(tensor, slice_tensor(tensor.data, cuts))
+            _set_data(tensor, cut_tensor(tensor.data, cuts))
             if grad is not None:
-                tensor.grad = slice_tensor(grad, cuts)
+                tensor.grad = cut_tensor(grad, cuts)
     for module, shapes in before.items():
         with torch.no_grad():
             _keep_again(module)
@@ -111,19 +110,19 @@ def slice_model(model: nn.Module, keep: Keep) -> None:
         compute_again(model)
 
 
-def slice_saved(
+def cut_saved(
     checkpoint: Mapping[str, Any], model: nn.Module, keep: Keep
 ) -> None:
-    """Remove channels from the tensors that a checkpoint has of a model.
+    """Cut the tensors of a model in a checkpoint.
 
-    The model stays as it is, and so do its tensors, which the checkpoint may
-    share.
+    The model and its tensors do not change, also if the checkpoint shares
+    them.
 
     Args:
         checkpoint (Mapping): Its parts; those that hold tensors by the names
             of the model's, also averaged ones, are changed in place.
-        model (nn.Module): The model, not yet sliced.
-        keep (Keep): Positions that stay.
+        model (nn.Module): The model, not yet cut.
+        keep (Keep): Kept positions.
     """
     tensors = named_tensors(model)
     cuts = {id(tensors[name]): cut for name, cut in cuts_of(keep).items()}
@@ -134,13 +133,13 @@ def slice_saved(
     }
     for part in checkpoint.values():
         for name, cut in names.items() if isinstance(part, dict) else ():
-            for key in (name, f'module.{name}'):  # as averaged models have it
+            for key in (name, f'module.{name}'):  # of averaged models
                 if isinstance(part.get(key), Tensor):
-                    part[key] = slice_tensor(part[key], cut)
+                    part[key] = cut_tensor(part[key], cut)
 
 
 def compute_again(model: nn.Module) -> None:
-    """Let modules in evaluation compute again what they keep of their weights.
+    """Let modules in eval mode recompute tensors derived from their weights.
 
     Some do that when the mode changes. Nothing happens to models without
     tensors besides parameters and buffers.
@@ -157,7 +156,7 @@ def compute_again(model: nn.Module) -> None:
 
 
 def _keeps_tensors(module: nn.Module) -> bool:
-    """Whether there are some in attributes, or in dicts and lists there."""
+    """Returns whether attributes, or dicts and lists there, hold tensors."""
     return any(
         isinstance(leaf, Tensor)
         for key, value in vars(module).items()
@@ -168,7 +167,7 @@ def _keeps_tensors(module: nn.Module) -> bool:
 
 
 def read_width(model: nn.Module, name: str) -> int | None:
-    """The number in an attribute; None if there is none.
+    """Returns the number in an attribute; None if it holds no number.
 
     Args:
         model (nn.Module): The network.
@@ -210,10 +209,10 @@ def _split_name(name: str) -> tuple[str, str, int | None]:
 def _owners(
     model: nn.Module, ids: set[int]
 ) -> dict[nn.Module, dict[str, torch.Size]]:
-    """Modules that hold one of these tensors, and all their shapes.
+    """Returns the modules that hold one of these tensors, with all shapes.
 
-    Layers with tied weights each have numbers of their own to refresh. A
-    layer holds what ``torch.nn.utils`` computes its weight from, too.
+    Each layer of a tied weight has attributes of its own to refresh. A layer
+    also holds the tensors that ``torch.nn.utils`` computes its weight from.
     """
     owners = {}
     for module in model.modules():
@@ -235,7 +234,7 @@ def _owners(
 
 
 def length_of(direction: str) -> str:
-    """Where the length of a direction is stored by ``weight_norm``.
+    """Returns where ``weight_norm`` stores the length of a direction.
 
     Args:
         direction (str): Name of a parameter that may be a direction.
@@ -256,7 +255,7 @@ def _keep_again(module: nn.Module) -> None:
 
 
 def _kept_weights(module: nn.Module) -> dict[str, Any]:
-    """What hooks of torch compute before each forward, and keep."""
+    """Returns weights that hooks of torch compute before each forward."""
     found: dict[str, Any] = {}
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm)):
@@ -269,31 +268,31 @@ def _kept_weights(module: nn.Module) -> dict[str, Any]:
 def _set_data(tensor: Tensor, data: Tensor) -> None:
     """Give a tensor data of another shape.
 
-    While a graph is alive (a loss that someone keeps), autograd remembers the
-    old shape and would hand it to the next graph or distributed wrapper. It
-    forgets when the type changes, so that happens in between.
+    While a graph is alive (a loss that is still referenced), autograd keeps
+    the old shape and would pass it to the next graph or distributed wrapper.
+    A change of the type resets it, so the type changes in between.
     """
     other = torch.float32 if data.dtype == torch.float64 else torch.float64
     tensor.data = data.new_empty(0, dtype=other)
     tensor.data = data
 
 
-def slice_optimizer(
+def cut_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, keep: Keep
 ) -> None:
-    """Slice the per-element state (momentum, ...) of a model's parameters.
+    """Cut the per-element state (momentum, ...) of a model's parameters.
 
-    Call before :func:`slice_model`: state is recognised by having the shape
+    Call before :func:`cut_model`: state is recognised by having the shape
     of its parameter.
 
     Raises:
         ValueError: See :func:`element_state` and :func:`check_own_state`.
-            Nothing is sliced then.
+            Nothing is cut then.
     """
     check_own_state(optimizer)
     tensors = named_tensors(model)
     slim = [
-        (optimizer.state[tensors[name]], key, slice_tensor(value, cuts))
+        (optimizer.state[tensors[name]], key, cut_tensor(value, cuts))
         for name, cuts in cuts_of(keep).items()
         for key, value in element_state(optimizer, tensors[name], name)
     ]
@@ -304,16 +303,16 @@ def slice_optimizer(
 def element_state(
     optimizer: torch.optim.Optimizer, parameter: Tensor, name: str
 ) -> list[tuple[str, Tensor]]:
-    """What an optimiser keeps for each element of a parameter.
+    """Returns the state that has the shape of its parameter.
 
     Args:
-        optimizer (Optimizer): Any that may hold the parameter.
+        optimizer (Optimizer): One that may hold the parameter.
         parameter (Tensor): The parameter.
         name (str): Its name, for the message.
 
     Raises:
-        ValueError: If some state of it is a tensor of another shape, of which
-            there is no telling what belongs to which element.
+        ValueError: If a state is a tensor of another shape, whose elements
+            cannot be matched with those of the parameter.
     """
     found = []
     for key, value in optimizer.state.get(parameter, {}).items():
@@ -332,18 +331,18 @@ def element_state(
 
 
 def check_own_state(optimizer: torch.optim.Optimizer) -> None:
-    """Raise if an optimiser keeps what cannot be one parameter's alone.
+    """Raise if an optimiser keeps state that is not of one parameter.
 
     Raises:
-        ValueError: If it wraps an optimiser that has a state of its own, or
-            keeps a tensor larger than the parameter that it stands by.
+        ValueError: If it wraps another optimiser that keeps state, or
+            keeps a tensor larger than its parameter.
     """
     kind = type(optimizer).__name__
     inner = inner_optimizer(optimizer)
     if inner is not None and inner.state is not optimizer.state:
         raise ValueError(
-            f'{kind} keeps its state in another optimizer, of type '
-            f'{type(inner).__name__}, where it cannot be sliced. {_INSTEAD}'
+            f'{kind} keeps its state in another optimizer, of the type '
+            f'{type(inner).__name__}, where it cannot be cut. {_INSTEAD}'
         )
     for owner, state in optimizer.state.items():
         most = owner.numel() if isinstance(owner, Tensor) else 0
@@ -351,7 +350,7 @@ def check_own_state(optimizer: torch.optim.Optimizer) -> None:
             if isinstance(part, Tensor) and part.numel() > max(1, most):
                 raise ValueError(
                     f'{kind} keeps {part.numel()} numbers beside a parameter '
-                    f'of {most}: there is no telling what they belong to. '
+                    f'of {most} numbers, which cannot be matched. '
                     f'{_INSTEAD}'
                 )
 
@@ -359,7 +358,7 @@ def check_own_state(optimizer: torch.optim.Optimizer) -> None:
 def inner_optimizer(
     optimizer: torch.optim.Optimizer,
 ) -> torch.optim.Optimizer | None:
-    """The optimiser that one of another kind wraps."""
+    """Returns the optimiser that another one wraps; None if there is none."""
     values = vars(optimizer).values()
     return next(
         (v for v in values if isinstance(v, torch.optim.Optimizer)), None
@@ -369,8 +368,8 @@ def inner_optimizer(
 def _refresh_attributes(
     module: nn.Module, before: Mapping[str, torch.Size]
 ) -> None:
-    """Make a module's own numbers agree with its tensors."""
-    weight = before.get('weight')  # some compute theirs in their own way
+    """Set a module's attributes, such as in_channels, from its tensors."""
+    weight = before.get('weight')  # some modules compute it
     if weight is not None and _is_convolution(module, weight):
         _refresh_convolution(module, weight)
     elif isinstance(module, nn.Linear):
@@ -394,7 +393,7 @@ def _refresh_attributes(
 
 _CONVOLUTION = ('groups', 'in_channels', 'out_channels')
 
-# The numbers of torch's other layers that follow from their tensors.
+# Attributes of torch's other layers that follow from their tensors.
 _NUMBERS = (
     (nn.Linear, ('in_features', 'out_features')),
     (_NormBase, ('num_features',)),
@@ -406,7 +405,7 @@ _NUMBERS = (
 
 
 def own_numbers(module: nn.Module) -> tuple[str, ...]:
-    """Attributes that :func:`slice_model` derives from the tensors."""
+    """Returns the attributes that :func:`cut_model` sets from tensors."""
     weight = module._parameters.get('weight')
     if _is_convolution(module, () if weight is None else weight.shape):
         return _CONVOLUTION
@@ -420,11 +419,11 @@ def own_numbers(module: nn.Module) -> tuple[str, ...]:
 
 
 def own_positions(module: Any) -> dict[str, tuple[str, int, np.ndarray]]:
-    """What the numbers of a layer count, as far as its tensors tell.
+    """Returns the channels that a layer's attributes count.
 
     Returns:
-        dict: For each of :func:`own_numbers` that is a number, the tensor,
-        its axis and the position along it of everything that is counted.
+        dict: For each attribute of :func:`own_numbers` that is a number, the
+        tensor, its axis, and the positions along it that are counted.
     """
     names = own_numbers(module)
     tensor = 'weight' if module._parameters.get('weight') is not None else ''
@@ -452,7 +451,7 @@ def own_positions(module: Any) -> dict[str, tuple[str, int, np.ndarray]]:
             'num_groups': (tensor, 0, first),
             'num_channels': (tensor, 0, np.arange(shape[0])),
         }
-    elif not isinstance(module, nn.LayerNorm):  # that has a tuple
+    elif not isinstance(module, nn.LayerNorm):  # its attribute is a tuple
         axes = dict(zip(names, range(len(shape))))
     return {
         name: (tensor, axis, np.arange(shape[axis]))
@@ -461,9 +460,9 @@ def own_positions(module: Any) -> dict[str, tuple[str, int, np.ndarray]]:
 
 
 def _is_convolution(module: nn.Module, weight: Sequence[int]) -> bool:
-    """Whether its numbers are those of a convolution with such a weight.
+    """Returns whether a module has the attributes of a convolution.
 
-    Those of other libraries need not be derived from torch's.
+    Convolutions of other libraries need not be subclasses of torch's.
     """
     if isinstance(module, _ConvNd):
         return True

@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from ..groups import ChannelGroup
 from ..rows import ImageChange
-from ..slimming.positions import axis_sizes, consumed_positions, kept_positions
-from ..slimming.surgery import compute_again, named_tensors, slice_model
+from ..slimming.positions import axis_sizes, kept_positions, masked_positions
+from ..slimming.surgery import compute_again, cut_model, named_tensors
 from ..utils.draws import draws_numbers, same_draws
 from ..utils.errors import type_and_line
 from ..utils.precision import Run, in_double
@@ -98,10 +98,10 @@ def check_groups(
 
     def difference(names: Sequence[str]) -> str:
         chosen = [candidates[name] for name in names]
-        gone = [removal[name] for name in names]
-        found = outputs.difference(chosen, gone)
+        cut = [removal[name] for name in names]
+        found = outputs.difference(chosen, cut)
         if not found and losses and turn == 0:
-            found = losses.difference(chosen, gone)
+            found = losses.difference(chosen, cut)
         return found
 
     def near(names: Sequence[str], trouble: str) -> list[str]:
@@ -109,9 +109,9 @@ def check_groups(
         if len(names) <= _FEW:
             return []
         chosen = [candidates[name] for name in names]
-        gone = [removal[name] for name in names]
+        cut = [removal[name] for name in names]
         check = losses if losses and _LOSSES in trouble else outputs
-        for place in check.suspects(chosen, gone, trouble):
+        for place in check.suspects(chosen, cut, trouble):
             for name in place:
                 if name not in alone:
                     alone[name] = difference([name])
@@ -121,8 +121,8 @@ def check_groups(
 
     def moves(names: Sequence[str]) -> bool:
         chosen = [candidates[name] for name in names]
-        gone = [removal[name] for name in names]
-        return outputs.moved or bool(losses and losses.moves(chosen, gone))
+        cut = [removal[name] for name in names]
+        return outputs.moved or bool(losses and losses.moves(chosen, cut))
 
     def bisect(names: Sequence[str], trouble: str) -> None:
         if len(names) == 1:
@@ -463,7 +463,7 @@ def _slim(
 ) -> nn.Module:
     slim = copied(model)
     keep = kept_positions(groups, removal, axis_sizes(slim, groups))
-    slice_model(slim, keep)
+    cut_model(slim, keep)
     return slim
 
 
@@ -611,7 +611,7 @@ def mask_consumers(
     The tensors get new memory, see :func:`shared_copy`.
     """
     tensors = named_tensors(model)
-    for (name, axis), at in consumed_positions(groups, removal).items():
+    for (name, axis), at in masked_positions(groups, removal).items():
         tensor = tensors[name]
         index = torch.from_numpy(at).to(tensor.device)
         tensor.data = tensor.data.index_fill(axis, index, 0)

@@ -75,14 +75,16 @@ def _inputs(
     run: Run,
 ) -> Mapping[str, Iterator[Tensor | None]]:
     """What consumers are given that stays, by name, in order of the calls."""
-    gone: dict[str, list[np.ndarray]] = defaultdict(list)
+    masked_units: dict[str, list[np.ndarray]] = defaultdict(list)
     axes: dict[str, int] = {}
     for group, units in zip(groups, removal):
         for tap in group.taps:
-            gone[tap.module].append(np.isin(tap.unit, units))
+            masked_units[tap.module].append(np.isin(tap.unit, units))
             axes[tap.module] = tap.channel_axis
-    stays = {name: ~np.any(parts, axis=0) for name, parts in gone.items()}
-    found: dict[str, list[Tensor | None]] = {name: [] for name in gone}
+    stays = {
+        name: ~np.any(parts, axis=0) for name, parts in masked_units.items()
+    }
+    found: dict[str, list[Tensor | None]] = {name: [] for name in masked_units}
 
     def note(name: str, args: tuple) -> None:
         part = None
@@ -92,7 +94,7 @@ def _inputs(
             part = args[0].index_select(axes[name], index)
         found[name].append(part)
 
-    with _watching(masked, gone, note):
+    with _watching(masked, masked_units, note):
         run(masked)
     return {name: iter(inputs) for name, inputs in found.items()}
 

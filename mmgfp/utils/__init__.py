@@ -1,1 +1,1 @@
-"""Services that know nothing of pruning: files, trees, random numbers."""
+"""Helpers that are independent of pruning: files, trees, random numbers."""

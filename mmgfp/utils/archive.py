@@ -1,8 +1,8 @@
 """The two kinds of files that :func:`torch.save` writes, read into memory.
 
 A zip archive of a pickle and one record for each storage, or, before torch
-1.6, a row of pickles and then the storages. What they announce is compared
-with the bytes that are there before memory is taken.
+1.6, a sequence of pickles and then the storages. Announced sizes are compared
+with the size of the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PROTOCOL = 1001
 def kind_of_file(
     path: str | os.PathLike,
 ) -> Literal['zip', 'pickle', 'tar'] | None:
-    """What a file is, by its first bytes; None for no checkpoint."""
+    """Returns the type of a file from its first bytes; None if unknown."""
     with open(path, 'rb') as file:
         start = file.read(512)
-    if start.startswith(b'PK\x03\x04'):  # what torch goes by
+    if start.startswith(b'PK\x03\x04'):  # as torch recognises it
         return 'zip'
     if start.startswith(b'\x80'):
         return 'pickle'
@@ -51,8 +51,8 @@ def read_archive(path: str | os.PathLike) -> Any:
         path (str | os.PathLike): The file.
 
     Raises:
-        RefusedError: If it holds something that is not known to be harmless.
-        Exception: Of any kind, if it is damaged.
+        RefusedError: If it holds something that is not known to be safe.
+        Exception: Of any type, if it is damaged.
     """
     kind = kind_of_file(path)
     if kind == 'tar':  # which torch wrote before 0.1.10
@@ -70,7 +70,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
     if 'byteorder' in records:
         order = archive.read(records['byteorder']).decode('ascii')
         if order != sys.byteorder:
-            raise ValueError('numbers of a machine with another byte order')
+            raise ValueError('written on a machine with another byte order')
     storages: dict[str, Storage] = {}
 
     def storage(persistent: Any) -> Storage:
@@ -97,10 +97,10 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
 def _records(
     archive: zipfile.ZipFile, size: int
 ) -> dict[str, zipfile.ZipInfo]:
-    """By name, without the folder that all of them are in.
+    """Returns the records by name, without their common folder.
 
-    Torch compresses nothing; what does could be any number of times as large
-    as the file.
+    Torch does not compress records. Compressed ones are refused, because they
+    could be far larger than the file.
     """
     if any(name.endswith('/constants.pkl') for name in archive.namelist()):
         raise RefusedError('TorchScript')
@@ -114,13 +114,13 @@ def _records(
             or record.compress_size != record.file_size
             or record.flag_bits & 1  # encrypted
         ):
-            raise ValueError('records that are compressed')
+            raise ValueError('its records are compressed')
         if name in records or len(folders) > 1:
-            raise ValueError('records of more than one archive')
+            raise ValueError('it has records of more than one archive')
         records[name] = record
         size -= record.file_size
     if size < 0:
-        raise ValueError('records that are larger than the file')
+        raise ValueError('its records are larger than the file')
     return records
 
 
@@ -136,7 +136,7 @@ def _read_pickles(file: IO[bytes], size: int) -> Any:
     source, limits = Source(file, size), Limits(size)
     if load(source, limits) != MAGIC or load(source, limits) != PROTOCOL:
         raise ValueError('it does not begin like a checkpoint')
-    load(source, limits)  # about the machine
+    load(source, limits)  # a description of the machine
     storages: dict[str, Storage] = {}
     announced = 0
 
@@ -156,7 +156,7 @@ def _read_pickles(file: IO[bytes], size: int) -> Any:
     content = load(source, limits, storage)
     keys = load(source, limits)
     if type(keys) is not list or sorted(keys) != sorted(storages):
-        raise ValueError('its list of storages is not the one in use')
+        raise ValueError('its list of storages differs from those in use')
     for key in keys:
         numel = int.from_bytes(source.read(8), 'little')
         _same(storages[key], storages[key].kind, numel)
@@ -166,7 +166,7 @@ def _read_pickles(file: IO[bytes], size: int) -> Any:
 
 
 def _parse(persistent: Any) -> tuple[StorageType, str, int]:
-    """What is told of a storage: its type, name and number of elements."""
+    """Returns type, name and number of elements of a storage."""
     if (
         type(persistent) is not tuple
         or not 5 <= len(persistent) <= 6
@@ -175,19 +175,19 @@ def _parse(persistent: Any) -> tuple[StorageType, str, int]:
         or persistent[5:] not in ((), (None,))  # no view of another storage
         or persistent[4] < 0
     ):
-        raise ValueError('a storage that is none')
+        raise ValueError('the description of a storage is not valid')
     _, kind, key, _, numel = persistent[:5]
     return kind, key, numel
 
 
 def _same(storage: Storage, kind: StorageType, numel: int) -> Storage:
     if storage.kind != kind or storage.numel != numel:
-        raise ValueError('a storage of several types or sizes')
+        raise ValueError('a storage has more than one type or size')
     return storage
 
 
 def _fill(memory: Tensor, source: Any) -> None:
-    """Read as many bytes as there is memory for."""
+    """Fill the memory with bytes of the file."""
     if memory.numel():
         data: np.ndarray = memory.numpy()
         read = source.readinto(data)

@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written has the final name."""
+"""Atomic writing: a file has its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from secrets import token_hex
 
 @contextmanager
 def complete(path: str | os.PathLike) -> Iterator[str]:
-    """Name to write to; becomes ``path`` if all goes well, else goes.
+    """Yield a temporary name; renamed to ``path``, or deleted on an error.
 
-    Folders that are missing are made. Every call has a name of its own, so
-    that several processes may write one path: the last one's file stays.
+    Missing folders are made. Every call has a name of its own, so that
+    several processes may write the same path; the last file stays.
     """
     # torch.save writes the name without its ending into the file
     partial = f'{os.fspath(path)}.partial-{token_hex(8)}'
@@ -28,7 +28,7 @@ def complete(path: str | os.PathLike) -> Iterator[str]:
 
 
 def from_here(path: str | os.PathLike) -> str:
-    """A path for people: relative where it is inside the current folder."""
+    """Returns the path to show: relative if inside the current folder."""
     text = os.fspath(path)
     inside = os.path.abspath(text).startswith(os.path.join(os.getcwd(), ''))
     return os.path.relpath(text) if inside and '://' not in text else text

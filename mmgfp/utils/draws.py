@@ -1,4 +1,4 @@
-"""Random numbers that networks draw while they are looked at."""
+"""Random numbers that networks draw while they are traced or compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """What is drawn is the same each time, and what is drawn later as well."""
+    """Seed the random generators inside, and restore their states after."""
     python, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if _on_cuda() else []
     with torch.random.fork_rng(devices=devices):
@@ -33,14 +33,14 @@ def _on_cuda() -> bool:
 
 
 def draws_numbers(run: Callable[[], Any]) -> bool:
-    """Whether torch draws random numbers in a run, but for seeded ones."""
+    """Returns whether a run draws from torch's global random generators."""
     with _Draws() as draws:
         run()
     return draws.found
 
 
 class _Draws(TorchDispatchMode):
-    """Notes that an operation draws."""
+    """Records whether an operation draws random numbers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where and with what something was measured."""
+"""The machine and the package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PACKAGES = ('torch', 'mmcv', 'mmdet', _CLASSIFICATION)
 
 
 def processor() -> str:
-    """Number and name of the processor's cores, and what they compute with.
+    """Returns number and name of the processor's cores, and instruction set.
 
-    Those of one name may differ in that, and in what networks cost them.
+    Processors of one name may differ in it, and so in the time of networks.
     """
     try:
         text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: str) -> dict[str, str]:
-    """Where and with what something is measured."""
+    """Returns the device, versions and date of a measurement."""
     return dict(
         device=torch.cuda.get_device_name()
         if device == 'cuda'
@@ -67,7 +67,7 @@ def machine(device: str) -> dict[str, str]:
 
 
 def with_what(where: Mapping[str, str]) -> str:
-    """A sentence on a machine, but for its name.
+    """Returns a sentence with all of :func:`machine` but the device.
 
     Args:
         where (Mapping): From :func:`machine`.

@@ -1,7 +1,7 @@
-"""Calls of compiled operations, which the dispatcher does not see.
+"""Calls of extension operators, which the dispatcher does not see.
 
-They are autograd functions around compiled code, most of them mmcv's. Here
-they are found wherever they come from, so that no library has to be imported.
+Extension operators are autograd functions around compiled code, most of them
+mmcv's. They are found among torch's subclasses; no library is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Around = Callable[[type, Callable, Sequence[Any]], Any]
 
 @contextmanager
 def around_compiled(around: Around) -> Iterator[None]:
-    """Have a say in each call of an autograd function that is not torch's.
+    """Replace the forward of each autograd function that is not torch's.
 
     Args:
         around (Callable): Is called in place of the function's forward, which
@@ -58,7 +58,7 @@ def _wrapped(around: Around, cls: type, forward: Any) -> Callable:
 
 
 def by_name(call: Callable, args: Sequence[Any]) -> dict[str, Any]:
-    """The arguments of a call, with the defaults of those not given."""
+    """Returns the arguments of a call by name, with defaults filled in."""
     parameters = list(inspect.signature(call).parameters.values())
     values = {
         p.name: p.default

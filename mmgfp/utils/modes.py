@@ -1,4 +1,4 @@
-"""Training mode as it is looked at: for the losses, and for nothing else."""
+"""Training mode for tracing: losses are computed, nothing is random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils import checkpoint
 
 @contextmanager
 def training(model: nn.Module) -> Iterator[None]:
-    """Training mode, without what makes results random or mixes images."""
+    """Set training mode, but keep dropout and batch norms in eval mode."""
     with modes_kept(model):
         model.train()
         for module in model.modules():
@@ -25,10 +25,10 @@ def training(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def nothing_recomputed() -> Iterator[None]:
-    """Run what is checkpointed (``with_cp``) as if it were not.
+    """Run activation checkpointing (``with_cp``) as a plain forward.
 
-    The first of its two forwards keeps no gradients, so that nothing inside
-    would seem to train.
+    The first forward of a checkpointed part records no gradients, so its
+    layers would seem not to train.
     """
     module: Any = checkpoint
     before = module.CheckpointFunction
@@ -47,7 +47,7 @@ class _Direct:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """The mode of every module is afterwards what it was."""
+    """Restore the mode of every module afterwards."""
     modes = {m: m.training for m in model.modules()}
     try:
         yield
@@ -59,7 +59,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 def in_training(
     run: Callable[[nn.Module], Any],
 ) -> Callable[[nn.Module], Any]:
-    """The same forward, with the model as :func:`training` sets it."""
+    """Returns the same forward, run inside :func:`training`."""
 
     def trained(model: nn.Module) -> Any:
         with training(model):

@@ -1,4 +1,4 @@
-"""Plain types from files: read without trust, checked one by one."""
+"""Plain types from untrusted files, checked one by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-MAX_NATURAL = 2**53  # what JSON's numbers can hold exactly
+MAX_NATURAL = 2**53  # the largest whole number that JSON holds exactly
 
 
 def read_json(path: str | os.PathLike, advice: str) -> Any:
@@ -16,10 +16,10 @@ def read_json(path: str | os.PathLike, advice: str) -> Any:
 
     Args:
         path (str | os.PathLike): The file.
-        advice (str): What to do where it is damaged.
+        advice (str): What the user should do if it is damaged.
 
     Raises:
-        ValueError: If it is not valid JSON, or is nested without end.
+        ValueError: If it is not valid JSON, or is nested too deep.
     """
     with open(path, encoding='utf-8') as file:
         try:
@@ -33,29 +33,29 @@ def read_json(path: str | os.PathLike, advice: str) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f'{name} is no number of JSON')
+    raise ValueError(f'{name} is not a number in JSON')
 
 
 def shown(value: Any) -> str:
-    """A value from a file, short and in one line."""
+    """Returns a value from a file as one short line."""
     if type(value) in (str, int, float, bool, type(None)):
         return ascii(value)[:100]
     return f'a {type(value).__name__}'
 
 
 def natural(value: Any) -> int:
-    """A whole number from 0.
+    """Returns the value if it is a whole number from 0.
 
     Raises:
         ValueError: If it is none.
     """
     if type(value) is int and 0 <= value < MAX_NATURAL:
         return value
-    raise ValueError(f'{shown(value)} is no natural number')
+    raise ValueError(f'{shown(value)} is not a natural number')
 
 
 def number(value: Any) -> float:
-    """A finite number.
+    """Returns the value if it is a finite number.
 
     Raises:
         ValueError: If it is none.
@@ -64,48 +64,48 @@ def number(value: Any) -> float:
         value = value.item()
     if type(value) in (int, float) and abs(value) < 1e300:
         return float(value)
-    raise ValueError(f'{shown(value)} is no number')
+    raise ValueError(f'{shown(value)} is not a number')
 
 
 def truth(value: Any) -> bool:
-    """A truth value.
+    """Returns the value if it is a bool.
 
     Raises:
         ValueError: If it is none.
     """
     if type(value) is bool:
         return value
-    raise ValueError(f'{shown(value)} is no truth value')
+    raise ValueError(f'{shown(value)} is not true or false')
 
 
 def text(value: Any) -> str:
-    """Text; what would spoil a terminal is made visible.
+    """Returns the text, with control characters escaped.
 
     Raises:
         ValueError: If it is none.
     """
     if type(value) is not str:
-        raise ValueError(f'{shown(value)} is no text')
+        raise ValueError(f'{shown(value)} is not text')
     return value if value.isprintable() else ascii(value)[1:-1]
 
 
 def plain_list(value: Any) -> list[Any]:
-    """A list or a tuple.
+    """Returns the value as a list if it is a list or a tuple.
 
     Raises:
         ValueError: If it is something else.
     """
     if type(value) in (list, tuple):
         return list(value)
-    raise ValueError(f'{shown(value)} is no list')
+    raise ValueError(f'{shown(value)} is not a list')
 
 
 def plain_dict(value: Any) -> dict[Any, Any]:
-    """A dict.
+    """Returns the value if it is a dict.
 
     Raises:
         ValueError: If it is something else.
     """
     if isinstance(value, dict):
         return value
-    raise ValueError(f'{shown(value)} is no mapping')
+    raise ValueError(f'{shown(value)} is not a mapping')

@@ -1,4 +1,4 @@
-"""Running a network in double precision, whatever its parts are made for."""
+"""Running a network in double precision, also around operators without it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Run = Callable[[nn.Module], Any]
 
 
 def in_double(run: Run) -> Run:
-    """The same forward for a model whose tensors are double: so is the input.
+    """Returns the same forward for a model in double precision.
 
     Args:
         run (Callable): ``run(model)`` runs a model on demo input.
@@ -40,7 +40,7 @@ def in_double(run: Run) -> Run:
 
 @contextmanager
 def _double_by_default() -> Iterator[None]:
-    """Numbers that the code makes are double as well."""
+    """Make new tensors double, too."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -52,7 +52,7 @@ def _double_by_default() -> Iterator[None]:
 def _in_a_known_precision(
     cls: type, call: Callable, args: Sequence[Any]
 ) -> Any:
-    """Compiled operations take one precision, and some single alone."""
+    """Cast the arguments of extension operators, some of which lack double."""
     try:
         return call(*_cast(args, torch.float64))
     except RuntimeError:

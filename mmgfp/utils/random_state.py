@@ -11,7 +11,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """State of python's, numpy's and torch's generators."""
+    """Returns the states of Python's, NumPy's and torch's generators."""
     version, keys, gauss = random.getstate()
     kind, words, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -31,7 +31,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Continue from :func:`random_state`."""
+    """Restore the states that :func:`random_state` returned."""
     version, keys, gauss = state['python']
     random.setstate((version, tuple(keys), gauss))
     kind, words, *rest = state['numpy']

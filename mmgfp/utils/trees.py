@@ -1,11 +1,9 @@
-"""Tensors in whatever networks are given and return.
+"""Tensors inside the inputs and outputs of networks.
 
-Lists, tuples and dicts as torch's operations take them, and, for a network's
-own inputs and outputs, any object as well: dataclasses, data samples,
-mappings, iterators.
+Torch's operations take lists, tuples and dicts. A network's own inputs and
+outputs may be any objects: dataclasses, data samples, mappings, iterators.
 
-The only file that knows torch's private module for trees, which grows with
-its versions.
+Torch's module for trees is private and changes; only this file uses it.
 """
 
 from __future__ import annotations
@@ -53,8 +51,8 @@ __all__ = [
 
 _NUMBERS = (bool, int, float, complex)
 
-# What is not looked into: networks are no outputs, and the rest holds code,
-# text or what can only be read once by its owner.
+# Types that are not searched: networks are no outputs, and the others hold
+# code, text, or data that only its owner may read.
 _CLOSED = (
     *(nn.Module, type, ModuleType),
     *(FunctionType, BuiltinFunctionType, MethodType),
@@ -66,15 +64,15 @@ _WIDEST = {'b': bool, 'i': np.int64, 'u': np.int64, 'f': float, 'c': complex}
 
 
 def tree_leaves(tree: Any) -> list[Any]:
-    """What is in a tree, in order."""
+    """Returns the leaves of a tree, in order."""
     return tree_flatten(tree)[0]  # torch 2.0 has no tree_leaves
 
 
 class Part(NamedTuple):
-    """Something that an object holds.
+    """A value that an object holds.
 
     Attributes:
-        value (Any): What it is.
+        value (Any): The value.
         kind (str): 'item', 'attribute', 'slot' or, where it cannot be
             replaced, 'read'.
         key (Hashable): Of the item, name of the attribute, or the slot's
@@ -87,7 +85,7 @@ class Part(NamedTuple):
 
 
 def parts_of(value: Any) -> list[Part]:
-    """What a list, a mapping, an iterator or any other object holds.
+    """Returns the parts of a list, a mapping, an iterator or an object.
 
     Iterators are read to their end. Modules, functions, classes and strings
     hold nothing.
@@ -127,7 +125,7 @@ def _attributes(value: Any) -> list[Part]:
 
 
 def replaced(value: Any, parts: Sequence[Part]) -> Any:
-    """A copy of an object that holds other parts in some places."""
+    """Returns a copy of an object with some parts replaced."""
     if isinstance(value, tuple):
         new = {part.key: part.value for part in parts if part.kind == 'item'}
         items = [new.get(i, item) for i, item in enumerate(value)]
@@ -145,9 +143,9 @@ def replaced(value: Any, parts: Sequence[Part]) -> Any:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same with other tensors, also inside of objects.
+    """Returns a copy with changed tensors, also inside of objects.
 
-    What holds a tensor that changes is copied; the rest is taken over.
+    Objects that hold a changed tensor are copied, others are shared.
     """
     return _mapped(change, value, {})
 
@@ -170,19 +168,19 @@ def _mapped(
 
 
 def values_in(outputs: Any) -> list[Tensor]:
-    """Everything in a network's outputs that can be compared, in order.
+    """Returns the values in a network's outputs that can be compared.
 
-    Tensors, arrays and, last, numbers; see :func:`look_into`.
+    In order: tensors, arrays and, last, numbers; see :func:`look_into`.
     """
     tensors, numbers = look_into(outputs)
     return tensors + numbers
 
 
 def look_into(outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """What is in lists, mappings, iterators and attributes, however nested.
+    """Find the tensors and numbers in nested outputs.
 
     Args:
-        outputs (Any): What a network returned.
+        outputs (Any): The network's outputs.
 
     Returns:
         tuple: Tensors, and numpy's arrays as tensors; Python's finite
@@ -211,7 +209,7 @@ def look_into(outputs: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def any_floats(tensors: Iterable[Tensor]) -> bool:
-    """Whether there is a floating-point number in them."""
+    """Returns whether any tensor holds floating-point numbers."""
     return any(
         t.numel() and (t.is_floating_point() or t.is_complex())
         for t in tensors
@@ -239,7 +237,7 @@ def _is_list_of_numbers(value: Any) -> bool:
 
 
 def _of_numbers(value: Any) -> list[Tensor]:
-    """One tensor, of those that are finite."""
+    """Returns one tensor of the finite numbers, in a list."""
     numbers = value if isinstance(value, (list, tuple)) else [value]
     finite = [complex(v) for v in numbers if math.isfinite(abs(v))]
     return [torch.tensor(finite, dtype=torch.complex128)] if finite else []

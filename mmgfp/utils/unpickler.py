@@ -1,14 +1,14 @@
 """A reader of pickles that calls nothing that a file names.
 
 It knows the operations that Python writes for protocols 2 to 4, and a closed
-list of constructors, whose arguments it checks. What comes out are tensors,
-arrays of numbers or text, and plain types; not nested without end; not larger
-than the file lets expect.
+list of constructors, whose arguments it checks. The results are tensors,
+arrays of numbers or text, and plain types. Their depth is limited, and so is
+their memory, to what the size of the file allows.
 
-``torch.load(weights_only=True)`` is no substitute. Told to accept the log
-buffers of mmengine, it hands numpy a state that may declare bytes to be
-pointers; and of its own it ends Python with a segmentation fault when a key of
-a dict is a tuple within tuples (both seen in torch 2.10).
+``torch.load(weights_only=True)`` is no substitute (seen in torch 2.10). With
+the log buffers of mmengine allowed, it passes numpy a state that may declare
+bytes to be pointers. A key of a dict that is a tuple within tuples ends Python
+with a segmentation fault.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_KEY = 2**60  # larger whole numbers can be chosen to have one hash
 
 
 class RefusedError(pickle.UnpicklingError):
-    """The file asks for something that is not known to be harmless.
+    """The file names something that is not known to be safe.
 
     Args:
         what (str): What was refused.
@@ -46,7 +46,7 @@ class RefusedError(pickle.UnpicklingError):
 
 
 class Source:
-    """A file of known length, which never promises more than it has.
+    """A file of known length; reading beyond its end raises an error.
 
     Args:
         file (IO[bytes]): Open for reading.
@@ -58,7 +58,7 @@ class Source:
         self.left = size
 
     def read(self, size: int) -> bytes:
-        """Exactly so many bytes."""
+        """Read exactly ``size`` bytes."""
         if not 0 <= size <= self.left:
             raise EOFError(f'{size} bytes are announced, {self.left} are left')
         data = self._file.read(size)
@@ -68,7 +68,7 @@ class Source:
         return data
 
     def readinto(self, memory: Any) -> int:
-        """Fill a buffer; returns how many bytes that were."""
+        """Fill a buffer; returns the number of bytes read."""
         read = self._file.readinto(memory)  # type: ignore[attr-defined]
         self.left -= read
         return read
@@ -83,7 +83,7 @@ class Source:
 
 
 class Limits:
-    """How much may be made of a file.
+    """Limits of memory and operations for one file.
 
     Args:
         size (int): Bytes of the whole file.
@@ -122,18 +122,18 @@ class StorageType:
 
 @dataclass(frozen=True)
 class Storage:
-    """Memory of tensors, as bytes, and what they are elements of."""
+    """Memory of tensors, as bytes, and the type of its elements."""
 
     memory: Tensor
     kind: StorageType
 
     @property
     def numel(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return self.memory.numel() // self.kind.itemsize
 
     def check(self) -> None:
-        """Complain of what no program writes, once the memory is read."""
+        """Raise if the memory holds values that no program writes."""
         if self.kind.dtype == torch.bool and (self.memory > 1).any():
             raise ValueError('truth values that are neither 0 nor 1')
 
@@ -146,11 +146,11 @@ class _Name:
 
 
 class _Ignored:
-    """Takes the place of objects that nobody needs."""
+    """Replaces objects that are not needed."""
 
 
 class _DType:
-    """Type of the elements of an array, until it is known entirely."""
+    """Element type of an array; its state is read after it."""
 
     def __init__(self, kind: str) -> None:
         self.dtype = np.dtype(kind)
@@ -158,7 +158,7 @@ class _DType:
 
 @dataclass(frozen=True)
 class _Constructor:
-    """What a file may call: a function of this module."""
+    """A function of this module that a file may call."""
 
     name: str
     make: Callable[..., Any]
@@ -175,12 +175,12 @@ def _naturals(values: Any) -> tuple[int, ...]:
     if type(values) not in (tuple, list, torch.Size) or not (
         len(values) <= 32 and all(map(_is_natural, values))
     ):
-        raise ValueError('sizes that are no natural numbers')
+        raise ValueError('sizes that are not natural numbers')
     return tuple(values)
 
 
 def _key(value: Any) -> Any:
-    """Keys are hashed: plain values, of which many with one hash are rare."""
+    """Returns a plain key; many keys with the same hash are not possible."""
     if type(value) in (str, bytes, float, bool, type(None)) or (
         type(value) is int and abs(value) < MAX_KEY
     ):
@@ -193,7 +193,7 @@ def _kind(value: Any) -> str:
     return value.name if named else type(value).__name__
 
 
-# -- what a file may call ----------------------------------------------------
+# -- functions that a file may call -------------------------------------------
 
 
 def _make_ordered_dict(limits: Limits, pairs: Any = ()) -> OrderedDict:
@@ -250,7 +250,7 @@ def _make_device(limits: Limits, kind: Any, index: Any = 0) -> torch.device:
         or type(index) is not int
         or not 0 <= index < 128
     ):
-        raise ValueError('a device that is none')
+        raise ValueError('a device that does not exist')
     return torch.device(
         kind if ':' in kind or not index else f'{kind}:{index}'
     )
@@ -278,7 +278,7 @@ def _make_empty_array(
 
 def _make_scalar(limits: Limits, dtype: Any, data: Any) -> np.generic:
     if type(dtype) is not _DType or type(data) is not bytes:
-        raise ValueError('a number of numpy that is none')
+        raise ValueError('a number of numpy without a type or bytes')
     if len(data) != dtype.dtype.itemsize:
         raise ValueError('a number of numpy of another size')
     return np.frombuffer(data, dtype.dtype)[0]
@@ -309,7 +309,7 @@ def _set_array(limits: Limits, array: np.ndarray, state: Any) -> None:
 
 
 def _set_dtype(dtype: _DType, state: Any) -> None:
-    """Only the order of bytes; the rest follows from the kind."""
+    """Set the order of bytes; the rest follows from the type."""
     if (
         type(state) is not tuple
         or len(state) != 8
@@ -333,7 +333,7 @@ def _make_tensor(
     hooks: Any = None,
     metadata: Any = None,
 ) -> Tensor:
-    """A tensor within a storage; the bounds are checked in Python's integers,
+    """Make a tensor in a storage; bounds are checked with Python's integers,
     which do not overflow.
     """
     if type(storage) is not Storage or type(requires_grad) is not bool:
@@ -365,7 +365,7 @@ def _make_parameter(
 
 
 def _known() -> dict[str, Any]:
-    """Everything that a file may name."""
+    """Returns everything that a file may name."""
     known: dict[str, Any] = {'numpy.ndarray': _ARRAY}
     for kind, methods in _WITH_METHODS.items():
         known[kind] = _Name(kind)
@@ -436,7 +436,7 @@ _LEAVES = (
 
 
 def _shown(text: Any) -> str:
-    """Something from a file, in a message."""
+    """Returns text from a file for a message."""
     return ascii(text)[1:-1][:80] if type(text) is str else _kind(text)
 
 
@@ -573,7 +573,7 @@ class _Unpickler:
     def get(self, form: str) -> None:
         self.stack.append(self.memo[self.number(form)])
 
-    # what is known by name
+    # objects that are known by name
 
     def name(self) -> None:
         module = self.source.line()
@@ -624,7 +624,7 @@ class _Unpickler:
 
 
 def _metadata(state: Any) -> OrderedDict:
-    """Versions of modules, which a state dict has as an attribute."""
+    """Returns the versions of modules, an attribute of a state dict."""
     metadata: Any = state.get('_metadata') if type(state) is dict else None
     if type(metadata) not in (dict, OrderedDict) or len(state) != 1:
         raise ValueError('the state of an OrderedDict')
@@ -707,9 +707,9 @@ def _contents(value: Any) -> Iterable[Any]:
 def _measure(
     value: Any, depth: int, known: dict[int, tuple[int, int]]
 ) -> tuple[int, int]:
-    """Levels and values of what was read, counted as often as it is there.
+    """Returns depth and number of the values read, with repetitions.
 
-    Something that contains itself has no end of levels.
+    A value that contains itself is too deep.
     """
     if type(value) in _LEAVES:
         return 0, 1
@@ -733,17 +733,17 @@ def load(
     """Read one pickle.
 
     Args:
-        source (Source): Stands behind it afterwards.
-        limits (Limits): Of the whole file.
-        storage (Callable, optional): Finds what a persistent id names.
+        source (Source): Is positioned after the pickle afterwards.
+        limits (Limits): Limits of the whole file.
+        storage (Callable, optional): Returns the storage of a persistent id.
 
     Raises:
-        RefusedError: If it asks for something that is not known.
+        RefusedError: If it names something that is not known to be safe.
         Exception: Of any kind, if it is damaged.
     """
     before = limits.operations
     content = _Unpickler(source, limits, storage).load()
     number = _measure(content, 0, {})[1]
     if number > 16 * (limits.operations - before) + 1000:
-        raise ValueError('values that repeat each other without end')
+        raise ValueError('values that repeat each other too often')
     return content

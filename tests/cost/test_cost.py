@@ -24,7 +24,7 @@ from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import cost_runner, demo_data, demo_runner
 from mmgfp.libraries.models import build_model
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 
 COCO, IMAGENET = (800, 1280), (224, 224)
@@ -646,7 +646,7 @@ def modelled(name: str):
 
 def after_removal(model, groups, removal) -> dict[str, int]:
     slim = copy.deepcopy(model)
-    slice_model(slim, kept(slim, groups, removal))
+    cut_model(slim, kept(slim, groups, removal))
     return count_by_hooks(slim, run, images=2)
 
 
@@ -706,7 +706,7 @@ def test_real_network_recounted(name, side):
     removal = choose_units(groups)
     cost = CostModel(model, groups, record_calls(model, lambda: demo(model)))
     cost.remove([len(removal[g.name]) for g in groups])
-    slice_model(model, kept(model, groups, removal))
+    cut_model(model, kept(model, groups, removal))
     assert cost.total() == pytest.approx(count_by_hooks(model, demo))
 
 
@@ -740,7 +740,7 @@ def test_grouped_convolutions_shrink_linearly(net, layer):
     whole = count_cost(model, calls)[layer]
     slim = copy.deepcopy(model)
     removal = {found.name: range(found.size // 2)}
-    slice_model(slim, kept(slim, [found], removal))
+    cut_model(slim, kept(slim, [found], removal))
     assert count_cost(slim, counted(slim))[layer] == {
         metric: n // 2 for metric, n in whole.items()
     }

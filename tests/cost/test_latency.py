@@ -273,7 +273,7 @@ def test_round_trip(tmp_path):
     [
         ('{', 'not valid JSON'),
         ('[' * 100_000, 'not valid JSON'),
-        ('[]', 'a list is no mapping'),
+        ('[]', 'a list is not a mapping'),
         ('{"format": "mmgfp-structure", "version": 1}', "'mmgfp-structure'"),
         ('{"format": "mmgfp-latency", "version": 9}', 'version 9'),
         ('{"format": "mmgfp-latency", "version": 1}', "'shapes'"),
@@ -290,10 +290,10 @@ def test_damaged(tmp_path, text, message):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(whole='NaN'), 'is no number'),
+        (dict(whole='NaN'), 'is not a number'),
         (dict(calls={'a.weight': [1]}), 'a.weight was not measured'),
         (dict(calls={'b.weight': [0]}), 'b.weight was not measured'),
-        (dict(calls={'a.weight': [-1]}), '-1 is no natural number'),
+        (dict(calls={'a.weight': [-1]}), '-1 is not a natural number'),
         (dict(operations=[dict(first=[2, 1], second=[1], ms=[[1], [1]])]),
          '2 widths that do not ascend'),
         (dict(operations=[dict(first=[], second=[1], ms=[])]), '0 widths'),
@@ -302,8 +302,8 @@ def test_damaged(tmp_path, text, message):
         (dict(operations=[dict(first=[1], second=[1, 2], ms=[[1]])]),
          'not one time for each width'),
         (dict(operations=[dict(first=[1], second=[1], ms=[[10**400]])]),
-         'is no number'),
-        (dict(about=None), 'None is no mapping'),
+         'is not a number'),
+        (dict(about=None), 'None is not a mapping'),
     ],
 )  # fmt: skip
 def test_damaged_parts(tmp_path, change, message):

@@ -209,7 +209,7 @@ def test_optimizer_that_cannot_be_tried(tmp_path):
     runner.train()
     assert pruning_hook(runner).pruner.net.ratio('flops') <= 0.5
     (log,) = tmp_path.glob('*/*.log')
-    assert 'Moody cannot be tried: KeyError' in log.read_text()
+    assert 'Moody cannot be checked: KeyError' in log.read_text()
 
 
 @pytest.mark.parametrize(

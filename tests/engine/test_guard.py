@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmgfp.engine.steps import MAX_SKIPPED, StepGuard, are_finite
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 
 VECTORS = 'weight', 'bias', 'running_mean', 'running_var'
 
@@ -87,7 +87,7 @@ def test_cut_between_accumulated_batches(waits):
     axes += [(f'1.{name}', 0) for name in VECTORS]
     keep = {key: np.array(left) for key in axes}
     training.guard.cut(keep)
-    slice_model(training.model, keep)
+    cut_model(training.model, keep)
     training.batch()
     training.batch(float('nan'))
     after = training.state()

@@ -22,7 +22,7 @@ from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import LIBRARIES, build_model, load_model
 from mmgfp.libraries.samples import _SAMPLES
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 
 PAGE = (ROOT / 'docs' / 'libraries.md').read_text()
@@ -104,7 +104,7 @@ def test_torchvision_segmentation():
     check(names)
     assert len(layout(names['groups'])) >= 30
     full = names['build']().eval()
-    masked_is_slim(full, names['groups'], names['run'], slice_model)
+    masked_is_slim(full, names['groups'], names['run'], cut_model)
 
 
 def test_torchvision_detection():
@@ -118,7 +118,7 @@ def test_torchvision_detection():
         assert any(p.startswith(part) for p in producers), part
     full = names['build']().eval()
     full.rpn.nms_thresh = full.roi_heads.nms_thresh = 1.0
-    masked_is_slim(full, names['groups'], names['run'], slice_model)
+    masked_is_slim(full, names['groups'], names['run'], cut_model)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_timm(name, options):
     names = run_blocks(LOOP, code)
     check(names)
     full = names['build']().eval()
-    masked_is_slim(full, names['groups'], names['run'], slice_model)
+    masked_is_slim(full, names['groups'], names['run'], cut_model)
 
 
 def test_losses_are_run_in_training_mode():
@@ -280,7 +280,7 @@ def prune(
     config = load_config(path)
     run = demo_runner(shape, images=2)
     full = build_model(config)
-    masked_is_slim(full, demo_groups(full, shape), run, slice_model)
+    masked_is_slim(full, demo_groups(full, shape), run, cut_model)
 
     runner = Runner.from_cfg(config)
     runner.train()

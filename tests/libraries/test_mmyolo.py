@@ -18,7 +18,7 @@ from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import cost_runner, demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.libraries.pipeline import input_shape
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.utils.trees import tree_leaves
 
 SIZE = dict(deepen_factor=0.01, widen_factor=0.125)
@@ -79,7 +79,7 @@ def test_groups_size_and_cost(name):
     total = CostModel(model, prunable, calls).total()
     assert {m: total[m] for m in METRICS} == {m: rows[''][m] for m in METRICS}
 
-    masked_is_slim(model, groups, demo_runner((64, 64), 2), slice_model)
+    masked_is_slim(model, groups, demo_runner((64, 64), 2), cut_model)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -17,7 +17,7 @@ from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_data, demo_runner
 from mmgfp.libraries.models import build_model
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (96, 96)
@@ -90,7 +90,7 @@ def test_masked_is_slim():
         'roi_head.bbox_head.shared_fcs.0',
         'roi_head.mask_head.convs.0.conv',
     ]
-    masked_is_slim(model, groups, demo_runner(SHAPE, 2), slice_model)
+    masked_is_slim(model, groups, demo_runner(SHAPE, 2), cut_model)
 
 
 def test_equals_one_image_at_a_time():

@@ -20,7 +20,7 @@ from mmgfp.groups import ChannelGroup, UnitSpace
 from mmgfp.search.gates import Gates
 from mmgfp.search.subnet import Subnet, best_units, first_units
 from mmgfp.slimming.positions import axis_sizes, kept_positions
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.utils.trees import tree_leaves
 
 # nothing can be pruned, or what is read is changed in place
@@ -50,7 +50,7 @@ class Case:
         ]
         self.slim = copy.deepcopy(model)
         sizes = axis_sizes(model, groups)
-        slice_model(self.slim, kept_positions(groups, self.gone, sizes))
+        cut_model(self.slim, kept_positions(groups, self.gone, sizes))
         self.left = self.units.sizes - [len(units) for units in self.gone]
 
 

@@ -77,9 +77,9 @@ def test_plain_pickle_is_not_executed(tmp_path):
         ('tensor beyond its storage', r'shape \(7,\) .* of 6 elements'),
         ('storage that is not there', "its record 'data/1' is missing"),
         ('list that contains itself', 'nested more than 64 deep'),
-        ('lists of the list before', 'repeat each other without end'),
-        ('bomb of one record', 'records that are compressed'),
-        ('records that overlap', 'records that are larger than the file'),
+        ('lists of the list before', 'repeat each other too often'),
+        ('bomb of one record', 'its records are compressed'),
+        ('records that overlap', 'its records are larger than the file'),
         ('damaged storage', "Bad CRC-32 for file 'archive/data/0'"),
     ],
 )

@@ -16,7 +16,7 @@ from mmgfp.slimming.element_masks import (
     WeightMasks,
     pruned_weights,
 )
-from mmgfp.slimming.surgery import slice_model, slice_optimizer
+from mmgfp.slimming.surgery import cut_model, cut_optimizer
 
 INPUTS = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 4
@@ -175,8 +175,8 @@ def test_masks_follow_a_cut_of_channels():
         },
         ('3.weight', 1): kept,
     }
-    slice_optimizer(optimizer, model, keep)
-    slice_model(model, keep)
+    cut_optimizer(optimizer, model, keep)
+    cut_model(model, keep)
     masks.cut(keep, [optimizer])
     expected = dict(gone)
     expected['0.weight'] = gone['0.weight'][kept]

@@ -10,7 +10,7 @@ from oracles import choose_units, kept, randomize
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def by_mmcv(model: nn.Module) -> nn.Module:
 def test_fused_slim_network_computes_the_same(fuse):
     slim = randomize(Net()).eval()
     groups = find_groups(slim, lambda model: model(IMAGES), images=2)
-    slice_model(slim, kept(slim, groups, choose_units(groups)))
+    cut_model(slim, kept(slim, groups, choose_units(groups)))
     assert slim.first[0].out_channels < 8 and slim.third[0].out_channels < 6
     with torch.no_grad():
         expected = slim(IMAGES)

@@ -30,7 +30,7 @@ from mmgfp.cost.model import record_calls
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.slimming.structure import KEY
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 
 
@@ -51,7 +51,7 @@ def check(
     randomize(model)
     removal = choose_units(groups)
     assert removal, 'nothing to remove'
-    slice_model(model, kept(model, groups, removal))
+    cut_model(model, kept(model, groups, removal))
     slim = outputs(model, run)
     merged = merge(copy.deepcopy(model))
     assert len(merged.state_dict()) < len(model.state_dict())

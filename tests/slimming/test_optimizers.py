@@ -10,8 +10,8 @@ import torch
 from nets import Chain, run
 from torch import nn
 
-from mmgfp.slimming.optimizers import check_optimizer, slice_saved_state
-from mmgfp.slimming.surgery import slice_model, slice_optimizer
+from mmgfp.slimming.optimizers import check_optimizer, cut_saved_state
+from mmgfp.slimming.surgery import cut_model, cut_optimizer
 
 NAMES = ['conv1.weight', 'conv2.weight', 'conv2.bias', 'conv3.weight']
 KEEP = {
@@ -87,7 +87,7 @@ def test_what_cannot_be_tried_is_told():
     model = Chain()
     optimizer = Moody(model.parameters(), 0.1)
     told = check_optimizer(optimizer, model, NAMES)
-    assert told == 'Moody cannot be tried: RuntimeError: not in train mode'
+    assert told == 'Moody cannot be checked: RuntimeError: not in train mode'
 
 
 @pytest.mark.parametrize('name', ['SGD', 'Adam'])
@@ -102,13 +102,13 @@ def test_saved_state_is_sliced_and_the_optimizer_is_not(name):
     steps(model, optimizer)
     before = copy.deepcopy(optimizer.state_dict())
     saved = optimizer.state_dict()
-    slice_saved_state(saved, optimizer, model, KEEP)
+    cut_saved_state(saved, optimizer, model, KEEP)
     for number, state in before['state'].items():
         for key, value in state.items():
             kept = optimizer.state_dict()['state'][number][key]
             torch.testing.assert_close(kept, value, rtol=0, atol=0)
-    slice_optimizer(optimizer, model, KEEP)
-    slice_model(model, KEEP)
+    cut_optimizer(optimizer, model, KEEP)
+    cut_model(model, KEEP)
     for number, state in optimizer.state_dict()['state'].items():
         for key, value in state.items():
             slim = saved['state'][number][key]

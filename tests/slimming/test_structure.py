@@ -14,7 +14,7 @@ from oracles import choose_units, kept, outputs
 from torch import nn
 
 from mmgfp.slimming.structure import KEY, Axis, Structure
-from mmgfp.slimming.surgery import named_tensors, slice_model
+from mmgfp.slimming.surgery import cut_model, named_tensors
 from mmgfp.tracing.finder import find_groups
 from mmgfp.version import __version__
 
@@ -26,7 +26,7 @@ def pruned(seed: int = 0) -> tuple[nn.Module, nn.Module, Structure]:
     groups = find_groups(model, run, images=2)
     keep = kept(model, groups, choose_units(groups, seed=seed))
     slim = copy.deepcopy(model)
-    slice_model(slim, keep)
+    cut_model(slim, keep)
     tensors = named_tensors(model)
     axes = {
         (name, axis): Axis(tensors[name].shape[axis], stay)
@@ -145,7 +145,7 @@ def test_composed_structure_rebuilds_the_twice_pruned_net():
     tensors = named_tensors(slim)
     sizes = {key: tensors[key[0]].shape[key[1]] for key in keep}
     again = Structure(structure.compose(keep, sizes), 'Residual')
-    slice_model(slim, keep)
+    cut_model(slim, keep)
     again.apply(model)
     assert all(
         torch.equal(a, b)

@@ -21,7 +21,7 @@ from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.utils.trees import tree_leaves
 
@@ -62,7 +62,7 @@ def test_masked_is_slim(name):
     if not NETS[name].prunable:
         pytest.skip('nothing can be pruned')
     for seed in (1, 2):
-        masked_is_slim(model, groups, run, slice_model, seed)
+        masked_is_slim(model, groups, run, cut_model, seed)
 
 
 # One overwrites what its backward needs, older torch releases cannot
@@ -73,7 +73,7 @@ def test_masked_is_slim(name):
 def test_slim_nets_train(name):
     model, groups = found(name)
     slim = copy.deepcopy(model).train()
-    slice_model(slim, kept(slim, groups, choose_units(groups)))
+    cut_model(slim, kept(slim, groups, choose_units(groups)))
     outputs = [t for t in tree_leaves(run(slim)) if torch.is_tensor(t)]
     sum(t.square().mean() for t in outputs).backward()
     gradients = {n: p.grad for n, p in slim.named_parameters()}
@@ -463,5 +463,5 @@ def test_masked_is_slim_on_real_networks(name):
     model, groups = real(config, side)
     assert sum(not g.frozen for g in groups) == count
     masked_is_slim(
-        model, groups, demo_runner((side, side), 1), slice_model, seed=3
+        model, groups, demo_runner((side, side), 1), cut_model, seed=3
     )

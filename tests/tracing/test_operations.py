@@ -16,7 +16,7 @@ from nets import Net
 from oracles import masked_is_slim
 from torch import Tensor, nn
 
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 
 CHANNELS, SIDE = 8, 6
@@ -376,7 +376,7 @@ def test_channels_pass(name, recwarn):
     model = _Between(operation, dims).eval()
     groups = find_groups(model, run, images=2)
     assert [g.frozen for g in groups if 'first' in g.producers] == ['']
-    masked_is_slim(model, groups, run, slice_model)
+    masked_is_slim(model, groups, run, cut_model)
     assert not [w for w in recwarn if 'num_features' in str(w.message)]
 
 
@@ -455,7 +455,7 @@ def test_heads_go_with_those_that_share_key_and_value(shared, mask, causal):
     assert (heads.frozen, heads.size) == ('', 4 // shared)
     layers = {f'operation.{name}' for name in ('query', 'key', 'value')}
     assert (set(heads.producers), heads.width) == (layers, 4 * shared)
-    masked_is_slim(model, groups, run, slice_model)
+    masked_is_slim(model, groups, run, cut_model)
 
 
 @pytest.mark.parametrize('kind', ['LayerNorm', 'RMSNorm'])
@@ -468,4 +468,4 @@ def test_heads_that_are_normalised_one_by_one(kind):
     groups = find_groups(model, run, images=2)
     (heads,) = (g for g in groups if 'operation.query' in g.producers)
     assert (heads.frozen, heads.size) == ('', 4)
-    masked_is_slim(model, groups, run, slice_model)
+    masked_is_slim(model, groups, run, cut_model)

@@ -12,7 +12,7 @@ from nets import Chain, Net, Pyramid, Residual, conv, group, run
 from oracles import kept, layout
 from torch import nn
 
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.tracing.group_building import build_groups
 from mmgfp.tracing.labels import trace_labels
@@ -295,7 +295,7 @@ def test_copies_share_parameters():
         for mine, other in zip(model.parameters(), copied.parameters()):
             assert mine.data_ptr() == other.data_ptr()
             assert mine is not other
-    slice_model(sliced, kept(sliced, found, {g.name: [0, 2] for g in found}))
+    cut_model(sliced, kept(sliced, found, {g.name: [0, 2] for g in found}))
     mask_consumers(masked, found, units)
     assert sliced.stem.out_channels == 6
     assert not masked.head.weight[:, [0, 2]].any()

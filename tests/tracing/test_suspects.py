@@ -10,7 +10,7 @@ from nets import Net, conv, run
 from torch import nn
 
 from mmgfp.slimming.positions import axis_sizes, kept_positions
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.group_building import build_groups
 from mmgfp.tracing.labels import trace_labels
 from mmgfp.tracing.rules import find_rule
@@ -51,7 +51,7 @@ def found(model):
     gone = [np.array([1, 4])] * len(groups)
     masked, slim = shared_copy(model), shared_copy(model)
     mask_consumers(masked, groups, gone)
-    slice_model(slim, kept_positions(groups, gone, axis_sizes(slim, groups)))
+    cut_model(slim, kept_positions(groups, gone, axis_sizes(slim, groups)))
     masked = None if model.raises else masked
     hooks = [len(m._forward_pre_hooks) for m in slim.modules()]
     places = suspects(slim, masked, groups, gone, run, compare_outputs)

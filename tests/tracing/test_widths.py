@@ -31,7 +31,7 @@ from mmgfp.engine.builder import build_pruned_model
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.slimming.structure import Structure
-from mmgfp.slimming.surgery import slice_model
+from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.tracing.sizes import Size
 
@@ -83,7 +83,7 @@ def test_groups(name):
 def test_masked_is_slim(name):
     model, groups = found(name)
     for seed in (1, 2):
-        masked_is_slim(model, groups, run, slice_model, seed)
+        masked_is_slim(model, groups, run, cut_model, seed)
 
 
 @EVERY_NET
@@ -165,7 +165,7 @@ def test_which_numbers_change():
     model, groups = found('Heads')
     model = copy.deepcopy(model)
     (heads,) = (g for g in groups if 'attention.qkv' in g.producers)
-    slice_model(model, kept(model, [heads], {heads.name: [1, 2]}))
+    cut_model(model, kept(model, [heads], {heads.name: [1, 2]}))
     attention = model.attention
     assert attention.num_heads == 2
     assert attention.embed_dims == 6
@@ -178,7 +178,7 @@ def test_which_numbers_change():
 def test_of_two_equal_numbers_the_right_one_changes():
     model, groups = found('EqualValues')
     model = copy.deepcopy(model)
-    slice_model(model, kept(model, groups, {'stem': [0]}))
+    cut_model(model, kept(model, groups, {'stem': [0]}))
     assert (model.before, model.width, model.behind) == (4, 3, 4)
 
 
@@ -204,7 +204,7 @@ def test_groups_of_functional_convolutions():
     (found,) = (g for g in groups if not g.frozen)
     assert found.size == 8
     assert found.producers == ['0', '1']
-    slice_model(model, kept(model, [found], {found.name: [3, 5]}))
+    cut_model(model, kept(model, [found], {found.name: [3, 5]}))
     assert model[1].groups == 6
     assert forward(model).shape == (2, 5, 16, 16)
 
@@ -215,7 +215,7 @@ def test_lists_are_not_shared():
     dims = model.dims
     groups = find_groups(model, run, images=2)
     assert model.dims is dims
-    slice_model(model, kept(model, groups, choose_units(groups)))
+    cut_model(model, kept(model, groups, choose_units(groups)))
     assert dims == [2, 4]
     assert model.dims != dims
 
@@ -343,7 +343,7 @@ def test_networks_of_the_library(name, tmp_path):
     runner = demo_runner((32, 32), images=2)
     groups = find_groups(model, runner, images=2)
     assert SHRINKS[name] in widths(groups)
-    masked_is_slim(model, groups, runner, slice_model)
+    masked_is_slim(model, groups, runner, cut_model)
 
     model.eval()
     before = attribute(model, SHRINKS[name])
@@ -405,7 +405,7 @@ def test_expanding_to_the_size_of_another(net):
     }
     coupled = net is not _PooledByNumbers
     assert together == ({('a', 'b')} if coupled else {('a',), ('b',)})
-    masked_is_slim(model, groups, run, slice_model, 1)
+    masked_is_slim(model, groups, run, cut_model, 1)
 
 
 class _Copy(nn.Module):
@@ -439,7 +439,7 @@ def test_attribute_of_a_module_that_only_training_runs():
     groups = find_groups(
         model, run, images=2, train=lambda m: m(torch.ones(2, 3, 8, 8), 0)
     )
-    slice_model(model, kept(model, groups, choose_units(groups)))
+    cut_model(model, kept(model, groups, choose_units(groups)))
     assert model.stages[0].out_channels == len(model.stem.weight) < 8
     model(torch.ones(2, 3, 8, 8), 0)
 
@@ -461,7 +461,7 @@ def test_networks_that_ran_in_evaluation_with_gradients(name):
     groups = find_groups(model, run, images=2)
     assert layout(groups) == model.prunable
     run(model)
-    slice_model(model, kept(model, groups, choose_units(groups)))
+    cut_model(model, kept(model, groups, choose_units(groups)))
     before = outputs(model, run)
     assert worst_difference(before, outputs(model.train().eval(), run)) == 0
 
@@ -565,7 +565,7 @@ def test_equal_blocks_behind_a_cache_are_told_apart(kind, monkeypatch):
     assert attributes(model) == expected
     assert attributes(model) == expected
     groups = find_groups(model, run, images=2)
-    masked_is_slim(model, groups, run, slice_model)
+    masked_is_slim(model, groups, run, cut_model)
 
 
 def test_no_size_outlives_its_trace(monkeypatch):
@@ -660,7 +660,7 @@ def test_no_size_outlives_its_trace_in_a_dict(kind, memo):
     assert memo[(2, 16, 16), 4] == (2, 16, 4, 4)
     left = [memo, _Memorising.shape, _LAST]
     assert not any(isinstance(n, Size) for n in _leaves(left))
-    masked_is_slim(model, groups, run, slice_model)
+    masked_is_slim(model, groups, run, cut_model)
 
 
 def _leaves(value):
@@ -772,7 +772,7 @@ def test_branches_of_a_slim_network_are_merged(groups, monkeypatch, tmp_path):
 
     model = build()
     found = find_groups(model, run, images=2)
-    masked_is_slim(model, found, run, slice_model)
+    masked_is_slim(model, found, run, cut_model)
     with torch.enable_grad():
         slim, structure = prune(model, found)
     for block in slim.blocks:
