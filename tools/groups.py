@@ -89,7 +89,7 @@ def report(args: argparse.Namespace) -> None:
     prunable = [group for group in groups if not group.frozen]
     cost = CostModel(model, prunable, calls)
     before = cost.total()
-    least = cost.without(np.array([group.size - 1 for group in prunable]))
+    least = cost.after_cut(np.array([group.size - 1 for group in prunable]))
     result: dict[str, Any] = {
         'config': args.config,
         'shape': list(shape),

@@ -21,7 +21,7 @@ from mmgfp.cost.clocks import clock_of, seconds_of
 from mmgfp.cost.latency import LatencyTable, Measured
 from mmgfp.cost.model import CostModel, record_calls
 from mmgfp.cost.operations import Operation, record_operations, run_operation
-from mmgfp.cost.turns import in_turn, shares, spread
+from mmgfp.cost.turns import in_turn, ratios_to, spread
 from mmgfp.engine.cli import (
     add_device_option,
     add_shape_option,
@@ -278,14 +278,14 @@ def compare(
             slim, kept_positions(groups, removal, axis_sizes(slim, groups))
         )
         units = [len(units) for units in removal]
-        predicted = cost.without(units)['latency'] / table.full
+        predicted = cost.after_cut(units)['latency'] / table.full
         models = {'full': model, 'slim': slim}
 
         def measure(name: str, models: dict = models) -> float:
             return whole_network(models[name], run, device, 1)
 
         times = in_turn(measure, list(models), rounds)
-        measured = spread(shares(times, 'full')['slim'])['median']
+        measured = spread(ratios_to(times, 'full')['slim'])['median']
         found.append(
             dict(removed=share, predicted=predicted, measured=measured)
         )

@@ -24,10 +24,10 @@ from benchmark_memory import in_own_process, peak_of
 from mmgfp.cost.clocks import (
     clock_of,
     entrances,
-    module_shares,
+    module_ratios,
     seconds_of,
 )
-from mmgfp.cost.turns import in_turn, shares, spread
+from mmgfp.cost.turns import in_turn, ratios_to, spread
 from mmgfp.engine.progress import duration
 from mmgfp.utils.environment import machine
 
@@ -130,7 +130,7 @@ class Comparison:
             return 1000 * taken / batch
 
         found = in_turn(measure, list(runs), self.rounds, WARMUP)
-        ratios = shares(found, next(iter(runs)))
+        ratios = ratios_to(found, next(iter(runs)))
         networks = {
             name: dict(ms=spread(found[name]), ratio=spread(ratios[name]))
             for name in runs
@@ -150,7 +150,7 @@ class Comparison:
 
         def measure(name: str) -> dict[str, float]:
             self.progress.ran(batch)
-            return module_shares(
+            return module_ratios(
                 models[name], names[name], runs[name], self.clock
             )
 

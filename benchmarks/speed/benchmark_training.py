@@ -22,7 +22,7 @@ from benchmark_memory import in_own_process, peak_of
 from zoo_trial import initial_model, load, untrained_config
 
 from mmgfp.cost.model import record_calls
-from mmgfp.cost.turns import in_turn, shares, spread
+from mmgfp.cost.turns import in_turn, ratios_to, spread
 from mmgfp.engine.steps import StepGuard
 from mmgfp.groups import ChannelGroup
 from mmgfp.libraries.channel_groups import demo_groups
@@ -239,7 +239,7 @@ def bandwidth(device: str) -> float:
 def ratios(found: Mapping[str, Sequence[float]]) -> Result:
     """Median, least and greatest ratio to plain training, by method."""
     summary = {}
-    for name, values in shares(found, 'plain').items():
+    for name, values in ratios_to(found, 'plain').items():
         ratio = spread(values)
         summary[name] = dict(
             seconds=statistics.median(found[name]),

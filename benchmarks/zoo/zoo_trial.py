@@ -208,7 +208,7 @@ def _prune(
         open_groups = [g for g in groups if not g.frozen]
         cost = CostModel(model, open_groups, calls)
         before = cost.total()
-        least = cost.without(np.array([g.size - 1 for g in open_groups]))
+        least = cost.after_cut(np.array([g.size - 1 for g in open_groups]))
         reach = 1 - ratio(least, before)
         trial.note(
             flops=int(before['flops']),
@@ -222,7 +222,7 @@ def _prune(
         trial.note(step='done')
         return
     removal = removed_units(open_groups, cost, seed)
-    after = cost.without(np.array([len(units) for units in removal]))
+    after = cost.after_cut(np.array([len(units) for units in removal]))
     trial.note(left=round(ratio(after, before), 4))
     with trial.doing('masking'):
         masked = copy.deepcopy(model)
@@ -441,7 +441,7 @@ def removed_units(
     for _ in range(12):
         middle = (low + high) / 2
         counts = np.array([len(u) for u in units(middle)])
-        if ratio(cost.without(counts), before) > TARGET:
+        if ratio(cost.after_cut(counts), before) > TARGET:
             low = middle
         else:
             high = middle

@@ -1,1 +1,1 @@
-"""What a network costs, and what it would cost without some units."""
+"""The cost of a network, and its cost after a cut of some units."""

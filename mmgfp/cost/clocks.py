@@ -1,4 +1,8 @@
-"""How long a forward takes, and how much of it each module."""
+"""Time of a forward, and the ratio of it that each module takes.
+
+``torch.utils.benchmark`` is no substitute: ``Timer.timeit(1)`` runs a forward
+three times (torch 2.10), and it has no marks within a forward.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from torch import nn
 
 Run = Callable[[], Any]
 
-# Of the time of a forward, what is spent in no module of the model.
+# Name for the time of a forward that is spent in no module of the model.
 REST = 'rest'
 
 
@@ -19,26 +23,26 @@ class ProcessorClock:
     """Time on a CPU."""
 
     def wait(self) -> None:
-        """All is done."""
+        """Nothing to wait for."""
 
     def mark(self) -> float:
-        """Now."""
+        """Returns the current time."""
         return time.perf_counter()
 
     def seconds(self, began: float, ended: float) -> float:
-        """Between two marks."""
+        """Returns the seconds between two marks."""
         return ended - began
 
 
 class GpuClock:
-    """Time on a GPU, which works on what was asked of it earlier."""
+    """Time on a GPU, which runs asynchronously."""
 
     def wait(self) -> None:
-        """Until all is done."""
+        """Wait until the GPU is idle."""
         torch.cuda.synchronize()
 
     def mark(self) -> torch.cuda.Event:
-        """When the GPU comes to this place."""
+        """Record an event in the stream of the GPU."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -46,18 +50,18 @@ class GpuClock:
     def seconds(
         self, began: torch.cuda.Event, ended: torch.cuda.Event
     ) -> float:
-        """Between two marks."""
+        """Returns the seconds between two marks."""
         ended.synchronize()
         return began.elapsed_time(ended) / 1000
 
 
 def clock_of(device: str) -> ProcessorClock | GpuClock:
-    """The clock of a device, ``'cpu'`` or ``'cuda'``."""
+    """Returns the clock of a device, ``'cpu'`` or ``'cuda'``."""
     return ProcessorClock() if device == 'cpu' else GpuClock()
 
 
 def seconds_of(run: Run, clock: Any) -> float:
-    """That a forward takes, with nothing else under way."""
+    """Returns the seconds that a forward takes."""
     clock.wait()
     began = clock.mark()
     run()
@@ -69,10 +73,10 @@ def seconds_of(run: Run, clock: Any) -> float:
 
 
 def entrances(model: nn.Module, run: Run) -> list[str]:
-    """Modules that a forward calls from outside of all modules but the model.
+    """Returns the modules that a forward calls from the model's own code.
 
-    The backbone for one. Heads are often run by a method of their own, which
-    hooks do not see; then it is their layers.
+    The backbone is one of them. Heads often run in a method of their own,
+    which hooks do not see; then their layers are returned.
     """
     inside: list[str] = []
     found: dict[str, None] = {}
@@ -101,16 +105,16 @@ def entrances(model: nn.Module, run: Run) -> list[str]:
     return list(found)
 
 
-def module_shares(
+def module_ratios(
     model: nn.Module, names: Sequence[str], run: Run, clock: Any
 ) -> dict[str, float]:
-    """Shares of a forward's time by top-level module.
+    """Returns the ratios of a forward's time by top-level module.
 
     Args:
-        model (nn.Module): What ``run`` runs.
+        model (nn.Module): The model that ``run`` runs.
         names (Sequence[str]): From :func:`entrances`.
         run (Callable): A forward.
-        clock (ProcessorClock | GpuClock): That of the device.
+        clock (ProcessorClock | GpuClock): The clock of the device.
     """
     open_calls: list[Any] = []
     spans: list[tuple[str, Any, Any]] = []
@@ -121,7 +125,7 @@ def module_shares(
     def leave(top: str) -> Callable:
         def hook(*_: Any) -> None:
             began = open_calls.pop()
-            if not open_calls:  # a call inside of another is in its time
+            if not open_calls:  # the time includes calls inside of it
                 spans.append((top, began, clock.mark()))
 
         return hook

@@ -10,13 +10,13 @@ Conventions (those that reproduce the paper's unpruned rows):
 
 Multiply-accumulates of a call are output positions times weight elements,
 grouped convolutions included. So the cost of a pruned network follows from
-the positions, which one forward tells, and the sizes of the weight's axes.
+the positions, which one forward records, and the sizes of the weight's axes.
 
-A layer may compute its kernel: from a weight of its own, element by element
-(weight standardisation), which then counts as that weight does, or in another
-way, which is a fixed cost of the module that runs. A product of which both
-factors depend on the input, as in an attention, is no layer: it is left out,
-and told. What torch counts by itself is compared with all that.
+A layer may compute its kernel. If it is computed element by element from one
+weight (weight standardisation), it counts as that weight. Otherwise it is a
+fixed cost of the module that runs. A product of two factors that depend on the
+input, as in an attention, is not counted, but reported. The sum of all is
+compared with the count of torch.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from ..utils.trees import tree_leaves
 from .latency import LatencyModel, LatencyTable
 
 try:
-    # not its mode, whose hooks fail where a network asks for gradients
+    # not FlopCounterMode, whose hooks fail if a network computes gradients
     from torch.utils.flop_counter import flop_registry
 except ImportError:  # older torch
     flop_registry = {}
 
 Metric = Literal['flops', 'params', 'acts', 'latency']
-# those that are counted; latency is only known from a table
+# the counted metrics; latency needs a table
 METRICS: tuple[Metric, ...] = ('flops', 'params', 'acts')
 
-# Share of the multiply-accumulates from which a difference is told.
+# Ratio of the multiply-accumulates from which a difference is reported.
 _DOUBT = 0.01
 
-# What a row is called that has no weight of its own.
+# Name of a row of kernels that are computed from no single weight.
 _COMPUTED = '{} (computed kernels)'
 
 _ATTENTION = 'aten::_scaled_dot_product_'
 
-# One operation for several linear layers: each row meets each matrix.
+# Operations of several linear layers: each row is multiplied by each matrix.
 _FUSED = (
     'aten::_native_multi_head_attention',
     'aten::_transformer_encoder_layer_fwd',
@@ -72,7 +72,7 @@ _FUSED = (
 
 @dataclass
 class Calls:
-    """What one forward did with the weights of a network.
+    """Recorded calls of a network's weights in one forward.
 
     Attributes:
         positions (dict[str, float]): Multiply-accumulates per image and
@@ -83,7 +83,7 @@ class Calls:
             weight's output axis makes. A slice of a grouped transposed
             convolution, an input of it, need not make a whole channel.
         output_axis (dict[str, int | None]): Axis of the weight that makes
-            outputs; None if no axis does, and ``outputs`` are all there are.
+            outputs; None if no axis does, and ``outputs`` are all outputs.
         fixed (dict[str, dict[str, float]]): By name of a module, flops and
             acts of kernels that it computes from no single weight.
         left_out (float): Multiply-accumulates per image of products of two
@@ -97,17 +97,17 @@ class Calls:
     left_out: float = 0
 
     def total_fixed(self, metric: str) -> float:
-        """Sum of ``flops`` or ``acts`` that no weight has."""
+        """Sum of ``flops`` or ``acts`` that belong to no weight."""
         return sum(cost[metric] for cost in self.fixed.values())
 
     def unattributed(self, flops: float) -> dict[str, float]:
-        """Shares of the work that no weight does.
+        """Ratios of the work that belongs to no weight.
 
         Args:
-            flops (float): Of the whole network.
+            flops (float): Multiply-accumulates of the whole network.
 
         Returns:
-            dict: ``computed_kernels``, a share of the flops;
+            dict: ``computed_kernels``, a ratio of the flops;
             ``products_of_activations``, of the flops and those products.
         """
         fixed, left_out = self.total_fixed('flops'), self.left_out
@@ -120,7 +120,7 @@ class Calls:
 
 
 class _CallRecorder(TorchDispatchMode):
-    """Notes which weight convolutions and matrix products use, how often."""
+    """Records the weights that convolutions and matrix products use."""
 
     def __init__(self, model: nn.Module, images: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _CallRecorder(TorchDispatchMode):
         # multiply-accumulates of operations that torch's counter knows: as
         # counted here, and by torch
         self.seen = self.expected = 0
-        self.unknown: list[str] = []  # what was done to weights besides
+        self.unknown: list[str] = []  # other operations on weights
         self.origins = Origins(model)
         self._images = images
         self._names = {id(m): n for n, m in model.named_modules()}
@@ -137,7 +137,7 @@ class _CallRecorder(TorchDispatchMode):
 
     @contextmanager
     def modules(self) -> Iterator[None]:
-        """Know which module is being executed."""
+        """Track the module being executed."""
 
         def enter(module: nn.Module, args: tuple) -> None:
             outer = self._stack[-1] if self._stack else ''
@@ -167,7 +167,7 @@ class _CallRecorder(TorchDispatchMode):
         kwargs: dict | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # layers come in one piece
+        if torch.is_inference_mode_enabled():  # layers are not decomposed
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -214,11 +214,11 @@ class _CallRecorder(TorchDispatchMode):
         """Count an operation with a kernel.
 
         Args:
-            kernel (Tensor): As the operation got it.
+            kernel (Tensor): Argument of the operation.
             axis (int | None): The axis of it that makes outputs, if any.
             macs (int): Multiply-accumulates, of all images.
             acts (int): Elements of the result.
-            images (int, optional): That it is for, if not all.
+            images (int, optional): Number of its images, if not all.
         """
         calls, images = self.calls, images or self._images
         self._added += 1
@@ -252,13 +252,13 @@ class _CallRecorder(TorchDispatchMode):
         return macs
 
     def _product(self, a: Tensor, b: Tensor, out: Tensor) -> int:
-        """``a @ b``: one of them is a weight, or is computed from weights."""
+        """``a @ b``, where one factor is a weight or computed from weights."""
         macs = a.numel() * (b.shape[-1] if b.dim() > 1 else 1)
         depends = [self.origins.of(factor).data for factor in (a, b)]
         stored = [self.origins.stored_in(factor) for factor in (a, b)]
         if b.dim() == 1 and not any(depends):  # for the norm of a weight
             return macs
-        # what has no axis for images is computed once
+        # a product without an axis of images is computed once
         once = all(stored) and all(a.stride())
         add = partial(
             self._add, macs=macs, acts=out.numel(), images=1 if once else None
@@ -301,7 +301,7 @@ class _CallRecorder(TorchDispatchMode):
         return sum(rows * matrix.numel() for matrix in matrices)
 
     def around(self, cls: type, call: Callable, args: Sequence[Any]) -> Any:
-        """Compiled convolutions; one made of visible ones counts itself."""
+        """Count extension operators; visible convolutions count themselves."""
         weight = by_name(call, args).get('weight')
         before = self.calls.left_out, self._added
         out = call(*args)
@@ -326,7 +326,7 @@ class _CallRecorder(TorchDispatchMode):
     def _doubt(
         self, operation: str, given: Sequence[Any], before: tuple
     ) -> None:
-        """Note an operation with a weight that was not counted."""
+        """Record an operation with a weight that was not counted."""
         if before == (self.calls.left_out, self._added) and any(
             isinstance(t, Tensor)
             and t.dim() > 1
@@ -338,7 +338,7 @@ class _CallRecorder(TorchDispatchMode):
 
 
 def _ratio(number: int, divisor: int) -> float:
-    """Exact where it is a whole number."""
+    """Returns the quotient, exact if it is a whole number."""
     whole, rest = divmod(number, divisor)
     return number / divisor if rest else whole
 
@@ -346,11 +346,11 @@ def _ratio(number: int, divisor: int) -> float:
 def record_calls(
     model: nn.Module, run: Callable[[], Any], images: int = 1
 ) -> Calls:
-    """Run the model once and note the calls of its weights.
+    """Run the model once and record the calls of its weights.
 
-    Warns of operations with weights of which nobody knows what they compute,
-    and if what is counted differs from what torch counts by more than a
-    hundredth. (Torch counts products of activations, too; torch 2.0 nothing.)
+    Warns of unknown operations with weights, and if the count differs from
+    that of torch by more than a hundredth. (Torch also counts products of
+    activations; torch 2.0 counts nothing.)
 
     Args:
         model (nn.Module): In eval mode.
@@ -368,8 +368,8 @@ def record_calls(
         run()
     for operation in dict.fromkeys(recorder.unknown):
         warnings.warn(
-            f'{operation} takes a weight, and what it computes with it is '
-            'not known: its cost counts as nothing',
+            f'{operation} takes a weight, but how it uses it is not known: '
+            'its cost counts as 0',
             stacklevel=2,
         )
     _compare(recorder.seen, recorder.expected)
@@ -377,18 +377,18 @@ def record_calls(
 
 
 def _compare(counted: int, expected: int) -> None:
-    """Warn if what was counted differs from what torch counts."""
+    """Warn if the count differs from that of torch."""
     if abs(counted - expected) > _DOUBT * expected:
         warnings.warn(
-            f'{counted:,} multiply-accumulates are accounted for, products '
-            f'of activations included, and torch.utils.flop_counter counts '
-            f'{expected:,}: what is pruned by cost may be wrong',
+            f'{counted:,} multiply-accumulates were counted, including '
+            f'products of activations, but torch.utils.flop_counter counts '
+            f'{expected:,}: pruning by cost may choose wrong channels',
             stacklevel=3,
         )
 
 
 def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
-    """Cost of a network as it is, in total ('') and by module.
+    """Returns the current cost of a network, in total ('') and by module.
 
     Returns:
         dict: Module name -> ``{'flops', 'params', 'acts'}``. A parameter of
@@ -423,7 +423,7 @@ def count_cost(model: nn.Module, calls: Calls) -> dict[str, dict[str, int]]:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Cost as numbers: T tensors, G groups.
+    """Coefficients of the cost: T tensors, G groups.
 
     Attributes:
         slices (list[np.ndarray]): For both axes, (G, T) slices that one unit
@@ -432,7 +432,7 @@ class Coefficients:
         weight (dict[str, np.ndarray]): 'flops' and 'params', (T,), for one
             slice of each axis.
         outputs (np.ndarray): (2, T) activations for one slice of each axis.
-        fixed (dict[str, float]): What no width changes, by metric.
+        fixed (dict[str, float]): By metric, cost that no width changes.
     """
 
     slices: list[np.ndarray]
@@ -443,24 +443,24 @@ class Coefficients:
 
 
 class CostModel:
-    """Cost of a network as a function of how many units each group keeps.
+    """Cost of a network as a function of the number of units of each group.
 
-    Every parameter has at most two axes that shrink; its size is then
-    ``rest * a0 * a1`` and the cost of removing one unit of each group are
-    three matrix-vector products. So have buffers that layers multiply with;
-    kernels that are computed from no single weight cost what they cost.
+    At most two axes of a parameter are cut; its size is then
+    ``rest * a0 * a1``, and the savings of one unit of each group are three
+    matrix-vector products. The same holds for buffers that layers multiply
+    with. Kernels that are computed from no single weight have a fixed cost.
 
     Args:
         model (nn.Module): The network the groups belong to.
-        groups (Sequence[ChannelGroup]): Groups that may shrink.
+        groups (Sequence[ChannelGroup]): Groups that may be cut.
         calls (Calls): See :func:`record_calls`.
-        latency (LatencyTable, optional): Of the full network; then latency
-            is a metric, too.
+        latency (LatencyTable, optional): Table of the full network; with it,
+            latency is a metric, too.
         acts (float, optional): Activations of the full network, if this one
             is slim; for the latency.
 
     Raises:
-        ValueError: If some parameter shrinks along more than two axes.
+        ValueError: If a parameter is cut along more than two axes.
     """
 
     def __init__(
@@ -505,9 +505,9 @@ class CostModel:
     def _set_latency(
         self, table: LatencyTable, shapes: Mapping[str, tuple], acts: float
     ) -> None:
-        """Which shrinking axis the first two axes of each parameter are."""
+        """Match the first two axes of each parameter with its cut axes."""
         self._fixed = np.ones((2, len(self._row)))
-        # 0 or 1: that shrinking axis; 2: none, the size is fixed
+        # 0 or 1: that cut axis; 2: none, the size is fixed
         self._shrinking = np.full((2, len(self._row)), 2)
         for name, i in self._row.items():
             for axis, n in enumerate(shapes[name][:2]):
@@ -547,7 +547,7 @@ class CostModel:
     def _width_matrix(
         self, groups: Sequence[ChannelGroup], k: int
     ) -> csr_matrix:
-        """(G, T) slices that one unit takes from shrinking axis ``k``."""
+        """(G, T) slices that one unit takes from cut axis ``k``."""
         rows, columns, values = [], [], []
         for g, group in enumerate(groups):
             for member in group.members:
@@ -561,11 +561,11 @@ class CostModel:
 
     @property
     def tensors(self) -> list[str]:
-        """Names of the T parameters and buffers that cost."""
+        """Names of the T parameters and buffers with a cost."""
         return list(self._row)
 
     def coefficients(self) -> Coefficients:
-        """What the cost is made of, at the current sizes."""
+        """Returns the coefficients of the cost at the current sizes."""
         return Coefficients(
             slices=[matrix.toarray() for matrix in self._widths],
             sizes=self.sizes.copy(),
@@ -578,21 +578,21 @@ class CostModel:
             },
         )
 
-    def remove(self, units: np.ndarray) -> None:
-        """Forget some units of each group, shape (G,)."""
+    def cut(self, units: np.ndarray) -> None:
+        """Cut a number of units of each group, shape (G,)."""
         for k in (0, 1):
             self.sizes[k] -= self._widths[k].T @ np.asarray(units, float)
 
-    def without(self, units: np.ndarray) -> dict[str, float]:
-        """Cost if so many units of each group, shape (G,), were gone."""
+    def after_cut(self, units: np.ndarray) -> dict[str, float]:
+        """Returns the cost after a cut of further units, shape (G,)."""
         before = self.sizes.copy()
-        self.remove(units)
+        self.cut(units)
         cost = self.total()
         self.sizes = before
         return cost
 
     def total(self) -> dict[str, float]:
-        """``{'flops', 'params', 'acts'}`` at the current sizes.
+        """Returns ``{'flops', 'params', 'acts'}`` at the current sizes.
 
         And ``'latency'`` in milliseconds, if there is a table.
         """
@@ -608,12 +608,12 @@ class CostModel:
         return cost
 
     def marginal(self, metric: Metric) -> np.ndarray:
-        """What removing one unit of each group saves now, shape (G,).
+        """Returns the savings of cutting one unit of each group, shape (G,).
 
-        The exact difference of :meth:`total`. It equals the sum of child and
-        parent terms of the paper (Section 3.3), except where one layer loses
-        an input and an output with the same unit: their common corner is
-        counted once here.
+        They are exact differences of :meth:`total`, and equal the sum of child
+        and parent terms of the paper (Section 3.3). The exception is a layer
+        whose inputs and outputs are cut with the same unit: their common
+        corner is counted once here.
         """
         w0, w1 = self._widths
         if metric == 'acts':
@@ -641,7 +641,7 @@ def _shrinking_axes(
         known.sort()
         if len(known) > 2:
             raise ValueError(
-                f'{name} of shape {shapes[name]} shrinks along '
-                f'the axes {known}; at most two are supported'
+                f'{name} of shape {shapes[name]} would be cut along '
+                f'the axes {known}; expected at most two'
             )
     return axes

@@ -1,4 +1,4 @@
-"""The convolutions and products of a network, as a device sees them."""
+"""The convolutions and matrix products that a network runs on a device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tracing.origins import Origins
 
 @dataclass(frozen=True)
 class Operation:
-    """A convolution or a product with a weight, as a device sees it.
+    """A convolution or matrix product with a weight, as run on a device.
 
     Attributes:
         weight (tuple[int, ...]): Shape of the weight, as it is stored.
@@ -23,7 +23,7 @@ class Operation:
             linear layer.
         settings (tuple): Stride, padding, dilation, whether transposed,
             output padding and groups; () for a linear layer.
-        bias (bool): Whether there is one.
+        bias (bool): Whether it has a bias.
     """
 
     weight: tuple[int, ...]
@@ -36,30 +36,30 @@ class Operation:
         """Groups of the convolution at full width."""
         return self.settings[5] if self.settings else 1
 
-    def widths(self, shares: Sequence[float]) -> tuple[list[int], list[int]]:
-        """Sizes of the weight's first two axes to measure, ascending.
+    def widths(self, ratios: Sequence[float]) -> tuple[list[int], list[int]]:
+        """Returns ascending sizes of the weight's first two axes to measure.
 
-        Grouped convolutions lose whole groups, along the first axis.
+        Grouped convolutions are cut by whole groups, along the first axis.
 
         Args:
-            shares (Sequence[float]): Of the full width.
+            ratios (Sequence[float]): Ratios of the full width.
         """
         per_group = self.weight[0] // self.groups
-        first = {max(1, round(self.groups * s)) for s in shares}
+        first = {max(1, round(self.groups * s)) for s in ratios}
         if self.groups > 1:
             return sorted(n * per_group for n in first), [self.weight[1]]
-        sizes = [{max(1, round(n * s)) for s in shares} for n in self.weight]
+        sizes = [{max(1, round(n * s)) for s in ratios} for n in self.weight]
         return sorted(sizes[0]), sorted(sizes[1])
 
     def inputs(
         self, first: int, second: int, device: torch.device | str = 'cpu'
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Any, ...]]:
-        """Input, weight, bias and settings at some width.
+        """Returns input, weight, bias and settings at some width.
 
         Args:
             first (int): Size of the weight's first axis.
-            second (int): Of its second axis.
-            device (torch.device | str): Where. Defaults to 'cpu'.
+            second (int): Size of its second axis.
+            device (torch.device | str): Their device. Defaults to 'cpu'.
         """
         shape = (first, second, *self.weight[2:])
         settings = self.settings
@@ -107,7 +107,7 @@ def run_operation(
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes the operations that weights take part in."""
+    """Records the operations with weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -160,10 +160,10 @@ class _Recorder(TorchDispatchMode):
 def record_operations(
     model: nn.Module, run: Callable[[], Any]
 ) -> dict[str, list[Operation]]:
-    """What one forward does with the weights, by name of the weight.
+    """Returns the operations of one forward by name of the weight.
 
-    Convolutions with kernels that are computed from a weight of the same
-    shape are among them.
+    They include convolutions with kernels that are computed from a weight of
+    the same shape.
 
     Args:
         model (nn.Module): In eval mode.

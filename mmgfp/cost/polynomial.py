@@ -1,4 +1,4 @@
-"""Cost as a polynomial of widths, in torch: batched and differentiable.
+"""Cost as a polynomial of widths in torch, batched and differentiable.
 
 The size of a parameter is ``rest * a0 * a1``, where both axes are linear in
 the widths of the groups (:class:`mmgfp.cost.model.CostModel`). So flops and
@@ -19,16 +19,16 @@ _METRICS = ('flops', 'params', 'acts')
 
 
 class Cost:
-    """What a network costs whose groups have given widths.
+    """Cost of a network as a function of the widths of its groups.
 
-    Latency has no such form and is left out.
+    Latency is no polynomial and is left out.
 
     Args:
-        model (CostModel): Of the network.
+        model (CostModel): Cost model of the network.
         sizes (np.ndarray): (G,) units that each group has in it.
 
     Attributes:
-        tensors (list[str]): Names of the T parameters and buffers that cost.
+        tensors (list[str]): Names of the T parameters and buffers with a cost.
     """
 
     def __init__(self, model: CostModel, sizes: np.ndarray) -> None:
@@ -36,7 +36,7 @@ class Cost:
         parts = model.coefficients()
         self._slices = [torch.from_numpy(part) for part in parts.slices]
         full = torch.from_numpy(np.asarray(sizes, float))
-        # what each axis has besides the slices of the groups
+        # slices of each axis that belong to no group
         self._rest = [
             torch.from_numpy(axis) - full @ part
             for axis, part in zip(parts.sizes, self._slices)
@@ -50,12 +50,12 @@ class Cost:
     def __call__(
         self, widths: Tensor, density: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Cost of networks with these widths.
+        """Returns the cost of networks with these widths.
 
         Args:
-            widths (Tensor): (..., G) units that are left of each group; need
-                not be whole numbers, as where they are expected ones.
-            density (Mapping[str, Tensor], optional): (...) share of non-zero
+            widths (Tensor): (..., G) units of each group that are left; may
+                be fractions, such as expected widths.
+            density (Mapping[str, Tensor], optional): (...) ratio of non-zero
                 elements, by name of a tensor; 1 for others. Activations do
                 not depend on it.
 
@@ -63,7 +63,7 @@ class Cost:
             dict[str, Tensor]: ``flops``, ``params`` and ``acts``, (...) each.
 
         Raises:
-            ValueError: If the density is of a tensor that does not cost.
+            ValueError: If the density is of a tensor without a cost.
         """
         widths = widths.double()
         a0, a1 = (
@@ -71,7 +71,7 @@ class Cost:
             for rest, part in zip(self._rest, self._slices)
         )
         volume = a0 * a1
-        for name, share in (density or {}).items():
+        for name, ratio in (density or {}).items():
             if name not in self.tensors:
                 raise ValueError(
                     f'density of {name!r}: expected the name of a parameter '
@@ -79,7 +79,7 @@ class Cost:
                 )
             here = torch.zeros(len(self.tensors), dtype=torch.float64)
             here[self.tensors.index(name)] = 1
-            volume = volume * (1 + here * (share[..., None] - 1))
+            volume = volume * (1 + here * (ratio[..., None] - 1))
         axes = torch.stack([a0, a1], -2)
         return {
             **{
@@ -90,13 +90,13 @@ class Cost:
         }
 
     def quadratic(self, metric: str) -> tuple[float, Tensor, Tensor]:
-        """``c``, ``l`` (G,), ``Q`` (G, G) of ``cost = c + l.n + n.Q.n``.
+        """Returns ``c``, ``l`` (G,), ``Q`` (G, G) of ``c + l.n + n.Q.n``.
 
         Args:
             metric (str): 'flops', 'params' or 'acts'.
 
         Raises:
-            ValueError: If the metric has no such form.
+            ValueError: If the metric is no polynomial.
         """
         if metric not in _METRICS:
             raise ValueError(

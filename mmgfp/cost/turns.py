@@ -1,4 +1,4 @@
-"""Things that are measured in turn, so that all meet the same machine."""
+"""Measurements that alternate, so that all run under the same conditions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def in_turn(
     rounds: int,
     warmup: int = 1,
 ) -> dict[str, list[Any]]:
-    """Measure each thing once a round; another one begins every round.
+    """Measure each candidate once a round, in rotating order.
 
     Args:
         measure (Callable): ``measure(name)``.
-        names (Sequence[str]): Of the things.
-        rounds (int): That count.
+        names (Sequence[str]): Names of the candidates.
+        rounds (int): Rounds that count.
         warmup (int): Rounds before them. Defaults to 1.
 
     Returns:
-        dict: By name, what each round found.
+        dict: By name, the results of the rounds.
     """
     found: dict[str, list[Any]] = {name: [] for name in names}
     for i in range(warmup + rounds):
@@ -34,10 +34,10 @@ def in_turn(
     return found
 
 
-def shares(
+def ratios_to(
     found: Mapping[str, Sequence[float]], base: str
 ) -> dict[str, list[float]]:
-    """Ratios to one of the things, round by round."""
+    """Returns the ratios to one of the candidates, round by round."""
     return {
         name: [a / b for a, b in zip(values, found[base])]
         for name, values in found.items()
@@ -45,7 +45,7 @@ def shares(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and greatest."""
+    """Returns median, minimum and maximum."""
     return dict(
         median=statistics.median(values), least=min(values), most=max(values)
     )

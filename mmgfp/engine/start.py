@@ -68,7 +68,7 @@ def prepare_net(
     Without ``cut_to`` it is 1 on a CPU and 8 elsewhere.
 
     Raises:
-        ValueError: If the latency table is of another network.
+        ValueError: If the latency table is for another network.
     """
     if latency is not None:
         latency.check(full_shapes(model, structure))

@@ -169,7 +169,7 @@ class Prunable:
             cut (np.ndarray, optional): (G,) numbers of further units of each
                 group that count as cut.
         """
-        cost = self.cost() if cut is None else self._cost.without(cut)
+        cost = self.cost() if cut is None else self._cost.after_cut(cut)
         return {m: cost[m] / self.cost_before[m] for m in cost}
 
     def saved(self, metric: Metric | str) -> np.ndarray:
@@ -182,7 +182,7 @@ class Prunable:
         """Count units of a group as gone, before they are masked."""
         cut = np.zeros(len(self.masked))
         cut[group] = count
-        self._cost.remove(cut)
+        self._cost.cut(cut)
 
     # -- masking and cutting ------------------------------------------------
 

@@ -39,7 +39,7 @@ from benchmark_inference_report import (
 )
 from benchmark_page import write_report
 
-from mmgfp.cost.turns import in_turn, shares, spread
+from mmgfp.cost.turns import in_turn, ratios_to, spread
 from mmgfp.report.table import render
 
 
@@ -90,7 +90,7 @@ def test_another_one_begins_every_round():
 
 def test_ratios_are_taken_round_by_round():
     found = dict(a=[1.0, 2.0, 4.0], b=[2.0, 1.0, 2.0])
-    assert shares(found, 'a') == dict(a=[1, 1, 1], b=[2, 0.5, 0.5])
+    assert ratios_to(found, 'a') == dict(a=[1, 1, 1], b=[2, 0.5, 0.5])
     assert spread([3, 1, 2, 9]) == dict(median=2.5, least=1, most=9)
 
 
@@ -245,7 +245,7 @@ def test_shares_of_modules():
     names = clocks.entrances(model, model)
     # the shared layer has the name that it was given first
     assert names == ['backbone', 'neck', 'head.first', 'neck.inner.0']
-    found = clocks.module_shares(model, names, model, clock)
+    found = clocks.module_ratios(model, names, model, clock)
     expected = dict(backbone=8, neck=2 + 1, head=6, rest=2)
     assert found == pytest.approx({k: n / 19 for k, n in expected.items()})
     assert list(found) == ['backbone', 'neck', 'head', 'rest']

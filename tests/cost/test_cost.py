@@ -562,12 +562,12 @@ def test_shares_without_a_weight():
     )
     calls = counted(SelfAttention())
     flops = count_cost(SelfAttention(), calls)['']['flops']
-    shares = calls.unattributed(flops)
+    ratios = calls.unattributed(flops)
     whole = flops + SelfAttention.left_out
-    assert shares['products_of_activations'] == pytest.approx(
+    assert ratios['products_of_activations'] == pytest.approx(
         SelfAttention.left_out / whole
     )
-    assert shares['computed_kernels'] == 0
+    assert ratios['computed_kernels'] == 0
 
 
 def test_compiled_convolutions_with_computed_kernels():
@@ -674,9 +674,9 @@ def test_masked_is_recounted(name):
 
     cost = CostModel(model, groups, calls)
     whole = cost.total()
-    assert cost.without(units) == pytest.approx(slim)
+    assert cost.after_cut(units) == pytest.approx(slim)
     assert cost.total() == whole  # only asked
-    cost.remove(units)
+    cost.cut(units)
     assert cost.total() == pytest.approx(slim)
 
     for g, found in enumerate(groups):
@@ -705,7 +705,7 @@ def test_real_network_recounted(name, side):
     groups = [g for g in find_groups(model, demo) if not g.frozen]
     removal = choose_units(groups)
     cost = CostModel(model, groups, record_calls(model, lambda: demo(model)))
-    cost.remove([len(removal[g.name]) for g in groups])
+    cost.cut([len(removal[g.name]) for g in groups])
     cut_model(model, kept(model, groups, removal))
     assert cost.total() == pytest.approx(count_by_hooks(model, demo))
 
@@ -724,7 +724,7 @@ def test_marginal_by_the_formulas_of_the_paper():
     assert cost.marginal('params')[first] == 3 * 9 + 2 + 6 * 9
     # the child term counts the outputs that are alive
     removed = np.array([2 if g.name == 'conv2' else 0 for g in groups])
-    cost.remove(removed)
+    cost.cut(removed)
     assert cost.marginal('flops')[first] == 4 * positions * 9 + parent
     assert cost.marginal('acts')[first] == positions
 
@@ -748,7 +748,7 @@ def test_grouped_convolutions_shrink_linearly(net, layer):
     cost = CostModel(model, [found], calls)
     for _ in range(3):
         before = cost.total()
-        cost.remove(np.array([1]))
+        cost.cut(np.array([1]))
         steps.append(before['acts'] - cost.total()['acts'])
     assert len(set(steps)) == 1
 

@@ -230,21 +230,21 @@ def test_marginal_is_the_difference_of_totals(net, rest):
         isinstance(m, nn.Conv2d | nn.Linear) for m in model.modules()
     )
     for _ in range(3):
-        for g, saved in enumerate(cost.marginal('latency')):
+        for g, saves in enumerate(cost.marginal('latency')):
             one = np.zeros(len(groups))
             one[g] = 1
-            gone = cost.total()['latency'] - cost.without(one)['latency']
-            assert saved == pytest.approx(gone), groups[g].name
+            saved = cost.total()['latency'] - cost.after_cut(one)['latency']
+            assert saved == pytest.approx(saves), groups[g].name
             assert saved > 0
         left = [rng.integers(0, max(1, g.size // 3)) for g in groups]
-        cost.remove(np.array(left))
+        cost.cut(np.array(left))
 
 
 def test_latency_that_goes_with_flops():
     """Positions are those of one size, so both shares are the same."""
     _, groups, cost, table = cost_of(Chain, products)
     before = cost.total()
-    left = cost.without(np.array([g.size // 2 for g in groups]))
+    left = cost.after_cut(np.array([g.size // 2 for g in groups]))
     share = left['flops'] / before['flops']
     assert left['latency'] / table.full == pytest.approx(share)
 
@@ -252,7 +252,7 @@ def test_latency_that_goes_with_flops():
 def test_the_rest_goes_with_activations():
     _, groups, cost, _ = cost_of(Chain, lambda *_: 0.0, rest=8.0)
     before = cost.total()
-    left = cost.without(np.array([g.size // 2 for g in groups]))
+    left = cost.after_cut(np.array([g.size // 2 for g in groups]))
     share = left['acts'] / before['acts']
     assert left['latency'] == pytest.approx(8 * share)
 
@@ -282,7 +282,9 @@ def test_round_trip(tmp_path):
 def test_damaged(tmp_path, text, message):
     file = tmp_path / 'table.json'
     file.write_text(text)
-    with pytest.raises(ValueError, match='is no table of this mmgfp') as info:
+    with pytest.raises(
+        ValueError, match='is not a table of this mmgfp'
+    ) as info:
         LatencyTable.load(file)
     assert message in str(info.value)
 
@@ -295,12 +297,12 @@ def test_damaged(tmp_path, text, message):
         (dict(calls={'b.weight': [0]}), 'b.weight was not measured'),
         (dict(calls={'a.weight': [-1]}), '-1 is not a natural number'),
         (dict(operations=[dict(first=[2, 1], second=[1], ms=[[1], [1]])]),
-         '2 widths that do not ascend'),
+         'the 2 widths are not ascending'),
         (dict(operations=[dict(first=[], second=[1], ms=[])]), '0 widths'),
         (dict(operations=[dict(first=[*range(1, 9999)], second=[1], ms=[])]),
          '9998 widths'),
         (dict(operations=[dict(first=[1], second=[1, 2], ms=[[1]])]),
-         'not one time for each width'),
+         'the times and the widths differ in number'),
         (dict(operations=[dict(first=[1], second=[1], ms=[[10**400]])]),
          'is not a number'),
         (dict(about=None), 'None is not a mapping'),
@@ -320,7 +322,9 @@ def test_damaged_parts(tmp_path, change, message):
     file.write_text(json.dumps(table))
     assert LatencyTable.load(file).layers == 2
     file.write_text(json.dumps(dict(table, **change)))
-    with pytest.raises(ValueError, match='is no table of this mmgfp') as info:
+    with pytest.raises(
+        ValueError, match='is not a table of this mmgfp'
+    ) as info:
         LatencyTable.load(file)
     assert message in str(info.value)
 
@@ -483,7 +487,7 @@ def test_table_of_another_network(toy_config, tmp_path):
     _, _, _, table = cost_of(Chain, products)
     table.save(out)
     hook = dict(normalize_by='latency', latency_table=str(out))
-    with pytest.raises(ValueError, match='table is of another network'):
+    with pytest.raises(ValueError, match='table is for another network'):
         train(tmp_path / 'run', hook=hook)
 
 
