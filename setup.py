@@ -48,7 +48,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmgfp', 'mmgfp.*']),
-    package_data={'mmgfp': ['py.typed']},
+    package_data={'mmgfp': ['py.typed', 'report/*.html']},
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.0.1',
@@ -56,6 +56,7 @@ setup(
         'scipy',
         'matplotlib',
         'rich',
+        'jinja2',
     ],
     extras_require={
         'detection': DETECTION,

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from torch import Tensor
 
 from ..cost.model import METRICS
@@ -63,9 +64,9 @@ def write_report(
     figures = path.with_suffix('')
     figures.mkdir(parents=True, exist_ok=True)
     html = page(
-        _title(run),
-        _head(run),
-        [
+        title=_title(run),
+        lead=_head(run),
+        sections=[
             ('Channels kept', _channels(run, figures)),
             ('While it pruned', _progress(run, figures)),
             ('Scores of the last step', _scores(run, figures)),
@@ -94,7 +95,7 @@ def _metric(ratio: SavedRatio) -> str:
     return ratio.stem.split('_')[0]
 
 
-def _head(run: PruningRun) -> str:
+def _head(run: PruningRun) -> Markup:
     structure = run.ratios[-1].structure
     shape = ' x '.join(map(str, structure.input_shape))
     words = f'Pruned with {from_here(structure.source)}'
@@ -106,7 +107,7 @@ def _head(run: PruningRun) -> str:
     return text(words) + _networks_table(run)
 
 
-def _networks_table(run: PruningRun) -> str:
+def _networks_table(run: PruningRun) -> Markup:
     head = ['network', *METRICS, 'weights', run.metric or 'accuracy', 'from']
     rows = [_network_row(run, network) for network in run.networks]
     return table(head, rows)
@@ -164,9 +165,9 @@ def _size_of_weights(path: str) -> str:
 # -- figures ---------------------------------------------------------------
 
 
-def _channels(run: PruningRun, folder: Path) -> str:
+def _channels(run: PruningRun, folder: Path) -> Markup:
     """The pictures that pruning drew, the most pruned network first."""
-    html = ''
+    html = Markup()
     for ratio in run.ratios[::-1]:
         if not ratio.picture.is_file():
             html += text(f'There is no picture {ratio.picture.name}.')
@@ -189,7 +190,7 @@ def _channels(run: PruningRun, folder: Path) -> str:
     return html
 
 
-def _progress(run: PruningRun, folder: Path) -> str:
+def _progress(run: PruningRun, folder: Path) -> Markup:
     if not any('flops' in record for record in run.records):
         return text(
             'Nothing was logged while it pruned: there is no scalars.json of '
@@ -206,7 +207,7 @@ def _progress(run: PruningRun, folder: Path) -> str:
     )
 
 
-def _scores(run: PruningRun, folder: Path) -> str:
+def _scores(run: PruningRun, folder: Path) -> Markup:
     last = run.ratios[-1]
     if last.scores is None:
         return text(
@@ -225,7 +226,7 @@ def _scores(run: PruningRun, folder: Path) -> str:
     )
 
 
-def _accuracy(run: PruningRun, folder: Path) -> str:
+def _accuracy(run: PruningRun, folder: Path) -> Markup:
     if not run.metric:
         return text(_NO_ACCURACY)
     cost = _metric(run.ratios[-1])
@@ -274,7 +275,7 @@ def _while_pruning(run: PruningRun, cost: str) -> list[Point]:
 # -- tables ----------------------------------------------------------------
 
 
-def _numbers(run: PruningRun) -> str:
+def _numbers(run: PruningRun) -> Markup:
     costs = [
         [
             network.name,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
 from mmengine.config import Config
 from torch import nn
 
@@ -37,7 +38,7 @@ def predictions(
     folder: Path,
     paths: Sequence[str] | None,
     score_thr: float,
-) -> str:
+) -> Markup:
     """The baseline and the slim network side by side, as HTML.
 
     Args:
@@ -60,7 +61,7 @@ def _draw_all_predictions(
     folder: Path,
     paths: Sequence[str] | None,
     score_thr: float,
-) -> str:
+) -> Markup:
     baseline = run.networks[0].checkpoint
     if run.config is None or not baseline:
         return text(
