@@ -88,6 +88,9 @@ class Calls:
             acts of kernels that it computes from no single weight.
         left_out (float): Multiply-accumulates per image of products of two
             activations, which are no layers.
+        nonzero (dict[str, float]): Multiply-accumulates per image with
+            elements of the kernel that are not zero, by weight. Empty unless
+            they were counted.
     """
 
     positions: dict[str, float] = field(default_factory=dict)
@@ -95,6 +98,7 @@ class Calls:
     output_axis: dict[str, int | None] = field(default_factory=dict)
     fixed: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: float = 0
+    nonzero: dict[str, float] = field(default_factory=dict)
 
     def total_fixed(self, metric: str) -> float:
         """Sum of ``flops`` or ``acts`` that belong to no weight."""
@@ -122,7 +126,7 @@ class Calls:
 class _CallRecorder(TorchDispatchMode):
     """Records the weights that convolutions and matrix products use."""
 
-    def __init__(self, model: nn.Module, images: int) -> None:
+    def __init__(self, model: nn.Module, images: int, zeros: bool) -> None:
         super().__init__()
         self.calls = Calls()
         # multiply-accumulates of operations that torch's counter knows: as
@@ -131,6 +135,7 @@ class _CallRecorder(TorchDispatchMode):
         self.unknown: list[str] = []  # other operations on weights
         self.origins = Origins(model)
         self._images = images
+        self._zeros = zeros  # whether to count them
         self._names = {id(m): n for n, m in model.named_modules()}
         self._stack: list[str] = []
         self._added = 0  # how many operations were counted
@@ -233,6 +238,10 @@ class _CallRecorder(TorchDispatchMode):
         stored = self.origins.stored[name]
         positions = _ratio(macs, images * stored.numel())
         calls.positions[name] = calls.positions.get(name, 0) + positions
+        if self._zeros:
+            share = int(torch.count_nonzero(kernel)) / kernel.numel()
+            before = calls.nonzero.get(name, 0)
+            calls.nonzero[name] = before + macs / images * share
         made = None
         if axis is not None:
             made = self.origins.output_axis(name, kernel, axis)
@@ -344,7 +353,10 @@ def _ratio(number: int, divisor: int) -> float:
 
 
 def record_calls(
-    model: nn.Module, run: Callable[[], Any], images: int = 1
+    model: nn.Module,
+    run: Callable[[], Any],
+    images: int = 1,
+    zeros: bool = False,
 ) -> Calls:
     """Run the model once and record the calls of its weights.
 
@@ -356,8 +368,10 @@ def record_calls(
         model (nn.Module): In eval mode.
         run (Callable): Runs it on demo input, without arguments.
         images (int): Images in that input. Defaults to 1.
+        zeros (bool): Whether to count zeros in kernels
+            (:attr:`Calls.nonzero`). Defaults to False.
     """
-    recorder = _CallRecorder(model, images)
+    recorder = _CallRecorder(model, images, zeros)
     with (
         torch.no_grad(),
         recorder.modules(),
