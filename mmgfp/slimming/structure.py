@@ -11,10 +11,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..groups import ATTRIBUTE
 from ..utils.atomic import complete
@@ -30,12 +31,14 @@ from ..utils.plain import (
 )
 from ..version import __version__
 from .checkpoint import load_plain_checkpoint
+from .element_masks import Density
 from .history import Scores
 from .surgery import Keep, cut_model, named_tensors, read_width
 
 FORMAT = 'mmgfp-structure'
-# Version 2 adds attributes; structures without them have version 1.
-VERSIONS = (1, 2)
+# Version 2 adds attributes, version 3 the density of single weights;
+# structures without them have version 1 or 2.
+VERSIONS = (1, 2, 3)
 KEY = 'mmgfp_structure'
 # Sum of the sizes of all axes; networks of some gigabytes have three million.
 MAX_POSITIONS = 2**24
@@ -64,6 +67,8 @@ class Structure:
         cost_after (dict): The same costs of the slim network.
         scores (Scores, optional): Scores that decided which units were
             chosen.
+        density (dict): By name of a slim parameter that has lost single
+            weights, how many there are and how many are left.
     """
 
     axes: Mapping[tuple[str, int], Axis]
@@ -73,6 +78,7 @@ class Structure:
     cost_before: Mapping[str, float] = field(default_factory=dict)
     cost_after: Mapping[str, float] = field(default_factory=dict)
     scores: Scores | None = None
+    density: Mapping[str, Density] = field(default_factory=dict)
 
     @property
     def keep(self) -> Keep:
@@ -95,9 +101,10 @@ class Structure:
                 attributes[name] = plain
             else:
                 tensors.setdefault(name, {})[str(axis)] = plain
+        density = {n: part._asdict() for n, part in self.density.items()}
         return {
             'format': FORMAT,
-            'version': VERSIONS[1] if attributes else VERSIONS[0],
+            'version': 3 if self.density else 2 if attributes else 1,
             'mmgfp': __version__,
             'architecture': self.architecture,
             'source': self.source,
@@ -109,6 +116,7 @@ class Structure:
             'tensors': tensors,
             **({'attributes': attributes} if attributes else {}),
             **({'scores': self.scores.to_dict()} if self.scores else {}),
+            **({'density': density} if density else {}),
         }
 
     @classmethod
@@ -130,10 +138,9 @@ class Structure:
             )
         version = data.get('version')
         if type(version) is not int or version not in VERSIONS:
-            known = [str(version) for version in VERSIONS]
             raise ValueError(
                 f'{where} has version {shown(version)}; this mmgfp '
-                f'{__version__} reads versions {" and ".join(known)}. It was '
+                f'{__version__} reads versions 1 to {VERSIONS[-1]}. It was '
                 f'written by mmgfp {shown(data.get("mmgfp"))}: install that '
                 'release.'
             )
@@ -156,6 +163,7 @@ class Structure:
                 before,
                 after,
                 None if scores is None else Scores.from_dict(scores),
+                _read_density(data.get('density', {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -239,6 +247,23 @@ class Structure:
                     f'{layer} has {name} of shape {shape}, expected '
                     f'{entry.size} along axis {axis}. {hint}'
                 )
+        for name, known in self.density.items():
+            self._check_density(tensors.get(name), name, known, label)
+
+    def _check_density(
+        self, tensor: Tensor | None, name: str, known: Density, label: str
+    ) -> None:
+        shape = [] if tensor is None else list(tensor.shape)
+        for axis in range(len(shape)):
+            if (name, axis) in self.axes:
+                shape[axis] = len(self.axes[name, axis].keep)
+        if tensor is None or prod(shape) != known.weights:
+            raise ValueError(
+                f'{label} does not fit the model: it has the density of '
+                f'{known.weights} weights of {name}, expected '
+                f'{"none" if tensor is None else prod(shape)}. Use the config '
+                'that was pruned.'
+            )
 
     def _check_attribute(
         self, model: nn.Module, name: str, entry: Axis, label: str
@@ -261,6 +286,17 @@ class Structure:
                 f'{layer or "the network itself"} {state}, expected '
                 f'{attribute} = {entry.size}. {hint}'
             )
+
+    def fits_slim(self, model: nn.Module) -> bool:
+        """Whether a model has lost what this structure lost."""
+        tensors = named_tensors(model)
+        return all(
+            read_width(model, name) == len(entry.keep)
+            if axis == ATTRIBUTE
+            else name in tensors
+            and tensors[name].shape[axis : axis + 1] == (len(entry.keep),)
+            for (name, axis), entry in self.axes.items()
+        )
 
     def apply(self, model: nn.Module) -> None:
         """Make a full-size model slim, in place.
@@ -327,6 +363,21 @@ def _plain(cost: Mapping[str, float]) -> dict[str, float]:
 
 def _numbers(cost: Any) -> dict[str, float]:
     return {text(k): number(v) for k, v in plain_dict(cost).items()}
+
+
+def _read_density(data: Any) -> dict[str, Density]:
+    density = {}
+    for name, entry in plain_dict(data).items():
+        entry = plain_dict(entry)
+        if entry.keys() != set(Density._fields):
+            raise ValueError(f'the density of {shown(name)} is not known')
+        weights, left = natural(entry['weights']), natural(entry['left'])
+        if not left < weights:
+            raise ValueError(
+                f'{left} of {weights} weights are left of {shown(name)}'
+            )
+        density[text(name)] = Density(weights, left)
+    return density
 
 
 def _to_runs(kept: np.ndarray) -> list[list[int]]:

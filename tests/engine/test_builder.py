@@ -132,7 +132,7 @@ def test_damaged_structures(pruned, tmp_path):
     assert 'is damaged' in refused(json.dumps(data))
     message = refused(text.replace('"version": 1', '"version": 99'))
     assert 'version 99' in message
-    assert 'reads versions 1 and 2' in message
+    assert 'reads versions 1 to 3' in message
 
 
 def test_checkpoint_without_structure(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nets import Chain, Residual, run
 from oracles import choose_units, kept, outputs
 from torch import nn
 
+from mmgfp.slimming.element_masks import Density
 from mmgfp.slimming.structure import KEY, Axis, Structure
 from mmgfp.slimming.surgery import cut_model, named_tensors
 from mmgfp.tracing.finder import find_groups
@@ -304,12 +306,12 @@ def test_not_a_structure(content, tmp_path):
 
 
 def test_other_version(data):
-    data.update(version=3, mmgfp='7.1')
+    data.update(version=4, mmgfp='7.1')
     with pytest.raises(ValueError) as error:
         Structure.from_dict(data, 'new.json')
     message = str(error.value)
-    assert 'new.json has version 3' in message
-    assert 'reads versions 1 and 2' in message
+    assert 'new.json has version 4' in message
+    assert 'reads versions 1 to 3' in message
     assert "mmgfp '7.1'" in message
 
 
@@ -325,6 +327,67 @@ def test_checkpoint_without_structure(tmp_path):
     torch.save({'state_dict': Chain().state_dict()}, path)
     with pytest.raises(ValueError, match=r'baseline\.pth holds no structure'):
         Structure.load(path)
+
+
+# -- single weights -----------------------------------------------------------
+
+
+def sparse() -> tuple[nn.Module, nn.Module, Structure]:
+    model, slim, structure = pruned()
+    parameter = next(n for n, p in slim.named_parameters() if p.dim() == 4)
+    weights = slim.get_parameter(parameter).numel()
+    density = {parameter: Density(weights, weights // 3)}
+    return model, slim, replace(structure, density=density)
+
+
+def test_density_round_trip(tmp_path):
+    model, _, structure = sparse()
+    structure.save(tmp_path / 'density_0.33.json')
+    loaded = Structure.load(tmp_path / 'density_0.33.json')
+    same(loaded, structure)
+    assert loaded.density == structure.density
+    assert loaded.to_dict()['version'] == 3
+    loaded.check(model)
+    whole = replace(loaded, density={})
+    assert whole.to_dict()['version'] == 1
+    assert 'density' not in whole.to_dict()
+
+
+def test_whether_a_model_is_slim():
+    model, slim, structure = pruned()
+    assert structure.fits_slim(slim)
+    assert not structure.fits_slim(model)
+    assert Structure({}).fits_slim(model)
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        3,
+        {'weights': 4},
+        {'weights': 4, 'left': 4},
+        {'weights': 4, 'left': 5},
+        {'weights': 4, 'left': -1},
+        {'weights': 4.0, 'left': 1},
+        {'weights': 4, 'left': True},
+        {'weights': 4, 'left': 1, 'block': 4},
+    ],
+)
+def test_density_of_unknown_kind_is_refused(data, entry):
+    data['density'] = {'conv.weight': entry}
+    with pytest.raises(ValueError, match='is damaged'):
+        Structure.from_dict(data)
+
+
+@pytest.mark.parametrize('name, words', [('', '7 weights'), ('x', 'none')])
+def test_density_of_another_model(name, words):
+    model, _, structure = sparse()
+    (known,) = structure.density
+    other = replace(structure, density={name or known: Density(7, 2)})
+    with pytest.raises(ValueError, match='does not fit') as error:
+        other.check(model)
+    assert words in str(error.value)
+    assert (name or known) in str(error.value)
 
 
 # -- the wrong model ---------------------------------------------------------
