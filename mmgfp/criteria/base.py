@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -30,7 +31,7 @@ class Criterion(Protocol):
         when (str): 'training' if scores come from the batches that a network
             trains on; 'weights' if they come from its weights at any time;
             'calibration' if they come from batches that it does not learn
-            from, during which alone it is attached (:class:`Calibrated`).
+            from (:class:`Calibrated`).
     """
 
     when: ClassVar[Literal['training', 'weights', 'calibration']]
@@ -118,17 +119,17 @@ class Calibrated(Criterion, Protocol):
     The network is in evaluation mode in it, and its weights stay.
 
     Attributes:
-        batches (int): Of the pass, over all processes.
+        batches (int): Of the pass, in each process.
         fisher (str, optional): Whose gradients are observed: 'true' for
             labels drawn from what the network predicts, 'empirical' for those
             of the data set; None for 'true' where it predicts class scores.
     """
 
-    when: ClassVar[Literal['training', 'weights', 'calibration']] = (
-        'calibration'
-    )
     batches: int
     fisher: Labels | None
+
+    def observing(self) -> AbstractContextManager[None]:
+        """Context of the pass, in which alone the network is observed."""
 
 
 class MaskGradients(Criterion):

@@ -8,7 +8,8 @@ what is theirs and what is ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -55,7 +56,7 @@ class KFAC(Calibrated):
         aggregate (str): What a unit is worth in a layer: the 'sum' over its
             weights, or the exact score of removing them together, as a
             'block' of the curvature. Defaults to 'sum'.
-        batches (int): Batches of the calibration pass, over all processes.
+        batches (int): Batches of the calibration pass, in each process.
             Defaults to 64.
         fisher (str, optional): 'true' for labels that are drawn from what the
             network predicts, which needs class scores; 'empirical' for those
@@ -70,6 +71,8 @@ class KFAC(Calibrated):
     Raises:
         ValueError: If an argument has an impossible value.
     """
+
+    when = 'calibration'
 
     def __init__(
         self,
@@ -119,31 +122,32 @@ class KFAC(Calibrated):
 
         With no groups all layers of the network are observed.
         """
-        if self._taps is not None:
-            return
         if self._units is not units:
             self._forget()
         self._model, self._units = model, units
-        members = {m.layer for g in units.groups for m in g.members}
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """See :meth:`Calibrated.observing`."""
+        groups = self._units.groups
+        members = {m.layer for group in groups for m in group.members}
         self._layers = {
             name: module
-            for name, module in model.named_modules()
+            for name, module in self._model.named_modules()
             if is_matrix_layer(module)
             and isinstance(module.weight, nn.Parameter)
-            and (name in members or not units.groups)
+            and (name in members or not groups)
         }
         if self._counts is None:
-            device = next(model.parameters()).device
+            device = next(self._model.parameters()).device
             self._counts = torch.zeros(2, dtype=torch.float64, device=device)
             self._sums = {n: self._empty(m) for n, m in self._layers.items()}
-        self._taps = LayerTaps(model, self._layers, self._see)
-
-    def detach(self) -> None:
-        """See :meth:`Criterion.detach`."""
-        if self._taps is not None:
+        self._taps = LayerTaps(self._model, self._layers, self._see)
+        try:
+            yield
+        finally:
             self._taps.detach()
-            self._taps = None
-            self._batch = {}
+            self._taps, self._batch = None, {}
 
     def _empty(self, module: nn.Module) -> _Sums:
         groups, weight = conv_groups(module), module.weight
@@ -179,14 +183,11 @@ class KFAC(Calibrated):
         on_all_ranks: AllRanks | None = None,
     ) -> Tensor:
         """See :meth:`Criterion.end_batch`."""
-        device = next(self._model.parameters()).device
-        finite = torch.ones((), dtype=torch.bool, device=device)
-        if valid is not None:
-            finite = finite & valid
+        finite = torch.ones((), dtype=torch.bool) if valid is None else valid
         batch, self._batch = self._batch, {}
         for sums in batch.values():
             for tensor in sums.tensors():
-                finite = finite & tensor.isfinite().all()
+                finite = tensor.isfinite().all() & finite.to(tensor.device)
         if on_all_ranks is not None:
             finite = on_all_ranks(finite)
         if self._taps is None:
@@ -198,8 +199,8 @@ class KFAC(Calibrated):
             )
         assert self._counts is not None
         images = self._taps.images
-        counts = torch.tensor([images, 1], dtype=torch.float64, device=device)
-        self._counts += torch.where(finite, counts, 0.0)
+        counts = self._counts.new_tensor([images, 1])
+        self._counts += torch.where(finite.to(counts.device), counts, 0.0)
         for name, sums in batch.items():
             # gradients are those of a mean over the images
             factor = (images / scale) ** 2
@@ -344,6 +345,3 @@ class KFAC(Calibrated):
     def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
         """See :meth:`Criterion.state_dict`; a pass is never interrupted."""
         return {}
-
-    def load_state_dict(self, state: Any) -> None:
-        """See :meth:`Criterion.load_state_dict`."""

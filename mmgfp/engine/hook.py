@@ -6,12 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..criteria.base import Calibrated
 from ..groups import ChannelGroup
 from ..libraries.models import unwrap
 from ..libraries.pipeline import input_shape as config_shape
@@ -20,6 +21,7 @@ from ..search.pruner import Normalizer, Pruner
 from ..search.quotas import group_ratios
 from ..slimming.structure import KEY, Structure
 from ..utils.errors import type_and_line
+from .calibration import calibrate
 from .progress import Progress, Tally, listed, unscored_line
 from .resume import RandomKeeper, separate_loader
 from .runner import (
@@ -380,7 +382,10 @@ class PruningHook(Hook):
             tally.start,
             self._trainers.accumulation,
         )
-        pruner.criterion.all_reduce(sum_over_ranks)
+        criterion = pruner.criterion
+        if criterion.when == 'calibration':
+            calibrate(runner, cast(Calibrated, criterion), net.units)
+        criterion.all_reduce(sum_over_ranks)
         unscored = pruner.unscored()
         # what is known must not pay for what is not
         least = pruner.reachable(unscored)[metric]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -59,9 +60,12 @@ def small(
 
 
 def learn(pruner: Pruner, images: Tensor = IMAGES, scale: float = 1.0):
-    loss = pruner.net.model(images.double()).square().mean()
-    (scale * loss).backward()
-    return pruner.criterion.end_batch(scale, loss.isfinite())
+    criterion = pruner.criterion
+    calibrates = criterion.when == 'calibration'
+    with criterion.observing() if calibrates else nullcontext():
+        loss = pruner.net.model(images.double()).square().mean()
+        (scale * loss).backward()
+        return criterion.end_batch(scale, loss.isfinite())
 
 
 # -- what all have to do -------------------------------------------------
@@ -69,11 +73,13 @@ def learn(pruner: Pruner, images: Tensor = IMAGES, scale: float = 1.0):
 
 def test_which_there_are():
     assert [
-        *('BNScale', 'BatchFisher', 'FPGM', 'Fisher', 'L1', 'L2'),
+        *('BNScale', 'BatchFisher', 'FPGM', 'Fisher', 'KFAC', 'L1', 'L2'),
         *('Random', 'Taylor'),
     ] == ALL
     for kind in ALL:
         expected = 'training' if kind in OF_GRADIENTS else 'weights'
+        if kind == 'KFAC':
+            expected = 'calibration'
         assert CRITERIA.get(kind).when == expected
 
 
@@ -130,16 +136,12 @@ def test_several_processes_score_as_one(kind):
     # the loss of each process is a mean over its own images
     for pruner, images in ((first, IMAGES[:2]), (second, IMAGES[2:])):
         learn(pruner, images)
-    each: list[Tensor] = []
-    for pruner in (first, second):
-        pruner.criterion.all_reduce(lambda sums: each.append(sums.clone()))
-    if kind not in OF_GRADIENTS:
-        assert not each
-        np.testing.assert_equal(first.scores(), whole.scores())
-        return
-    both = small(kind)
-    both.criterion.all_reduce(lambda sums: sums.copy_(sum(each)))
-    for found, expected in zip(both.scores(), whole.scores(), strict=True):
+    sent: list[Tensor] = []
+    first.criterion.all_reduce(lambda sums: sent.append(sums.clone()))
+    assert bool(sent) == (first.criterion.when != 'weights')
+    received = iter(sent)
+    second.criterion.all_reduce(lambda sums: sums.add_(next(received)))
+    for found, expected in zip(second.scores(), whole.scores(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
@@ -150,13 +152,15 @@ def test_another_network_begins_anew(kind):
     learn(pruner)
     pruner.prune(lambda n: n == 2)
     other = small(kind)
-    expected = other.scores() if kind not in OF_GRADIENTS else None
+    of_weights = pruner.criterion.when == 'weights'
+    expected = other.scores() if of_weights else None
     again = Pruner(other.net, pruner.criterion, 'none')
     hooks = [m._forward_pre_hooks for m in pruner.net.model.modules()]
     assert not any(hooks)
     if expected is None:
         assert again.unscored() == [g.name for g in other.net.units.groups]
-        assert not np.concatenate(sums(again)).any()
+        if kind in OF_GRADIENTS:
+            assert not np.concatenate(sums(again)).any()
     else:
         for found, scores in zip(again.scores(), expected, strict=True):
             np.testing.assert_array_equal(found, scores)
@@ -169,6 +173,9 @@ def test_states_are_taken_over(kind):
     state = copy.deepcopy(pruner.state_dict())
     other = small(kind)
     other.load_state_dict(state)
+    if kind == 'KFAC':  # a pass runs from its beginning
+        assert state == {'criterion': kind}
+        learn(other)
     for found, expected in zip(other.scores(), pruner.scores(), strict=True):
         np.testing.assert_array_equal(found, expected)
     stranger = small('Taylor' if kind == 'Fisher' else 'Fisher')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -181,14 +182,22 @@ def explicit(layer: nn.Module, x: torch.Tensor, coefficients: torch.Tensor):
     return torch.stack(inputs), torch.stack(gradients), rows
 
 
+@contextmanager
+def observing(criterion: KFAC, model: nn.Module, units=None):
+    criterion.attach(model, units or UnitSpace([]))
+    with criterion.observing():
+        yield
+    assert not any(m._forward_hooks for m in model.modules())
+
+
 def observe(layer: nn.Module, x: torch.Tensor, coefficients: torch.Tensor):
     model = Alone(layer)
     criterion = KFAC()
-    criterion.attach(model, UnitSpace([]))
-    # the mean over the images of a loss with these gradients
-    (model(x.requires_grad_()) * coefficients).sum().div(len(x)).backward()
-    criterion.end_batch()
-    criterion.detach()
+    with observing(criterion, model):
+        # the mean over the images of a loss with these gradients
+        loss = (model(x.requires_grad_()) * coefficients).sum() / len(x)
+        loss.backward()
+        criterion.end_batch()
     return criterion
 
 
@@ -270,10 +279,10 @@ def test_calls_of_a_shared_layer_add_up():
     cx, cy = torch.randn(4, 3).double(), torch.randn(4, 5, 3).double()
     criterion = KFAC()
     model = Twice()
-    criterion.attach(model, UnitSpace([]))
-    a, b = model(x, y)
-    ((a * cx).sum() + (b * cy).sum()).div(4).backward()
-    criterion.end_batch()
+    with observing(criterion, model):
+        a, b = model(x, y)
+        ((a * cx).sum() + (b * cy).sum()).div(4).backward()
+        criterion.end_batch()
     found = criterion._sums['layer']
     one, other = explicit(layer, x, cx), explicit(layer, y, cy)
     close(found.inputs.blocks[0], one[0] + other[0])
@@ -347,11 +356,10 @@ def measured(cut_to: int = 1, **settings) -> Pruner:
 
 def calibrate(pruner: Pruner) -> None:
     model, criterion = pruner.net.model, pruner.criterion
-    criterion.attach(model, pruner.net.units)
-    for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
-        cross_entropy(model(images), labels).backward()
-        criterion.end_batch()
-    criterion.detach()
+    with observing(criterion, model, pruner.net.units):
+        for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
+            cross_entropy(model(images), labels).backward()
+            criterion.end_batch()
 
 
 def matrices(pruner: Pruner):
@@ -441,10 +449,10 @@ def test_rescaled_layers_score_alike():
         model[0].weight.data *= factor
         model[2].weight.data /= factor
         criterion = KFAC(strength=1e-30)
-        criterion.attach(model, UnitSpace([]))
         x = torch.randn(400, 4).double()
-        cross_entropy(model(x), torch.arange(400) % 3).backward()
-        criterion.end_batch()
+        with observing(criterion, model):
+            cross_entropy(model(x), torch.arange(400) % 3).backward()
+            criterion.end_batch()
         criterion._sums['2'].gradients.blocks[0] += 1e-3 * torch.eye(3)
         found = criterion.elements(['0.weight', '2.weight'])
         scores.append(found['0.weight'])
@@ -469,10 +477,9 @@ def test_two_processes_are_one():
         torch.manual_seed(0)
         net = Prunable.find(Net().double().eval(), lambda m: m(IMAGES[:2]), 2)
         pruner = Pruner(net, KFAC(), 'none')
-        pruner.criterion.attach(net.model, net.units)
-        cross_entropy(net.model(images), labels).backward()
-        pruner.criterion.end_batch()
-        pruner.criterion.detach()
+        with observing(pruner.criterion, net.model, net.units):
+            cross_entropy(net.model(images), labels).backward()
+            pruner.criterion.end_batch()
         parts.append(pruner)
     sent: list[torch.Tensor] = []
     parts[0].criterion.all_reduce(lambda t: sent.append(t.clone()))
@@ -485,14 +492,13 @@ def test_two_processes_are_one():
 def test_bad_batches_leave_nothing():
     good, bad = measured(), measured()
     model, criterion = bad.net.model, bad.criterion
-    criterion.attach(model, bad.net.units)
     broken = IMAGES[:2].clone()
     broken[0, 0, 0, 0] = float('nan')
-    cross_entropy(model(broken), LABELS[:2]).backward()
-    assert not criterion.end_batch()
-    cross_entropy(model(IMAGES[:2]), LABELS[:2]).backward()
-    assert not criterion.end_batch(valid=torch.tensor(False))
-    criterion.detach()
+    with observing(criterion, model, bad.net.units):
+        cross_entropy(model(broken), LABELS[:2]).backward()
+        assert not criterion.end_batch()
+        cross_entropy(model(IMAGES[:2]), LABELS[:2]).backward()
+        assert not criterion.end_batch(valid=torch.tensor(False))
     for a, b in zip(good.scores(), bad.scores()):
         np.testing.assert_array_equal(a, b)
 
@@ -501,10 +507,10 @@ def test_loss_scale():
     plain, scaled = measured(), measured()
     scaled.criterion.reset(np.array([True]))
     model, criterion = scaled.net.model, scaled.criterion
-    criterion.attach(model, scaled.net.units)
-    for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
-        (cross_entropy(model(images), labels) * 1024).backward()
-        criterion.end_batch(1024.0)
+    with observing(criterion, model, scaled.net.units):
+        for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
+            (cross_entropy(model(images), labels) * 1024).backward()
+            criterion.end_batch(1024.0)
     for a, b in zip(plain.scores(), scaled.scores()):
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
@@ -525,9 +531,9 @@ def test_layers_that_compute_something_else():
 
     model = nn.Sequential(Odd(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
     criterion = KFAC()
-    criterion.attach(model, UnitSpace([]))
-    model(IMAGES.requires_grad_()).sum().backward()
-    criterion.end_batch()
+    with observing(criterion, model):
+        model(IMAGES.clone().requires_grad_()).sum().backward()
+        criterion.end_batch()
     with pytest.raises(ValueError, match=r'curvature of 0\.weight was not'):
         criterion.elements(['0.weight'])
     assert criterion.elements(['2.weight'])['2.weight'].shape == (2, 4, 1, 1)

@@ -1,0 +1,158 @@
+"""Passes over training data that leave the training as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+from toy import load, make_config, pruning_hook, removals, train
+
+from mmgfp.criteria.kfac import KFAC
+from mmgfp.engine import calibration
+from mmgfp.engine.calibration import calibrate
+from mmgfp.groups import UnitSpace
+
+pytestmark = pytest.mark.usefixtures('waits')
+KINDS = dict(criterion=dict(type='KFAC', batches=3), normalize_by='none')
+
+
+class Counting(KFAC):
+    """Notes what it is shown."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.seen = []
+
+    def end_batch(self, scale=1.0, valid=None, on_all_ranks=None):
+        assert self._taps is not None
+        self.seen.append(self._taps.images)
+        return super().end_batch(scale, valid, on_all_ranks)
+
+
+@pytest.fixture
+def runner(tmp_path):
+    made = Runner.from_cfg(make_config(tmp_path, custom_hooks=[]))
+    assert made.train_loop  # built when it is asked for
+    return made
+
+
+def test_training_is_left_as_it_is(runner):
+    model = runner.model
+    model.train()
+    model.drop.eval()  # each module keeps its mode
+    model.stem.weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    criterion = Counting(batches=2)
+    calibrate(runner, criterion, UnitSpace([]))
+    assert criterion.seen == [8, 8]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert model.conv1.training and not model.drop.training
+    trained = {n: p.requires_grad for n, p in model.named_parameters()}
+    assert not trained.pop('stem.weight') and all(trained.values())
+    assert torch.equal(model.head.weight.grad, torch.ones(5, 8))
+    assert model.conv1.weight.grad is None
+    assert not model._forward_pre_hooks and not model.conv1._forward_hooks
+    assert torch.equal(torch.rand(3), expected[0])
+    assert np.array_equal(np.random.rand(3), expected[1])
+
+
+def test_all_layers_have_scores(runner):
+    criterion = KFAC(batches=2)
+    calibrate(runner, criterion, UnitSpace([]))
+    names = ['stem.weight', 'depthwise.weight', 'head.weight']
+    for name, scores in criterion.elements(names).items():
+        weight = runner.model.get_parameter(name)
+        assert scores.shape == weight.shape
+        assert scores.isfinite().all() and (scores > 0).any()
+
+
+@pytest.mark.parametrize('fisher', ['true', 'empirical'])
+def test_labels(runner, fisher, monkeypatch):
+    """Empirical ones are the data set's; others are drawn."""
+    used = []
+    for name in ('_drawn_loss', '_empirical_loss'):
+        real = getattr(calibration, name)
+
+        def note(model, data, name=name, real=real):
+            used.append(name)
+            return real(model, data)
+
+        monkeypatch.setattr(calibration, name, note)
+    calibrate(runner, KFAC(batches=2, fisher=fisher), UnitSpace([]))
+    name = dict(true='_drawn_loss', empirical='_empirical_loss')[fisher]
+    assert used == [name, name]
+
+
+def test_drawn_labels_follow_the_prediction():
+    class Model(torch.nn.Module):
+        def _run_forward(self, data, mode):
+            assert mode == 'tensor'
+            return torch.tensor([[0.0, 50.0], [50.0, 0.0]])
+
+    loss = calibration._drawn_loss(Model(), None)
+    assert loss < 1e-6  # what it is sure of
+
+
+def test_batches_whose_loss_is_not_finite(runner, monkeypatch):
+    real = calibration._empirical_loss
+    factors = iter([float('nan'), 1.0, float('inf')])
+    monkeypatch.setattr(
+        calibration,
+        '_empirical_loss',
+        lambda model, data: real(model, data) * next(factors),
+    )
+    criterion = KFAC(batches=3, fisher='empirical')
+    calibrate(runner, criterion, UnitSpace([]))
+    assert criterion._counts.tolist() == [8, 1]
+
+
+def test_no_batch_at_all(runner, monkeypatch):
+    real = calibration._empirical_loss
+    monkeypatch.setattr(
+        calibration,
+        '_empirical_loss',
+        lambda model, data: real(model, data) * float('nan'),
+    )
+    with pytest.raises(ValueError, match='no batch with a finite loss'):
+        calibrate(runner, KFAC(batches=2, fisher='empirical'), UnitSpace([]))
+
+
+def test_labels_that_cannot_be_drawn(runner, monkeypatch):
+    """As of a detector."""
+    real = type(runner.model).forward
+
+    def forward(self, *args, mode='tensor', **kwargs):
+        out = real(self, *args, mode=mode, **kwargs)
+        return (out,) if mode == 'tensor' else out
+
+    monkeypatch.setattr(type(runner.model), 'forward', forward)
+    with pytest.raises(ValueError, match="Use fisher='empirical'"):
+        calibrate(runner, KFAC(batches=2, fisher='true'), UnitSpace([]))
+    criterion = KFAC(batches=2)
+    calibrate(runner, criterion, UnitSpace([]))
+    assert criterion.elements(['stem.weight'])
+
+
+def test_fewer_batches_than_asked_for(runner):
+    criterion = Counting(batches=1000)
+    calibrate(runner, criterion, UnitSpace([]))
+    assert len(criterion.seen) == len(runner.train_dataloader)
+
+
+def test_run_from_a_config(tmp_path):
+    runner = train(tmp_path, KINDS, log_level='INFO')
+    assert pruning_hook(runner).pruner.net.ratio('flops') <= 0.5
+    assert load(tmp_path / 'flops_0.50.pth')
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    assert 'calibration with true labels, drawn from what the' in text
+    assert 'calibration: 3 of 3 batches in' in text
+    assert removals(tmp_path)
