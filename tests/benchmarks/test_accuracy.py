@@ -20,12 +20,15 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from pruning import pruner_of
-from stack import require
+from stack import CLASSIFICATION, require
 from torch import nn
 from toy import ROOT, command, environment
 
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.magnitude import Random
+
+if CLASSIFICATION != 'mmpretrain':
+    pytest.skip('the experiments need mmpretrain', allow_module_level=True)
 
 HARNESS = ROOT / 'benchmarks' / 'accuracy'
 sys.path.insert(0, str(HARNESS))
@@ -37,7 +40,6 @@ UNPRUNED = ('baseline', 'unpruned')
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     """Four classes, eight images each; a config of few and narrow layers."""
-    require('mmpretrain')
     folder = tmp_path_factory.mktemp('accuracy')
     rng = np.random.default_rng(0)
     for split in ('train', 'test'):
@@ -70,7 +72,8 @@ def configured(folder: Path, name: str) -> Path:
 )
 def test_configs(path):
     """Each makes a network that its hook prunes, but for the unpruned."""
-    require('mmdet' if 'bccd' in path.parent.name else 'mmpretrain')
+    if 'bccd' in path.parent.name:
+        require('mmdet')
     if 'torch_pruning' in path.stem:
         pytest.importorskip('torch_pruning')
     from mmengine.registry import HOOKS
@@ -492,7 +495,6 @@ def test_precision(monkeypatch, supported):
 
 def test_images(tmp_path):
     """Kept decoded until one comes or goes; one that is none is named."""
-    require('mmpretrain')
     import data
 
     def images(values):
@@ -523,7 +525,6 @@ def test_images(tmp_path):
 
 def test_decoding_twice_at_once(tmp_path, monkeypatch):
     """Lists of the same pictures that begin together do not disturb."""
-    require('mmpretrain')
     import data
 
     (tmp_path / 'train/cat').mkdir(parents=True)
@@ -548,7 +549,6 @@ def test_decoding_twice_at_once(tmp_path, monkeypatch):
 
 def test_cropped_batches(tmp_path):
     """Every image is a crop of its own, half of them mirrored."""
-    require('mmpretrain')
     import data
     from mmengine.runner import Runner
 
@@ -594,7 +594,6 @@ def test_cropped_batches(tmp_path):
 
 def test_losses_of_cropped_batches(folder):
     """As those of one sample for each image."""
-    require('mmpretrain')
     from mmengine.config import Config
     from mmpretrain.structures import DataSample
 
@@ -664,7 +663,6 @@ def test_one_experiment(folder, baseline, name):
 def test_torch_pruning(folder, path):
     """Its pace is that of mmgfp, and momentum goes with the channels."""
     pytest.importorskip('torch_pruning')
-    require('mmpretrain')
     from mmengine.registry import HOOKS
 
     from mmgfp.libraries.config import load_config
@@ -1214,7 +1212,8 @@ def test_no_experiment_outlives_the_list(tmp_path):
 @pytest.mark.parametrize('name', ['bccd_fcos', 'bccd_retinanet', 'cifar10'])
 def test_networks_of_known_widths(name):
     """Any channels, GroupNorm too: all shapes are those of the pruned one."""
-    require('mmdet' if 'bccd' in name else 'mmpretrain')
+    if 'bccd' in name:
+        require('mmdet')
     import latency
     from experiment import cost_of, widths_of
     from mmengine.config import Config
@@ -1257,7 +1256,6 @@ def test_networks_of_known_widths(name):
 
 def test_latency_of_rounded_widths():
     """Beside the same network as it comes; the baseline stays whole."""
-    require('mmpretrain')
     import latency
     from experiment import widths_of
     from results import read_results
