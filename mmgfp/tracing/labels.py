@@ -50,7 +50,8 @@ class _Tag:
 
     ``weight`` names the parameter the values come from, as long as no
     activation had a part in them; ``sources`` names all that they are computed
-    from, by any operations; ``writable`` marks labels of freshly
+    from, by any operations, and is None if the network's input or another
+    activation is among it; ``writable`` marks labels of freshly
     allocated tensors, whose views alias them like the tensors' own do.
     ``opaque`` is set if there is nothing to remove anywhere in it.
     ``pending`` holds labels to freeze, and why, as soon as the value is used.
@@ -65,7 +66,7 @@ class _Tag:
     opaque: bool = False
     pending: tuple[tuple[Tensor, str], ...] = ()
     absent: tuple[Tensor, ...] = ()
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] | None = ()
     known: tuple[Tensor, ...] | None = None
 
 
@@ -133,6 +134,7 @@ def trace_labels(
     with (
         torch.no_grad(),
         _module_stack(tracer, passing),
+        _input_marked(model, tracer),
         watch(tracer),
         watch_sizes(model, tracer),
         tracer,
@@ -190,6 +192,25 @@ def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def _input_marked(model: nn.Module, tracer: LabelTracer) -> Iterator[None]:
+    """What a network is called with is none of its weights.
+
+    Buffers may have had a part in it, which normalised the images.
+    """
+
+    def mark(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                tracer.tag(value).sources = None
+
+    handle = model.register_forward_pre_hook(mark, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _is_one(layer: Tensor) -> bool:
     """Whether it is one label, repeated."""
     return all(
@@ -213,7 +234,7 @@ class LabelTracer(TorchDispatchMode):
         self._modules = dict(model.named_modules())
         self.module_names = {id(m): n for n, m in self._modules.items()}
         self.stack: list[_Frame] = []
-        self._sources: tuple[str, ...] = ()  # of the result at hand
+        self._sources: tuple[str, ...] | None = ()  # of the result at hand
         self.entered: set[nn.Module] = set()
         self.suspended = False
         self.trained = False
@@ -398,7 +419,7 @@ class LabelTracer(TorchDispatchMode):
 
     def _sources_of(
         self, func: Any, operands: Sequence[Tensor]
-    ) -> tuple[str, ...]:
+    ) -> tuple[str, ...] | None:
         """The parameters that a result is computed from, the largest first.
 
         None if an activation has a part in it; also one without labels, such
@@ -408,12 +429,14 @@ class LabelTracer(TorchDispatchMode):
         mixing = func._schema.name in MIXING
         for tensor in operands:
             tag = self.tag(tensor)
+            if tag.sources is None:
+                return None
             own = tag.sources or ((tag.weight,) if tag.weight else ())
             if not own and (
                 mixing
                 or any(bool((squeezed(x) >= 0).any()) for x in tag.layers)
             ):
-                return ()
+                return None
             names.update(own)
         place = self.table.tensors
         return tuple(sorted(names, key=lambda n: (-place[n].numel(), n)))
@@ -495,7 +518,7 @@ class LabelTracer(TorchDispatchMode):
             operands, out
         ):
             rule(self, func, args, kwargs, out)
-        for result in tree_leaves(out) if sources else ():
+        for result in tree_leaves(out) if sources != () else ():
             if isinstance(result, Tensor):
                 self.tag(result).sources = sources
         self._sources = ()  # extension operators do not come through here

@@ -101,7 +101,7 @@ def _issue_lost(tr: LabelTracer, kernel: Tensor, axis: int, what: str) -> None:
         count = kernel.shape[axis]
         axes = [
             (name, d, size)
-            for name in tr.tag(kernel).sources
+            for name in tr.tag(kernel).sources or ()
             for d, size in enumerate(tr.table.tensors[name].shape)
             if size > 1
         ]

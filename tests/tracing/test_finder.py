@@ -132,6 +132,38 @@ def test_no_layer_to_prune():
     assert all(g.frozen for g in groups)
 
 
+class Normalised(Chain):
+    """Its images are normalised before, as preprocessors do, by buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.rand(3, 1, 1))
+        self.large = conv(5, 40)
+        self.spectrum = Spectrum()
+        self.last = conv(40, 4)
+
+    def forward(self, images):
+        features = super().forward(images)
+        return self.last(self.spectrum(self.large(features)))
+
+
+class Spectrum(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft(x, dim=1).real  # which has no rule
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_reasons_where_buffers_normalised_the_images(named):
+    """They name the layer where it is, not one with a large weight."""
+
+    def with_mean(model):
+        images = torch.arange(6 * 64).view(2, 3, 8, 8) / 384 - model.mean
+        return model(images=images) if named else model(images)
+
+    found = reasons(find_groups(Normalised(), with_mean, images=2))
+    assert 'which has no rule, in spectrum' in found['large']
+
+
 def test_ignore():
     groups = find_groups(Residual(), run, images=2)
     found = reasons(restrict_groups(groups, ignore=['a.*', 'stem']))
