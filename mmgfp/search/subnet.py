@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.func import functional_call
 from ..groups import UnitSpace
 from ..slimming.positions import axis_sizes, kept_positions
 from ..slimming.surgery import cut_model, cuts_of
+from ..utils.copies import whole_copy
 
 
 def first_units(units: UnitSpace, widths: Sequence[int]) -> list[np.ndarray]:
@@ -76,7 +76,7 @@ class Subnet(nn.Module):
         super().__init__()
         sizes = axis_sizes(model, units.groups)
         keep = kept_positions(units.groups, cut, sizes)
-        self.shell = copy.deepcopy(model)
+        self.shell = whole_copy(model)
         cut_model(self.shell, keep)
         # the full network is no part of this one
         self._full = [model]

@@ -11,7 +11,6 @@ layers may see other rows in training than in inference.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +28,7 @@ from ..rows import (
     images_of_rois,
     picked_images,
 )
+from ..utils.copies import whole_copy
 from ..utils.modes import nothing_recomputed
 from ..utils.precision import Run
 from .selfcheck import randomize_
@@ -86,7 +86,7 @@ def find_layouts(
         found = others if batches else found
     silent = [name for name in taps if found[name] == _silent(name)]
     if silent:  # what untrained weights make may die out on the way
-        lively = copy.deepcopy(model)
+        lively = whole_copy(model)
         randomize_(lively, seed=0)
         with suppress(Exception):  # boxes, for one, cannot be any numbers
             again, _ = _layouts(lively, taps, run, images, train, batches)
@@ -223,7 +223,7 @@ def _watch(
     change: ImageChange | None = None,
 ) -> None:
     """Run a copy, and see the inputs of consumers and the RoIs so far."""
-    model = copy.deepcopy(model)
+    model = whole_copy(model)
     rois: dict[str, Tensor] = {}
 
     def extraction(name: str) -> Callable:

@@ -25,13 +25,10 @@ rounding errors themselves.
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +38,7 @@ from ..groups import ChannelGroup
 from ..rows import ImageChange
 from ..slimming.positions import axis_sizes, kept_positions, masked_positions
 from ..slimming.surgery import compute_again, cut_model, named_tensors
+from ..utils.copies import shared_copy, whole_copy
 from ..utils.draws import draws_numbers, same_draws
 from ..utils.errors import type_and_line
 from ..utils.precision import Run, in_double
@@ -206,7 +204,7 @@ class _Check:
         return False
 
     def _take(self, draw: Callable[[nn.Module, int], None]) -> None:
-        copied = copy.deepcopy(self._model)
+        copied = whole_copy(self._model)
         copied.eval()  # a statement: some return nothing
         for parameter in copied.parameters():
             parameter.grad = None
@@ -233,7 +231,7 @@ class _Check:
         if not found or found == _NOTHING or _NOT_RUNNING in found:
             return found
         if self._double is None:
-            self._double = copy.deepcopy(self._single).double()
+            self._double = whole_copy(self._single).double()
         run = in_double(self.run)
         try:
             _, found = _compare(self._double, groups, removal, run)
@@ -317,7 +315,7 @@ class _LossCheck:
         """Whether masking changes a loss."""
         if not self._works:
             return False
-        whole, masked = (copy.deepcopy(self._single) for _ in range(2))
+        whole, masked = (whole_copy(self._single) for _ in range(2))
         mask_consumers(masked, groups, removal)
         return not _identical(self._run(masked), self._run(whole))
 
@@ -329,7 +327,7 @@ class _LossCheck:
             try:
                 # training may write into parameters
                 expected, found = _compare(
-                    self._single, groups, removal, self._run, copy.deepcopy
+                    self._single, groups, removal, self._run, whole_copy
                 )
                 if not _all_finite(expected):
                     raise ArithmeticError('they are no finite numbers')
@@ -353,14 +351,14 @@ class _LossCheck:
         """As :meth:`_Check.suspects`."""
         return _suspects(
             *(self._single, groups, removal, self._run, trouble),
-            copied=copy.deepcopy,
+            copied=whole_copy,
         )
 
     def _go_on(self, error: Exception) -> None:
         """With gradients, or with other weights, or not at all."""
         draw = next(self._others, None) if self._with_grad else None
         if draw is not None:
-            self._single = copy.deepcopy(self._model).eval()
+            self._single = whole_copy(self._model).eval()
             draw(self._single, self._seed)
         elif self._with_grad:
             self._works = False
@@ -377,10 +375,10 @@ class _LossCheck:
         self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> bool:
         """Whether a difference is one of what losses make of images."""
-        double = copy.deepcopy(self._single).double()
+        double = whole_copy(self._single).double()
         run = in_double(self._effect)
         try:
-            _, found = _compare(double, groups, removal, run, copy.deepcopy)
+            _, found = _compare(double, groups, removal, run, whole_copy)
             return (
                 found not in ('', _NOTHING)
                 and _is_steady(double, run)
@@ -534,33 +532,6 @@ def random_shares(
         for i, (group, share) in enumerate(
             zip(groups, rng.uniform(0.2, 0.5, len(groups)))
         )
-    }
-
-
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules whose parameters share memory with the model's.
-
-    Parameters that are replaced in the copy, as slicing does, stay as they
-    are in the model; nothing must be written into them. Forwards may write
-    into buffers, which are copied.
-    """
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(p.data, p.requires_grad)
-        for p in model.parameters()
-    }
-    return copy.deepcopy(model, _empty_ones(model) | memo)
-
-
-def _empty_ones(model: nn.Module) -> dict[int, Any]:
-    """Copies of empty dicts by their id, for :func:`copy.deepcopy`.
-
-    Each module has a dozen, for hooks, which take most of its time.
-    """
-    return {
-        id(value): type(value)()
-        for module in model.modules()
-        for value in vars(module).values()
-        if type(value) in (dict, OrderedDict) and not value
     }
 
 

@@ -26,8 +26,8 @@ from mmgfp.tracing.selfcheck import (
     random_removal,
     randomize_,
     relative_error,
-    shared_copy,
 )
+from mmgfp.utils.copies import shared_copy
 
 
 def traced(model):
