@@ -160,6 +160,31 @@ def assert_same_run(one: Path, other: Path) -> None:
         )
 
 
+@pytest.mark.parametrize('kind', ['Taylor', 'KFAC', 'L2'])
+def test_each_kind_of_criterion(tmp_path, kind):
+    """Of gradients, of a calibration pass, and of weights alone."""
+    criterion = dict(type=kind)
+    if kind == 'KFAC':  # drawn labels differ between processes
+        criterion |= dict(batches=3, fisher='empirical')
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    for work_dir, batch_size in ((one, 8), (two, 4)):
+        work_dir.mkdir()
+        config = write_config(
+            work_dir / 'config.py',
+            work_dir,
+            hook=dict(criterion=criterion),
+            **data(batch_size),
+        )
+        if work_dir == two:
+            launch(config)
+        else:
+            done = run_tool('train.py', config, timeout=LIMIT)
+            assert done.returncode == 0, done.stderr
+    assert removals(two, 0) == removals(two, 1)
+    assert len(removals(one)) > 3
+    assert_same_run(one, two)
+
+
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_other_launchers_do_the_same(half_batches, tmp_path, launcher):
     config = write_config(tmp_path / 'config.py', tmp_path, **data(4))
