@@ -18,7 +18,7 @@ from ..utils.atomic import from_here
 from ..utils.errors import type_and_line
 from .html import picture, text, tiles
 from .networks import PruningRun
-from .predictions import draw_predictions, predict
+from .predictions import build_visualizer, draw_prediction, predict
 
 # How many are drawn on.
 PICTURES = 4
@@ -88,22 +88,19 @@ def _draw_all_predictions(
     found = {c.name: predict(_load(c), config, paths) for c in candidates}
     meta = meta_of(load_plain_checkpoint(baseline), baseline)
     classes = class_names(config, meta, None)
+    visualizer = build_visualizer(config, classes)
     figures = []
     for i, path in enumerate(paths):
-        png = folder / f'predictions_{i}.png'
-        each = {name: predictions[i] for name, predictions in found.items()}
-        draw_predictions(path, each, classes, score_thr, png)
-        names = ' and '.join(found)
-        figures.append(
-            picture(
-                png, f'predictions of {names}', Path(path).name, shrinks=True
-            )
-        )
-    boxes = next(iter(found.values()))[0].boxes is not None
-    shown = f'Boxes of score {score_thr:g} and more. ' if boxes else ''
+        for name, samples in found.items():
+            png = folder / f'predictions_{i}_{name.replace(" ", "_")}.png'
+            draw_prediction(visualizer, path, samples[i], score_thr, png)
+            words = f'predictions of {name}'
+            caption = f'{Path(path).name}, {name}'
+            figures.append(picture(png, words, caption, shrinks=True))
     return text(
-        f'{shown}Left the baseline, right {candidates[1].name} '
-        f'({from_here(candidates[1].checkpoint)}).'
+        f'Predictions of the baseline and of {candidates[1].name} '
+        f'({from_here(candidates[1].checkpoint)}). Boxes with a score below '
+        f'{score_thr:g} are not drawn.'
     ) + tiles(figures)
 
 

@@ -1,60 +1,49 @@
-"""What two networks say about the same pictures, side by side.
+"""Predictions of a network on pictures, drawn by its library's visualizer.
 
-Runs them as their library tests them: the config's test pipeline, the model's
-own ``test_step``. Knows boxes and classes, nothing of pruning.
+The network runs as its library tests it: with the config's test pipeline and
+the model's own ``test_step``. This file knows nothing of pruning.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.image import imsave
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import TRANSFORMS, VISUALIZERS
+from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 from torch import nn
 
-from ..libraries.kinds import kind_names
+from ..libraries.kinds import kind_names, kind_of
 from ..libraries.pictures import read_picture
 from ..libraries.pipeline import image_pipeline
-from .figures import CYCLE, new_figure, save_figure
+from ..utils.atomic import complete
 
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """Objects that a network sees in a picture, or the class it gives it.
-
-    Attributes:
-        scores (np.ndarray): (K,), from large to small; one for a class.
-        labels (np.ndarray): (K,) indices of classes.
-        boxes (np.ndarray | None): (K, 4) left, top, right, bottom in pixels
-            of the picture; None for a class.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    boxes: np.ndarray | None
+# Pixels of a drawing's longer side: legible, and the page stays small.
+SIDE = 600
 
 
 def predict(
     model: nn.Module, config: Config, paths: Sequence[str]
-) -> list[Prediction]:
-    """What a network says about pictures, as its library would test it.
+) -> list[BaseDataElement]:
+    """Returns the samples of a network's test step, one per picture.
 
     Args:
-        model (nn.Module): Of MMDetection or MMPretrain; is put into
-            evaluation mode.
+        model (nn.Module): Of a library of OpenMMLab; is put into eval mode.
         config (Config): Has the test pipeline.
         paths (Sequence[str]): Pictures.
 
     Raises:
-        ValueError: If it tells neither boxes nor a class.
+        ValueError: If the config has no test pipeline, or the network
+            predicts nothing.
     """
     steps = [
         step
@@ -73,113 +62,64 @@ def predict(
         data = pipeline(dict(img_path=path, img_id=0))
         with torch.no_grad():
             (sample,) = test_step(pseudo_collate([data]))
-        found.append(_prediction(sample))
+        if not any(key.startswith('pred') for key in sample.keys()):  # noqa: SIM118
+            raise ValueError('the network returns samples without predictions')
+        found.append(sample)
     return found
 
 
-def _prediction(sample: Any) -> Prediction:
-    instances = getattr(sample, 'pred_instances', None)
-    if instances is not None and 'bboxes' in instances:
-        order = instances.scores.argsort(descending=True)
-        return Prediction(
-            instances.scores[order].cpu().numpy(),
-            instances.labels[order].cpu().numpy(),
-            instances.bboxes[order].cpu().numpy(),
-        )
-    label = getattr(sample, 'pred_label', None)
-    if label is None:
+def build_visualizer(config: Config, classes: Sequence[str]) -> Visualizer:
+    """Build the visualizer of a config, without the backends of a training.
+
+    Args:
+        config (Config): Has the visualizer.
+        classes (Sequence[str]): Names by label; empty if not known.
+
+    Raises:
+        ValueError: If the config has no visualizer.
+    """
+    settings = dict(config.get('visualizer') or {})
+    kind = kind_of(settings, VISUALIZERS) if settings else None
+    if kind is None:
         raise ValueError(
-            'the network predicts neither boxes nor a class, and other '
-            'predictions are not drawn'
+            'the config has no visualizer of an installed library'
         )
-    # MMClassification puts both into one object
-    scores = getattr(label, 'score', None)
-    scores = sample.pred_score if scores is None else scores
-    index = torch.as_tensor(getattr(label, 'label', label)).reshape(-1)[:1]
-    return Prediction(scores.cpu()[index].numpy(), index.numpy(), None)
+    for key in ('type', '_scope_', 'vis_backends', 'save_dir', 'name'):
+        settings.pop(key, None)
+    # the registry would return the visualizer of a runner of the same name
+    visualizer = kind(name='report', **settings)
+    if classes:
+        visualizer.dataset_meta = dict(classes=tuple(classes))
+    return visualizer
 
 
-def draw_predictions(
+def draw_prediction(
+    visualizer: Visualizer,
     picture: str,
-    predictions: Mapping[str, Prediction],
-    classes: Sequence[str],
+    sample: BaseDataElement,
     score_thr: float,
     path: str | os.PathLike,
 ) -> None:
-    """One picture per network with what it predicts, as PNG.
+    """Draw what a network predicts on a picture, as PNG.
 
     Args:
+        visualizer (Visualizer): From :func:`build_visualizer`.
         picture (str): Path of the picture.
-        predictions (Mapping): Name of each network -> its prediction.
-        classes (Sequence[str]): Names by label; empty if not known.
-        score_thr (float): Boxes of smaller scores are left out.
-        path (str | os.PathLike): Where to write; complete or not at all.
+        sample (BaseDataElement): From :func:`predict`.
+        score_thr (float): Objects of smaller scores are not drawn.
+        path (str | os.PathLike): File to write; complete or not at all.
     """
-    pixels = read_picture(picture)[..., ::-1]
-    height, width = pixels.shape[:2]
-    side = 2.8  # inches
-    figure = new_figure(
-        side * len(predictions), 0.15 + side * min(2.0, height / width)
+    # MMPretrain's visualizer has a method for each task
+    draw = getattr(visualizer, 'visualize_cls', visualizer.add_datasample)
+    options = dict(name='', data_sample=sample, draw_gt=False)
+    if 'pred_score_thr' in signature(draw).parameters:
+        options['pred_score_thr'] = score_thr
+    draw(
+        image=np.ascontiguousarray(read_picture(picture)[..., ::-1]), **options
     )
-    for axes, (name, prediction) in zip(
-        figure.subplots(1, len(predictions), squeeze=False)[0],
-        predictions.items(),
-    ):
-        axes.imshow(pixels)
-        axes.axis('off')
-        axes.set_title(name, fontsize=9, loc='left')
-        if prediction.boxes is None:
-            label, score = prediction.labels[0], prediction.scores[0]
-            axes.set_title(
-                f'{name}: {class_name(classes, label)} {score:.2f}',
-                fontsize=9,
-                loc='left',
-            )
-        else:
-            _draw_boxes(axes, prediction, classes, score_thr)
-    save_figure(figure, path)
-
-
-def class_name(classes: Sequence[str], label: int) -> str:
-    """The name of a class, or its number where names are not known."""
-    return classes[label] if label < len(classes) else f'class {label}'
-
-
-def _draw_boxes(
-    axes: Axes,
-    prediction: Prediction,
-    classes: Sequence[str],
-    score_thr: float,
-) -> None:
-    assert prediction.boxes is not None
-    height, width = axes.get_images()[0].get_size()
-    # about what a label needs, in pixels of the picture
-    label_height = 0.06 * max(height, width)
-    for box, score, label in zip(
-        prediction.boxes, prediction.scores, prediction.labels
-    ):
-        if score < score_thr:
-            continue
-        left, top, right, bottom = box
-        colour = CYCLE[label % len(CYCLE)]
-        axes.add_patch(
-            Rectangle(
-                (left, top),
-                right - left,
-                bottom - top,
-                fill=False,
-                edgecolor=colour,
-                linewidth=1.5,
-            )
-        )
-        axes.text(
-            left,
-            top,
-            f'{class_name(classes, label)} {score:.2f}',
-            fontsize=7,
-            color='white',
-            # inside the box where there is no room above it
-            va='bottom' if top >= label_height else 'top',
-            clip_on=True,
-            bbox=dict(facecolor=colour, edgecolor='none', pad=0.8),
-        )
+    pixels = visualizer.get_image()
+    scale = SIDE / max(pixels.shape)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=how)
+    with complete(path) as partial:
+        imsave(partial, pixels, format='png')

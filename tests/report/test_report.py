@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ from matplotlib import image
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import BaseDataElement, InstanceData, LabelData
 from pruning import sums
 from torch import nn
 from toy import (
@@ -35,7 +36,11 @@ from mmgfp import FisherPruningHook, Structure
 from mmgfp.report import workdir
 from mmgfp.report.networks import read_pruning_run
 from mmgfp.report.page import write_report
-from mmgfp.report.predictions import draw_predictions, predict
+from mmgfp.report.predictions import (
+    build_visualizer,
+    draw_prediction,
+    predict,
+)
 from mmgfp.report.workdir import join_scalars, read_runs
 
 NO_ACCURACY = 'No accuracy was found: no run'
@@ -508,8 +513,10 @@ class Detector(nn.Module):
 class Classifier(nn.Module):
     def test_step(self, data):
         sample = BaseDataElement()
-        sample.pred_label = torch.tensor([2])
-        sample.pred_score = torch.tensor([0.1, 0.2, 0.7])
+        label, scores = torch.tensor([2]), torch.tensor([0.1, 0.2, 0.7])
+        sample.pred_label, sample.pred_score = label, scores
+        if find_spec('mmpretrain') is None:  # as MMClassification has them
+            sample.pred_label = LabelData(label=label, score=scores)
         return [sample]
 
 
@@ -539,50 +546,87 @@ def photo(tmp_path) -> str:
     return path
 
 
-def test_boxes(photo, tmp_path):
-    (found,) = predict(Detector(), LOADING, [photo])
-    assert found.scores.tolist() == pytest.approx([0.9, 0.2])
-    assert found.labels.tolist() == [0, 1]
-    assert found.boxes.tolist() == [[10, 5, 30, 30], [1, 2, 9, 9]]
-    seen = {}
-    for name, threshold in (('all', 0.1), ('sure', 0.5), ('none', 0.95)):
-        path = tmp_path / f'{name}.png'
-        both = {'baseline': found, 'slim': found}
-        draw_predictions(photo, both, ('cat', 'dog'), threshold, path)
-        pixels = (image.imread(path)[..., :3] * 255).round().astype(int)
-        colours = set(map(tuple, pixels.reshape(-1, 3).tolist()))
-        seen[name] = [
-            colour in colours
-            for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00))
-        ]
-    assert seen == dict(
-        all=[True, True], sure=[True, False], none=[False, False]
+def drawn(model, scope, kind, photo, folder, classes=(), threshold=0.3):
+    """The pixels that change when a prediction is drawn."""
+    pytest.importorskip(scope)
+    config = Config(
+        dict(
+            visualizer=dict(
+                type=f'{scope}.{kind}',
+                vis_backends=[dict(type='LocalVisBackend')],
+                name='visualizer',
+            )
+        )
     )
+    (sample,) = predict(model, LOADING, [photo])
+    visualizer = build_visualizer(config, classes)
+    path = folder / 'drawn.png'
+    draw_prediction(visualizer, photo, sample, threshold, path)
+    assert not (folder / 'vis_data').exists()
+    pixels = (image.imread(path)[..., :3] * 255).round().astype(int)
+    assert pixels.shape == (400, 600, 3)
+    return abs(pixels[5::10, 5::10] - 200).max(2) > 20
+
+
+def test_boxes(photo, tmp_path):
+    """As MMDetection draws them: at (1, 2, 9, 9) and (10, 5, 30, 30)."""
+
+    def at(threshold):
+        changed = drawn(
+            Detector(), 'mmdet', 'DetLocalVisualizer', photo, tmp_path,
+            ('cat', 'dog'), threshold,
+        )  # fmt: skip
+        # the lower edges, which no label covers
+        return changed[9, 3:8].all(), changed[30, 12:28].all()
+
+    assert at(0.1) == (True, True)
+    assert at(0.5) == (False, True)
+    assert at(0.95) == (False, False)
 
 
 def test_class(photo, tmp_path):
-    (found,) = predict(Classifier(), LOADING, [photo])
-    assert found.boxes is None
-    assert found.labels.tolist() == [2]
-    assert found.scores.tolist() == pytest.approx([0.7])
-    path = tmp_path / 'class.png'
-    draw_predictions(photo, {'baseline': found}, (), 0.3, path)
-    assert image.imread(path).size
+    """As MMPretrain, or MMClassification before it, writes it."""
+    scope, kind = 'mmpretrain', 'UniversalVisualizer'
+    if find_spec('mmpretrain') is None:
+        scope, kind = 'mmcls', 'ClsVisualizer'
+    changed = drawn(Classifier(), scope, kind, photo, tmp_path, 'abc')
+    assert changed[:20].any() and not changed[25:].any()
 
 
-def test_other_predictions(photo):
-    with pytest.raises(ValueError, match='neither boxes nor a class'):
+def test_large_pictures(tmp_path):
+    pytest.importorskip('mmdet')
+    photo = str(tmp_path / 'large.png')
+    cv2.imwrite(photo, np.zeros((300, 2000, 3), np.uint8))
+    config = Config(dict(visualizer=dict(type='mmdet.DetLocalVisualizer')))
+    draw_prediction(
+        build_visualizer(config, ()),
+        photo,
+        BaseDataElement(),
+        0.3,
+        tmp_path / 'drawn.png',
+    )
+    assert image.imread(tmp_path / 'drawn.png').shape[:2] == (90, 600)
+
+
+def test_what_cannot_be_drawn(photo):
+    with pytest.raises(ValueError, match='without predictions'):
         predict(Segmentor(), LOADING, [photo])
     with pytest.raises(ValueError, match='no test pipeline'):
         predict(Detector(), Config(), [photo])
+    for settings in ({}, dict(visualizer=dict(type='Nobody'))):
+        with pytest.raises(ValueError, match='no visualizer'):
+            build_visualizer(Config(settings), ())
 
 
 def test_predictions_of_a_run(tmp_path, photo, monkeypatch):
     """Of the baseline and of the slim network, each with its own weights."""
+    pytest.importorskip('mmdet')
     base = tmp_path / 'base.pth'
     runner = train(tmp_path / 'base', custom_hooks=[])
     torch.save(dict(state_dict=runner.model.state_dict()), base)
-    train(tmp_path / 'prune', load_from=str(base))
+    backends = [dict(type='LocalVisBackend')]
+    visualizer = dict(type='mmdet.DetLocalVisualizer', vis_backends=backends)
+    train(tmp_path / 'prune', load_from=str(base), visualizer=visualizer)
     loaded = []
 
     def noting(model, config, paths):
@@ -593,8 +637,10 @@ def test_predictions_of_a_run(tmp_path, photo, monkeypatch):
     html = write_report(tmp_path / 'prune').read_text('utf-8')
     assert 'there are no pictures' in html  # the toy data are no files
     out = write_report(tmp_path / 'prune', images=Path(photo).parent)
-    assert 'Left the baseline, right flops_0.50' in out.read_text('utf-8')
-    assert (tmp_path / 'prune/report/predictions_0.png').is_file()
+    assert 'of the baseline and of flops_0.50 ' in out.read_text('utf-8')
+    for name in ('baseline', 'flops_0.50'):
+        png = tmp_path / f'prune/report/predictions_0_{name}.png'
+        assert png.is_file()
     slim = load(tmp_path / 'prune' / 'flops_0.50.pth')['state_dict']
     for model, weights in zip(loaded, (load(base)['state_dict'], slim)):
         for name, tensor in model.state_dict().items():
