@@ -1,1 +1,1 @@
-"""ONNX files of pruned networks."""
+"""Export of pruned networks to ONNX files."""

@@ -1,13 +1,13 @@
-"""Whether ONNX Runtime makes of a file what PyTorch makes of the model.
+"""Checks whether ONNX Runtime and PyTorch give the same outputs.
 
 Raw outputs and scores are compared number by number; boxes are matched,
 because rounding may change the order of equal scores. PyTorch's part is the
 model's own ``predict`` where the file decodes, so that the decoding is
 checked as well.
 
-Some networks blow rounding errors up (a GroupNorm of two numbers that are
-almost equal). What PyTorch itself loses by rounding tells, so raw outputs may
-differ by a multiple of that where it is more than the tolerance.
+Some networks amplify rounding errors (a GroupNorm of two almost equal
+numbers). The rounding error of PyTorch itself is measured, and raw outputs may
+differ by a multiple of it where that is more than the tolerance.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from .onnx import (
 
 
 class CheckError(Exception):
-    """ONNX Runtime and PyTorch do not agree."""
+    """ONNX Runtime and PyTorch give different outputs."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may differ.
+    """Allowed differences.
 
     Attributes:
         relative (float): Difference of an output over its largest absolute
             value.
         score (float): Difference of the scores of matched boxes, over the
             highest score of the image.
-        pixels (float): Difference of their corners.
-        unmatched (float): Share of boxes without a partner.
+        pixels (float): Difference of the corners of matched boxes.
+        unmatched (float): Ratio of boxes without a match.
     """
 
     relative: float
@@ -56,32 +56,32 @@ class Tolerance:
     unmatched: float
 
 
-# Differences may be this many times what PyTorch itself loses by rounding, but
-# not more than this share of the largest value.
+# Differences may be this multiple of PyTorch's rounding error, but not more
+# than this ratio of the largest value.
 ROUNDING = 10
 LARGEST = 0.1
 
 SINGLE = Tolerance(relative=1e-4, score=1e-4, pixels=0.05, unmatched=0.01)
-# Eleven bits of precision: what is suppressed by a hair's breadth changes.
+# Eleven bits of precision may change which boxes are suppressed.
 HALF = Tolerance(relative=3e-2, score=2e-2, pixels=2.0, unmatched=0.05)
 
 
 @dataclass
 class Agreement:
-    """What a check has found.
+    """Result of a check.
 
     Attributes:
         images (int): Images compared.
         relative (dict): Largest relative difference by output.
-        rounding (dict): What PyTorch itself loses by rounding, likewise.
+        rounding (dict): Rounding error of PyTorch itself by output.
         boxes (int): Boxes that PyTorch found.
-        matched (int): Those of them with a partner.
-        unmatched (int): Boxes of either side without a partner, but for
-            those that a rounding error more or less leaves out: the others
-            without one have a score that is barely enough.
+        matched (int): Boxes of PyTorch with a match in the file's boxes.
+        unmatched (int): Boxes of either side without a match. Boxes whose
+            score is at the threshold are not counted, because a rounding
+            error may leave them out.
         score (float): Largest difference of the scores of matched boxes, as
             in :class:`Tolerance`.
-        pixels (float): Largest difference of their corners.
+        pixels (float): Largest difference of the corners of matched boxes.
     """
 
     images: int = 0
@@ -94,12 +94,12 @@ class Agreement:
     pixels: float = 0.0
 
     def allowed(self, name: str, tolerance: Tolerance) -> float:
-        """How much a raw output may differ."""
+        """Returns the allowed relative difference of a raw output."""
         rounding = ROUNDING * self.rounding.get(name, 0.0)
         return max(tolerance.relative, min(rounding, LARGEST))
 
     def worst(self, tolerance: Tolerance) -> str:
-        """The raw output that comes nearest to what is allowed."""
+        """Returns the raw output with the largest ratio to its allowance."""
         return max(
             self.relative,
             key=lambda n: self.relative[n] / self.allowed(n, tolerance),
@@ -112,7 +112,7 @@ def check_file(
     batches: Iterable[np.ndarray],
     half: bool = False,
 ) -> Agreement:
-    """Run a file and the network it was made from, and compare.
+    """Run a file and the network that it was made from, and compare.
 
     Args:
         path (str | os.PathLike): ONNX file.
@@ -123,7 +123,7 @@ def check_file(
             Defaults to False.
 
     Raises:
-        CheckError: If they do not agree, or the file does not run.
+        CheckError: If the outputs differ, or the file does not run.
     """
     tolerance = HALF if half else SINGLE
     check = _Check(network, tolerance, half)
@@ -134,13 +134,13 @@ def check_file(
             found = session.run(None, {INPUT: given})
             with torch.no_grad():
                 check.compare(torch.from_numpy(batch), found)
-    except Exception as error:  # its exceptions have no common class
+    except Exception as error:  # ONNX Runtime's have no common class
         if type(error).__module__.partition('.')[0] != 'onnxruntime':
             raise
         raise CheckError(
             f'ONNX Runtime does not run the file: {first_line(error)}'
         ) from error
-    check.judge()
+    check.raise_for_differences()
     return check.found
 
 
@@ -149,36 +149,36 @@ class _Check:
 
     def __init__(self, network: Any, tolerance: Tolerance, half: bool) -> None:
         self.network = network
-        # the precision that tells what rounding does to this network
+        # the precision that measures the effect of rounding
         self.other = torch.float16 if half else torch.float64
         self.model = network.model
         self.tolerance = tolerance
         self.found = Agreement()
 
-    def judge(self) -> None:
+    def raise_for_differences(self) -> None:
         """Raise :exc:`CheckError` if the differences are too large.
 
-        Or if nothing was compared.
+        It is also raised if nothing was compared.
         """
         if not self.found.images:
-            raise CheckError('there are no images to compare outputs of')
+            raise CheckError('no images were compared')
         for name, difference in self.found.relative.items():
             allowed = self.found.allowed(name, self.tolerance)
             if not difference <= allowed:  # nan, too
-                lost = self.found.rounding.get(name, 0.0)
+                rounding = self.found.rounding.get(name, 0.0)
                 raise CheckError(
                     f'{name} differs from PyTorch by {difference:.1e} of its '
-                    f'largest value, allowed are {allowed:.1e} (rounding '
-                    f'alone costs PyTorch {lost:.1e})'
+                    f'largest value; allowed are {allowed:.1e} (the rounding '
+                    f'error of PyTorch is {rounding:.1e})'
                 )
         most = int(self.tolerance.unmatched * self.found.boxes)
-        # equal scores may leave many boxes at the brink, but not most
+        # equal scores may put many boxes at the threshold, but not most
         few = self.found.matched < self.found.boxes / 2
         if self.found.unmatched > most or few:
             raise CheckError(
                 f'{self.found.matched} of the {self.found.boxes} boxes that '
                 f'PyTorch finds are in the file, {self.found.unmatched} of '
-                f'either side have no partner, allowed are {most} (partners '
+                f'either side have no match; allowed are {most} (matches '
                 'have the same label, scores within '
                 f'{self.tolerance.score:g} of the highest and corners within '
                 f'{self.tolerance.pixels:g} pixels)'
@@ -189,7 +189,7 @@ class _Check:
 
         Args:
             images (Tensor): Normalised (N, C, H, W), in single precision.
-            outputs (Sequence): What ONNX Runtime makes of them.
+            outputs (Sequence): Outputs of ONNX Runtime.
         """
         self.found.images += len(images)
         if len(outputs) != len(self.network.names):
@@ -219,12 +219,12 @@ class _Check:
             rounded = self._rounded(images)
             for i, name in enumerate(self.network.names):
                 self._numbers(name, expected[i], outputs[i])
-                lost = _difference(expected[i].numpy(), rounded[i])
+                rounding = _difference(expected[i].numpy(), rounded[i])
                 before = self.found.rounding.get(name, 0.0)
-                self.found.rounding[name] = max(lost, before)
+                self.found.rounding[name] = max(rounding, before)
 
     def _rounded(self, images: Tensor) -> list[np.ndarray]:
-        """The raw outputs in the other precision, (...) each."""
+        """Returns the raw outputs in the other precision, (...) each."""
         if not hasattr(self, '_copy'):
             self._copy = copy.deepcopy(self.network).to(self.other)
         outputs = self._copy(images.to(self.other))
@@ -235,7 +235,7 @@ class _Check:
             'mmdet', self.model, images.shape[-2:], len(images)
         )
         assert samples is not None
-        # without ground truth and proposals, which would take the RPN's place
+        # without ground truth and proposals, which would replace the RPN's
         return [type(sample)(metainfo=sample.metainfo) for sample in samples]
 
     def _numbers(
@@ -247,11 +247,11 @@ class _Check:
                 f'{name} has shape {b.shape}, that of PyTorch {a.shape}'
             )
         before = self.found.relative.get(name, 0.0)
-        # in this order nan stays
+        # this order keeps nan
         self.found.relative[name] = max(_difference(a, b), before)
 
     def _stages(self, images: Tensor, outputs: Sequence[np.ndarray]) -> None:
-        """Raw outputs; the second stage of both sees the file's proposals."""
+        """Compare raw outputs; both second stages get the file's proposals."""
         named = dict(zip(self.network.names, outputs))
         features = self.model.extract_feat(images)
         raw = self.model.rpn_head(features)
@@ -292,10 +292,10 @@ class _Check:
         threshold: float,
         most: int,
     ) -> None:
-        """Find partners; those at the brink of being left out need none.
+        """Match boxes; those with a score at the threshold need no match.
 
         Args:
-            expected (Sequence): Of each image ``bboxes`` (n, 4), ``scores``
+            expected (Sequence): For each image ``bboxes`` (n, 4), ``scores``
                 (n,) and ``labels`` (n,).
             outputs (Sequence): Boxes (N, M, 4), scores (N, M), labels (N, M).
             threshold (float): Boxes with lower scores are left out.
@@ -348,14 +348,14 @@ class _Check:
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    """Largest difference over the largest absolute value."""
+    """Returns the largest difference over the largest absolute value."""
     largest = np.abs(expected).max(initial=1e-12)
     return float(np.abs(expected - found).max(initial=0) / largest)
 
 
 @dataclass(frozen=True)
 class _Boxes:
-    """Of one image: corners (n, 4), scores (n,), labels (n,)."""
+    """Boxes of one image: corners (n, 4), scores (n,), labels (n,)."""
 
     corners: np.ndarray
     scores: np.ndarray
@@ -365,12 +365,12 @@ class _Boxes:
 def batches_of(
     inputs: Sequence[np.ndarray], dynamic: bool
 ) -> list[np.ndarray]:
-    """Batches to check a file with.
+    """Returns batches to check a file with.
 
     Args:
         inputs (Sequence): Normalised floats (1, C, H, W).
-        dynamic (bool): Whether the file takes other batches, too; then the
-            first two inputs, filled up to one size, are a batch.
+        dynamic (bool): Whether the file takes other batch sizes; then the
+            first two inputs, padded to one size, are a batch.
     """
     if not dynamic or len(inputs) < 2:
         return list(inputs)

@@ -1,9 +1,9 @@
-"""Networks as ONNX files that can be used alone.
+"""Export of networks to self-contained ONNX files.
 
-A file has the operators of the ONNX standard only, and in its metadata what
-is needed to make its input and to read its output: preprocessing and names of
-classes. Detectors put out what their heads do, or boxes
-(:mod:`mmgfp.export.decoding`); classifiers put out scores.
+A file has operators of the ONNX standard only. Its metadata describes the
+preprocessing of the input and the names of the classes. The outputs are the
+raw outputs of a detector's heads, or boxes (:mod:`mmgfp.export.decoding`), or
+the scores of a classifier.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..utils.trees import look_into
 from ..version import __version__
 from .decoding import OneStage, TwoStage, is_two_stage, why_not
 
-# The oldest torch that mmgfp supports writes it, and its RoiAlign has the
+# The oldest supported torch can write this version. Its RoiAlign has the
 # sampling points of the usual detectors.
 OPSET = 17
 
@@ -37,10 +37,10 @@ INPUT = 'images'
 
 @dataclass(frozen=True)
 class Exported:
-    """What a written file holds.
+    """Contents of a written file.
 
     Attributes:
-        outputs (dict): Shape by name, with the export's example input.
+        outputs (dict): Shapes by name, for the example input.
         params (int): Parameters of the network.
         size (int): Bytes of the file.
     """
@@ -60,16 +60,16 @@ class RawOutputs(nn.Module):
         self.names = _names(model, outputs)
         if not self.names:
             raise NotExportableError(
-                f'{type(model).__name__} puts out no tensors to export'
+                f'{type(model).__name__} returns no tensors to export'
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the heads put out for ``images`` (N, C, H, W)."""
+        """Returns the heads' outputs for ``images`` (N, C, H, W)."""
         return _tensors(self.model(images, mode='tensor'))
 
 
 class ClassScores(nn.Module):
-    """A classifier that puts out scores between 0 and 1, as it predicts."""
+    """A classifier that returns scores between 0 and 1, as in predict."""
 
     names = ('scores',)
 
@@ -81,7 +81,7 @@ class ClassScores(nn.Module):
         self.activation = activation
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
-        """Scores (N, C) for ``images`` (N, C, H, W)."""
+        """Returns scores (N, C) for ``images`` (N, C, H, W)."""
         outputs = self.model(images, mode='tensor')
         return (self.activation(outputs.float()),)
 
@@ -89,37 +89,37 @@ class ClassScores(nn.Module):
 def make_network(
     model: nn.Module, example: Tensor, dynamic: bool, decode: bool
 ) -> Any:
-    """The network to export, in eval mode.
+    """Returns the network to export, in eval mode.
 
-    Its ``forward(images)`` returns a tuple of tensors, its ``names`` are
-    theirs.
+    Its ``forward(images)`` returns a tuple of tensors, whose names are in
+    ``names``.
 
     Args:
         model (nn.Module): In eval mode.
         example (Tensor): Normalised images (N, C, H, W).
-        dynamic (bool): Whether other sizes are to work, too.
-        decode (bool): Whether a detector is to put out boxes.
+        dynamic (bool): Whether the graph takes other sizes.
+        decode (bool): Whether a detector returns boxes.
 
     Raises:
         ValueError: If the model cannot be exported in this form.
     """
     try:
         with torch.no_grad(), _quiet():
-            # a module is made in training mode, whatever is inside
+            # new modules are in training mode
             return _network(model, example, dynamic, decode).eval()
     except NotExportableError:
         raise
-    except Exception as error:  # any code of any model
+    except Exception as error:  # the model's code may raise any error
         height, width = example.shape[-2:]
         raise ValueError(
             f'{type(model).__name__} does not run on plain images of '
-            f'{height}x{width}: {type_and_line(error)}; it may need '
-            'annotations or the sizes of images'
+            f'{height}x{width}: {type_and_line(error)}. It may need '
+            'annotations or the sizes of images.'
         ) from error
 
 
 class NotExportableError(ValueError):
-    """A model cannot be exported in the wanted form."""
+    """A model cannot be exported in the requested form."""
 
 
 def _network(
@@ -147,17 +147,17 @@ def _network(
     if decode:
         reason = why_not(model)
         if reason:
-            RawOutputs(model, example)  # else the advice would be wrong
+            RawOutputs(model, example)  # raises if the advice would be wrong
             raise NotExportableError(
                 f'the boxes of {kind} cannot be decoded in ONNX: {reason}; '
-                'leave --decode out to export the raw outputs'
+                'omit --decode to export the raw outputs'
             )
         return OneStage(model, example, dynamic)
     return RawOutputs(model, example)
 
 
 def left_out(model: nn.Module) -> str:
-    """What the file of a model lacks, for a warning; '' if nothing."""
+    """Returns a warning if the file of a model is incomplete; else ''."""
     head = getattr(model, 'roi_head', None)
     if getattr(head, 'with_mask', False):
         return 'the mask head'
@@ -165,7 +165,7 @@ def left_out(model: nn.Module) -> str:
 
 
 def predicted_scores(model: nn.Module, images: Tensor) -> Tensor:
-    """Scores (N, C) that a classifier itself predicts."""
+    """Returns the scores (N, C) of a classifier's own predict."""
     samples = model(images, mode='predict')
     return torch.stack(
         [
@@ -178,9 +178,9 @@ def predicted_scores(model: nn.Module, images: Tensor) -> Tensor:
 def _activation(
     model: nn.Module, example: Tensor
 ) -> Callable[[Tensor], Tensor] | None:
-    """What makes a classifier's scores from its raw outputs.
+    """Returns the activation between a classifier's raw outputs and scores.
 
-    Heads differ (one class or several per image); the results tell which.
+    Heads differ (one class or several per image); the results are compared.
     """
     raw = model(example, mode='tensor')
     if not isinstance(raw, Tensor) or raw.dim() != 2:
@@ -199,9 +199,9 @@ def _tensors(outputs: Any) -> tuple[Tensor, ...]:
 
 
 def _names(model: nn.Module, outputs: Any) -> tuple[str, ...]:
-    """Names of the raw outputs.
+    """Returns the names of the raw outputs.
 
-    Those of dense heads are the arguments of their loss: ``cls_scores`` and
+    For dense heads they are the arguments of the loss: ``cls_scores`` and
     so on, with the number of the level.
     """
     count = len(_tensors(outputs))
@@ -225,12 +225,12 @@ def metadata(
     classes: Sequence[str],
     half: bool,
 ) -> dict[str, str]:
-    """What a file says of itself: strings, most of them JSON.
+    """Returns the metadata of a file: strings, most of them JSON.
 
     Args:
         network (nn.Module): From :func:`make_network`.
-        model (nn.Module): Inside it.
-        preprocessing (Preprocessing): Of its input.
+        model (nn.Module): The model inside the network.
+        preprocessing (Preprocessing): Preprocessing of the input.
         classes (Sequence[str]): Names by index.
         half (bool): Whether the input is in half precision.
     """
@@ -254,7 +254,7 @@ def metadata(
 
 
 def example_images(preprocessing: Preprocessing, images: int = 1) -> Tensor:
-    """Noise of the size of the input, (N, C, H, W), the same each time."""
+    """Returns noise of the input's size, (N, C, H, W), with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(preprocessing.mean), *preprocessing.input_size)
     return torch.randn(images, *shape, generator=generator)
@@ -271,7 +271,7 @@ def write_onnx(
     """Write a network as an ONNX file.
 
     Args:
-        network (nn.Module): From :func:`make_network`; stays as it is.
+        network (nn.Module): From :func:`make_network`; not changed.
         example (Tensor): Normalised images (N, C, H, W) to trace it with.
         path (str | os.PathLike): File to write. Not atomic.
         facts (Mapping): Metadata for the file.
@@ -281,7 +281,7 @@ def write_onnx(
             Defaults to False.
 
     Raises:
-        ValueError: If the network has operations that ONNX has not, or onnx
+        ValueError: If ONNX lacks an operation of the network, or onnx
             is not installed.
     """
     onnx = import_extra('onnx')
@@ -335,26 +335,26 @@ def write_onnx(
 def _axes(
     names: Sequence[str], outputs: Sequence[Tensor]
 ) -> dict[str, dict[int, str]]:
-    """Axes that vary, with names of their own wherever sizes may differ."""
+    """Returns the axes that vary, each with its own name."""
     axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
     for name, output in zip(names, outputs):
         axes[name] = {0: 'batch'}
         if output.dim() == 4:
             axes[name] |= {2: f'{name}_height', 3: f'{name}_width'}
-        elif len(names) > 1:  # fewer boxes where the images are small
+        elif len(names) > 1:  # small images have fewer boxes
             axes[name][1] = 'boxes'
     return axes
 
 
 def _classic_exporter() -> dict[str, Any]:
-    """Newer versions of torch have two exporters; this one is in all."""
+    """Returns the option for the exporter that all versions of torch have."""
     known = inspect.signature(torch.onnx.export).parameters
     return {'dynamo': False} if 'dynamo' in known else {}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracer's warnings: --check is what finds mistakes."""
+    """Suppress warnings of the tracer; --check finds mistakes."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
@@ -376,10 +376,10 @@ def import_extra(name: str) -> Any:
 
 
 def check_provider(provider: str) -> None:
-    """Complain, before anything takes long, if files cannot be run here.
+    """Raise at the beginning if ONNX files cannot be run here.
 
     Args:
-        provider (str): Of ONNX Runtime, ``CUDAExecutionProvider`` for one.
+        provider (str): Of ONNX Runtime, such as ``CUDAExecutionProvider``.
 
     Raises:
         ValueError: If a package or the provider is missing.
@@ -396,11 +396,11 @@ def check_provider(provider: str) -> None:
 def open_session(
     path: str | os.PathLike, provider: str = 'CPUExecutionProvider'
 ) -> Any:
-    """A session of ONNX Runtime with as many threads as PyTorch has.
+    """Returns a session of ONNX Runtime with PyTorch's number of threads.
 
     Args:
         path (str | os.PathLike): ONNX file.
-        provider (str): What runs it. Defaults to the CPU's.
+        provider (str): Execution provider. Defaults to the CPU's.
 
     Raises:
         ValueError: If the provider does not start.
@@ -409,19 +409,18 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    # threads that wait for the next run would take a core from what is
-    # measured in between
+    # otherwise idle threads spin, and take a core from other measurements
     options.add_session_config_entry('session.force_spinning_stop', '1')
     session = onnxruntime.InferenceSession(
         os.fspath(path), options, providers=[provider]
     )
-    if provider not in session.get_providers():  # it went on with another
+    if provider not in session.get_providers():  # it fell back to another
         raise ValueError(f'the {provider} of ONNX Runtime does not start here')
     return session
 
 
 def number_of_classes(model: Any) -> int | None:
-    """How many classes a model tells apart; None where it does not say."""
+    """Returns the number of classes of a model; None if not known."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'head', None)
     if is_two_stage(model):
         head = getattr(model.roi_head, 'bbox_head', None)

@@ -1,8 +1,8 @@
 """Rounding the widths of a slim network after pruning.
 
-Where ``round_to`` was not set while pruning. The scores in the structure tell
-which kept channels to drop, or which removed ones to give back; what is given
-back has the weights of the full network.
+This is for networks that were pruned without ``round_to``. The scores in the
+structure decide which kept channels are pruned, or which pruned ones are
+restored. Restored channels have the weights of the full network.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Direction = Literal['down', 'up', 'nearest']
 
 @dataclass(frozen=True)
 class Change:
-    """What rounding did to one channel group.
+    """Change of one channel group by rounding.
 
     Attributes:
-        group (str): Its name.
-        original (int): Channels of its first producer at first.
-        before (int): What pruning left of them.
-        after (int): What rounding left of them.
+        group (str): Name of the group.
+        original (int): Channels of its first producer in the full network.
+        before (int): Channels after pruning.
+        after (int): Channels after rounding.
     """
 
     group: str
@@ -56,10 +56,10 @@ class Rounded:
     """A slim network whose channels were rounded.
 
     Attributes:
-        model (nn.Module): It.
-        structure (Structure): What it has lost, with its cost.
-        before (dict): ``flops``, ``params`` and ``acts`` before.
-        changes (list[Change]): Groups that pruning had touched.
+        model (nn.Module): The network.
+        structure (Structure): Its structure, with its cost.
+        before (dict): ``flops``, ``params`` and ``acts`` before rounding.
+        changes (list[Change]): Changes of the pruned groups.
     """
 
     model: nn.Module
@@ -79,17 +79,17 @@ def round_network(
     """Round the widths of a slim network.
 
     Args:
-        config (Config): That it was pruned with, or the generated one.
-        slim (nn.Module): The slim network; stays as it is.
-        structure (Structure): What it has lost, with scores.
+        config (Config): Pruning config, or the generated one.
+        slim (nn.Module): The slim network; not changed.
+        structure (Structure): Its structure, with scores.
         multiple (int): See :func:`round_structure`.
         direction (str): See :func:`round_structure`. Defaults to 'down'.
         weights (str | os.PathLike, optional): Checkpoint of the full network,
-            which channels that are given back take their weights from.
+            with the weights of restored channels.
 
     Raises:
         ValueError: If the structure or the checkpoint does not fit, or the
-            checkpoint is of a slim network.
+            checkpoint holds a slim network.
     """
     shape = structure.input_shape or input_shape(config)
     full = build_full_model(config)
@@ -101,14 +101,14 @@ def round_network(
         loaded = load_plain_checkpoint(weights)
         if KEY in loaded:
             raise ValueError(
-                f'the full weights {os.fspath(weights)} are of a slim '
-                'network; expected what the full one had when pruning began'
+                f'the full weights {os.fspath(weights)} are those of a slim '
+                'network; expected the checkpoint that pruning began with'
             )
         load_weights(full, weights_of(loaded, weights), weights)
     put_back(full, slim, structure)
     wanted.apply(full)
     before, after = (_cost(model, shape) for model in (slim, full))
-    # latency, which only a table tells, is not counted
+    # latency needs a table and is not counted
     original = {m: n for m, n in wanted.cost_before.items() if m in after}
     wanted = replace(wanted, cost_before=original, cost_after=after)
     return Rounded(full, wanted, before, changes)
@@ -126,26 +126,26 @@ def round_structure(
     multiple: int,
     direction: Direction,
 ) -> tuple[Structure, list[Change]]:
-    """Choose channels so that a multiple is left of every group.
+    """Choose channels so that every group keeps a multiple.
 
     Args:
-        structure (Structure): Of the slim network, with scores.
+        structure (Structure): Structure of the slim network, with scores.
         model (nn.Module): The full network.
         groups (Sequence[ChannelGroup]): Its channel groups.
-        multiple (int): Channels of a group that pruning has touched are
-            rounded to multiples of this.
-        direction (str): 'down' to drop the least important channels that stay;
-            'up' to give back the most important ones that were removed;
-            'nearest' for what is less, rather more. No group is given more
-            than it had at first. Where fewer than ``multiple`` are left,
-            nothing is dropped.
+        multiple (int): Channels of a pruned group are rounded to multiples of
+            this.
+        direction (str): 'down' to prune the least important kept channels;
+            'up' to restore the most important pruned ones; 'nearest' for the
+            smaller change, 'up' if equal. No group gets more channels than in
+            the full network. Groups with fewer than ``multiple`` channels are
+            not pruned.
 
     Raises:
-        ValueError: If the structure holds no scores, or those of other groups.
+        ValueError: If the structure has no scores, or those of other groups.
 
     Returns:
         tuple[Structure, list[Change]]: The new structure, still with the cost
-        of the old one, and the groups that pruning had touched.
+        of the old one, and the changes of the pruned groups.
     """
     record = structure.scores
     if record is None:
@@ -201,7 +201,7 @@ def _check(
 def _rounded(
     left: int, group: ChannelGroup, multiple: int, direction: Direction
 ) -> int:
-    """Units to keep of ``left``."""
+    """Returns the number of units to keep of ``left``."""
     step = multiple // math.gcd(multiple, group.width)
     less = left // step * step
     more = min(math.ceil(left / step) * step, group.size)
@@ -213,12 +213,12 @@ def _rounded(
 
 
 def put_back(full: nn.Module, slim: nn.Module, structure: Structure) -> None:
-    """Write the weights of a slim network where they were in the full one.
+    """Copy the weights of a slim network to their place in the full one.
 
     Args:
-        full (nn.Module): The full network; the rest of it stays as it is.
+        full (nn.Module): The full network; other weights do not change.
         slim (nn.Module): The slim network.
-        structure (Structure): What it has lost.
+        structure (Structure): Structure of the slim network.
     """
     kept = cuts_of(structure.keep)
     weights = named_tensors(slim)

@@ -314,7 +314,7 @@ def test_bad_checkpoints(cases, tmp_path, capsys):
 
     assert 'full.pth holds no structure' in refused('full')
     up = ['--rounding', 'up', '--full-weights']
-    assert 'slim.pth are of a slim' in refused('slim', *up, case.slim)
+    assert 'slim.pth are those of a slim' in refused('slim', *up, case.slim)
     assert 'gone.pth does not exist' in refused('slim', *up, 'gone.pth')
     full = torch.load(case.full, weights_only=True)
     del full['state_dict']['backbone.conv1.weight']
