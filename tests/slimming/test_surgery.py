@@ -23,6 +23,7 @@ from mmgfp.slimming.surgery import (
     cut_optimizer,
     cut_tensor,
     named_tensors,
+    read_width,
 )
 from mmgfp.tracing.finder import find_groups
 
@@ -53,6 +54,20 @@ def by_hand(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name == 'conv1.weight' or (name.startswith('bn.') and tensor.dim()):
         return tensor[first]
     return tensor
+
+
+def test_widths_are_read_without_a_walk(monkeypatch):
+    """A walk for each would take longer than to cut large networks."""
+    block = nn.Module()
+    block.conv, block.dims = nn.Conv2d(3, 4, 1), [4, True]
+    model = nn.ModuleDict(dict(block=block))
+    model.width = 5
+    monkeypatch.setattr(nn.Module, 'named_modules', lambda *_: 1 / 0)
+    assert read_width(model, 'width') == 5
+    assert read_width(model, 'block.conv.out_channels') == 4
+    assert read_width(model, 'block.dims[0]') == 4
+    for name in ('block.dims[1]', 'block.dims[2]', 'block.no', 'no.width'):
+        assert read_width(model, name) is None
 
 
 def test_slices_by_hand():
