@@ -115,8 +115,10 @@ class Ours:
 
     def end(self) -> None:
         """After it."""
-        fine = self.pruner.criterion.end_batch(1.0, self.guard.fine())
-        self.guard.judge(fine)
+        is_finite = self.pruner.criterion.end_batch(
+            1.0, self.guard.is_finite()
+        )
+        self.guard.end_batch(is_finite)
 
     def stop(self) -> None:
         """Observe no longer."""
@@ -365,17 +367,17 @@ def after_target(training: Training, rounds: int) -> list[float]:
 
 
 def growth(
-    network: Network, device: str, rounds: int, tell: Tell
+    network: Network, device: str, rounds: int, log: Tell
 ) -> dict[str, list[Result]]:
     """How the cost of scores grows with image, batch and groups."""
     found: dict[str, list[Result]] = dict(side=[], images=[], groups=[])
     sides = (128, 192, 256) if device == 'cpu' else (256, 512, 768, 1024)
     for side in sides:
-        tell(f'{network.title}: images of {side} pixels')
+        log(f'{network.title}: images of {side} pixels')
         smaller = Network(network.title, network.config, (side, side), 2)
         found['side'].append(_point(side, smaller, device, None, rounds))
     for images in (1, 2, 4, 8):
-        tell(f'{network.title}: batches of {images}')
+        log(f'{network.title}: batches of {images}')
         small = Network(network.title, network.config, sides[:1] * 2, images)
         found['images'].append(_point(images, small, device, None, rounds))
     small = Network(network.title, network.config, (sides[1],) * 2, 2)
@@ -383,7 +385,7 @@ def growth(
     open_groups = [group for group in groups if not group.frozen]
     for quarter in (1, 2, 3, 4):
         count = len(open_groups) * quarter // 4
-        tell(f'{network.title}: {count} groups')
+        log(f'{network.title}: {count} groups')
         some = open_groups[:count]
         found['groups'].append(_point(count, small, device, some, rounds))
     return found

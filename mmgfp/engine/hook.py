@@ -1,4 +1,4 @@
-"""The training hook: prunes while the runner trains. No mathematics."""
+"""The training hook: prunes while the runner trains."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from .runner import (
     before_each_batch,
     check_loaded,
     check_whole,
-    checkpoint_is_due,
     cut_checkpoint,
     is_training,
     network_has_changed,
     on_main_process,
     optimizers,
     same_on_all_ranks,
+    saves_checkpoint,
     sum_over_ranks,
     true_on_all_ranks,
 )
@@ -74,24 +74,24 @@ from .steps import StepGuard
 class PruningHook(Hook):
     """Prunes channels inside any MMEngine runner.
 
-    Finds coupled channels when training starts, scores them by a criterion -
-    Fisher information as in Group Fisher Pruning (ICML 2021), if no other is
-    named - and removes the least important ones every ``interval`` optimiser
-    steps, until the target is reached. Checkpoints are always slim
-    and hold the structure; resuming continues exactly.
+    It finds coupled channels when training starts, scores them with a
+    criterion (by default Fisher information as in Group Fisher Pruning, ICML
+    2021), and prunes the least important ones every ``interval`` optimiser
+    steps until the target is reached. Checkpoints are always slim and hold the
+    structure. Resuming continues exactly.
 
     Args:
-        target (dict): Remaining share to stop at, of one metric: ``flops``
+        target (dict): Remaining ratio to stop at, of one metric: ``flops``
             (multiply-accumulates), ``acts`` (activations), ``params`` or
             ``latency``, such as ``dict(flops=0.5)``.
-        criterion (dict, optional): What scores channels, such as
+        criterion (dict, optional): The criterion that scores channels, such as
             ``dict(type='Taylor')``: one of :data:`mmgfp.registry.CRITERIA`
             with its arguments. Defaults to ``dict(type='Fisher')``.
         interval (int): Optimiser steps per pruning step. With several
             optimisers, iterations in which one took a step that trains
             prunable layers. Defaults to 10.
-        normalize_by (str): What scores are divided by: the 'acts', 'flops'
-            or 'latency' that removing a channel saves now, or 'none'.
+        normalize_by (str): Scores are divided by the 'acts', 'flops' or
+            'latency' that cutting the channel saves, or by nothing ('none').
             Defaults to 'acts'.
         channels_per_step (int | str): Choices per pruning step: a number, or
             'auto' for equal amounts of the target's metric over the first
@@ -100,33 +100,33 @@ class PruningHook(Hook):
             Defaults to 0.6.
         scope (str): 'all', or 'internal' for channels that one layer makes
             and one reads (the paper's "-I"). Defaults to 'all'.
-        save_at (Sequence[float], optional): Remaining shares of the target's
+        save_at (Sequence[float], optional): Remaining ratios of the target's
             metric at which to save, besides the target. Defaults to those of
             (0.75, 0.5, 0.25) that are above the target.
         after_target (str): 'stop' to end training (at the end of the epoch in
-            epoch-based loops), 'train' to go on recovering. Defaults to
+            epoch-based loops), 'train' to continue training. Defaults to
             'stop'.
         min_channels (int): Channels that every group keeps. Defaults to 1.
-        min_ratio (float): Share of its channels that every group keeps.
+        min_ratio (float): Ratio of its channels that every group keeps.
             Defaults to 0.
-        round_to (int): Channels are removed so that a multiple of this stays
-            of every group. Defaults to 1.
-        cut_to (int, optional): Removed channels are masked, and cut out once
-            the rest of a group is a multiple of this: odd widths are slow on
-            a GPU. 0 for as late as possible. What is saved has no masks.
-            Defaults to 8 on a GPU and 1, at once, on a CPU.
-        ignore (Sequence[str]): Patterns of layers that lose no outputs, such
-            as 'backbone.layer1.*'. Defaults to ().
-        ratios (Mapping[str, float], optional): Shares that layers keep of
-            their outputs, by pattern, such as ``{'backbone.layer4.*': 0.7}``.
+        round_to (int): Every group keeps a multiple of this number of
+            channels. Defaults to 1.
+        cut_to (int, optional): Chosen channels are masked, and cut out when
+            the group keeps a multiple of this number: odd widths are slow on
+            a GPU. 0 cuts as late as possible. Saved networks have no masks.
+            Defaults to 8 on a GPU and 1, which cuts at once, on a CPU.
+        ignore (Sequence[str]): Patterns of layers whose outputs are not
+            pruned, such as 'backbone.layer1.*'. Defaults to ().
+        ratios (Mapping[str, float], optional): Ratios of their outputs that
+            layers keep, by pattern, such as ``{'backbone.layer4.*': 0.7}``.
             They are compared with no other layer.
         isomorphic (bool): Whether channels are compared only with those of
             layers of the same types (Fang et al., ECCV 2024). Defaults to
             False.
         input_shape (Sequence[int], optional): (H, W) that cost is counted at.
-            Defaults to what the config's pipelines say.
-        latency_table (str, optional): File that ``tools/latency_table.py``
-            wrote, where latency is the target or what scores are divided by.
+            Defaults to the size in the config's pipelines.
+        latency_table (str, optional): File of ``tools/latency_table.py``;
+            needed if latency is the target or scores are divided by it.
         finetune (dict, optional): Overrides for the fine-tuning config
             written with every saved ratio.
         report (bool): Whether to write a page about the run, 'report.html',
@@ -205,7 +205,7 @@ class PruningHook(Hook):
     # -- start ------------------------------------------------------------
 
     def before_run(self, runner: Runner) -> None:
-        """Check the runner; have checkpoints cut after all other hooks."""
+        """Check the runner; register the hook that cuts checkpoints."""
         if is_training(runner):
             check_whole(runner)
         if not any(
@@ -214,7 +214,7 @@ class PruningHook(Hook):
             runner.register_hook(CheckpointCutter(self))
 
     def before_train(self, runner: Runner) -> None:
-        """Find and prove channel groups, count cost, start observing."""
+        """Find and prove channel groups, count cost, attach the criterion."""
         model = unwrap(runner.model)
         check_not_compiled(model)
         check_finetune_config(runner.cfg, self.finetune)
@@ -246,7 +246,7 @@ class PruningHook(Hook):
             self._compare_targets(runner, self._resumed.get('target'))
             if ratio <= self.schedule.target:
                 runner.logger.info('the target was reached before')
-                self._tell_what_is_next(runner)
+                self._log_next(runner)
                 self._finish(runner)
                 return
         else:
@@ -254,8 +254,8 @@ class PruningHook(Hook):
             check_work_dir(runner.work_dir, self._stems.values())
             if not runner.cfg.get('load_from'):
                 runner.logger.warning(
-                    'load_from is not set: the scores of a network that is '
-                    'not trained mean little'
+                    'load_from is not set: scores of an untrained network '
+                    'are not meaningful'
                 )
             passed = [share for share in self.save_at if ratio <= share]
             self._tally = Tally(start=ratio, saved=passed)
@@ -283,7 +283,7 @@ class PruningHook(Hook):
         if before not in (None, target):
             runner.logger.warning(
                 f'resumed with target={target} instead of {before}: with '
-                "channels_per_step='auto' the pace changes from now on"
+                "channels_per_step='auto' the pace changes"
             )
 
     def _find_groups(self, runner: Runner) -> list[ChannelGroup]:
@@ -296,7 +296,7 @@ class PruningHook(Hook):
         )
 
     def _shape(self, runner: Runner) -> tuple[int, int]:
-        """(H, W) that cost is counted at; once pruned, always the same."""
+        """Returns (H, W) that cost is counted at; fixed once pruning began."""
         if self._structure is not None and self._structure.input_shape:
             height, width = self._structure.input_shape
             return height, width
@@ -305,13 +305,13 @@ class PruningHook(Hook):
     # -- each iteration ---------------------------------------------------
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Draw on from where a checkpoint was saved."""
+        """Restore the random states of a resumed checkpoint."""
         self._random.restore()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Get ready for the batch."""
+        """Start observing a batch."""
         self._random.forget()
         if self._guard is not None:
             assert self.pruner is not None
@@ -328,38 +328,38 @@ class PruningHook(Hook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Accumulate scores; prune when it is time."""
+        """Accumulate scores; prune after every ``interval`` steps."""
         if self._guard is not None:
             self._observe(runner, self._guard)
-        if checkpoint_is_due(runner):
+        if saves_checkpoint(runner):
             self._settle(runner)
             self._random.keep()
 
     def _observe(self, runner: Runner, guard: StepGuard) -> None:
         assert self.pruner is not None
         tally = self._tally
-        # Agreed on in every iteration, not when scores are summed over ranks:
+        # All ranks agree in every iteration, not only when scores are summed:
         # a batch can be bad on one rank alone (its scores overflow, or its
         # gradients are only accumulated so far), and before the next batch
-        # all ranks have to undo and count the same.
+        # all ranks have to restore and count the same.
         finite = self.pruner.criterion.end_batch(
-            self._factor, guard.fine(), true_on_all_ranks
+            self._factor, guard.is_finite(), true_on_all_ranks
         )
-        if not guard.judge(finite):
-            self._tell_of_bad_batches(runner)
+        if not guard.end_batch(finite):
+            self._log_bad_batches(runner)
             return
         tally.steps += guard.stepped
         if tally.steps >= self.schedule.interval:
-            self._tell_of_bad_batches(runner)
+            self._log_bad_batches(runner)
             self._prune(runner)
         hub = runner.message_hub
         for metric, ratio in self._ratios.items():
             hub.update_scalar(f'train/{metric}', ratio)
         hub.update_scalar('train/channels_pruned', tally.removed)
 
-    def _tell_of_bad_batches(self, runner: Runner) -> None:
+    def _log_bad_batches(self, runner: Runner) -> None:
         assert self._guard is not None
-        new, self._tally.skipped_in_a_row = self._guard.news()
+        new, self._tally.skipped_in_a_row = self._guard.num_skipped()
         self._tally.skipped += new
         if new:
             runner.logger.warning(
@@ -387,13 +387,13 @@ class PruningHook(Hook):
             calibrate(runner, cast(Calibrated, criterion), net.units)
         criterion.all_reduce(sum_over_ranks)
         unscored = pruner.unscored()
-        # what is known must not pay for what is not
+        # groups with scores must not replace those without
         least = pruner.reachable(unscored)[metric]
         waits = bool(unscored) and (
             least > schedule.target
             or not pruner.ratios.keys().isdisjoint(unscored)
         )
-        self._tell_of_unscored(runner, unscored, waits)
+        self._log_unscored(runner, unscored, waits)
         removals = pruner.prune(
             lambda n: (
                 waits or schedule.step_is_done(n, net.ratio(metric), goal)
@@ -417,11 +417,12 @@ class PruningHook(Hook):
             runner.message_hub.update_info('last_pruned', str(removals[-1]))
         elif ratio > goal and not waits:
             raise ValueError(
-                f'nothing is left to prune above the floors: {metric} is at '
+                'no channel can be pruned without going below the floors: '
+                f'{metric} is at '
                 f'{ratio:.3f}, target {schedule.target}. Lower min_channels, '
                 'min_ratio or round_to, or raise the target.'
             )
-        if line := self._progress.tell(self._ratios, tally, removals):
+        if line := self._progress.log(self._ratios, tally, removals):
             runner.logger.info(line)
         for share in self.save_at:
             if ratio <= share and share not in tally.saved:
@@ -432,29 +433,29 @@ class PruningHook(Hook):
             runner.logger.info(
                 f'target reached: {metric} at {ratio:.4f} of the original'
             )
-            self._tell_what_is_next(runner)
+            self._log_next(runner)
             self._finish(runner)
 
-    def _tell_of_unscored(
+    def _log_unscored(
         self, runner: Runner, names: list[str], waits: bool
     ) -> None:
-        """Log a change of which groups cannot be compared."""
+        """Log when the groups without scores change."""
         if names != self._unscored:
             self._unscored = names
             line = unscored_line(names, waits)
             runner.logger.warning(f'iteration {runner.iter + 1}: {line}')
 
-    def _tell_what_is_next(self, runner: Runner) -> None:
+    def _log_next(self, runner: Runner) -> None:
         stem = self._stems[self.schedule.target]
         config = Path(runner.work_dir, f'{stem}_finetune.py')
         if config.is_file():
             runner.logger.info(f'to recover accuracy, train with {config}')
 
     def _settle(self, runner: Runner) -> None:
-        """Get ready for whoever saves the network or runs it."""
+        """Cut masked channels before the network is saved or tested."""
         if self.pruner is None or self._guard is None:
             return
-        self._tell_of_bad_batches(runner)
+        self._log_bad_batches(runner)
         self.pruner.criterion.all_reduce(sum_over_ranks)
         if self.pruner.cut(
             optimizers(runner),
@@ -465,7 +466,7 @@ class PruningHook(Hook):
     # -- end --------------------------------------------------------------
 
     def _finish(self, runner: Runner) -> None:
-        """From here on training costs what it always did."""
+        """Stop pruning; training continues without its overhead."""
         self._settle(runner)
         self._stop_observing()
         if self.after_target == 'stop':
@@ -479,32 +480,32 @@ class PruningHook(Hook):
             self._guard = None
 
     def after_train(self, runner: Runner) -> None:
-        """Say so if training was too short; write the report."""
+        """Warn if the target was not reached; write the report."""
         if self._guard is not None and self.pruner is not None:
             self._settle(runner)
             self._stop_observing()
-            self._tell_of_missed_target(runner)
+            self._log_missed_target(runner)
         if self.report and dist.is_main_process():
             self._report(runner)
 
-    def _tell_of_missed_target(self, runner: Runner) -> None:
+    def _log_missed_target(self, runner: Runner) -> None:
         assert self.pruner is not None
         metric, target = self.schedule.metric, self.schedule.target
         why = (
-            f'the last pruning step left out {listed(self._unscored)}, of '
-            'which there were no scores'
+            f'the last pruning step left out {listed(self._unscored)}, which '
+            'had no scores'
             if self._unscored
             else "use channels_per_step='auto' or a larger number, a smaller "
             'interval or more epochs'
         )
         runner.logger.warning(
-            f'training has ended with {metric} at '
-            f'{self.pruner.net.ratio(metric):.3f}, the target of {target} was '
+            f'training ended with {metric} at '
+            f'{self.pruner.net.ratio(metric):.3f}; the target of {target} was '
             f'not reached: {why}'
         )
 
     def _report(self, runner: Runner) -> None:
-        # it runs models and pipelines of others; the training has succeeded
+        # other code may raise any error; the training has succeeded
         try:
             from ..report.page import write_report  # matplotlib may be missing
 
@@ -538,24 +539,24 @@ class PruningHook(Hook):
         )
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Get ready for a checkpoint of this epoch."""
+        """Cut masked channels before the checkpoint of this epoch."""
         self._settle(runner)
         self._random.keep()
 
     def before_val(self, runner: Runner) -> None:
-        """Note random states; those of training do not count validation.
+        """Keep the random states, which validation must not change.
 
-        A checkpoint of the best network may be saved after it.
+        A checkpoint of the best network may be saved after validation.
         """
         self._settle(runner)
         self._random.keep()
 
     def after_val(self, runner: Runner) -> None:
-        """Draw as if there had been no validation, which resuming skips."""
+        """Restore the random states, because resuming skips the validation."""
         self._random.rewind()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put the structure, and what resuming needs, into a checkpoint."""
+        """Add the structure and the state of pruning to a checkpoint."""
         if self.pruner is None:
             return
         checkpoint[KEY] = self._current_structure(runner).to_dict()
@@ -569,7 +570,7 @@ class PruningHook(Hook):
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Make the network slim before slim weights are loaded."""
+        """Cut the network before slim weights are loaded."""
         if is_training(runner):
             check_whole(runner)
         if KEY in checkpoint:
@@ -591,19 +592,18 @@ class PruningHook(Hook):
         network_has_changed(runner)
 
 
-# as configs for Group Fisher Pruning name it
+# the name in configs for Group Fisher Pruning
 FisherPruningHook = PruningHook
 
 
 class CheckpointCutter(Hook):
-    """Cuts out of checkpoints what is still in the network, masked.
+    """Cuts masked channels out of checkpoints.
 
-    Such are saved by hooks that do it within an epoch, on one process alone,
-    where the network cannot be cut. EMA hooks put weights of their own into
-    the checkpoint before.
+    Some hooks save within an epoch, on one process alone, where the network
+    cannot be cut. EMA hooks add their weights to the checkpoint before.
 
     Args:
-        pruning (PruningHook): Whose network it is.
+        pruning (PruningHook): The hook that prunes the network.
     """
 
     priority = 'LOWEST'
@@ -612,7 +612,7 @@ class CheckpointCutter(Hook):
         self._pruning = pruning
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Cut weights, averaged ones and the state of optimisers."""
+        """Cut weights, averaged weights and the state of optimisers."""
         pruner = self._pruning.pruner
         keep = pruner.net.unmasked() if pruner is not None else {}
         if keep:

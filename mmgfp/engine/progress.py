@@ -1,4 +1,4 @@
-"""How far pruning is: counts, and words for the log."""
+"""Progress of pruning: counts, and lines for the log."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..search.schedule import Schedule
 
 @dataclass
 class Tally:
-    """Counts that a resumed run goes on with.
+    """Counts that a resumed run continues.
 
     Attributes:
-        start (float): Remaining share when pruning started.
+        start (float): Remaining ratio when pruning started.
         steps (int): Optimiser steps since the last pruning step.
-        removed (int): Channels removed.
-        saved (list[float]): Remaining shares that were saved.
-        skipped (int): Batches without finite gradients.
-        skipped_in_a_row (int): The last of them.
+        removed (int): Number of pruned channels.
+        saved (list[float]): Remaining ratios that were saved.
+        skipped (int): Skipped batches, whose gradients were not finite.
+        skipped_in_a_row (int): Current streak of skipped batches.
     """
 
     start: float = 1.0
@@ -32,28 +32,28 @@ class Tally:
 
 
 class Progress:
-    """Words for the log, one line for every hundredth that went.
+    """Lines for the log, one for every hundredth of the metric.
 
     Args:
         schedule (Schedule): Has the target.
-        ratio (float): Remaining share of the target's metric at the start.
+        ratio (float): Remaining ratio of the target's metric at the start.
     """
 
     def __init__(self, schedule: Schedule, ratio: float) -> None:
         self._schedule = schedule
-        self._time, self._ratio = time.time(), ratio  # last told
+        self._time, self._ratio = time.time(), ratio  # of the last line
 
-    def tell(
+    def log(
         self,
         ratios: Mapping[str, float],
         tally: Tally,
         removals: Sequence[Removal],
     ) -> str:
-        """What to log after a pruning step; '' for nothing yet.
+        """Returns a line to log after a pruning step; '' for none.
 
         Args:
-            ratios (Mapping): Remaining share of every metric.
-            tally (Tally): Has counted the channels.
+            ratios (Mapping): Remaining ratio of every metric.
+            tally (Tally): Current counts.
             removals (Sequence[Removal]): Choices of this step.
         """
         metric, target = self._schedule.metric, self._schedule.target
@@ -72,21 +72,20 @@ class Progress:
 
 
 def unscored_line(names: Sequence[str], waits: bool) -> str:
-    """What to log when other groups than before have no scores.
+    """Returns a line to log when the groups without scores change.
 
     Args:
-        names (Sequence[str]): Of these groups.
-        waits (bool): Whether nothing is pruned until more have some.
+        names (Sequence[str]): Names of the groups without scores.
+        waits (bool): Whether pruning waits until more groups have scores.
     """
     if not names:
         return 'all channel groups have scores again'
     return (
-        f'no scores of {listed(names)}: since the last pruning step no '
-        'gradient has reached the layers that read these channels, or not '
-        'all of them, or only zeros. They are left out of pruning until '
-        'there are some'
+        f'no scores of {listed(names)}: since the last pruning step some of '
+        'the layers that read these channels had no gradients, or zeros '
+        'only. The groups are not pruned until they have scores'
         + (
-            '; nothing is pruned until then, because the others alone cannot '
+            '; pruning waits for them, because the other groups alone cannot '
             'reach the target'
             if waits
             else ''
@@ -95,14 +94,14 @@ def unscored_line(names: Sequence[str], waits: bool) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Channel groups by name, the first ones if there are many."""
+    """Returns names of channel groups, the first ones if there are many."""
     more = len(names) - most
     rest = f' and {more} more' if more > 0 else ''
     return f'channel groups {", ".join(names[:most])}{rest}'
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as a clock has them."""
+    """Returns a duration as hours:minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}'

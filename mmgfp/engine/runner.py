@@ -351,7 +351,7 @@ def before_each_batch(runner: Runner, announce: Callable[[], None]) -> None:
         )
 
 
-def checkpoint_is_due(runner: Runner) -> bool:
+def saves_checkpoint(runner: Runner) -> bool:
     """Whether a checkpoint is saved after this iteration, on all ranks."""
     return any(
         isinstance(hook, CheckpointHook)

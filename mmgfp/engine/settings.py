@@ -1,4 +1,4 @@
-"""Reading the hook's arguments: what a config may say, and clear errors."""
+"""Checks of the hook's arguments."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ PRUNE_SHARE = 0.6
 
 
 def named_arguments(cls: type, last: type) -> list[str]:
-    """Names of the arguments that a class takes, those of its own first.
+    """Returns the names of a class's arguments, its own first.
 
     Args:
-        cls (type): A class that hands ``**kwargs`` on to its bases.
-        last (type): The base that hands nothing on.
+        cls (type): A class that passes ``**kwargs`` to its bases.
+        last (type): The base that passes nothing on.
     """
     names: dict[str, None] = {}
     for base in cls.__mro__[: cls.__mro__.index(last) + 1]:
@@ -45,10 +45,10 @@ def named_arguments(cls: type, last: type) -> list[str]:
 def refuse_unknown(
     owner: str, unknown: Mapping[str, Any], known: Collection[str]
 ) -> None:
-    """Raise if there are arguments that the hook does not have.
+    """Raise if an argument is not one of the hook's.
 
     Raises:
-        ValueError: Naming the first one and its nearest match.
+        ValueError: With the first such argument and its nearest match.
     """
     for name, value in unknown.items():
         near = get_close_matches(name, known, n=1)
@@ -65,7 +65,7 @@ def read_schedule(
     channels_per_step: Any,
     prune_share: Any,
 ) -> Schedule:
-    """Check what belongs to the pace of pruning.
+    """Check the arguments that set the pace of pruning.
 
     Raises:
         ValueError: Naming the argument, its value and what was expected.
@@ -82,14 +82,14 @@ def read_schedule(
     else:
         raise ValueError(
             f'prune_share={prune_share!r} contradicts channels_per_step='
-            f'{channels_per_step!r}: the share of training that pruning takes '
+            f'{channels_per_step!r}: the ratio of training that pruning takes '
             "can only be chosen with channels_per_step='auto'. Remove one."
         )
     return Schedule(metric, share, interval, channels_per_step, prune_share)
 
 
 def read_target(target: Any) -> tuple[Metric, float]:
-    """Check a metric and its remaining share.
+    """Check a metric and its remaining ratio.
 
     Raises:
         ValueError: Naming what was expected.
@@ -97,7 +97,7 @@ def read_target(target: Any) -> tuple[Metric, float]:
     if not isinstance(target, Mapping) or len(target) != 1:
         raise ValueError(
             f'target={target!r}: expected one metric and its '
-            'remaining share, such as dict(flops=0.5)'
+            'remaining ratio, such as dict(flops=0.5)'
         )
     ((metric, share),) = target.items()
     one_of('the metric of target', metric, (*METRICS, 'latency'))
@@ -106,7 +106,7 @@ def read_target(target: Any) -> tuple[Metric, float]:
 
 
 def read_floor(min_channels: Any, min_ratio: Any, round_to: Any) -> Floor:
-    """Check what must stay of every group.
+    """Check what every group has to keep.
 
     Raises:
         ValueError: Naming the argument, its value and what was expected.
@@ -119,22 +119,22 @@ def read_floor(min_channels: Any, min_ratio: Any, round_to: Any) -> Floor:
 
 
 def read_save_at(save_at: Any, target: float) -> list[float]:
-    """Shares at which to save, from large to small; the target is the last.
+    """Returns the ratios to save at, descending; the target is the last.
 
     Args:
-        save_at (Any): As in the config; None for :data:`SAVE_AT`, as far as
+        save_at (Any): Value of the config; None for :data:`SAVE_AT`, as far as
             it is above the target.
-        target (float): Remaining share that pruning stops at.
+        target (float): Remaining ratio that pruning stops at.
 
     Raises:
-        ValueError: If a share is impossible or below the target.
+        ValueError: If a ratio is impossible or below the target.
     """
     if save_at is None:
         save_at = [share for share in SAVE_AT if share > target]
     if not isinstance(save_at, Collection) or isinstance(save_at, str):
         raise ValueError(
             f'save_at={save_at!r}: expected a list of remaining '
-            'shares, such as (0.75, 0.5)'
+            'ratios, such as (0.75, 0.5)'
         )
     for share in save_at:
         _share('save_at', share)
@@ -151,7 +151,7 @@ def read_criterion(criterion: Any) -> Criterion:
     """Build the criterion that a config names.
 
     Args:
-        criterion (Any): As in the config; None for Fisher information.
+        criterion (Any): Value of the config; None for Fisher information.
 
     Raises:
         ValueError: If there is no such criterion, or it does not take these
@@ -192,7 +192,7 @@ def read_cut_to(cut_to: Any) -> int | None:
     if cut_to is None or (type(cut_to) is int and cut_to >= 0):
         return cut_to
     raise ValueError(
-        f'cut_to={cut_to!r}; expected a whole number of channels, 0 for as '
+        f'cut_to={cut_to!r}: expected a whole number of channels, 0 to cut as '
         'late as possible, or None'
     )
 
@@ -200,33 +200,33 @@ def read_cut_to(cut_to: Any) -> int | None:
 def read_latency(
     latency_table: Any, normalize_by: str, metric: Metric
 ) -> LatencyTable | None:
-    """Load the table that pruning for latency needs.
+    """Load the latency table, if pruning needs one.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is missing, of no use or damaged.
+        ValueError: If it is missing, not used or damaged.
     """
     needed = 'latency' in (normalize_by, metric)
     if latency_table is None and needed:
         raise ValueError(
             f'normalize_by={normalize_by!r} and a target of {metric!r} need '
-            'latency_table: expected the file that `python '
-            'tools/latency_table.py CONFIG --out FILE` wrote on the device '
-            'that the network is for'
+            'latency_table: expected a file of `python '
+            'tools/latency_table.py CONFIG --out FILE`, written on the target '
+            'device'
         )
     if latency_table is not None and not needed:
         raise ValueError(
-            f'latency_table={latency_table!r} is of no use: expected '
+            f'latency_table={latency_table!r} is not used: expected '
             "normalize_by='latency' or target=dict(latency=...) with it"
         )
     return None if latency_table is None else LatencyTable.load(latency_table)
 
 
 def read_ignore(ignore: Any) -> tuple[str, ...]:
-    """Check the patterns of layers that lose no outputs.
+    """Check the patterns of layers whose outputs are not pruned.
 
     Raises:
-        ValueError: If it is no list of strings.
+        ValueError: If it is not a list of strings.
     """
     if (
         not isinstance(ignore, Collection)
@@ -241,10 +241,10 @@ def read_ignore(ignore: Any) -> tuple[str, ...]:
 
 
 def read_ratios(ratios: Any) -> dict[str, float]:
-    """Check the shares that layers keep, by pattern.
+    """Check the ratios that layers keep, by pattern.
 
     Raises:
-        ValueError: If it is no mapping of strings to shares.
+        ValueError: If it is not a mapping of strings to ratios.
     """
     if ratios is None:
         return {}
@@ -252,7 +252,7 @@ def read_ratios(ratios: Any) -> dict[str, float]:
         isinstance(pattern, str) for pattern in ratios
     ):
         raise ValueError(
-            f'ratios={ratios!r}: expected shares to keep by pattern of layer '
+            f'ratios={ratios!r}: expected ratios to keep by pattern of layer '
             "names, such as {'backbone.layer4.*': 0.7}"
         )
     for pattern, share in ratios.items():
@@ -264,7 +264,7 @@ def read_shape(shape: Any) -> tuple[int, int] | None:
     """Check the (H, W) that cost is counted at.
 
     Raises:
-        ValueError: If it is no pair of positive whole numbers.
+        ValueError: If it is not a pair of positive whole numbers.
     """
     if shape is None:
         return None
@@ -285,7 +285,7 @@ def read_overrides(overrides: Any) -> dict[str, Any]:
     """Check the overrides for the fine-tuning config.
 
     Raises:
-        ValueError: If it is no mapping.
+        ValueError: If it is not a mapping.
     """
     if overrides is None:
         return {}
@@ -316,7 +316,7 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def whole(name: str, value: Any, otherwise: str = '') -> None:
-    """Raise ValueError if a value is no positive whole number."""
+    """Raise ValueError if a value is not a positive whole number."""
     if not _is_whole(value):
         raise ValueError(
             f'{name}={value!r} ({type(value).__name__}): '
@@ -337,5 +337,5 @@ def _share(name: str, value: Any, top: float = 0.0) -> None:
     if not good:
         raise ValueError(
             f'{name}={value!r} ({type(value).__name__}): '
-            'expected a share between 0 and 1, such as 0.5'
+            'expected a ratio between 0 and 1, such as 0.5'
         )

@@ -1,4 +1,4 @@
-"""What happens once before pruning: groups, cost, is the target possible."""
+"""Preparation of pruning: groups, cost, and checks of the target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..slimming.optimizers import check_optimizer
 from ..slimming.structure import Structure, full_shapes
 from ..tracing.finder import restrict_groups
 
-# Seconds without a word in the log.
+# Seconds without a line in the log.
 PATIENCE = 5
 
 
@@ -40,12 +40,12 @@ def prepare_groups(
     """Find and prove the channel groups of a full-size model; log them."""
     began = time.time()
 
-    def tell(stage: str) -> None:
+    def log(stage: str) -> None:
         passed = time.time() - began
         if passed > PATIENCE:
             logger.info(f'{stage}, {passed:.0f} s so far')
 
-    found = demo_groups(model, shape, tell)
+    found = demo_groups(model, shape, log)
     groups = restrict_groups(found, scope, ignore)
     logger.info(
         f'found {len(groups)} channel groups in {time.time() - began:.1f} s\n'
@@ -63,9 +63,9 @@ def prepare_net(
     latency: LatencyTable | None,
     logger: Logger,
 ) -> Prunable:
-    """Count what the model costs at (H, W); log it.
+    """Count the cost of the model at (H, W); log it.
 
-    Without ``cut_to`` it is 1 on a CPU and 8 elsewhere.
+    ``cut_to`` defaults to 1 on a CPU and 8 elsewhere.
 
     Raises:
         ValueError: If the latency table is for another network.
@@ -75,7 +75,7 @@ def prepare_net(
     elif structure is not None and 'latency' in structure.cost_before:
         logger.warning(
             'the network was pruned with a latency table; without one, its '
-            'latency is neither followed nor saved from now on'
+            'latency is not logged or saved'
         )
     if cut_to is None:
         on_cpu = next(model.parameters()).device.type == 'cpu'
@@ -95,21 +95,21 @@ def prepare_net(
 
 
 def check_not_compiled(model: nn.Module) -> None:
-    """Raise if ``torch.compile`` has had a hand in the model.
+    """Raise if a part of the model is compiled with ``torch.compile``.
 
     Raises:
-        ValueError: Saying what to do.
+        ValueError: If a part is compiled.
     """
     for name, module in model.named_modules():
         compiled = [k for k, v in vars(module).items() if _is_compiled(v)]
         if compiled or _is_compiled(module):
             what = '.'.join(filter(None, [name, *compiled[:1]]))
             raise ValueError(
-                f'{what or "the model"} is compiled; expected a '
-                'model that is not: compiled code does not tell what its '
-                'layers are given, and would be compiled anew after each '
-                'pruning step. Remove `compile` from the config while '
-                'pruning; the slim network can be compiled.'
+                f'{what or "the model"} is compiled; expected a model without '
+                'compiled code, whose hooks do not run and which would be '
+                'compiled again after each pruning step. Remove `compile` '
+                'from the config while pruning; the slim network can be '
+                'compiled.'
             )
 
 
@@ -129,16 +129,15 @@ def check_optimizers(
     """Raise if an optimiser's state cannot be cut with the network.
 
     Raises:
-        ValueError: Naming the optimiser and what to use instead.
+        ValueError: With the optimiser and what to use instead.
     """
     names = {
         m.tensor for group in pruner.net.units.groups for m in group.members
     }
     for optimizer in optimizers:
-        if trouble := check_optimizer(optimizer, pruner.net.model, names):
+        if problem := check_optimizer(optimizer, pruner.net.model, names):
             logger.warning(
-                f'{trouble}; whether its state can be cut with the network '
-                'shows when channels are removed'
+                f'{problem}; its state is checked when channels are cut'
             )
 
 
@@ -152,21 +151,21 @@ def check_possible(
     """Raise if the target can never be reached.
 
     Args:
-        pruner (Pruner): Of the network as it is.
+        pruner (Pruner): Pruner of the current network.
         schedule (Schedule): Has the target.
         max_iterations (int): Iterations of the whole training.
         accumulation (int): Iterations per optimiser step.
-        restrictions (str): What the user restricts pruning with, in words.
+        restrictions (str): The user's restrictions, for the message.
 
     Raises:
-        ValueError: Saying what can be reached.
+        ValueError: With the smallest ratio that can be reached.
     """
     metric, target = schedule.metric, schedule.target
     least = pruner.reachable()[metric]
     if least > target:
         raise ValueError(
             f'target={{{metric!r}: {target}}} cannot be reached: with '
-            f'{restrictions} at least {least:.3f} of {metric} stays. Raise '
+            f'{restrictions} at least {least:.3f} of {metric} remains. Raise '
             'the target or lower the floors.'
         )
     # the last step may have fewer iterations
@@ -181,27 +180,27 @@ def check_possible(
 
 
 def check_work_dir(folder: str | os.PathLike, stems: Iterable[str]) -> None:
-    """Raise if an earlier run's results are in use.
+    """Raise if results of an earlier run would be replaced.
 
     Args:
         folder (str | os.PathLike): Work dir of the runner.
-        stems (Iterable[str]): Names of what is going to be saved.
+        stems (Iterable[str]): Names of the ratios to save.
 
     Raises:
-        ValueError: If one of them was fine-tuned: that needs its structure.
+        ValueError: If one of them was fine-tuned, which needs its structure.
     """
     for stem in stems:
         finetuned = Path(folder, f'{stem}_finetune')
         if Path(folder, f'{stem}.json').exists() and finetuned.is_dir():
             raise ValueError(
                 f'{folder} holds {stem}.json of an earlier run, which '
-                f'{finetuned} was trained with: pruning again would replace '
-                'it. Take another --work-dir, or remove that folder.'
+                f'{finetuned} was trained with; pruning again would replace '
+                'it. Use another --work-dir, or remove that folder.'
             )
 
 
 def check_not_met(schedule: Schedule, ratio: float) -> None:
-    """Raise if there is nothing to do.
+    """Raise if the target is already reached.
 
     Raises:
         ValueError: If the target is met before pruning starts.

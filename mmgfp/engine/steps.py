@@ -1,4 +1,4 @@
-"""Keeps batches without finite gradients away from the weights."""
+"""Skips optimiser steps of batches whose gradients are not finite."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..slimming.surgery import Keep, cut_tensor, cuts_of
 
-# So many batches in a row end the run. Mixed precision with a dynamic loss
-# scale skips a few at first.
+# This number of skipped batches in a row ends the run. Mixed precision with a
+# dynamic loss scale skips a few at the beginning.
 MAX_SKIPPED = 20
 
 
 class StepGuard:
-    """Watches optimiser steps; batches with NaN or infinite gradients are bad.
+    """Skips steps of bad batches, whose gradients are NaN or infinite.
 
-    A bad batch takes no optimiser step: no decay, no momentum. That asks what
-    the gradients are, which costs nothing on a CPU. On other devices it would
-    make the host wait for every iteration; there a bad batch takes a step
-    with gradients of zero, and is told of when :meth:`news` is asked for.
+    On a CPU a bad batch takes no optimiser step: no decay, no momentum. On
+    other devices reading the gradients would make the host wait in every
+    iteration. There a bad batch takes a step with gradients of zero, and
+    :meth:`num_skipped` counts it later.
 
-    All ranks have to judge alike, or they would not prune at the same time.
-    Under DDP the gradients are the same on all ranks when a step is taken;
-    whatever else is judged must be agreed on before.
+    All ranks must skip the same batches, or they would not prune at the same
+    time. Under DDP the gradients are the same on all ranks; all ranks have to
+    agree on everything else that :meth:`end_batch` is given.
 
     Args:
         model (nn.Module): The network that trains.
-        optimizers (Sequence[Optimizer]): Its optimisers.
-        waits (bool, optional): Whether to ask in every iteration. By default
+        optimizers (Sequence[Optimizer]): The network's optimisers.
+        waits (bool, optional): Whether to wait in every iteration. By default
             on a CPU only.
-        counted (Sequence[Optimizer], optional): Those whose steps are told of
-            in ``stepped``. By default all.
+        counted (Sequence[Optimizer], optional): Optimisers whose steps set
+            ``stepped``. By default all.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class StepGuard:
     ) -> None:
         device = next(model.parameters()).device
         self.waits = device.type == 'cpu' if waits is None else waits
-        self.stepped = False  # whether this batch ended in a counted step
-        self._refused = False  # whether one was kept from being taken
-        self._ended = False  # whether it ended in any, taken or not
+        self.stepped = False  # whether this batch took a counted step
+        self._refused = False  # whether a step was skipped
+        self._ended = False  # whether it ended a step, taken or skipped
         self._model = model
         self._optimizers = optimizers
         self._counted = optimizers if counted is None else counted
-        self._fine = torch.ones((), dtype=torch.bool, device=device)
-        # bad batches since the last news; in a row until now, and at most
+        self._is_finite = torch.ones((), dtype=torch.bool, device=device)
+        # bad batches since the last num_skipped(), current and longest streak
         self._counts = torch.zeros(3, dtype=torch.long, device=device)
         self._statistics: dict[torch.dtype, tuple[list[Tensor], Tensor]] = {}
         self._begins = True  # a step: with accumulation, several batches
@@ -68,55 +68,55 @@ class StepGuard:
         ]
 
     def begin(self) -> None:
-        """Start a batch; before a step's first, note the norms' statistics."""
+        """Start a batch; copy the norms' statistics at the first of a step."""
         self.stepped = self._refused = self._ended = False
-        self._fine = torch.ones_like(self._fine)
+        self._is_finite = torch.ones_like(self._is_finite)
         if self._begins:
             self._note_statistics()
             self._begins = False
 
-    def fine(self) -> Tensor:
-        """Whether the gradients of this batch's step are finite; ()."""
-        return self._fine
+    def is_finite(self) -> Tensor:
+        """Returns whether the gradients of the batch's step are finite, ()."""
+        return self._is_finite
 
-    def judge(self, fine: Tensor) -> bool:
-        """End a batch; if it was bad, undo its part in the statistics.
+    def end_batch(self, is_finite: Tensor) -> bool:
+        """End a batch; if it was bad, restore the norms' statistics.
 
-        Gradients that were accumulated before it go as well, since they can
-        no longer be told apart.
+        Gradients that were accumulated before it are dropped, too, because
+        they cannot be separated.
 
         Args:
-            fine (Tensor): Whether all is well, shape ().
+            is_finite (Tensor): Whether gradients and scores are finite, ().
 
         Returns:
-            bool: False for a bad batch, as far as can be told without
+            bool: False for a bad batch; True if that is not known without
             waiting.
         """
         self._begins = self._ended
-        bad = (~fine).long()
+        bad = (~is_finite).long()
         skipped, in_a_row, most = self._counts.unbind()
         in_a_row = (in_a_row + bad) * bad
         self._counts = torch.stack(
             [skipped + bad, in_a_row, torch.maximum(most, in_a_row)]
         )
         if not self.waits:
-            self._restore_statistics(fine)
+            self._restore_statistics(is_finite)
             return True
-        if fine:
+        if is_finite:
             return True
-        self._restore_statistics(fine)
+        self._restore_statistics(is_finite)
         for optimizer in self._optimizers:
             optimizer.zero_grad()
         self._begins = True
         return False
 
     def cut(self, keep: Keep) -> None:
-        """Cut the noted statistics as the network is about to be cut.
+        """Cut the copied statistics like the network.
 
-        That may happen between the batches of a step.
+        The network may be cut between the batches of a step.
 
         Args:
-            keep (Keep): What stays of each axis, see
+            keep (Keep): Kept positions of each axis, see
                 :mod:`mmgfp.slimming.surgery`.
         """
         names = {id(b): name for name, b in self._model.named_buffers()}
@@ -129,28 +129,28 @@ class StepGuard:
             ]
             self._statistics[dtype] = buffers, _flat(left)
 
-    def news(self) -> tuple[int, int]:
-        """Bad batches since the last call, and in a row until now.
+    def num_skipped(self) -> tuple[int, int]:
+        """Return (skipped since the last call, current streak).
 
         Raises:
-            RuntimeError: If there were too many in a row.
+            RuntimeError: If the longest streak reached MAX_SKIPPED.
         """
         skipped, in_a_row, most = self._counts.tolist()
         self._counts = self._counts.new_tensor([0, in_a_row, in_a_row])
         if most >= MAX_SKIPPED:
             raise RuntimeError(
-                f'gradients were NaN or infinite in {most} batches in a row, '
+                f'gradients were NaN or infinite in {most} batches in a row; '
                 'expected finite losses. Lower the learning rate, clip '
                 'gradients, or look for damaged images and boxes.'
             )
         return skipped, in_a_row
 
     def resume(self, in_a_row: int) -> None:
-        """Go on after so many bad batches in a row."""
+        """Continue with a current streak of bad batches."""
         self._counts = self._counts.new_tensor([0, in_a_row, in_a_row])
 
     def detach(self) -> None:
-        """Stop watching."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -160,15 +160,17 @@ class StepGuard:
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> None:
         gradients = _gradients(optimizer)
-        self._fine = self._fine & are_finite(gradients).to(self._fine.device)
+        self._is_finite = self._is_finite & are_finite(gradients).to(
+            self._is_finite.device
+        )
         if self.waits:
-            if not self._fine:
+            if not self._is_finite:
                 self._refused = True
-                # a parameter without gradient is left alone: no decay either
+                # without gradients there is no decay, either
                 optimizer.zero_grad(set_to_none=True)
             return
         for gradient in gradients:
-            gradient.masked_fill_(~self._fine, 0)
+            gradient.masked_fill_(~self._is_finite, 0)
 
     def _after_step(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
@@ -178,7 +180,7 @@ class StepGuard:
             self.stepped = True
 
     def _note_statistics(self) -> None:
-        """Copy the running statistics, those of a type with one operation."""
+        """Copy the running statistics, with one operation per dtype."""
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for module in self._model.modules():
             if isinstance(module, _NormBase) and module.training:
@@ -189,9 +191,9 @@ class StepGuard:
             for dtype, buffers in by_type.items()
         }
 
-    def _restore_statistics(self, fine: Tensor) -> None:
+    def _restore_statistics(self, is_finite: Tensor) -> None:
         for buffers, before in self._statistics.values():
-            right = torch.where(fine, _flat(buffers), before)
+            right = torch.where(is_finite, _flat(buffers), before)
             parts = right.split([b.numel() for b in buffers])
             for buffer, part in zip(buffers, parts):
                 buffer.copy_(part.view_as(buffer))
@@ -211,10 +213,10 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def are_finite(gradients: Sequence[Tensor]) -> Tensor:
-    """Whether no gradient is NaN or infinite, shape ().
+    """Returns whether no gradient is NaN or infinite, shape ().
 
-    A sum with such a term is none either, and is read once without writing;
-    one that overflows comes of gradients that nothing can be learnt from.
+    A sum with such a term is not finite either, and needs no memory. A sum
+    that overflows comes from gradients that are useless for training.
     """
     if not gradients:
         return torch.ones((), dtype=torch.bool)

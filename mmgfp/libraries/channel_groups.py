@@ -58,17 +58,17 @@ def runnable(
         shapes.append(whole)
     modes: tuple[Mode, ...] = ('tensor', 'predict', 'loss')
     for mode in modes:
-        trouble = _trouble(model, demo_runner(shapes[0], images, mode))
-        if trouble:
+        problem = _problem(model, demo_runner(shapes[0], images, mode))
+        if problem:
             # large images take long; what is no matter of size fails twice
             large = shapes[min(len(shapes), len(_TRACE_SIDES)) - 1]
-            if trouble == _trouble(model, demo_runner(large, images, mode)):
+            if problem == _problem(model, demo_runner(large, images, mode)):
                 continue
-        works = not trouble
+        works = not problem
         if works:
             yield shapes[0], mode
         for some in shapes[1:]:
-            if not _trouble(model, demo_runner(some, images, mode)):
+            if not _problem(model, demo_runner(some, images, mode)):
                 works = True
                 yield some, mode
         if works:
@@ -142,12 +142,12 @@ class _Steps(TorchDispatchMode):
         ]
         try:
             with found:
-                trouble = _trouble(model, demo_runner(shape, 1, 'loss'))
+                problem = _problem(model, demo_runner(shape, 1, 'loss'))
         finally:
             for handle in handles:
                 handle.remove()
         same = smaller is None or len(smaller) == len(found.steps)
-        return None if trouble or not same else found.steps
+        return None if problem or not same else found.steps
 
     def __torch_dispatch__(
         self,
@@ -183,7 +183,7 @@ class _Steps(TorchDispatchMode):
 def demo_groups(
     model: nn.Module,
     shape: Sequence[int],
-    tell: Callable[[str], object] | None = None,
+    log: Callable[[str], object] | None = None,
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model on made-up images.
 
@@ -191,7 +191,7 @@ def demo_groups(
         model (nn.Module): Of any library.
         shape (Sequence[int]): (H, W) that the model is for; what is run may
             be smaller.
-        tell (Callable, optional): See
+        log (Callable, optional): See
             :func:`mmgfp.tracing.finder.find_groups`.
 
     Raises:
@@ -199,17 +199,17 @@ def demo_groups(
         UnsteadyError: If rounding errors decide the outputs at all sizes.
     """
     check_single(model)
-    trouble = None
+    problem = None
     # one image could not show which rows of an input belong to which
     for size, mode in runnable(model, shape, images=2):
         run = demo_runner(size, images=2, mode=mode)
         train = demo_runner(size, images=2, mode='loss')
         try:
-            return find_groups(model, run, 2, train, tell)
+            return find_groups(model, run, 2, train, log)
         except UnsteadyError as error:  # maps of one pixel are full of ties
-            trouble = error
-    assert trouble is not None  # for there is one size at least
-    raise trouble
+            problem = error
+    assert problem is not None  # for there is one size at least
+    raise problem
 
 
 def check_single(model: nn.Module) -> None:
@@ -237,7 +237,7 @@ def check_single(model: nn.Module) -> None:
         )
 
 
-def _trouble(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:
+def _problem(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:
     """What a forward raises or lacks; '' if nothing."""
     try:
         with modes_kept(model), torch.no_grad():

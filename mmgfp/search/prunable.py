@@ -205,7 +205,7 @@ class Prunable:
         """
         for masked, units in zip(self.masked, chosen):
             masked[units] = True
-        return self._cut(self._due(), optimizers, copies)
+        return self._cut(self._cuttable(), optimizers, copies)
 
     def cut(
         self,
@@ -224,18 +224,18 @@ class Prunable:
         """
         return self._cut(self._masked_units(), optimizers, copies)
 
-    def _due(self) -> list[np.ndarray]:
+    def _cuttable(self) -> list[np.ndarray]:
         """Masked units without which the rest is as wide as it may be."""
-        due: list[np.ndarray] = []
+        cuttable: list[np.ndarray] = []
         for group, units in zip(self.units.groups, self._masked_units()):
             if self.cut_to == 0:
-                due.append(units[:0])
+                cuttable.append(units[:0])
                 continue
             step = self.cut_to // gcd(self.cut_to, group.width)
             left = group.size - len(units)
             padding = -left % step
-            due.append(units[: max(0, len(units) - padding)])
-        return due
+            cuttable.append(units[: max(0, len(units) - padding)])
+        return cuttable
 
     def _cut(
         self,

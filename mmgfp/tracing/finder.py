@@ -1,4 +1,4 @@
-"""From a model and a way to run it to proven channel groups."""
+"""Finds and proves the channel groups of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .slots import Trace
 
 
 class NoOutputsError(TypeError):
-    """Nothing that a network returns can be compared."""
+    """The outputs of a network hold nothing that can be compared."""
 
 
 def find_groups(
@@ -33,39 +33,36 @@ def find_groups(
     run: Run,
     images: int = 1,
     train: Run | None = None,
-    tell: Callable[[str], object] | None = None,
+    log: Callable[[str], object] | None = None,
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model.
 
-    The model's mode, parameters, buffers and random state are left as they
-    were.
+    The model's mode, parameters, buffers and random state do not change.
 
     Args:
         model (nn.Module): A built model.
         run (Callable): ``run(model)`` runs it on demo input and returns its
             outputs: tensors, in lists, mappings or attributes of objects,
             and maybe numbers.
-        images (int): Images in the demo input. With two or more it is found
-            out which image each row of a layer's input belongs to. Defaults
-            to 1.
-        train (Callable, optional): Runs the model for its losses on as many
-            images; it is in training mode then, but for norms and dropout.
-            Where that works, what layers are given is learnt from it, and so
-            are the channels of layers that only training uses.
-        tell (Callable, optional): Is given words for each stage when it
-            begins; a large model takes a minute or more.
+        images (int): Images in the demo input. Two or more are needed to find
+            the image of each row of a layer's input. Defaults to 1.
+        train (Callable, optional): Computes the model's losses on the same
+            number of images, in training mode but for norms and dropout. If
+            it works, it is traced, too, with layers that only training uses.
+        log (Callable, optional): Called with a line at the beginning of each
+            stage; a large model takes a minute or more.
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
         ValueError: If a lazy layer has no weights yet.
-        NoOutputsError: If what the run returns holds no tensor.
-        UnsteadyError: If rounding errors decide what it puts out there.
+        NoOutputsError: If the outputs hold no tensor.
+        UnsteadyError: If rounding errors decide the outputs.
 
     Returns:
         list[ChannelGroup]: In execution order, frozen ones included.
     """
     run, train = _looking_into(run), train and in_training(train)
-    tell = tell or (lambda stage: None)
+    log = log or (lambda stage: None)
     modes = {m: m.training for m in model.modules()}
     devices = sorted(
         {p.device.index for p in model.parameters() if p.device.type == 'cuda'}
@@ -73,17 +70,17 @@ def find_groups(
     with torch.random.fork_rng(devices=devices):
         try:
             model.eval()
-            tell('following channels through the network')
+            log('following channels through the network')
             with _values_kept(model):
                 trace = _trace(model, run, train)
             if train is not None and trace.unused and not trace.trained:
                 _warn_of_unused(trace.unused)
             if trace.unclear:
-                tell(_numbers_that_stay(trace.unclear))
+                log(_numbers_that_stay(trace.unclear))
             groups = [_freeze_single(group) for group in build_groups(trace)]
-            tell('telling which rows belong to which image')
+            log('finding the image of each row of the inputs')
             groups = find_layouts(model, groups, run, images, train)
-            tell(f'proving {len(groups)} channel groups')
+            log(f'proving {len(groups)} channel groups')
             groups = check_groups(model, groups, run, train)
         finally:
             for module, training in modes.items():
@@ -93,7 +90,7 @@ def find_groups(
 
 @contextmanager
 def _values_kept(model: nn.Module) -> Iterator[None]:
-    """What forwards write into parameters and buffers is taken back."""
+    """Restore parameters and buffers that forwards write into."""
     tensors = list(named_tensors(model).values())
     before = [t.detach().clone() for t in tensors]
     try:
@@ -105,7 +102,7 @@ def _values_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _looking_into(run: Run) -> Run:
-    """The same forward; what it returns as a list of what can be compared."""
+    """Returns the same forward with its outputs as a list of tensors."""
 
     def looked_into(model: nn.Module) -> list[Tensor]:
         outputs = run(model)
@@ -114,10 +111,10 @@ def _looking_into(run: Run) -> Run:
             raise NoOutputsError(
                 f'run(model) returned a value of the type '
                 f'{type(outputs).__name__} that holds no floating-point '
-                'numbers in tensors; expected all that the network puts out, '
-                'as tensors in lists, mappings or attributes of objects: '
-                'channels that reach an output must stay, and slim networks '
-                'are compared by their outputs'
+                'numbers in tensors; expected all outputs of the network as '
+                'tensors in lists, mappings or attributes of objects, because '
+                'channels that reach an output are not pruned, and slim '
+                'networks are compared by their outputs'
             )
         return tensors + numbers
 
@@ -127,7 +124,7 @@ def _looking_into(run: Run) -> Run:
 def _numbers_that_stay(names: Sequence[str]) -> str:
     some = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
     return (
-        f'{len(names)} numbers named like widths stay as they are, because '
+        f'{len(names)} attributes named like widths do not change, because '
         f'the forward reads them or has other channels of that number: {some}'
     )
 
@@ -148,7 +145,7 @@ def _trace(model: nn.Module, run: Run, train: Run | None) -> Trace:
             train and (lambda: train(model)),
         )
     except Exception:
-        _try(model, run)  # is the forward at fault?
+        _try(model, run)  # raises if the forward is the cause
         raise
 
 
@@ -156,9 +153,9 @@ def _warn_of_unused(parameters: Sequence[str]) -> None:
     layers = list(dict.fromkeys(layer_of(p) for p in parameters))
     some = ', '.join(layers[:3]) + (', ...' if len(layers) > 3 else '')
     warnings.warn(
-        f'{len(layers)} layers take no part in the demo forward ({some}), and '
+        f'{len(layers)} layers do not run in the demo forward ({some}), and '
         'the losses cannot be computed on made-up ground truth. If training '
-        'uses these layers, name the ones that make their input in `ignore`.',
+        'uses these layers, put the layers before them into `ignore`.',
         stacklevel=3,
     )
 
@@ -174,7 +171,7 @@ def _try(model: nn.Module, run: Run) -> None:
             f'{type(model).__name__} does not run on the demo input '
             f'({type(error).__name__}: {error}). Channel groups are found '
             'from one forward: check that the model runs on an input of this '
-            'size, or give another one with `input_shape=(H, W)`.'
+            'size, or set another one with `input_shape=(H, W)`.'
         ) from error
 
 
@@ -183,14 +180,14 @@ def restrict_groups(
     scope: str = 'all',
     ignore: Sequence[str] = (),
 ) -> list[ChannelGroup]:
-    """Freeze groups that the user does not want pruned.
+    """Freeze groups that the user excludes.
 
     Args:
-        groups (Sequence[ChannelGroup]): As found.
+        groups (Sequence[ChannelGroup]): All groups.
         scope (str): 'all', or 'internal' for channels that one layer makes
             and one layer reads (the paper's "-I"). Defaults to 'all'.
         ignore (Sequence[str]): Patterns as in :mod:`fnmatch`; a group is
-            frozen if a layer that loses outputs matches.
+            frozen if a layer whose outputs are cut matches.
 
     Raises:
         ValueError: If a pattern matches no layer of any group.
@@ -202,7 +199,7 @@ def restrict_groups(
             for layer in g.producers
         ):
             raise ValueError(
-                f'ignore={pattern!r} matches no layer that loses outputs; '
+                f'ignore={pattern!r} matches no layer whose outputs are cut; '
                 'expected names as tools/groups.py prints them, with * and ? '
                 "as wildcards, such as 'backbone.layer1.*'"
             )

@@ -1,26 +1,25 @@
 """Self-check: prove that removing channels equals masking them.
 
-A part of every group is removed from a copy of the network; the copy's
-outputs must equal those of another copy whose consumers' input slices are
-zeroed instead. What differs or fails to run is looked for where it shows (see
-:mod:`mmgfp.tracing.suspects`), or else by bisection, and frozen with the
-reason. A group that passed may be pruned; nothing else may. Where nothing was
-compared, nothing passes.
+A part of every group is cut out of a copy of the network. The copy's outputs
+must equal those of another copy whose consumers' input slices are zeroed
+instead. Groups that cause a difference or an error are found near its place
+(see :mod:`mmgfp.tracing.suspects`) or by bisection, and are frozen with the
+reason. Only groups that passed can be pruned. If nothing was compared, no
+group passes.
 
-The same goes for the losses, where they can be computed: they may read
-channels that no output shows, and compare them with something of a fixed
-width.
+The losses are compared, too, where they can be computed: they may read
+channels that no output shows, and compare them with a tensor of a fixed width.
 
-Each group loses another share, so that what only works as long as two groups
-lose equally many channels does not pass; and all of it is done twice. The
-first turn takes the first unit of every group and the second turn the last,
-so that channels picked by a number in the code always move.
+Each group is cut by another ratio, so that code that needs two groups of equal
+width does not pass. All of this is done twice. The first turn cuts the first
+unit of every group, the second turn the last, so that channels picked by an
+index in the code always move.
 
-The copies get random parameters and statistics, so that zero-initialised
-branches and untouched batch norms cannot hide a difference. Rounding errors
-grow with depth, and must not be taken for differences: where single precision
-does not agree, double precision decides, with weights that do not amplify
-rounding errors themselves.
+The copies have random parameters and statistics, so that zero-initialised
+branches and untrained batch norms cannot hide a difference. Rounding errors
+grow with depth, and must not count as differences: where single precision does
+not agree, double precision decides, with weights that do not amplify rounding
+errors themselves.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _NUDGE = 1e-12
 
 
 class UnsteadyError(RuntimeError):
-    """Rounding errors decide what a network puts out on the demo input."""
+    """Rounding errors decide a network's outputs on the demo input."""
 
 
 def check_groups(
@@ -69,22 +68,21 @@ def check_groups(
     train: Run | None = None,
     seed: int = 0,
 ) -> list[ChannelGroup]:
-    """Freeze the groups whose removal is not the same as masking.
+    """Freeze the groups for which cutting differs from masking.
 
     Args:
         model (nn.Module): The network; not changed.
-        groups (Sequence[ChannelGroup]): As found; frozen ones pass through.
+        groups (Sequence[ChannelGroup]): All groups; frozen ones do not change.
         run (Callable): ``run(model)`` runs a network on demo input and
             returns its outputs.
-        train (Callable, optional): Runs it for its losses. A warning says if
-            they cannot be computed, so that they tell nothing.
-        seed (int): For the random parameters and what is removed. Defaults
+        train (Callable, optional): Computes its losses. Warns if they cannot
+            be computed.
+        seed (int): Seed of the random parameters and the cut units. Defaults
             to 0.
 
     Raises:
-        UnsteadyError: If nothing can be told from this input, with any
-            weights.
-        ValueError: If the run does not repeat itself.
+        UnsteadyError: If rounding errors decide the outputs with any weights.
+        ValueError: If the run is not deterministic.
 
     Returns:
         list[ChannelGroup]: The same groups in the same order.
@@ -102,14 +100,14 @@ def check_groups(
             found = losses.difference(chosen, cut)
         return found
 
-    def near(names: Sequence[str], trouble: str) -> list[str]:
-        """Those at fault, of groups near to where the trouble shows."""
+    def near(names: Sequence[str], problem: str) -> list[str]:
+        """Returns the groups near the place of the problem that cause it."""
         if len(names) <= _FEW:
             return []
         chosen = [candidates[name] for name in names]
         cut = [removal[name] for name in names]
-        check = losses if losses and _LOSSES in trouble else outputs
-        for place in check.suspects(chosen, cut, trouble):
+        check = losses if losses and _LOSSES in problem else outputs
+        for place in check.suspects(chosen, cut, problem):
             for name in place:
                 if name not in alone:
                     alone[name] = difference([name])
@@ -122,28 +120,28 @@ def check_groups(
         cut = [removal[name] for name in names]
         return outputs.moved or bool(losses and losses.moves(chosen, cut))
 
-    def bisect(names: Sequence[str], trouble: str) -> None:
+    def bisect(names: Sequence[str], problem: str) -> None:
         if len(names) == 1:
-            failed[names[0]] = trouble
+            failed[names[0]] = problem
             return
         half = len(names) // 2
         parts = [names[:half], names[half:]]
         found = [(p, d) for p in parts if (d := difference(p))]
         for part, why in found:
             bisect(part, why)
-        if not found:  # only together do they fail: give up the later half
-            bisect_together(parts, trouble)
+        if not found:  # they fail only together: freeze the later half
+            bisect_together(parts, problem)
 
-    def bisect_together(parts: list[Sequence[str]], trouble: str) -> None:
+    def bisect_together(parts: list[Sequence[str]], problem: str) -> None:
         base = list(parts[0])
         for name in parts[1]:
             if difference([*base, name]):
-                failed[name] = trouble
+                failed[name] = problem
             else:
                 base.append(name)
 
     for turn in range(2):
-        removal = random_shares(list(candidates.values()), seed + turn)
+        removal = random_ratios(list(candidates.values()), seed + turn)
         for name, units in removal.items():
             # they are in order: the first, and the last of several or then
             for end in {-turn, turn - 1} if len(units) > 1 else {-turn}:
@@ -151,12 +149,12 @@ def check_groups(
         names = list(candidates)
         alone: dict[str, str] = {}  # what differs without units of one group
         while (names := [n for n in names if n not in failed]) and (
-            trouble := difference(names)
+            problem := difference(names)
         ):
-            found = near(names, trouble)
+            found = near(names, problem)
             failed |= {name: alone[name] for name in found}
             if not found:
-                bisect(names, trouble)
+                bisect(names, problem)
         if names and not moves(names):
             failed |= dict.fromkeys(names, 'masking it changes no output')
     return [
@@ -250,34 +248,34 @@ class _Check:
         self,
         groups: Sequence[ChannelGroup],
         removal: Sequence[np.ndarray],
-        trouble: str,
+        problem: str,
     ) -> list[list[str]]:
         """Names of groups near to each place where trouble shows.
 
         Args:
             groups (Sequence[ChannelGroup]): Groups that lose units.
             removal (Sequence[np.ndarray]): Their units to remove.
-            trouble (str): As :meth:`difference` told.
+            problem (str): Result of :meth:`difference`.
         """
-        if self._double is not None and _NOT_RUNNING not in trouble:
+        if self._double is not None and _NOT_RUNNING not in problem:
             run = in_double(self.run)
             with suppress(Exception):  # it may insist on single precision
-                return _suspects(self._double, groups, removal, run, trouble)
-        return _suspects(self._single, groups, removal, self.run, trouble)
+                return _suspects(self._double, groups, removal, run, problem)
+        return _suspects(self._single, groups, removal, self.run, problem)
 
     def _unsteady(self) -> Exception:
         name = type(self._model).__name__
         once, again = (_numbers(self._single, self.run) for _ in range(2))
         if once and again and compare_outputs(once, again):
             return ValueError(
-                f'{name} puts out something else each time that it is run on '
-                'the demo input; expected a run(model) that repeats itself: '
-                'make the input once, and draw nothing without a seed'
+                f'{name} gives different outputs for the same demo input; '
+                '`run(model)` must be deterministic: make the input once, and '
+                'seed all random numbers'
             )
         return UnsteadyError(
-            f'rounding errors decide what {name} puts out on the demo input, '
-            'so that no channel group can be proven; expected an input '
-            'without ties: larger images, as a rule'
+            f'rounding errors decide the outputs of {name} on the demo input, '
+            'so no channel group can be proven; expected an input without '
+            'ties, such as larger images'
         )
 
 
@@ -346,11 +344,11 @@ class _LossCheck:
         self,
         groups: Sequence[ChannelGroup],
         removal: Sequence[np.ndarray],
-        trouble: str,
+        problem: str,
     ) -> list[list[str]]:
         """As :meth:`_Check.suspects`."""
         return _suspects(
-            *(self._single, groups, removal, self._run, trouble),
+            *(self._single, groups, removal, self._run, problem),
             copied=whole_copy,
         )
 
@@ -365,8 +363,8 @@ class _LossCheck:
             warnings.warn(
                 'the losses cannot be computed on made-up ground truth '
                 f'({type_and_line(error)}). If they compare features with '
-                'something outside of the network that keeps its width, name '
-                'the layers that make these features in `ignore`.',
+                'tensors of a fixed width, put the layers that make these '
+                'features into `ignore`.',
                 stacklevel=6,
             )
         self._with_grad = True
@@ -470,7 +468,7 @@ def _suspects(
     groups: Sequence[ChannelGroup],
     removal: Sequence[np.ndarray],
     run: Run,
-    trouble: str,
+    problem: str,
     copied: Callable[[nn.Module], nn.Module] | None = None,
 ) -> list[list[str]]:
     """See :meth:`_Check.suspects`; the others as for :func:`_compare`."""
@@ -478,7 +476,7 @@ def _suspects(
     return suspects(
         _slim(model, groups, removal, copied),
         None
-        if _NOT_RUNNING in trouble
+        if _NOT_RUNNING in problem
         else _masked(model, groups, removal, copied),
         groups,
         removal,
@@ -512,7 +510,7 @@ def _numbers(model: nn.Module, run: Run) -> list[Tensor] | None:
 def random_removal(
     groups: Sequence[ChannelGroup], share: float, seed: int
 ) -> dict[str, np.ndarray]:
-    """Random units to remove per group, at least one, never all."""
+    """Returns random units to cut per group, at least one, never all."""
     rng = np.random.default_rng(seed)
     removal = {}
     for group in groups:
@@ -522,10 +520,10 @@ def random_removal(
     return removal
 
 
-def random_shares(
+def random_ratios(
     groups: Sequence[ChannelGroup], seed: int
 ) -> dict[str, np.ndarray]:
-    """As :func:`random_removal`, with another share for each group."""
+    """As :func:`random_removal`, with another ratio for each group."""
     rng = np.random.default_rng(seed)
     return {
         group.name: random_removal([group], share, seed + i)[group.name]
@@ -538,9 +536,9 @@ def random_shares(
 def compare_outputs(
     expected: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> str:
-    """Describe the first difference beyond tolerance; '' if there is none.
+    """Returns the first difference beyond tolerance; '' if there is none.
 
-    That there is nothing to compare counts as one.
+    Having nothing to compare counts as a difference.
     """
     if not _any_numbers(expected):
         return _NOTHING
@@ -559,7 +557,7 @@ def compare_outputs(
 
 
 def relative_error(expected: Tensor, output: Tensor) -> float:
-    """Largest difference over the largest magnitude."""
+    """Returns the largest difference over the largest magnitude."""
     if expected.numel() == 0:
         return 0.0
     if expected.is_complex() or output.is_complex():
@@ -577,7 +575,7 @@ def mask_consumers(
     groups: Sequence[ChannelGroup],
     removal: Sequence[np.ndarray],
 ) -> None:
-    """Zero the consumers' slices that belong to the removed units.
+    """Zero the consumers' slices that belong to the cut units.
 
     The tensors get new memory, see :func:`shared_copy`.
     """

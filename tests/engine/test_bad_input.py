@@ -172,7 +172,7 @@ def test_target_below_the_floors(tmp_path):
     full, least = ((3 * 8 * 9 + 8 * c * 9 + c * 9 + c * 8) for c in (12, 8))
     share = (64 * least + 40) / (64 * full + 40)
     assert "target={'flops': 0.5} cannot be reached" in text
-    assert f'at least {share:.3f} of flops stays' in text
+    assert f'at least {share:.3f} of flops remains' in text
     assert 'min_channels=8' in text
 
 

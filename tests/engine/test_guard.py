@@ -33,7 +33,7 @@ class Training:
         if self.batches % self.accumulate == 0:
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return self.guard.judge(self.guard.fine())
+        return self.guard.end_batch(self.guard.is_finite())
 
     def state(self) -> dict[str, torch.Tensor]:
         return {n: t.clone() for n, t in self.model.state_dict().items()}
@@ -51,11 +51,11 @@ def test_bad_batch_changes_nothing(waits):
     assert training.batch(float('nan')) == (not waits)
     assert same(before, training.state()) == list(before)
     assert training.guard.stepped == (not waits)
-    assert training.guard.news() == (1, 1)
-    assert training.guard.news() == (0, 1)
+    assert training.guard.num_skipped() == (1, 1)
+    assert training.guard.num_skipped() == (0, 1)
     assert training.batch()
     assert same(before, training.state()) == []
-    assert training.guard.news() == (0, 0)
+    assert training.guard.num_skipped() == (0, 0)
 
 
 @pytest.mark.parametrize('waits', [True, False])
@@ -71,7 +71,7 @@ def test_bad_batch_among_accumulated_ones(waits):
     for _ in range(3):
         training.batch()
     assert same(before, training.state()) == []
-    assert training.guard.news() == (1, 0)
+    assert training.guard.num_skipped() == (1, 0)
 
 
 @pytest.mark.parametrize('waits', [True, False])
@@ -106,10 +106,10 @@ def test_too_many_in_a_row(waits):
     training.batch()
     for _ in range(MAX_SKIPPED - 1):
         training.batch(float('nan'))
-    assert training.guard.news() == (MAX_SKIPPED, MAX_SKIPPED - 1)
+    assert training.guard.num_skipped() == (MAX_SKIPPED, MAX_SKIPPED - 1)
     training.batch(float('nan'))
     with pytest.raises(RuntimeError, match=f'in {MAX_SKIPPED} batches'):
-        training.guard.news()
+        training.guard.num_skipped()
 
 
 def test_too_many_before_the_news():
@@ -118,7 +118,7 @@ def test_too_many_before_the_news():
         training.batch(float('nan'))
     training.batch()
     with pytest.raises(RuntimeError, match='in a row'):
-        training.guard.news()
+        training.guard.num_skipped()
 
 
 def test_going_on_with_a_count():
@@ -126,14 +126,14 @@ def test_going_on_with_a_count():
     training.guard.resume(MAX_SKIPPED - 1)
     training.batch(float('nan'))
     with pytest.raises(RuntimeError, match='in a row'):
-        training.guard.news()
+        training.guard.num_skipped()
 
 
 def test_finite():
-    fine = torch.ones(3)
+    is_finite = torch.ones(3)
     assert are_finite([])
-    assert are_finite([fine, torch.full((2,), 6e4).half()])
-    assert not are_finite([fine, torch.tensor([1.0, float('nan')])])
+    assert are_finite([is_finite, torch.full((2,), 6e4).half()])
+    assert not are_finite([is_finite, torch.tensor([1.0, float('nan')])])
     assert not are_finite([torch.tensor([float('inf'), float('-inf')])])
 
 

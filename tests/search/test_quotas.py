@@ -236,12 +236,12 @@ def test_isomorphic_run(tmp_path):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(ratios=0.5), 'ratios=0.5: expected shares to keep by pattern'),
+        (dict(ratios=0.5), 'ratios=0.5: expected ratios to keep by pattern'),
         (dict(ratios={'conv1': 1.5}), r"ratios\['conv1'\]=1.5"),
-        (dict(ratios={1: 0.5}), 'expected shares to keep by pattern'),
+        (dict(ratios={1: 0.5}), 'expected ratios to keep by pattern'),
         (dict(isomorphic='yes'), "isomorphic='yes'.*True or False"),
         (dict(ratios={'head': 0.5}), 'matches no layer whose outputs'),
-        (dict(ratios={'stem': 0.9, 'conv1': 0.9}), 'ratios=.*stays'),
+        (dict(ratios={'stem': 0.9, 'conv1': 0.9}), 'ratios=.*remains'),
     ],
 )
 def test_settings_that_are_refused(tmp_path, settings, message):

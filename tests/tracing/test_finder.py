@@ -191,10 +191,10 @@ def test_internal_scope():
 
 def test_stages_are_told():
     told = []
-    groups = find_groups(Chain(), run, images=2, tell=told.append)
+    groups = find_groups(Chain(), run, images=2, log=told.append)
     assert told == [
         'following channels through the network',
-        'telling which rows belong to which image',
+        'finding the image of each row of the inputs',
         f'proving {len(groups)} channel groups',
     ]
 

@@ -804,7 +804,7 @@ class _Scaled(_Merged):
 
 def test_numbers_that_are_read_stay():
     told = []
-    groups = find_groups(_Scaled().eval(), run, images=2, tell=told.append)
+    groups = find_groups(_Scaled().eval(), run, images=2, log=told.append)
     assert 'blocks.1.in_channels' in widths(groups)
     assert 'blocks.1.channels' not in widths(groups)
     assert any('blocks.1.channels' in stage for stage in told)
@@ -826,7 +826,7 @@ class _Ambiguous(Net):
 
 def test_numbers_that_may_count_either_stay():
     told = []
-    groups = find_groups(_Ambiguous().eval(), run, images=2, tell=told.append)
+    groups = find_groups(_Ambiguous().eval(), run, images=2, log=told.append)
     assert not widths(groups)
     assert any('channels' in stage for stage in told)
 
