@@ -9,13 +9,15 @@ ARGS ?=
 VENV = $(if $(filter maintained,$(STACK)),.venv,.venv-$(STACK))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test docs lint
+.PHONY: help setup quickstart test test-benchmarks coverage docs lint
 
 help:
 	@echo 'make setup       install everything into .venv (PYTHON=... to choose)'
 	@echo 'make quickstart  train, prune, fine-tune and test a small detector'
 	@echo '                 (DETECTOR=retinanet, fcos, faster_rcnn, mask_rcnn)'
 	@echo 'make test        run the tests (ARGS="-k groups" to choose)'
+	@echo 'make test-benchmarks  run those of benchmarks/, too'
+	@echo 'make coverage    run all tests, and say which lines they reach'
 	@echo 'make docs        build the documentation as HTML: build/html/docs/index.html'
 	@echo 'make lint        run ruff, mypy and codespell'
 	@echo
@@ -28,10 +30,19 @@ setup:
 quickstart: setup
 	$(VENV)/bin/python tools/quickstart.py --detector $(DETECTOR)
 
-# two processes of one thread: two threads in each would wait for each other
+# processes of one thread: several in each would wait for each other
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical \
+	--maxprocesses 8 --dist loadscope
+
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadscope \
-		--cov=mmgfp --cov-report=term $(ARGS)
+	$(PYTEST) --ignore tests/benchmarks $(ARGS)
+
+test-benchmarks: setup
+	$(PYTEST) $(ARGS) tests/benchmarks
+
+# a third slower than the tests alone
+coverage: setup
+	$(PYTEST) --cov=mmgfp --cov-report=term $(ARGS)
 
 # only one stack brings Sphinx
 docs: override STACK = maintained

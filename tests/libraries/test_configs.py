@@ -106,6 +106,7 @@ FIELDS = (
     'epochs',
 )
 
+OF_NAP = ['retinanet', 'fcos', 'faster_rcnn', 'resnet50']
 VARIANTS = pytest.mark.parametrize('normalize_by', ['acts', 'flops'])
 MODELS = pytest.mark.parametrize('model', PAPER)
 
@@ -142,6 +143,9 @@ def test_every_model_has_its_four_configs():
         for model in PAPER
         for phase in ('prune', 'finetune')
         for normalize_by in ('acts', 'flops')
+    } | {
+        f'{model}/prune_{model}_nap_{paper(model)["dataset"]}.py'
+        for model in OF_NAP
     }
     found = {
         path.relative_to(CONFIGS).as_posix()
@@ -150,6 +154,29 @@ def test_every_model_has_its_four_configs():
         and path.parent.name != 'quickstart'
     }
     assert found == expected
+
+
+@pytest.mark.parametrize('model', OF_NAP)
+def test_nap_differs_by_its_criterion_and_pace(model):
+    dataset = paper(model)['dataset']
+    nap = load(CONFIGS / model / f'prune_{model}_nap_{dataset}.py')
+    acts = load_shipped('prune', model, 'acts')
+    (found,), (expected,) = nap.custom_hooks, acts.custom_hooks
+    assert found.pop('criterion')['type'] == 'KFAC'
+    assert found.pop('channels_per_step') == 'auto'
+    assert found.pop('normalize_by') == 'none'
+    # a step after each epoch, and ten or seven of them
+    images = dict(coco=117_266, imagenet=1_281_167)[dataset]
+    steps = -(-images // (8 * paper(model)['batch']))
+    assert abs(found.pop('interval') - steps) <= 1
+    epochs = paper(model)['epochs']
+    assert 7 <= found.pop('prune_share') * epochs <= 10.001
+    for name in ('interval', 'normalize_by', 'type'):
+        expected.pop(name)
+    assert found.pop('type') == 'mmgfp.PruningHook'
+    assert found == expected
+    for name in ('load_from', 'optim_wrapper', 'model'):
+        assert nap[name] == acts[name]
 
 
 @MODELS
