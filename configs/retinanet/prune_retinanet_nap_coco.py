@@ -1,26 +1,10 @@
 # Prunes RetinaNet-R50 to half its flops by K-FAC, as NAP ranks channels.
-_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-custom_imports = dict(imports=['mmgfp'], allow_failed_imports=False)
-
-target = 0.5  # remaining share of the multiply-accumulates
-interval = 7330  # an epoch; a calibration pass and a step after each
-lr = 0.002  # for 8 GPUs x 2 images, as is the next one
-finetune_lr = 0.01
-
-# the trained detector, with which pruning starts
-# https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r50_fpn_1x_coco/retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth
-load_from = 'checkpoints/retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth'
-model = dict(backbone=dict(frozen_stages=-1, norm_eval=True, init_cfg=None))
-optim_wrapper = dict(optimizer=dict(lr=lr))
-
+_base_ = './prune_retinanet_acts_coco.py'
 pruning = dict(
-    type='mmgfp.PruningHook',
-    target=dict(flops=target),
+    _base_.pruning,
     criterion=dict(type='KFAC', batches=100),
-    interval=interval,
+    interval=7330,  # an epoch of COCO: a calibration pass and a step after each
     channels_per_step='auto',
-    prune_share=0.6,
     normalize_by='none',
-    finetune=dict(optim_wrapper=dict(optimizer=dict(lr=finetune_lr))),
 )
 custom_hooks = [pruning]
