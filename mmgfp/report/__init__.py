@@ -1,1 +1,1 @@
-"""Tables, pictures and pages about a pruned network."""
+"""Tables, figures and pages about a pruned network."""

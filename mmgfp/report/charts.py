@@ -32,7 +32,7 @@ def draw_progress(
     saved: Mapping[str, int],
     path: str | os.PathLike,
 ) -> None:
-    """Remaining cost and the loss over the iterations, as PNG.
+    """Draw remaining cost and loss over the iterations, as PNG.
 
     Args:
         records (Sequence[Mapping]): Scalars of the training, in order.
@@ -51,7 +51,7 @@ def draw_progress(
         )
     cost.set_ylim(0, 1.03)
     cost.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
-    cost.set_ylabel('remaining share')
+    cost.set_ylabel('remaining ratio')
     figure.legend(loc='outside upper left', frameon=False, ncols=3)
     loss.plot(*_series(records, 'loss'), color=BLUE, linewidth=1.5)
     loss.set_ylabel('loss')
@@ -80,10 +80,10 @@ def _series(
 
 
 def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
-    """A row per channel group with a mark per unit, as PNG.
+    """Draw a row per channel group with a mark per unit, as PNG.
 
     Args:
-        scores (Scores): Those of the last step are drawn.
+        scores (Scores): Scores, of which those of the last step are drawn.
         path (str | os.PathLike): Where to write; complete or not at all.
     """
     groups = {name: scores.last_step(name) for name in scores.groups}
@@ -134,7 +134,7 @@ def _marks(
     first: bool,
     label: str,
 ) -> None:
-    """Upright ticks, above the line for what stays, below for what went."""
+    """Draw ticks, above the line for kept units, below for pruned ones."""
     pruned = label == 'removed'
     axes.plot(
         values,
@@ -150,13 +150,13 @@ def _marks(
 
 
 def _least(groups: Sequence[np.ndarray]) -> float:
-    """Where zeros are drawn on the log scale: left of everything else."""
+    """Returns the place of zeros on the log scale: left of all others."""
     values = np.concatenate([*groups, np.zeros(0)])
     values = values[(values > 0) & np.isfinite(values)]
     return float(values.min()) / 3 if len(values) else 1e-12
 
 
-Point = tuple[str, float, float]  # name, remaining share, accuracy
+Point = tuple[str, float, float]  # name, remaining ratio, accuracy
 
 
 def draw_accuracy(
@@ -168,15 +168,15 @@ def draw_accuracy(
     finetuned: Sequence[Point],
     path: str | os.PathLike,
 ) -> None:
-    """Accuracy against remaining cost, as PNG.
+    """Draw accuracy against remaining cost, as PNG.
 
     Args:
         metric (str): Name of the accuracy.
         cost (str): 'flops', 'acts' or 'params'.
-        baseline (Sequence): Where the run began.
-        pruning (Sequence): Validations while it pruned.
+        baseline (Sequence): The network that the run began with.
+        pruning (Sequence): Validations during pruning.
         saved (Sequence): Tests of saved ratios.
-        finetuned (Sequence): What fine-tuning made of them.
+        finetuned (Sequence): Tests of fine-tuned networks.
         path (str | os.PathLike): Where to write; complete or not at all.
     """
     figure = new_figure(7, 4)
@@ -194,7 +194,7 @@ def draw_accuracy(
         axes.plot(
             *(x, y),
             marker=marker,
-            # rings, for a saved ratio may be at the same place
+            # rings, because a saved ratio may be at the same place
             markersize=16 if label == 'while pruning' else 9,
             fillstyle='none' if label == 'while pruning' else 'full',
             color=colour,
@@ -203,10 +203,10 @@ def draw_accuracy(
         )
         if label == 'while pruning':
             continue
-        for name, share, accuracy in points:
+        for name, ratio, accuracy in points:
             axes.annotate(
                 f'{name} {accuracy:.3g}',
-                (share, accuracy),
+                (ratio, accuracy),
                 (-7, 5),
                 textcoords='offset points',
                 fontsize=8,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..utils.atomic import complete
 
-# Readable for colour-blind people and in grey (Okabe-Ito).
+# Distinct for colour-blind people and in grey (Okabe-Ito).
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 PURPLE, SKY, AMBER = '#CC79A7', '#56B4E9', '#E69F00'
 GREY, SHADE = '#C9CED6', '#F3F5F7'
@@ -17,7 +17,7 @@ CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure.
+    """Returns an empty figure.
 
     Args:
         width (float): Inches.

@@ -1,5 +1,5 @@
-"""The networks of a pruning run - baseline, saved, fine-tuned - and how well
-each did, as far as MMEngine's files around its work dir tell.
+"""The networks of a pruning run - baseline, saved, fine-tuned - with their
+accuracies, read from MMEngine's files in and around its work dir.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .workdir import (
 
 @dataclass(frozen=True)
 class Network:
-    """One network that the run began with, saved, or led to.
+    """A network that the run began with or saved, or a fine-tuned one.
 
     Attributes:
         name (str): 'baseline', 'flops_0.50' or 'flops_0.50 fine-tuned'.
-        ratio (SavedRatio | None): Where it is from; None for the baseline.
+        ratio (SavedRatio | None): Its saved ratio; None for the baseline.
         cost (Mapping): Its flops, params and acts.
         checkpoint (str): Path or address of its weights; '' if not known.
-        evaluations (Sequence[Evaluation]): In order; tests come last.
+        evaluations (Sequence[Evaluation]): Evaluations; tests come last.
     """
 
     name: str
@@ -53,21 +53,21 @@ class Network:
         return 'saved' if self.name == self.ratio.stem else 'finetuned'
 
     def accuracy(self, metric: str) -> Evaluation | None:
-        """The last evaluation that has a metric: a test if there is one."""
+        """Returns the last evaluation with a metric, if possible a test."""
         known = [e for e in self.evaluations if metric in e.metrics]
         return known[-1] if known else None
 
 
 @dataclass(frozen=True)
 class PruningRun:
-    """What is known of a pruning run.
+    """The files of a pruning run, read.
 
     Attributes:
         work_dir (Path): Its folder.
-        config (Path | None): The config as MMEngine wrote it down.
-        ratios (Sequence[SavedRatio]): From large to small.
+        config (Path | None): The config that MMEngine wrote.
+        ratios (Sequence[SavedRatio]): Saved ratios, descending.
         records (Sequence[Mapping]): Scalars of the training, in order.
-        evaluations (Sequence[Evaluation]): Validations while it pruned.
+        evaluations (Sequence[Evaluation]): Validations during pruning.
         networks (Sequence[Network]): The baseline first.
     """
 
@@ -80,20 +80,20 @@ class PruningRun:
 
     @property
     def metric(self) -> str:
-        """The accuracy to show: the first that was told; '' for none."""
+        """The accuracy to show: the first one found; '' for none."""
         for evaluation in self.all_evaluations():
             return next(iter(evaluation.metrics))
         return ''
 
     def all_evaluations(self) -> Iterator[Evaluation]:
-        """Those of every network, and those while it pruned."""
+        """Yields the evaluations of all networks, and those during pruning."""
         for network in self.networks:
             yield from network.evaluations
         yield from self.evaluations
 
 
 def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
-    """Collect what a pruning run left.
+    """Read the files of a pruning run.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no structure in it.
@@ -135,7 +135,7 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
 
 
 def _baseline_cost(path: str, slim: Structure) -> Mapping[str, float]:
-    """That of the original, or of a slim network that was pruned further."""
+    """Returns the cost of the network that the run began with."""
     if not Path(path).is_file():
         return slim.cost_before
     try:
@@ -150,7 +150,7 @@ def _baseline_cost(path: str, slim: Structure) -> Mapping[str, float]:
 def _tests(
     runs: Sequence[Run], checkpoints: Sequence[str]
 ) -> list[Evaluation]:
-    """Tests of some checkpoints, by time."""
+    """Returns the tests of some checkpoints, by time."""
     return [
         Evaluation(
             'test', Path(checkpoint).name, 0, run.tested, run.folder, {}
@@ -164,7 +164,7 @@ def _tests(
 def _finetuned(
     ratio: SavedRatio, around: Sequence[Run], work_dir: Path
 ) -> Iterator[Network]:
-    """Trainings that began with a saved ratio and pruned no further."""
+    """Returns the fine-tuned networks of a saved ratio."""
     folders = {
         run.folder.parent: None
         for run in around

@@ -1,6 +1,6 @@
-"""The page about a pruning run: what it says, in which order.
+"""Contents of the page about a pruning run.
 
-Only what is found is shown; what is missing is said in a sentence.
+A sentence replaces each part for which no data are found.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SCORE_THR = 0.3
 
 _NO_ACCURACY = (
     'No accuracy was found: no run in this folder, in a folder inside it or '
-    'beside it has validated or tested one of these networks. '
-    'tools/test.py CONFIG CHECKPOINT leaves a result that is found.'
+    'beside it has validated or tested one of these networks. Run '
+    'tools/test.py CONFIG CHECKPOINT.'
 )
 
 
@@ -46,9 +46,9 @@ def write_report(
         out (str | os.PathLike, optional): The page. The figures are in a
             folder of the same name without the suffix. Defaults to
             'report.html' in the work dir.
-        images (str | os.PathLike, optional): Folder of pictures to draw
+        images (str | os.PathLike, optional): Folder of images to draw
             predictions on. Defaults to those of the config's test dataset.
-        score_thr (float): Boxes of smaller scores are not drawn. Defaults to
+        score_thr (float): Boxes with smaller scores are not drawn. Defaults to
             0.3.
 
     Returns:
@@ -86,12 +86,12 @@ def write_report(
 def _title(run: PruningRun) -> str:
     last = run.ratios[-1]
     metric = _metric(last)
-    share = f'{last.structure.ratio(metric):.0%}'.replace('%', ' %')
-    return f'{last.structure.architecture}: {share} of the {metric} left'
+    ratio = f'{last.structure.ratio(metric):.0%}'.replace('%', ' %')
+    return f'{last.structure.architecture}: {ratio} of the {metric} left'
 
 
 def _metric(ratio: SavedRatio) -> str:
-    """What the ratio is a share of: 'flops', 'acts', 'params', 'latency'."""
+    """Returns the metric: 'flops', 'acts', 'params' or 'latency'."""
     return ratio.stem.split('_')[0]
 
 
@@ -103,7 +103,7 @@ def _head(run: PruningRun) -> Markup:
         words += f', from {from_here(run.networks[0].checkpoint)}'
     words += f'. Saved in {from_here(run.work_dir)}.'
     if shape:
-        words += f' Cost is that of an image of {shape} pixels.'
+        words += f' Cost is counted for an image of {shape} pixels.'
     return text(words) + _networks_table(run)
 
 
@@ -131,7 +131,7 @@ def _network_row(run: PruningRun, network: Network) -> list[str]:
 def _costs(
     run: PruningRun, network: Network
 ) -> dict[str, tuple[float, float]]:
-    """Metric -> (of the network, of the original)."""
+    """Returns metric -> (cost of the network, cost of the original)."""
     before = run.ratios[-1].structure.cost_before
     return {
         metric: (network.cost[metric], before[metric]) for metric in METRICS
@@ -139,7 +139,7 @@ def _costs(
 
 
 def _short(count: float) -> str:
-    """12.3 G, 45.6 M, 7.89 k."""
+    """Returns a count as 12.3 G, 45.6 M or 7.89 k."""
     for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
         if count >= size:
             return f'{count / size:.4g} {unit}'
@@ -147,12 +147,12 @@ def _short(count: float) -> str:
 
 
 def _size_of_weights(path: str) -> str:
-    """Without the state of an optimiser, which checkpoints may hold, too."""
+    """Returns the size of the weights without the state of optimisers."""
     if not path or not Path(path).is_file():
         return 'not found'
     try:
         weights = weights_of(load_plain_checkpoint(path), path)
-    except ValueError:  # holds more than tensors: none of ours
+    except ValueError:  # it holds more than tensors
         return 'not readable'
     count = sum(
         t.numel() * t.element_size()
@@ -166,22 +166,22 @@ def _size_of_weights(path: str) -> str:
 
 
 def _channels(run: PruningRun, folder: Path) -> Markup:
-    """The pictures that pruning drew, the most pruned network first."""
+    """Returns the figures of kept channels, the smallest network first."""
     html = Markup()
     for ratio in run.ratios[::-1]:
         if not ratio.picture.is_file():
-            html += text(f'There is no picture {ratio.picture.name}.')
+            html += text(f'The figure {ratio.picture.name} was not found.')
             continue
         path = folder / f'channels_{ratio.stem}.png'
         shutil.copyfile(ratio.picture, path)
         caption = (
-            f'{ratio.stem}: layers that lost output channels, in the order of '
-            'the network.'
+            f'{ratio.stem}: layers with pruned output channels, in the order '
+            'of the network.'
         )
-        if ratio.scores is not None:  # which tell the groups
+        if ratio.scores is not None:  # they name the groups
             caption += (
-                ' A line at the right joins layers that share a channel '
-                'group: they lose the same channels.'
+                ' A line at the right joins layers of one channel group: '
+                'the same channels are pruned in all of them.'
             )
         words = f'channels kept per layer at {ratio.stem}'
         figure = picture(path, words, caption)
@@ -193,8 +193,8 @@ def _channels(run: PruningRun, folder: Path) -> Markup:
 def _progress(run: PruningRun, folder: Path) -> Markup:
     if not any('flops' in record for record in run.records):
         return text(
-            'Nothing was logged while it pruned: there is no scalars.json of '
-            'the training in this folder.'
+            'No log was found: there is no scalars.json of the training in '
+            'this folder.'
         )
     path = folder / 'progress.png'
     saved = {r.stem: r.scores.iteration for r in run.ratios if r.scores}
@@ -202,17 +202,15 @@ def _progress(run: PruningRun, folder: Path) -> Markup:
     return picture(
         path,
         'remaining cost and loss over the iterations',
-        'Remaining cost and the loss over the iterations of the training, as '
-        'MMEngine logged them. Upright lines: ratios that were saved.',
+        'Remaining cost and loss over the iterations of the training, as '
+        'logged by MMEngine. Vertical lines mark saved ratios.',
     )
 
 
 def _scores(run: PruningRun, folder: Path) -> Markup:
     last = run.ratios[-1]
     if last.scores is None:
-        return text(
-            f'The scores were not kept: there are none in {last.stem}.json.'
-        )
+        return text(f'There are no scores in {last.stem}.json.')
     path = folder / f'scores_{last.stem}.png'
     draw_scores(last.scores, path)
     return picture(
@@ -220,8 +218,8 @@ def _scores(run: PruningRun, folder: Path) -> Markup:
         f'scores per channel group at {last.stem}',
         f'Scores of the step that reached {last.stem} (iteration '
         f'{last.scores.iteration}), one mark per unit of each channel group. '
-        'Choices of one step change what further ones save; these scores are '
-        'divided by what was saved when the step began. Scores of zero are at '
+        'The scores are divided by the saving of a unit at the beginning of '
+        'the step; the choices within a step change it. Scores of zero are at '
         'the left edge.',
     )
 
@@ -231,7 +229,7 @@ def _accuracy(run: PruningRun, folder: Path) -> Markup:
         return text(_NO_ACCURACY)
     cost = _metric(run.ratios[-1])
     if any(cost not in network.cost for network in run.networks):
-        cost = 'flops'  # of a baseline without a table no latency is known
+        cost = 'flops'  # the latency of the baseline is not known
     original = run.ratios[-1].structure.cost_before[cost]
     points: dict[str, list[Point]] = dict(baseline=[], saved=[], finetuned=[])
     missing = []
@@ -240,8 +238,8 @@ def _accuracy(run: PruningRun, folder: Path) -> Markup:
         if found is None:
             missing.append(network.name)
             continue
-        share = network.cost[cost] / original
-        point = network.name, share, found.metrics[run.metric]
+        ratio = network.cost[cost] / original
+        point = network.name, ratio, found.metrics[run.metric]
         points[network.kind].append(point)
     path = folder / 'accuracy.png'
     draw_accuracy(
@@ -254,8 +252,8 @@ def _accuracy(run: PruningRun, folder: Path) -> Markup:
     html = picture(
         path,
         f'{run.metric} against remaining {cost}',
-        'Tests where there are some, else validations. While it pruned, the '
-        f'{cost} are those logged last before the validation.',
+        'Results of tests, or of validations if there is no test. During '
+        f'pruning, {cost} are those logged last before the validation.',
     )
     if missing:
         html += text(f'No accuracy was found for {", ".join(missing)}.')
@@ -266,9 +264,9 @@ def _accuracy(run: PruningRun, folder: Path) -> Markup:
 
 def _while_pruning(run: PruningRun, cost: str) -> list[Point]:
     return [
-        ('', found.shares[cost], found.metrics[run.metric])
+        ('', found.ratios[cost], found.metrics[run.metric])
         for found in run.evaluations
-        if cost in found.shares and run.metric in found.metrics
+        if cost in found.ratios and run.metric in found.metrics
     ]
 
 
@@ -312,7 +310,7 @@ def _numbers(run: PruningRun) -> Markup:
                     ', '.join(group.layers),
                 ]
             )
-        shared = 'layers that lose outputs'
+        shared = 'layers whose outputs are cut'
         head = ['group', 'units', 'removed', 'median score', shared]
         html += folded(
             f'Channel groups before the last step ({len(rows)})',

@@ -1,4 +1,4 @@
-"""The part of the page about a run that shows predictions."""
+"""Predictions of the networks, a part of the page about a pruning run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .html import picture, text, tiles
 from .networks import PruningRun
 from .predictions import build_visualizer, draw_prediction, predict
 
-# How many are drawn on.
+# Number of images to draw on.
 PICTURES = 4
 
 
@@ -39,17 +39,17 @@ def predictions(
     paths: Sequence[str] | None,
     score_thr: float,
 ) -> Markup:
-    """The baseline and the slim network side by side, as HTML.
+    """Returns drawn predictions of the baseline and the slim network.
 
     Args:
         run (PruningRun): The run.
-        folder (Path): For the figures.
+        folder (Path): Folder for the figures.
         paths (Sequence[str], optional): Pictures to draw on. By default some
             of the config's test dataset.
-        score_thr (float): Boxes of smaller scores are not drawn.
+        score_thr (float): Boxes with smaller scores are not drawn.
     """
-    # models, datasets and pipelines of others may raise anything, and the
-    # rest of the page is of use without them
+    # models, datasets and pipelines may raise any error, and the rest of
+    # the page is useful without predictions
     try:
         return _draw_all_predictions(run, folder, paths, score_thr)
     except Exception as error:
@@ -65,8 +65,8 @@ def _draw_all_predictions(
     baseline = run.networks[0].checkpoint
     if run.config is None or not baseline:
         return text(
-            'Predictions were not drawn: the run does not tell what it began '
-            'with (load_from).'
+            'Predictions were not drawn: the checkpoint that the run began '
+            'with (load_from) is not known.'
         )
     if not Path(baseline).is_file():
         return text(
@@ -78,8 +78,8 @@ def _draw_all_predictions(
         paths = dataset_pictures(config, PICTURES)
     if not paths:
         return text(
-            'Predictions were not drawn: there are no pictures of the '
-            "config's test dataset on this machine; --images gives others."
+            "Predictions were not drawn: the images of the config's test "
+            'dataset are not on this machine. --images FOLDER selects others.'
         )
     candidates = [
         _Candidate('baseline', config, baseline),
@@ -105,7 +105,7 @@ def _draw_all_predictions(
 
 
 def _slim_candidate(run: PruningRun, config: Config) -> _Candidate:
-    """The fine-tuned one of the most pruned, or itself."""
+    """Returns the smallest network, fine-tuned if that was done."""
     ratio = run.ratios[-1]
     for network in run.networks[::-1]:
         if network.ratio is ratio and network.checkpoint:

@@ -1,4 +1,4 @@
-"""Pictures of what pruning kept."""
+"""Figures of the channels that pruning kept."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .figures import BLUE, CYCLE, GREY, new_figure, save_figure
 def kept_channels(
     structure: Structure, model: nn.Module
 ) -> list[tuple[str, int, int]]:
-    """(layer, original, kept) output channels of convolutions and linears.
+    """Returns (layer, original, kept) output channels of pruned layers.
 
-    In the order of the model; layers that lost nothing are not in it.
+    The layers are convolutions and linear layers in the order of the model.
 
     Args:
         structure (Structure): Of the slim network.
@@ -51,10 +51,10 @@ def draw_kept_channels(
     model: nn.Module,
     path: str | os.PathLike,
 ) -> None:
-    """Bars of kept and removed channels, one row per layer, as PNG.
+    """Draw bars of kept and pruned channels, one row per layer, as PNG.
 
-    Lines at the right join layers that share a channel group, if the
-    structure tells.
+    Lines at the right join layers of one channel group, if the structure has
+    the groups.
 
     Args:
         structure (Structure): Of the slim network.
@@ -98,11 +98,11 @@ def _draw_bars(axes: Axes, rows: Sequence[tuple[str, int, int]]) -> None:
 def shared_lanes(
     layers: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> list[tuple[int, list[int]]]:
-    """Where to mark the groups that several layers share.
+    """Returns the lanes in which groups of several layers are drawn.
 
     Args:
         layers (Sequence[str]): One per row.
-        groups (Sequence): Of each channel group its layers.
+        groups (Sequence): Layers of each channel group.
 
     Returns:
         list: Per group its lane, from 0, and its rows, ascending. Groups
@@ -126,7 +126,7 @@ def shared_lanes(
 
 
 def _draw_lanes(axes: Axes, lanes: Sequence[tuple[int, list[int]]]) -> None:
-    """A line per group with a dot at each of its layers."""
+    """Draw a line per group with a dot at each of its layers."""
     for i, (lane, rows) in enumerate(lanes):
         axes.plot(
             [lane] * len(rows),
@@ -144,9 +144,9 @@ def _draw_lanes(axes: Axes, lanes: Sequence[tuple[int, list[int]]]) -> None:
 def _title(structure: Structure) -> str:
     if not structure.cost_before:
         return structure.architecture
-    shares = ', '.join(
+    ratios = ', '.join(
         f'{metric} {structure.ratio(metric):.0%}'
         for metric in structure.cost_before
         if metric in structure.cost_after
     )
-    return f'{structure.architecture}: {shares} of the original left'
+    return f'{structure.architecture}: {ratios} of the original left'

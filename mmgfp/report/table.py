@@ -1,4 +1,4 @@
-"""Tables for people: channel groups and cost."""
+"""Text tables: channel groups and cost."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from rich.table import Table
 from ..cost.model import METRICS, Calls
 from ..groups import ChannelGroup
 
-# Names of layers are long; a narrower table would cut them off.
+# Names of layers are long; a narrower table would truncate them.
 TABLE_WIDTH = 150
 
-# Longer names are broken, so that there is room to say why a group stays.
+# Longer names are wrapped, which leaves room for the reason of a frozen group.
 _NAME = 30
 
 
 def groups_table(
-    groups: Sequence[ChannelGroup], shares: Mapping[str, float] | None = None
+    groups: Sequence[ChannelGroup], ratios: Mapping[str, float] | None = None
 ) -> Table:
-    """One row per channel group.
+    """Returns a table with a row per channel group.
 
     Args:
-        groups (Sequence[ChannelGroup]): As found.
-        shares (Mapping[str, float], optional): By group name, the share of
-            the network's flops that is in layers losing its channels.
+        groups (Sequence[ChannelGroup]): The groups.
+        ratios (Mapping[str, float], optional): By group name, the ratio of
+            the network's flops in layers that its channels are cut from.
     """
     table = Table(title=None, show_lines=False)
     _add_names(table, 'channel group')
     table.add_column('channels', justify='right', no_wrap=True)
     _add_names(table, 'lose outputs')
     _add_names(table, 'lose inputs')
-    if shares is not None:
+    if ratios is not None:
         table.add_column('flops', justify='right', no_wrap=True)
     table.add_column('prunable', overflow='fold')
     for group in groups:
@@ -42,8 +42,8 @@ def groups_table(
             abbreviate(group.producers),
             abbreviate(group.consumers),
         ]
-        if shares is not None:
-            row.append(f'{shares.get(group.name, 0):.1%}')
+        if ratios is not None:
+            row.append(f'{ratios.get(group.name, 0):.1%}')
         table.add_row(
             *row, 'yes' if not group.frozen else f'no: {group.frozen}'
         )
@@ -55,7 +55,7 @@ def _add_names(table: Table, title: str) -> None:
 
 
 def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """One row per network or module, exact integers.
+    """Returns a table of exact costs, with a row per network or module.
 
     Args:
         rows (Mapping): Name -> ``{'flops', 'params', 'acts'}``.
@@ -70,30 +70,30 @@ def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def cost_notes(calls: Calls, flops: float) -> list[str]:
-    """What a table of cost does not say about work that no weight does.
+    """Returns notes on work that belongs to no weight.
 
     Args:
         calls (Calls): From :func:`mmgfp.cost.model.record_calls`.
-        flops (float): Of the whole network.
+        flops (float): Multiply-accumulates of the whole network.
     """
-    shares, notes = calls.unattributed(flops), []
+    ratios, notes = calls.unattributed(flops), []
     if calls.fixed:
         notes.append(
-            f'{shares["computed_kernels"]:.1%} of the flops are in kernels '
-            'that modules compute from no single weight: they count, and '
-            'pruning leaves them as they are.'
+            f'{ratios["computed_kernels"]:.1%} of the flops are in kernels '
+            'that modules compute from no single weight: they are counted, '
+            'and pruning does not change them.'
         )
     if calls.left_out:
         notes.append(
             'Not in the flops: products of two activations, as in attention, '
-            f'{shares["products_of_activations"]:.1%} of all '
+            f'{ratios["products_of_activations"]:.1%} of all '
             'multiply-accumulates.'
         )
     return notes
 
 
 def render(table: Table, width: int = TABLE_WIDTH) -> str:
-    """A table as plain text, for logs."""
+    """Returns a table as plain text, for logs."""
     console = Console(width=width, no_color=True, legacy_windows=False)
     with console.capture() as capture:
         console.print(table)
@@ -101,7 +101,7 @@ def render(table: Table, width: int = TABLE_WIDTH) -> str:
 
 
 def abbreviate(layers: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """Returns the first few names and the number of others."""
     if len(layers) <= most:
         return '\n'.join(layers)
     return '\n'.join(

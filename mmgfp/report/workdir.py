@@ -1,6 +1,6 @@
-"""What a pruning run and MMEngine left on disk, read back.
+"""Reads the files that pruning and MMEngine wrote into a work dir.
 
-Knows names and formats of files. Nothing in them is executed.
+This file knows names and formats of files. No code in them is run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..slimming.history import Scores
 from ..slimming.structure import Structure
 
 _STRUCTURE = re.compile(r'((?:flops|acts|params|latency)_\d\.\d\d+)\.json')
-# Numbers of a validation that tell nothing of the network.
+# Numbers of a validation that do not depend on the network.
 _NO_METRICS = ('data_time', 'time', 'step')
 _BEGINNING = re.compile(
     r'^(load_from|resume) *= *(None|True|False|\'.*\'|".*")$', re.MULTILINE
@@ -34,8 +34,8 @@ class SavedRatio:
 
     Attributes:
         stem (str): Common part of their names, such as 'flops_0.50'.
-        folder (Path): Where they are.
-        structure (Structure): What is left.
+        folder (Path): Their folder.
+        structure (Structure): Structure of the slim network.
     """
 
     stem: str
@@ -44,22 +44,22 @@ class SavedRatio:
 
     @property
     def scores(self) -> Scores | None:
-        """By which channels were chosen; None where that was not kept."""
+        """Scores that decided the channels; None if they were not saved."""
         return self.structure.scores
 
     @property
     def checkpoint(self) -> Path:
-        """The slim checkpoint, there or not."""
+        """Path of the slim checkpoint, which may not exist."""
         return self.folder / f'{self.stem}.pth'
 
     @property
     def picture(self) -> Path:
-        """The picture of kept channels, there or not."""
+        """Path of the figure of kept channels, which may not exist."""
         return self.folder / f'{self.stem}.png'
 
     @property
     def finetune_config(self) -> Path:
-        """The generated config, there or not."""
+        """Path of the generated config, which may not exist."""
         return self.folder / f'{self.stem}_finetune.py'
 
 
@@ -67,8 +67,8 @@ class SavedRatio:
 class Run:
     """One start of a tool: a folder that MMEngine named by its time.
 
-    Its files are read when they are asked for: beside a work dir there may
-    be runs of any size that have nothing to do with it.
+    Files are read on demand: beside a work dir there may be large runs that do
+    not belong to it.
 
     Attributes:
         folder (Path): That folder.
@@ -78,12 +78,12 @@ class Run:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """What it began with: ``load_from`` and ``resume``."""
+        """``load_from`` and ``resume`` of its config."""
         return beginning(self.folder / 'vis_data' / 'config.py')
 
     @cached_property
     def records(self) -> Sequence[Mapping[str, Any]]:
-        """Lines of its scalars, in order."""
+        """Its scalars, line by line."""
         return [
             record
             for record in _json_lines(
@@ -94,7 +94,7 @@ class Run:
 
     @cached_property
     def tested(self) -> Mapping[str, float]:
-        """Metrics of a test; empty if it was a training."""
+        """Metrics of a test; empty for a training."""
         found: dict[str, float] = {}
         for record in _json_lines(self.folder / f'{self.folder.name}.json'):
             found.update(_metrics(record))
@@ -108,17 +108,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics that a validation or a test found.
+    """Metrics of a validation or a test.
 
     Attributes:
         what (str): 'validation' or 'test'.
         of (str): Name of the file that was tested, or when in the training
             it was validated: 'epoch 2', 'iteration 500'.
-        iteration (int): Of the training that a validation interrupted; 0 if
+        iteration (int): Iteration of the training at the validation; 0 if
             not known.
-        metrics (Mapping): Name -> value, as the library has it.
+        metrics (Mapping): Name -> value, as in the library.
         place (Path): Folder of the run.
-        shares (Mapping): Remaining share of each cost, where it was logged.
+        ratios (Mapping): Remaining ratio of each cost, if it was logged.
     """
 
     what: str
@@ -126,11 +126,11 @@ class Evaluation:
     iteration: int
     metrics: Mapping[str, float]
     place: Path
-    shares: Mapping[str, float]
+    ratios: Mapping[str, float]
 
 
 def saved_ratios(work_dir: str | os.PathLike) -> list[SavedRatio]:
-    """The saved ratios in a work dir, from large to small.
+    """Returns the saved ratios in a work dir, descending.
 
     Raises:
         FileNotFoundError: If there is no such folder, or none in it.
@@ -150,8 +150,8 @@ def saved_ratios(work_dir: str | os.PathLike) -> list[SavedRatio]:
     if not stems:
         raise FileNotFoundError(
             f'there is no structure in {str(folder)!r}; expected a file such '
-            'as flops_0.50.json, which pruning leaves in its work dir when it '
-            'has reached a share of save_at'
+            'as flops_0.50.json, which pruning writes into its work dir when '
+            'it reaches a ratio of save_at'
         )
     ratios = [
         SavedRatio(stem, folder, Structure.load(folder / f'{stem}.json'))
@@ -163,8 +163,8 @@ def saved_ratios(work_dir: str | os.PathLike) -> list[SavedRatio]:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The runs in a work dir, by time."""
-    # of large folders of pictures nothing but the names is looked at
+    """Returns the runs in a work dir, by time."""
+    # only names are read, because folders of images may be large
     return [
         Run(path)
         for path in sorted(folder.glob('[0-9]*_[0-9]*'))
@@ -173,7 +173,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def runs_around(work_dir: Path) -> Iterator[Run]:
-    """Runs in a work dir, in the folders inside it, and beside it."""
+    """Yields runs in a work dir, in folders inside it and beside it."""
     folder = work_dir.resolve()
     yield from read_runs(folder)
     for place in (folder, folder.parent):
@@ -183,7 +183,7 @@ def runs_around(work_dir: Path) -> Iterator[Run]:
 
 
 def _json_lines(path: Path) -> list[Mapping[str, Any]]:
-    """Objects, one a line; a line that a crash cut short is left out."""
+    """Returns one object per line; incomplete lines are skipped."""
     if not path.is_file():
         return []
     found = []
@@ -198,10 +198,10 @@ def _json_lines(path: Path) -> list[Mapping[str, Any]]:
 
 
 def beginning(path: Path) -> dict[str, Any]:
-    """What a config says of how a run began, without running it.
+    """Returns load_from and resume of a config, without running it.
 
-    Empty where the file is not there, is none that MMEngine wrote, or cannot
-    be read.
+    It is empty if the file does not exist, cannot be read or was not written
+    by MMEngine.
     """
     try:
         if path.stat().st_size > _LARGEST_CONFIG:
@@ -230,13 +230,13 @@ def _metrics(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def join_scalars(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
-    """Scalars of a training in order, whatever interrupted it.
+    """Returns the scalars of a training that may have been resumed.
 
-    What a run logged after the iteration that a later one went on from is
-    left out: the later one did it again.
+    If a later run resumed from an iteration, the lines that the earlier run
+    logged after it are left out.
 
     Args:
-        runs (Sequence[Run]): Of one work dir, by time.
+        runs (Sequence[Run]): Runs of one work dir, by time.
     """
     joined: list[Mapping[str, Any]] = []
     for run in runs:
@@ -257,7 +257,7 @@ def join_scalars(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
 def validations(
     records: Sequence[Mapping[str, Any]], place: Path
 ) -> list[Evaluation]:
-    """Validations of a training, with the cost that was left by then.
+    """Returns the validations of a training, with the remaining cost.
 
     Args:
         records (Sequence[Mapping]): See :func:`join_scalars`.
@@ -269,7 +269,7 @@ def validations(
         if 'iter' in record:
             last = record
         elif metrics := _metrics(record):
-            shares: dict[str, float] = {
+            ratios: dict[str, float] = {
                 m: float(last[m]) for m in (*METRICS, 'latency') if m in last
             }
             step = int(record.get('step', 0))
@@ -279,7 +279,7 @@ def validations(
             iteration = 0 if by_epoch else step
             found.append(
                 Evaluation(
-                    'validation', when, iteration, metrics, place, shares
+                    'validation', when, iteration, metrics, place, ratios
                 )
             )
     return found
@@ -289,7 +289,7 @@ def validations(
 
 
 def begins_with(run: Run, checkpoint: str | os.PathLike) -> bool:
-    """Whether a run loaded a checkpoint, wherever the folder was then."""
+    """Returns whether a run loaded a checkpoint, also of a moved folder."""
     loaded = run.config.get('load_from')
     if not isinstance(loaded, str):
         return False
@@ -306,7 +306,7 @@ def begins_with(run: Run, checkpoint: str | os.PathLike) -> bool:
 
 
 def baseline_of(runs: Sequence[Run]) -> str:
-    """The checkpoint that a pruning run began with; '' if none is told."""
+    """Returns the checkpoint that a run began with; '' if not known."""
     for run in runs:
         loaded = run.config.get('load_from')
         if run.trained and loaded and not run.config.get('resume'):
@@ -315,7 +315,7 @@ def baseline_of(runs: Sequence[Run]) -> str:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that a training ended with, if it is still there."""
+    """Returns the last checkpoint of a training, if it still exists."""
     note = folder / 'last_checkpoint'
     if not note.is_file():
         return None

@@ -118,7 +118,7 @@ def test_hook_writes_the_page(pruned):
     assert html.startswith('<!DOCTYPE html>') and html.endswith('</html>\n')
     assert '<h1>ToyClassifier: ' in html
     assert NO_ACCURACY in html
-    assert 'does not tell what it began with' in html
+    assert 'that the run began with (load_from) is not known' in html
     assert sorted(p.name for p in (folder / 'report').iterdir()) == [
         'channels_flops_0.50.png',
         'channels_flops_0.75.png',
@@ -192,9 +192,9 @@ def test_files_that_are_missing(tmp_path, pruned):
     """Those of older runs: each is told in a sentence."""
     work_dir = copy_structures(pruned[0], tmp_path / 'prune')
     html = write_report(work_dir).read_text('utf-8')
-    assert 'There is no picture flops_0.50.png.' in html
+    assert 'The figure flops_0.50.png was not found.' in html
     assert 'there is no scalars.json' in html
-    assert 'there are none in flops_0.50.json' in html
+    assert 'There are no scores in flops_0.50.json' in html
     assert NO_ACCURACY in html
     assert '<td>not found</td>' in html  # the checkpoints
     assert not list((tmp_path / 'prune' / 'report').iterdir())
@@ -358,7 +358,7 @@ def test_results_of_runs_around(tmp_path, pruned):
     }
     (validation,) = run.evaluations
     assert validation.metrics == dict(acc=0.81)
-    assert validation.shares == dict(flops=0.8, acts=0.9, params=0.7)
+    assert validation.ratios == dict(flops=0.8, acts=0.9, params=0.7)
 
     html = write_report(work_dir).read_text('utf-8')
     for accuracy in ('0.95', '0.62', '0.84'):
@@ -635,7 +635,7 @@ def test_predictions_of_a_run(tmp_path, photo, monkeypatch):
 
     monkeypatch.setattr(mmgfp.report.page_predictions, 'predict', noting)
     html = write_report(tmp_path / 'prune').read_text('utf-8')
-    assert 'there are no pictures' in html  # the toy data are no files
+    assert 'are not on this machine' in html  # the toy data are no files
     out = write_report(tmp_path / 'prune', images=Path(photo).parent)
     assert 'of the baseline and of flops_0.50 ' in out.read_text('utf-8')
     for name in ('baseline', 'flops_0.50'):
