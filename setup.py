@@ -57,6 +57,7 @@ setup(
         'matplotlib',
         'rich',
         'jinja2',
+        'markupsafe',
     ],
     extras_require={
         'detection': DETECTION,

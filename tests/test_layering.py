@@ -33,7 +33,11 @@ CORE = list(ROOMS)[: list(ROOMS).index('libraries')]
 
 LIBRARIES = {'mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose', 'mmcv'}
 EXTRAS = ('onnx', 'onnxruntime')  # only exporting needs them
-REQUIRED = {'matplotlib', 'numpy', 'rich', 'scipy', 'torch'}  # by setup.py
+# by setup.py
+REQUIRED = {
+    *('jinja2', 'markupsafe', 'matplotlib', 'numpy', 'rich', 'scipy'),
+    'torch',
+}
 
 
 def name_of(path: Path) -> str:

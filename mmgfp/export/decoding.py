@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from ..libraries.models import best_apart
 
@@ -551,6 +550,8 @@ def _extract(
 
 def _align(features: Tensor, rois: Tensor, layer: Any) -> Tensor:
     """Runs MMCV's RoIAlign as torchvision's, which has an ONNX export."""
+    from torchvision.ops import roi_align
+
     return roi_align(
         features,
         rois,

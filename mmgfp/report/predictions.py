@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from matplotlib.image import imsave
@@ -109,6 +108,8 @@ def draw_prediction(
         score_thr (float): Objects of smaller scores are not drawn.
         path (str | os.PathLike): File to write; complete or not at all.
     """
+    import cv2
+
     # MMPretrain's visualizer has a method for each task
     draw = getattr(visualizer, 'visualize_cls', visualizer.add_datasample)
     options = dict(name='', data_sample=sample, draw_gt=False)
