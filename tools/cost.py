@@ -7,6 +7,7 @@ import argparse
 from rich.console import Console
 
 from mmgfp.cost.model import count_cost, record_calls
+from mmgfp.cost.zeros import file_sizes, nonzero_cost
 from mmgfp.engine.cli import (
     add_cost_options,
     config_parser,
@@ -44,13 +45,29 @@ def report(args: argparse.Namespace) -> None:
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
     run = cost_runner(shape)
-    calls = record_calls(model, lambda: run(model))
+    calls = record_calls(model, lambda: run(model), zeros=True)
     rows = count_cost(model, calls)
     total = rows.pop('')
     title = f'{type(model).__name__} at {shape[0]}x{shape[1]}'
     shown = {**rows, title: total} if args.per_module else {title: total}
     console = Console(stderr=args.json == '-')
     console.print(cost_table(shown))
+    sparse = {}
+    if args.checkpoint is not None:
+        nonzero = nonzero_cost(model, calls)
+        size, compressed = file_sizes(args.checkpoint)
+        console.print(
+            f'not zero: {nonzero["flops"]:,} flops '
+            f'({nonzero["flops"] / total["flops"]:.1%}), '
+            f'{nonzero["params"]:,} params '
+            f'({nonzero["params"] / total["params"]:.1%}); the checkpoint '
+            f'has {size:,} bytes, {compressed:,} compressed by zlib'
+        )
+        sparse = {
+            'nonzero': nonzero,
+            'bytes': size,
+            'compressed_bytes': compressed,
+        }
     for note in cost_notes(calls, total['flops']):
         console.print(note)
     if args.json:
@@ -59,6 +76,7 @@ def report(args: argparse.Namespace) -> None:
             'shape': list(shape),
             **total,
             **calls.unattributed(total['flops']),
+            **sparse,
         }
         if args.per_module:
             result['modules'] = rows

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import os
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from torch import nn
 
 from ..slimming.surgery import compute_again
+from ..utils.copies import whole_copy
 from ..utils.modes import modes_kept
 from .model import Calls, record_calls
 
 # Share of the elements that are zero in the trial.
 _TRIED = 0.5
+
+_BLOCK = 2**20  # bytes that are read at once
 
 
 def nonzero_cost(model: nn.Module, calls: Calls) -> dict[str, int]:
@@ -33,6 +37,17 @@ def nonzero_cost(model: nn.Module, calls: Calls) -> dict[str, int]:
     flops = sum(calls.nonzero.values()) + calls.total_fixed('flops')
     params = sum(int(torch.count_nonzero(p)) for p in model.parameters())
     return {'flops': round(flops), 'params': params}
+
+
+def file_sizes(path: str | os.PathLike) -> tuple[int, int]:
+    """Counts the bytes of a file, as it is and compressed by zlib."""
+    size = compressed = 0
+    packer = zlib.compressobj()
+    with open(path, 'rb') as file:
+        while block := file.read(_BLOCK):
+            size += len(block)
+            compressed += len(packer.compress(block))
+    return size, compressed + len(packer.flush())
 
 
 def weights_that_carry_zeros(
@@ -55,7 +70,7 @@ def weights_that_carry_zeros(
     """
     with modes_kept(model):
         compute_again(model.eval())  # tensors with a graph cannot be copied
-        tried = copy.deepcopy(model)
+        tried = whole_copy(model)
     weights = {
         name: parameter
         for name, parameter in tried.named_parameters()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
 from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.cost.zeros import nonzero_cost, weights_that_carry_zeros
+from mmgfp.cost.zeros import (
+    file_sizes,
+    nonzero_cost,
+    weights_that_carry_zeros,
+)
 
 
 class Standardised(nn.Conv2d):
@@ -82,3 +88,13 @@ def test_weights_that_carry_zeros():
     assert others == ['4.weight']
     for name, tensor in model.state_dict().items():
         assert tensor.equal(state[name])
+
+
+def test_zeros_compress(tmp_path):
+    noise = torch.randint(256, (2**20 + 7,), dtype=torch.uint8)
+    path = tmp_path / 'file'
+    for content in (noise, torch.zeros_like(noise)):
+        path.write_bytes(content.numpy().tobytes())
+        size, compressed = file_sizes(path)
+        assert size == len(noise)
+        assert compressed == len(zlib.compress(path.read_bytes()))
