@@ -1,7 +1,8 @@
 """mmgfp: prunes MMDetection and MMPretrain models from their own configs.
 
-Importing it registers ``mmgfp.PruningHook``, ``mmgfp.PrunedModel`` and
-``mmgfp.StructureHook`` where MMEngine is installed. The rest works without.
+Importing it registers ``mmgfp.PruningHook``, ``mmgfp.SparsityHook``,
+``mmgfp.PrunedModel`` and ``mmgfp.StructureHook`` where MMEngine is installed.
+The rest works without.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from .version import __version__
 _OF_MMENGINE = (
     'FisherPruningHook',
     'PruningHook',
+    'SparsityHook',
     'StructureHook',
     'build_pruned_model',
 )
@@ -37,11 +39,13 @@ except ModuleNotFoundError as error:
 else:
     from .engine.builder import build_pruned_model
     from .engine.hook import FisherPruningHook, PruningHook
+    from .engine.sparsity_hook import SparsityHook
     from .engine.structure_hook import StructureHook
 
     __all__ += [
         'FisherPruningHook',
         'PruningHook',
+        'SparsityHook',
         'StructureHook',
         'build_pruned_model',
     ]

@@ -233,7 +233,7 @@ slim = build().eval()
 Structure.load(sys.argv[1]).apply(slim)
 slim.load_state_dict(model.state_dict())
 assert torch.equal(run(slim), run(model.eval()))
-for name in ('PruningHook', 'StructureHook', 'build_pruned_model'):
+for name in ('PruningHook', 'SparsityHook', 'build_pruned_model'):
     try:
         getattr(mmgfp, name)
     except ImportError as error:

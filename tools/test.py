@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, METRICS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
-from mmgfp import FisherPruningHook, StructureHook
+from mmgfp import FisherPruningHook, SparsityHook, StructureHook
 from mmgfp.engine.cli import (
     complete_dataloaders,
     config_parser,
@@ -81,7 +81,7 @@ def show(config: Config, folder: str) -> None:
 
 def check_fit(runner: Runner, checkpoint: str) -> None:
     """Complain where MMEngine would go on with the weights that do fit."""
-    hooks = (FisherPruningHook, StructureHook)
+    hooks = (FisherPruningHook, SparsityHook, StructureHook)
     if any(isinstance(hook, hooks) for hook in runner.hooks):
         return  # they do so
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')

@@ -113,6 +113,28 @@ class Criterion(Protocol):
         """
 
 
+class ElementCriterion(Criterion, Protocol):
+    """Criteria that score single weights, too.
+
+    Attached with no groups, they are to score weights alone.
+    """
+
+    def elements(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Scores of the elements of these weights; the least goes first.
+
+        Scores of weights that are pruned mean nothing.
+
+        Args:
+            names (Sequence[str]): Of parameters of the network.
+
+        Returns:
+            dict[str, Tensor]: By name, of the parameter's shape.
+
+        Raises:
+            ValueError: If there are no scores of one of them.
+        """
+
+
 class Calibrated(Criterion, Protocol):
     """Criteria that need a calibration pass before each pruning step.
 

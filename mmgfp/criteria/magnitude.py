@@ -8,7 +8,7 @@ groups are comparable: Torch-Pruning's ``reduction='mean'`` and
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 from zlib import crc32
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..groups import ChannelGroup, Role
+from ..slimming.surgery import named_tensors
 from .base import Weights
 
 
@@ -70,6 +71,15 @@ class L1(LayerMeans):
     def measure(self, slices: Tensor) -> Tensor:
         """See :meth:`LayerMeans.measure`."""
         return slices.abs().sum(1)
+
+
+class Magnitude(L1):
+    """Absolute value of single weights; of units their sum, as :class:`L1`."""
+
+    def elements(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """See :meth:`mmgfp.criteria.base.ElementCriterion.elements`."""
+        tensors = named_tensors(self._model)
+        return {name: tensors[name].detach().abs() for name in names}
 
 
 class L2(LayerMeans):

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from mmengine import dist
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..utils.random_state import random_state, set_random_state
+from .runner import saves_checkpoint
 
 
 class RandomKeeper:
@@ -49,6 +52,53 @@ class RandomKeeper:
         """Go back to what was noted, as if nothing had been drawn since."""
         if self._states is not None:
             set_random_state(self._states[dist.get_rank()])
+
+
+class ResumesExactly(Hook):
+    """Hooks after which a resumed run draws as an uninterrupted one.
+
+    They put what :attr:`random` tells into checkpoints, and give it back
+    before training.
+    """
+
+    def __init__(self) -> None:
+        self.random = RandomKeeper()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Draw on from where a checkpoint was saved."""
+        self.random.restore()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """What was noted is out of date."""
+        self.random.forget()
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Get ready for a checkpoint of this iteration."""
+        if saves_checkpoint(runner):
+            self.random.keep()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Get ready for a checkpoint of this epoch."""
+        self.random.keep()
+
+    def before_val(self, runner: Runner) -> None:
+        """Note random states; those of training do not count validation.
+
+        A checkpoint of the best network may be saved after it.
+        """
+        self.random.keep()
+
+    def after_val(self, runner: Runner) -> None:
+        """Draw as if there had been no validation, which resuming skips."""
+        self.random.rewind()
 
 
 def separate_loader(loader: DataLoader, seed: int) -> None:

@@ -304,8 +304,12 @@ def on_main_process(what: str, work: Callable[[], None]) -> None:
         raise RuntimeError(f'process 0 failed while {what}: {told[0]}')
 
 
-def same_on_all_ranks(choices: bytes) -> None:
+def same_on_all_ranks(choices: bytes, of: str = 'channels') -> None:
     """Raise unless all processes have made the same choices.
+
+    Args:
+        choices (bytes): Of this process.
+        of (str): Names what was chosen, for the message.
 
     Raises:
         RuntimeError: Naming the processes that differ from the first.
@@ -316,7 +320,7 @@ def same_on_all_ranks(choices: bytes) -> None:
     wrong = [i for i, other in enumerate(others, 1) if other != first]
     if wrong:
         raise RuntimeError(
-            f'the processes {wrong} chose other channels than process 0; '
+            f'the processes {wrong} chose other {of} than process 0; '
             'expected the same model, config and packages in all of them'
         )
 

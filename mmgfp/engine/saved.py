@@ -1,8 +1,9 @@
 """What a saved ratio leaves in the work dir.
 
 ``flops_0.50.pth`` (slim checkpoint), ``flops_0.50.json`` (structure),
-``flops_0.50_finetune.py`` (ready config) and ``flops_0.50.png`` (picture).
-Each appears under its name only when it is complete.
+``flops_0.50_finetune.py`` (ready config) and ``flops_0.50.png`` (picture; not
+where single weights were pruned, as in ``density_0.20.pth``). Each appears
+under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import nn
 
 from ..libraries.config_text import config_text, dotted_name
 from ..libraries.kinds import imported, kind_of
-from ..libraries.models import unwrap
+from ..libraries.models import builds_slim, unwrap
 from ..registry import HOOKS
 from ..slimming.structure import KEY, Structure
 from ..utils.atomic import complete
@@ -124,7 +125,7 @@ def write_ratio(
             Path(partial('_finetune.py')).write_text(text, encoding='utf-8')
         else:  # one of an earlier run had another network
             Path(f'{path}_finetune.py').unlink(missing_ok=True)
-    if _draw(structure, model, f'{path}.png', warn):
+    if not structure.density and _draw(structure, model, f'{path}.png', warn):
         saved.append(f'{path}.png')
     return saved
 
@@ -204,7 +205,9 @@ def finetune_config(
             for name, hook in config.default_hooks.items()
             if not _is_pruning_hook(hook)
         }
-    architecture = imported(config.model.type)
+    architecture = imported(
+        config.model.architecture if builds_slim(config) else config.model.type
+    )
     child.merge_from_dict(
         dict(
             custom_imports=_with_mmgfp(config.get('custom_imports')),
@@ -244,14 +247,15 @@ def check_finetune_config(
 
 
 def without_pruning(hooks: Sequence[Any]) -> list[Any]:
-    """The custom hooks other than the pruning hook, whatever its criterion."""
+    """The custom hooks without those that prune, or keep what was pruned."""
     return [hook for hook in hooks if not _is_pruning_hook(hook)]
 
 
 def _is_pruning_hook(hook: Any) -> bool:
     kind = kind_of(hook, ROOT_HOOKS)
-    pruning = HOOKS.get('FisherPruningHook')
-    return isinstance(kind, type) and issubclass(kind, pruning)
+    names = ('FisherPruningHook', 'SparsityHook', 'StructureHook')
+    known = tuple(HOOKS.get(name) for name in names)
+    return isinstance(kind, type) and issubclass(kind, known)
 
 
 def _with_mmgfp(imports: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def load_model(
     if checkpoint is None:
         return model
     loaded = load_plain_checkpoint(checkpoint)
-    if KEY in loaded and not _builds_slim(config):
+    if KEY in loaded and not builds_slim(config):
         where = os.fspath(checkpoint)
         Structure.from_dict(loaded[KEY], where).apply(model)
     load_weights(model, weights_of(loaded, checkpoint), checkpoint)
@@ -88,7 +88,7 @@ def build_full_model(config: Config) -> nn.Module:
     Args:
         config (Config): A generated config, or one of a full network.
     """
-    if not _builds_slim(config):
+    if not builds_slim(config):
         return build_model(config)
     full = copy.deepcopy(config)
     full.model.type = full.model.pop('architecture')
@@ -96,7 +96,8 @@ def build_full_model(config: Config) -> nn.Module:
     return build_model(full)
 
 
-def _builds_slim(config: Config) -> bool:
+def builds_slim(config: Config) -> bool:
+    """Whether the model of a config is slim, as of generated ones."""
     return kind_of(config.model, MODELS) is MODELS.get('mmgfp.PrunedModel')
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..cost.model import METRICS, Calls
 from ..groups import ChannelGroup
+from ..slimming.element_masks import Density
 
 # Names of layers are long; a narrower table would truncate them.
 TABLE_WIDTH = 150
@@ -66,6 +67,25 @@ def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
         table.add_column(metric, justify='right')
     for name, cost in rows.items():
         table.add_row(name, *(f'{cost[m]:,.0f}' for m in METRICS))
+    return table
+
+
+def density_table(density: Mapping[str, Density]) -> Table:
+    """One row per parameter, and the sum of all.
+
+    Args:
+        density (Mapping): By name.
+    """
+    table = Table()
+    table.add_column('weights of', overflow='fold')
+    for title in ('weights', 'left', 'density'):
+        table.add_column(title, justify='right')
+    total = Density(*map(sum, zip(*density.values())))
+    for name, part in {**density, 'all': total}.items():
+        share = part.left / part.weights
+        table.add_row(
+            name, f'{part.weights:,}', f'{part.left:,}', f'{share:.4f}'
+        )
     return table
 
 

@@ -22,6 +22,7 @@ from toy import make_config, structure_of, train
 from mmgfp import Pruner, find_groups
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.base import Criterion
+from mmgfp.groups import UnitSpace
 from mmgfp.registry import CRITERIA
 from mmgfp.search.selection import Floor
 
@@ -74,7 +75,7 @@ def learn(pruner: Pruner, images: Tensor = IMAGES, scale: float = 1.0):
 def test_which_there_are():
     assert [
         *('BNScale', 'BatchFisher', 'FPGM', 'Fisher', 'KFAC', 'L1', 'L2'),
-        *('Random', 'Taylor'),
+        *('Magnitude', 'Random', 'Taylor'),
     ] == ALL
     for kind in ALL:
         expected = 'training' if kind in OF_GRADIENTS else 'weights'
@@ -384,3 +385,16 @@ def test_floors_hold_for_all():
         learn(pruner)
         pruner.prune(lambda n: False)
         assert [len(n) for n in pruner.net.units.numbers] == [3, 3]
+
+
+def test_magnitude_of_units_and_of_single_weights():
+    ours, theirs = (small(kind).scores() for kind in ('Magnitude', 'L1'))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    criterion = make('Magnitude')
+    model = make_model()
+    criterion.attach(model, UnitSpace([]))
+    found = criterion.elements(['0.weight', '6.weight'])
+    assert list(found) == ['0.weight', '6.weight']
+    for name, scores in found.items():
+        assert scores.equal(model.get_parameter(name).detach().abs())

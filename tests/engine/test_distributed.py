@@ -415,3 +415,34 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_both(tmp_path):
     assert 'iteration 13: ' in log.read_text()
     for name, tensor in final(tmp_path).items():
         assert tensor.isfinite().all(), name
+
+
+def test_weights_go_as_in_one_process(tmp_path):
+    """Two processes with half a batch each prune the same weights."""
+    hook = dict(
+        type='mmgfp.SparsityHook',
+        density=0.3,
+        criterion=dict(type='KFAC', batches=3, fisher='empirical'),
+        steps=2,
+        interval=3,
+        after_target='train',
+        input_shape=(8, 8),
+    )
+    states = []
+    for ranks, batch in ((1, 8), (2, 4)):
+        work_dir = tmp_path / str(ranks)
+        config = make_config(
+            work_dir,
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            **data(batch),
+        )
+        config.custom_hooks = [hook]
+        config.dump(tmp_path / f'{ranks}.py')
+        launch(tmp_path / f'{ranks}.py', ranks=ranks)
+        states.append(final(work_dir, 'epoch_1.pth'))
+        assert final(work_dir, 'density_0.30.pth').keys() == states[-1].keys()
+    one, two = states
+    for name, tensor in one.items():
+        assert (tensor == 0).equal(two[name] == 0), name
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
+    assert sum(int((t == 0).sum()) for t in one.values()) > 900

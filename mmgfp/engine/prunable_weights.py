@@ -1,0 +1,100 @@
+"""Which single weights of a network can be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..cost.model import Calls
+from ..cost.zeros import weights_that_carry_zeros
+from ..groups import layer_of
+from ..search.sparsity import Shapes
+
+
+def prunable_weights(
+    model: nn.Module,
+    calls: Calls,
+    run: Callable[[nn.Module], Any],
+    ignore: Sequence[str],
+    shapes: Shapes,
+    tell: Callable[[str], object],
+) -> dict[str, int]:
+    """Weights of convolutions and linear layers that can be pruned.
+
+    Args:
+        model (nn.Module): The network.
+        calls (Calls): From :func:`mmgfp.cost.model.record_calls`.
+        run (Callable): Runs the network on demo input.
+        ignore (Sequence[str]): Patterns of layers, as in :mod:`fnmatch`.
+        shapes (Shapes): What goes together.
+        tell (Callable): Is told which weights stay whole, and why.
+
+    Returns:
+        dict[str, int]: By name of the parameter, the axis of its outputs.
+
+    Raises:
+        ValueError: If a pattern matches no layer, or nothing can be pruned.
+    """
+    names, computed = weights_that_carry_zeros(model, calls, run)
+    _check_patterns(ignore, [layer_of(name) for name in names])
+    found = {}
+    whole: dict[str, list[str]] = {}
+    if computed:
+        whole['multiply with what they compute of their weights'] = computed
+    for name in names:
+        layer, weight = layer_of(name), model.get_parameter(name)
+        module, axis = model.get_submodule(layer), calls.output_axis[name] or 0
+        if getattr(module, 'transposed', False) is True:
+            axis = 1
+        if any(fnmatchcase(layer, pattern) for pattern in ignore):
+            continue
+        if not weight.requires_grad:
+            whole.setdefault('do not train', []).append(layer)
+        elif not shapes.fits(outputs_first(weight, axis).shape):
+            why = 'have inputs that the pattern does not divide'
+            whole.setdefault(why, []).append(layer)
+        else:
+            found[name] = axis
+    for why, layers in whole.items():
+        tell(
+            f'the weights of {len(layers)} layers stay whole, because they '
+            f'{why}: {", ".join(layers[:5])}'
+            f'{", ..." if len(layers) > 5 else ""}'
+        )
+    if not found:
+        raise ValueError(
+            'no weights can be pruned: expected convolutions or linear layers '
+            'that train, and that neither ignore nor pattern leaves out'
+        )
+    return found
+
+
+def _check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            some = ', '.join(layers[:3])
+            raise ValueError(
+                f'ignore={pattern!r} matches no layer whose weights can be '
+                f'pruned; expected names such as {some}, with * and ? as '
+                'wildcards'
+            )
+
+
+def outputs_first(tensor: Tensor, axis: int) -> np.ndarray:
+    """A weight, or what is of its shape, with its outputs as first axis."""
+    return tensor.detach().cpu().movedim(axis, 0).numpy()
+
+
+def outputs_back(
+    arrays: Mapping[str, np.ndarray], axes: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Undo :func:`outputs_first`."""
+    return {
+        name: torch.from_numpy(array).movedim(0, axes[name]).contiguous()
+        for name, array in arrays.items()
+    }

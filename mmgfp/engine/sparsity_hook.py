@@ -1,0 +1,447 @@
+"""The hook that prunes single weights while a runner trains."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from mmengine.runner import Runner
+
+from ..cost.model import METRICS, count_cost, record_calls
+from ..criteria.base import Calibrated
+from ..groups import UnitSpace
+from ..libraries.forward import cost_runner
+from ..libraries.models import builds_slim, unwrap
+from ..libraries.pipeline import input_shape as config_shape
+from ..registry import HOOKS
+from ..report.table import density_table, render
+from ..search.sparsity import LayerNorm, choose, left_after
+from ..slimming.element_masks import Density, WeightMasks
+from ..slimming.structure import KEY, Structure
+from .calibration import calibrate
+from .hook import PruningHook
+from .prunable_weights import outputs_back, outputs_first, prunable_weights
+from .resume import ResumesExactly, separate_loader
+from .runner import (
+    averaged_models,
+    before_each_batch,
+    check_loaded,
+    check_whole,
+    is_training,
+    network_has_changed,
+    on_main_process,
+    optim_wrappers,
+    optimizers,
+    same_on_all_ranks,
+)
+from .saved import check_finetune_config, save_ratio, stems
+from .settings import (
+    named_arguments,
+    one_of,
+    read_density,
+    read_element_criterion,
+    read_ignore,
+    read_overrides,
+    read_shape,
+    read_shapes,
+    read_steps,
+    refuse_unknown,
+)
+from .sparse_state import (
+    SPARSITY_KEY,
+    pruned_before,
+    put_masks,
+    read_sparse_state,
+    sparse_state,
+)
+from .start import check_not_compiled, check_work_dir
+
+_STATE = dict(done=int, since=int, start=float, random=list)
+
+
+@HOOKS.register_module()
+class SparsityHook(ResumesExactly):
+    """Prunes single weights inside any MMEngine runner.
+
+    All weights of convolutions and linear layers are ranked in one list by a
+    criterion - the Kronecker-factored curvature of Network Automatic Pruning
+    (arXiv 2101.06608), if no other is named - and the least important ones
+    become zero, at once or in steps. Each layer's share follows from that.
+    Training then keeps them zero. Checkpoints hold zeros, and the structure
+    how many there are; resuming continues exactly.
+
+    Args:
+        density (float): Share of the prunable weights that is to stay, such
+            as 0.15. With ``pattern`` it is not given.
+        criterion (dict, optional): What scores weights, such as
+            ``dict(type='Magnitude')``: one of
+            :data:`mmgfp.registry.CRITERIA` that has scores of elements.
+            Defaults to ``dict(type='KFAC')``.
+        steps (int): After step t of k, ``density ** (t / k)`` is left, and
+            scores are computed anew on what is left. The first step is taken
+            before training. Defaults to 1: all at once.
+        interval (int, optional): Optimiser steps between two steps.
+        layer_norm (str): 'sum' to divide the scores of each layer by their
+            sum, as MLPrune's code does; 'none' as scores are in units of
+            loss. Defaults to 'none'.
+        min_density (float): Share of its weights that every layer keeps; one
+            weight stays anyway. Defaults to 0.
+        block (Sequence[int]): How many neighbouring output channels, and
+            input channels, go together, such as (4, 1). Defaults to (1, 1).
+        pattern (str, optional): How many of how many neighbouring inputs
+            stay, such as '2:4'. Layers whose inputs that does not divide stay
+            whole.
+        ignore (Sequence[str]): Patterns of layers whose weights stay, such as
+            'backbone.layer1.*'. Defaults to ().
+        after_target (str): 'stop' to end training (at the end of the epoch in
+            epoch-based loops), 'train' to go on recovering. Defaults to
+            'stop'.
+        input_shape (Sequence[int], optional): (H, W) of the demo forward that
+            finds the weights. Defaults to what the config's pipelines say.
+        finetune (dict, optional): Overrides for the fine-tuning config.
+
+    Raises:
+        ValueError: If an argument has an impossible value.
+    """
+
+    # Before the EMA hook loads weights and before the logger hook.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(
+        self,
+        density: float | None = None,
+        criterion: Mapping[str, Any] | None = None,
+        steps: int = 1,
+        interval: int | None = None,
+        layer_norm: LayerNorm = 'none',
+        min_density: float = 0.0,
+        block: Sequence[int] = (1, 1),
+        pattern: str | None = None,
+        ignore: Sequence[str] = (),
+        after_target: str = 'stop',
+        input_shape: Sequence[int] | None = None,
+        finetune: Mapping[str, Any] | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        known = named_arguments(type(self), SparsityHook)
+        refuse_unknown(type(self).__name__, unknown, known)
+        one_of('layer_norm', layer_norm, get_args(LayerNorm))
+        one_of('after_target', after_target, ('stop', 'train'))
+        self.shapes = read_shapes(block, pattern, min_density)
+        self.target = read_density(density, self.shapes.pattern)
+        self.criterion = read_element_criterion(criterion, 'KFAC')
+        self.steps = steps
+        self._waits, self.interval = read_steps(
+            steps, interval, at_once=self.criterion.when != 'training'
+        )
+        self.layer_norm = layer_norm
+        self.ignore = read_ignore(ignore)
+        self.after_target = after_target
+        self.input_shape = read_shape(input_shape)
+        self.finetune = read_overrides(finetune)
+
+        self.masks: WeightMasks | None = None
+        self.done = 0  # steps
+        self._since = 0  # optimiser steps since the last one
+        self._start = 1.0  # density before the first one
+        self._stepped = False  # whether this batch ended in one
+        self._density = 1.0
+        self._structure = Structure({})
+        self._resumed: dict[str, Any] = {}  # of a checkpoint that was loaded
+
+    # -- start ------------------------------------------------------------
+
+    def before_run(self, runner: Runner) -> None:
+        """Check the runner."""
+        if is_training(runner):
+            check_whole(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, PruningHook):
+                raise ValueError(
+                    f'{type(hook).__name__} and {type(self).__name__} prune '
+                    'the same network; expected one of them. Prune channels '
+                    'first, then load what that has left and prune weights.'
+                )
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the weights, and take the first step."""
+        model = unwrap(runner.model)
+        check_not_compiled(model)
+        check_finetune_config(runner.cfg, self.finetune)
+        run = cost_runner(self._shape(runner))
+        was_training = model.training
+        calls = record_calls(model.eval(), lambda: run(model))
+        model.train(was_training)
+        self._structure = self._with_cost(runner, count_cost(model, calls)[''])
+        self._axes = prunable_weights(
+            *(model, calls, run, self.ignore, self.shapes),
+            tell=runner.logger.info,
+        )
+        self.masks = WeightMasks(model)
+        pruned = {
+            name: torch.zeros(model.get_parameter(name).shape) > 0
+            for name in self._axes
+        }
+        pruned |= pruned_before(
+            *(model, self._structure.density, self._resumed),
+            tell=runner.logger.warning,
+        )
+        put_masks(runner, self.masks, pruned)
+        for optimizer in optimizers(runner):
+            optimizer.register_step_post_hook(self._after_step)
+        separate_loader(runner.train_dataloader, runner.seed)
+        self._density = self._left() / self._all()
+        if self._resumed:
+            self._resume(runner)
+            return
+        self._start = self._density
+        self._check_possible(runner)
+        if self.criterion.when == 'training':
+            self.criterion.attach(model, UnitSpace([]))
+        else:
+            self._prune(runner)
+
+    def _with_cost(
+        self, runner: Runner, total: Mapping[str, int]
+    ) -> Structure:
+        """What the loaded network has lost, with its cost if not known."""
+        known = self._structure
+        if not known.axes and builds_slim(runner.cfg):
+            built = Structure.load(runner.cfg.model.structure)
+            known = replace(built, density=known.density or built.density)
+        if not known.cost_before:
+            cost = {str(metric): float(total[metric]) for metric in METRICS}
+            known = replace(known, cost_before=cost, cost_after=cost)
+        return known
+
+    def _resume(self, runner: Runner) -> None:
+        self.done, self._since, self._start = (
+            self._resumed[part] for part in ('done', 'since', 'start')
+        )
+        self.random.resume_from(self._resumed['random'])
+        before_each_batch(runner, self.random.restore)
+        if self.done >= self.steps:
+            runner.logger.info('the density was reached before')
+            self._finish(runner)
+        elif self.criterion.when == 'training':
+            self.criterion.attach(unwrap(runner.model), UnitSpace([]))
+
+    def _check_possible(self, runner: Runner) -> None:
+        """Raise if the density is met, or can never be reached."""
+        if self._goal(self.steps) >= self._left():
+            raise ValueError(
+                f'the density is already met: {self._density:.4f} of the '
+                f'prunable weights are left, density={self.target}. Load '
+                'another checkpoint, or choose a smaller density.'
+            )
+        model = unwrap(runner.model)
+        least = sum(
+            self.shapes.least(
+                outputs_first(model.get_parameter(name), axis).shape
+            )
+            for name, axis in self._axes.items()
+        )
+        if least > self._goal(self.steps):
+            raise ValueError(
+                f'density={self.target} cannot be reached: at least '
+                f'{least / self._all():.4f} of the prunable weights stay with '
+                f'min_density={self.shapes.min_density}, block='
+                f'{self.shapes.block} and pattern={self.shapes.pattern}. '
+                'Raise the density or lower the floors.'
+            )
+        check_work_dir(runner.work_dir, [self._stem])
+        accumulation = min(
+            int(getattr(wrapper, '_accumulative_counts', 1))
+            for wrapper in optim_wrappers(runner).values()
+        )
+        most = math.ceil(runner.max_iters / accumulation)
+        if self._waits * self.interval > most:
+            raise ValueError(
+                f'interval={self.interval}: {self.steps} steps need '
+                f'{self._waits * self.interval} optimiser steps, but the '
+                f'training has only {most} (max_iters={runner.max_iters}, '
+                f'accumulative_counts={accumulation}). Lower steps or the '
+                'interval, or train longer.'
+            )
+        if not runner.cfg.get('load_from'):
+            runner.logger.warning(
+                'load_from is not set: the scores of a network that is not '
+                'trained mean little'
+            )
+
+    # -- counting ---------------------------------------------------------
+
+    @property
+    def _stem(self) -> str:
+        return stems('density', [self.target])[self.target]
+
+    def _all(self) -> int:
+        """Prunable weights, with those that are pruned."""
+        assert self.masks is not None
+        return sum(self.masks.pruned[name].numel() for name in self._axes)
+
+    def _left(self) -> int:
+        """Prunable weights that are not pruned."""
+        assert self.masks is not None
+        gone = [int(self.masks.pruned[name].sum()) for name in self._axes]
+        return self._all() - sum(gone)
+
+    def _goal(self, step: int) -> int:
+        """Prunable weights that a step leaves."""
+        share = left_after(step, self.steps, self._start, self.target)
+        return max(1, round(share * self._all()))
+
+    def _shape(self, runner: Runner) -> tuple[int, int]:
+        """(H, W) that cost is counted at; once pruned, always the same."""
+        if self._structure.input_shape:
+            height, width = self._structure.input_shape
+            return height, width
+        return self.input_shape or config_shape(runner.cfg)
+
+    # -- each iteration ---------------------------------------------------
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Get ready for the batch."""
+        super().before_train_iter(runner, batch_idx, data_batch)
+        self._stepped = False
+
+    def _after_step(self, *_: Any) -> None:
+        self._stepped = True
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Prune when it is time."""
+        if self.done < self.steps:
+            self._since += self._stepped
+            if self._since >= self.interval:
+                self._prune(runner)
+        runner.message_hub.update_scalar('train/density', self._density)
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def _prune(self, runner: Runner) -> None:
+        """Take a step: score all weights, and prune the least."""
+        assert self.masks is not None
+        if self.criterion.when == 'calibration':
+            criterion = cast(Calibrated, self.criterion)
+            calibrate(runner, criterion, UnitSpace([]))
+        elif self.criterion.when == 'weights':
+            self.criterion.attach(unwrap(runner.model), UnitSpace([]))
+        scores = self.criterion.elements(list(self._axes))
+        axes, pruned = self._axes, self.masks.pruned
+        chosen = choose(
+            {name: outputs_first(scores[name], axes[name]) for name in axes},
+            {name: outputs_first(pruned[name], axes[name]) for name in axes},
+            self._left() - self._goal(self.done + 1),
+            self.shapes,
+            self.layer_norm,
+        )
+        self.criterion.reset(np.ones(0, bool))
+        packed = [np.packbits(gone).tobytes() for gone in chosen.values()]
+        same_on_all_ranks(b''.join(packed), 'weights')
+        put_masks(runner, self.masks, pruned | outputs_back(chosen, axes))
+        self.done += 1
+        self._since = 0
+        self._density = self._left() / self._all()
+        runner.logger.info(
+            f'step {self.done} of {self.steps}: {self._left():,} of '
+            f'{self._all():,} prunable weights left, density '
+            f'{self._density:.4f}'
+        )
+        if self.done == self.steps:
+            self._save(runner)
+            self._finish(runner)
+
+    # -- end --------------------------------------------------------------
+
+    def _save(self, runner: Runner) -> None:
+        assert self.masks is not None
+        layers = {
+            name: Density(gone.numel(), int((~gone).sum()))
+            for name, gone in self.masks.pruned.items()
+        }
+        runner.logger.info(
+            f'density of layers\n{render(density_table(layers))}'
+        )
+        on_main_process(f'saving {self._stem}', lambda: self._write(runner))
+
+    def _write(self, runner: Runner) -> None:
+        structure = self._current_structure(runner)
+        path, *others = save_ratio(
+            runner, structure, self._stem, self.finetune
+        )
+        names = ', '.join(os.path.basename(other) for other in others)
+        runner.logger.info(f'saved {path} with {names}')
+
+    def _finish(self, runner: Runner) -> None:
+        """From here on training costs what it always did."""
+        self.criterion.detach()
+        config = Path(runner.work_dir, f'{self._stem}_finetune.py')
+        if config.is_file():
+            runner.logger.info(f'to recover accuracy, train with {config}')
+        if self.after_target == 'stop':
+            runner.train_loop.stop_training = True
+
+    def after_train(self, runner: Runner) -> None:
+        """Say so if training was too short."""
+        if self.masks is not None and self.done < self.steps:
+            runner.logger.warning(
+                f'training has ended after step {self.done} of {self.steps}, '
+                f'with density {self._density:.4f} instead of {self.target}: '
+                'lower steps or the interval, or train longer'
+            )
+
+    # -- checkpoints ------------------------------------------------------
+
+    def _current_structure(self, runner: Runner) -> Structure:
+        assert self.masks is not None
+        return replace(
+            self._structure,
+            architecture=type(unwrap(runner.model)).__name__,
+            source=str(runner.cfg.filename or runner.experiment_name),
+            input_shape=self._shape(runner),
+            density=self.masks.density(),
+        )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put the structure, and what resuming needs, into a checkpoint."""
+        if self.masks is None:
+            return
+        checkpoint[KEY] = self._current_structure(runner).to_dict()
+        checkpoint[SPARSITY_KEY] = sparse_state(
+            self.masks,
+            done=self.done,
+            since=self._since,
+            start=self._start,
+            random=self.random.states(),
+        )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Make the network slim before slim weights are loaded."""
+        if is_training(runner):
+            check_whole(runner)
+        if KEY in checkpoint:
+            structure = Structure.from_dict(checkpoint[KEY], 'the checkpoint')
+            model = unwrap(runner.model)
+            if not structure.fits_slim(model):
+                structure.apply(model)
+                for average in averaged_models(runner):
+                    structure.apply(unwrap(average.module))
+                network_has_changed(runner)
+            self._structure = structure
+        if runner._resume and SPARSITY_KEY in checkpoint:
+            self._resumed = read_sparse_state(checkpoint[SPARSITY_KEY], _STATE)
+        check_loaded(runner, checkpoint)
