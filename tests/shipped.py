@@ -17,7 +17,9 @@ CLASSIFIERS = ('resnet50', 'resnext50', 'mobilenet', 'regnetx', 'resnet18')
 def load(name: str | Path) -> Config:
     """Load a config, a shipped one or what it is based on."""
     stem = Path(name).stem.replace('-', '_')
-    words = stem.removeprefix('prune_').removeprefix('finetune_')
+    words = stem
+    for phase in ('prune_', 'finetune_', 'sparsify_'):
+        words = words.removeprefix(phase)
     classifies = words.startswith(CLASSIFIERS)
     require('mmpretrain' if classifies else 'mmdet')
     return load_config(name)
