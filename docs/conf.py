@@ -20,6 +20,7 @@ include_patterns = [
     'C*.md',
     'docs/*.md',
     'docs/accuracy/*.md',
+    'docs/methods/*.md',
     'docs/zoo/*.md',
     'docs/api/mmgfp*.rst',
 ]
