@@ -299,6 +299,7 @@ class Prunable:
             cost_before=self.cost_before,
             cost_after=self.cost(),
             scores=self.history if self.history.step else None,
+            density={},  # training does not keep single weights at zero
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -471,6 +472,17 @@ def test_weights_after_channels(tmp_path, generated):
     assert outputs.equal(raw_outputs(expected, (8, 8))[0])
 
 
+def test_channels_after_weights(tmp_path):
+    """Zeros are not kept there, so that no density is recorded."""
+    train(sparse_config(tmp_path / 'a', hook=dict(after_target='stop')))
+    saved = str(tmp_path / 'a' / f'{STEM}.pth')
+    train(make_config(tmp_path / 'b', load_from=saved))
+    structure = Structure.load(tmp_path / 'b' / 'flops_0.50.json')
+    assert structure.axes
+    assert structure.density == {}
+    train(finetune(tmp_path / 'b', 'flops_0.50'))
+
+
 def test_sparser_from_sparse(tmp_path):
     train(sparse_config(tmp_path / 'a', hook=dict(after_target='stop')))
     first = zeros(load(tmp_path / 'a' / f'{STEM}.pth')['state_dict'])
@@ -728,3 +740,30 @@ def test_results_that_were_fine_tuned_are_not_replaced(tmp_path):
     (tmp_path / f'{STEM}_finetune').mkdir()
     with pytest.raises(ValueError, match=f'{STEM}_finetune'):
         train(sparse_config(tmp_path))
+
+
+# -- tools ---------------------------------------------------------------
+
+
+def test_cost_of_what_is_not_zero(tmp_path):
+    config = sparse_config(tmp_path / 'a', hook=dict(after_target='stop'))
+    train(config)
+    config.dump(tmp_path / 'config.py')
+    checkpoint = tmp_path / 'a' / f'{STEM}.pth'
+    done = run_tool(
+        *('cost.py', tmp_path / 'config.py', '--checkpoint', checkpoint),
+        *('--shape', 8, 8, '--json', tmp_path / 'cost.json'),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / 'cost.json').read_text())
+    state = load(checkpoint)['state_dict']
+    masks = zeros(state)
+    head = int((~masks.pop('head.weight')).sum())
+    left = sum(int((~mask).sum()) for mask in masks.values())
+    assert found['nonzero'] == dict(
+        flops=64 * left + head,
+        params=sum(int(t.count_nonzero()) for t in state.values()),
+    )
+    assert found['bytes'] == checkpoint.stat().st_size
+    assert 0 < found['compressed_bytes'] < found['bytes']
+    assert 'not zero:' in done.stdout
