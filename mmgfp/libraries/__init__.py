@@ -1,1 +1,1 @@
-"""What is peculiar to MMDetection, MMPretrain and their relatives."""
+"""Support for MMDetection, MMPretrain and other libraries of OpenMMLab."""

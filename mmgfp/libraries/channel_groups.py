@@ -1,7 +1,7 @@
-"""Channel groups of a model of any library, from the cheapest forward.
+"""Channel groups of a model of any library, found with a cheap forward.
 
-A small image gives the same groups as a large one where a network does the
-same with it.
+A small image gives the same groups as a large one if the network runs the same
+operations on it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ _TRACE_SIDES = (64, 128, 256, 384, 512)
 def runnable(
     model: nn.Module, shape: Sequence[int], images: int = 1
 ) -> Iterator[tuple[tuple[int, int], Mode]]:
-    """The forwards that tell the channel groups of a model, cheapest first.
+    """Yields forwards that channel groups can be found with, cheapest first.
 
-    A small image gives the same groups as a large one, but networks with many
-    levels or large kernels may need a larger one. Classifiers may fix the
-    size, or work in windows; of those, only the ones that do the same with a
-    small image are given one. Where there are no raw outputs to be had, the
-    results have to do, or the losses.
+    Networks with many levels or large kernels may need a larger image.
+    Classifiers may fix the size or work in windows; they get a small image
+    only if they run the same operations on it. If there are no raw outputs,
+    the results are used, or the losses.
 
     Args:
-        model (nn.Module): Is run to see what works.
+        model (nn.Module): The model; it is run to check what works.
         shape (Sequence[int]): (H, W) that the model is for.
         images (int): Images in the batch. Defaults to 1.
 
@@ -60,7 +59,7 @@ def runnable(
     for mode in modes:
         problem = _problem(model, demo_runner(shapes[0], images, mode))
         if problem:
-            # large images take long; what is no matter of size fails twice
+            # large images are slow; other problems occur at both sizes
             large = shapes[min(len(shapes), len(_TRACE_SIDES)) - 1]
             if problem == _problem(model, demo_runner(large, images, mode)):
                 continue
@@ -73,13 +72,13 @@ def runnable(
                 yield some, mode
         if works:
             return
-    yield whole, 'tensor'  # whoever runs it sees the error
+    yield whole, 'tensor'  # running it raises the error
 
 
 def _does_the_same(
     model: nn.Module, small: tuple[int, int], whole: tuple[int, int]
 ) -> bool:
-    """Whether a network computes its losses alike with smaller images.
+    """Returns whether a network runs the same with smaller images.
 
     It does if the same operations and modules run, and modules make tensors
     with a row per image that are smaller in nothing but the positions along
@@ -185,7 +184,7 @@ def demo_groups(
     shape: Sequence[int],
     log: Callable[[str], object] | None = None,
 ) -> list[ChannelGroup]:
-    """Find and prove the channel groups of a model on made-up images.
+    """Find and prove the channel groups of a model on random images.
 
     Args:
         model (nn.Module): Of any library.
@@ -200,7 +199,7 @@ def demo_groups(
     """
     check_single(model)
     problem = None
-    # one image could not show which rows of an input belong to which
+    # two images, because one cannot show the image of each row
     for size, mode in runnable(model, shape, images=2):
         run = demo_runner(size, images=2, mode=mode)
         train = demo_runner(size, images=2, mode='loss')
@@ -208,7 +207,7 @@ def demo_groups(
             return find_groups(model, run, 2, train, log)
         except UnsteadyError as error:  # maps of one pixel are full of ties
             problem = error
-    assert problem is not None  # for there is one size at least
+    assert problem is not None  # there is at least one size
     raise problem
 
 
@@ -216,7 +215,7 @@ def check_single(model: nn.Module) -> None:
     """Raise if a model holds a network and a copy that follows its weights.
 
     Raises:
-        ValueError: Saying what to do.
+        ValueError: If it does.
     """
     parts = dict(model.named_children())
     if not {'student', 'teacher'} <= parts.keys():
@@ -238,7 +237,7 @@ def check_single(model: nn.Module) -> None:
 
 
 def _problem(model: nn.Module, run: Callable[[nn.Module], Any]) -> str:
-    """What a forward raises or lacks; '' if nothing."""
+    """Returns the error of a forward or what it lacks; '' if it works."""
     try:
         with modes_kept(model), torch.no_grad():
             model.eval()

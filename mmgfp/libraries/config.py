@@ -1,8 +1,8 @@
-"""Loading the config a user names, by path or in short form.
+"""Loading a config by path or in short form.
 
-Knows where installed packages keep their configs; knows nothing of what is in
-a config. Only mmengine is imported: the package behind a short form may be
-absent, which is then the error.
+This file knows where installed packages keep their configs, but not the
+contents of configs. Only mmengine is imported; if the package of a short form
+is missing, that is the error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load_config(name: str | Path) -> Config:
     path = _installed_config(name) if '::' in name else _config_file(name)
     try:
         config = Config.fromfile(path)
-    except Exception as error:  # a config is a program, which raises anything
+    except Exception as error:  # a config is a program
         raise ValueError(
             f'the config {name!r} cannot be read: {type_and_line(error)}'
         ) from error
@@ -50,7 +50,7 @@ def load_config(name: str | Path) -> Config:
 
 
 def config_folder(package: str) -> Path:
-    """Folder of the configs that an installed package brings.
+    """Returns the folder of configs of an installed package.
 
     Raises:
         FileNotFoundError: If the package is not installed.

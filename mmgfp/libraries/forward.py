@@ -1,6 +1,6 @@
-"""One forward on made-up images, as a model's own library would run it.
+"""Forwards on random images, run as the model's own library does it.
 
-Channel groups and cost are found from such forwards, without the user's data.
+Channel groups and cost are found from them, without the user's data.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .samples import BOXES, collated, demo_boxes, demo_samples
 
 Mode = Literal['tensor', 'predict', 'loss']
 
-# RoIs per image that the paper counts for two-stage detectors.
+# RoIs per image for two-stage detectors, as in the paper.
 _COUNTED_PROPOSALS = 512
 
 
 def cost_runner(
     shape: Sequence[int], images: int = 1
 ) -> Callable[[nn.Module], Any]:
-    """``run(model)``: the forward that cost is counted from.
+    """Returns ``run(model)``, the forward that cost is counted from.
 
     A two-stage detector gets 512 proposals per image, as in the paper
-    (Section 4.1), however many its weights would propose.
+    (Section 4.1), independent of its weights.
 
     Args:
         shape (Sequence[int]): (H, W).
@@ -46,7 +46,7 @@ def demo_runner(
     mode: Mode = 'tensor',
     proposals: int = len(BOXES),
 ) -> Callable[[nn.Module], Any]:
-    """``run(model)``: one forward on random images, the same in every call.
+    """Returns ``run(model)``, a forward on the same random images each time.
 
     The images go through the model's own data preprocessor; the ground truth
     has a few boxes with masks, all of the first class.
@@ -57,9 +57,9 @@ def demo_runner(
         mode (str): 'tensor' for the network's raw outputs, 'predict' for
             results, 'loss' for the losses, with the model in training mode
             but for norms and dropout. Defaults to 'tensor'.
-        proposals (int): Boxes per image that an RPN is taken to propose,
-            whatever its weights are; its raw outputs are then among those of
-            the network. Not in the mode 'predict'. Defaults to 4.
+        proposals (int): Boxes per image that replace the proposals of an RPN,
+            whose raw outputs are then outputs of the network. Not used in
+            the mode 'predict'. Defaults to 4.
     """
 
     def run(model: nn.Module) -> Any:
@@ -85,7 +85,7 @@ def demo_data(
     images: int = 1,
     mode: Mode = 'tensor',
 ) -> dict[str, Any]:
-    """Keyword arguments for one forward of an mmengine model.
+    """Returns keyword arguments for a forward of an mmengine model.
 
     Args:
         model (BaseModel): Of a library that :mod:`mmgfp.libraries.samples`
@@ -122,7 +122,7 @@ def _demo_pixels(
 
 
 def _colours(model: nn.Module) -> int:
-    """Channels of the images: what the first convolution takes, if few."""
+    """Returns the images' channels: those of the first convolution, if few."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels if module.in_channels <= 4 else 3
@@ -141,9 +141,9 @@ def _demo_batch(
 def _unaugmented(
     preprocess: nn.Module, shape: Sequence[int]
 ) -> Iterator[nn.Module]:
-    """Without what a preprocessor does to training batches.
+    """Disable augmentation of training batches in a preprocessor.
 
-    What it does at random, and padding to the size of the training crops.
+    Also disables padding to the size of the training crops.
     """
     wanted = dict(batch_augments=None, size=tuple(shape))
     before = {
@@ -167,8 +167,8 @@ def _proposing(
 ) -> Iterator[list[Any]]:
     """Let region proposal networks propose fixed boxes.
 
-    Random weights may propose nothing, and which boxes they do propose may
-    hang on a rounding error. Yields what the networks really put out.
+    Random weights may propose nothing, or boxes that depend on rounding
+    errors. Yields the real outputs of the networks.
     """
     raw: list[Any] = []
     head = getattr(model, 'rpn_head', None)
@@ -187,7 +187,7 @@ def _proposing(
 
 
 class _Proposals:
-    """Stands in for ``predict_by_feat`` of a region proposal network."""
+    """Replaces ``predict_by_feat`` of a region proposal network."""
 
     def __init__(
         self, shape: Sequence[int], count: int, raw: list[Any]

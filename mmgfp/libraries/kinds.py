@@ -1,4 +1,4 @@
-"""What the types in a config stand for, however they are written.
+"""Resolves the types in a config.
 
 A type may be a registered name with or without a scope, a dotted name, a
 class, or a class that a config of pure Python has not imported yet.
@@ -14,21 +14,21 @@ from mmengine.registry import Registry
 
 
 def imported(value: Any) -> Any:
-    """The object that a config of pure Python names; others as they are."""
+    """Returns the object that a config of pure Python names, or the value."""
     if isinstance(value, (LazyAttr, LazyObject)):
         return value.build()
     return value
 
 
 def kind_of(settings: Any, registry: Registry) -> Any:
-    """The class or function that builds a part of a config.
+    """Returns the class or function that builds a part of a config.
 
     Args:
-        settings (Any): The part with its ``type``, or what is built already.
-        registry (Registry): That of such parts.
+        settings (Any): The part with its ``type``, or an object built from it.
+        registry (Registry): Registry of such parts.
 
     Returns:
-        Any: None where the type is not known.
+        Any: None if the type is not known.
     """
     if not isinstance(settings, Mapping):
         return type(settings)
@@ -38,16 +38,16 @@ def kind_of(settings: Any, registry: Registry) -> Any:
     with registry.switch_scope_and_registry(settings.get('_scope_')) as known:
         try:
             return known.get(kind)
-        except (KeyError, RuntimeError):  # how versions of MMEngine say no
+        except (KeyError, RuntimeError):  # depends on MMEngine's version
             return None
 
 
 def kind_names(settings: Mapping[str, Any], registry: Registry) -> list[str]:
-    """Names that a part of a config goes by: its own, and its base classes'.
+    """Returns the names of a part of a config, and of its base classes.
 
     Args:
         settings (Mapping): The part with its ``type``.
-        registry (Registry): That of such parts.
+        registry (Registry): Registry of such parts.
     """
     kind = imported(settings.get('type'))
     names = [kind.rpartition('.')[2]] if isinstance(kind, str) else []

@@ -1,4 +1,4 @@
-"""How to build a model of each library, and what its config says of it.
+"""Building models of each library, and reading their configs.
 
 The libraries are imported inside functions, so each may be absent.
 """
@@ -28,9 +28,9 @@ LIBRARIES = (*CONVOLUTIONAL, *CLASSIFICATION, 'mmpose')
 
 
 def use_scope(config: Config) -> None:
-    """Make the scope of a config the current one.
+    """Set the scope of a config as the current one.
 
-    Registries then find by name what its library has registered.
+    Registries then find the modules of its library by name.
     """
     scope = config.get('default_scope', 'mmengine')
     # configs of pure Python have None, but what they build looks up names,
@@ -42,7 +42,7 @@ def build_model(config: Config) -> nn.Module:
     """Build the model of a config, in eval mode on the CPU.
 
     Args:
-        config (Config): Of any library; need not know of mmgfp.
+        config (Config): Config of any library; it need not import mmgfp.
     """
     use_scope(config)
     # a copy all the way down: some models write into their settings
@@ -57,7 +57,7 @@ def build_model(config: Config) -> nn.Module:
 def load_model(
     config: Config, checkpoint: str | os.PathLike | None = None
 ) -> nn.Module:
-    """Build a model and load weights, slim ones too.
+    """Build a model and load weights, also slim ones.
 
     Works for each form of a pruned network: the config it was pruned with
     (the checkpoint brings the structure), the generated one, and a network
@@ -83,7 +83,7 @@ def load_model(
 
 
 def build_full_model(config: Config) -> nn.Module:
-    """Build the network that a config's slim one was made of.
+    """Build the full network of a config, also of a slim one.
 
     Args:
         config (Config): A generated config, or one of a full network.
@@ -102,14 +102,14 @@ def builds_slim(config: Config) -> bool:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's model inside what distributes it or augments its tests."""
+    """Returns the user's model inside wrappers (distributed, TTA)."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = cast(nn.Module, model.module)
     return model
 
 
 def config_library(config: Config) -> str:
-    """Top-level package of a config's library, or ''.
+    """Returns the top-level package of a config's library, or ''.
 
     Configs of pure Python need no default scope; there the model tells.
     """
@@ -124,12 +124,12 @@ def config_library(config: Config) -> str:
 
 
 def library(model: nn.Module) -> str:
-    """Top-level package of the model's OpenMMLab base class, or ''."""
+    """Returns the top-level package of a model's OpenMMLab base class."""
     return library_of(type(model))
 
 
 def library_of(kind: type) -> str:
-    """Top-level package of the OpenMMLab class that a class is made of."""
+    """Returns the top-level package of a class's OpenMMLab base, or ''."""
     return next((p for p in packages_of(kind) if p in LIBRARIES), '')
 
 
@@ -139,7 +139,7 @@ def packages_of(kind: type) -> list[str]:
 
 
 def best_apart(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
-    """Boxes without those that overlap a better one, as MMDetection does it.
+    """Returns the boxes that overlap no better one, as in MMDetection.
 
     Args:
         boxes (Tensor): (B, 4).

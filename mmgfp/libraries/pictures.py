@@ -1,8 +1,8 @@
-"""What turns a picture into the input of a network, told by its config.
+"""Preprocessing of images, read from a config.
 
-The facts are plain values, so that an exported file can carry them, and
-:class:`Preprocessing` applies them as the library's own pipeline would. Knows
-nothing of ONNX.
+The settings are plain values that an exported file can hold.
+:class:`Preprocessing` applies them like the library's own pipeline. This file
+knows nothing of ONNX.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from .kinds import kind_names, kind_of
 from .pipeline import image_pipeline, input_shape, test_dataset
 
-# Steps of a pipeline that make the picture larger or smaller.
+# Steps of a pipeline that resize the image.
 _RESIZING = ('Resize', 'ResizeEdge', 'CenterCrop', 'EfficientNetCenterCrop')
 # MMYOLO's: made of Resize, but they pad on all sides.
 _PADDING_ALL_SIDES = ('YOLOv5KeepRatioResize', 'LetterResize')
@@ -32,7 +32,7 @@ _PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to normalised floats (1, C, H, W).
+    """Turns an image into normalised floats (1, C, H, W).
 
     Attributes:
         input_size (tuple): (H, W) of the input in pixels; of a dynamic
@@ -45,11 +45,11 @@ class Preprocessing:
             ``short`` pixels, then the middle of the input size is cut out.
         interpolation (str): Of resizing, as OpenCV calls it.
         color_order (str): Of the channels: ``RGB``, ``BGR`` or ``GRAY``.
-        mean (list): Is subtracted from each channel of a picture of bytes.
-        std (list): Each channel is divided by it after that.
+        mean (list): Subtracted from each channel of an image of bytes.
+        std (list): Divides each channel after that.
         pad_size_divisor (int): Height and width are multiples of it.
-        pad_value (float): What fills up at the right and the bottom.
-        pad_first (bool): Whether that is before the normalisation.
+        pad_value (float): Value of the padding at the right and the bottom.
+        pad_first (bool): Whether padding comes before the normalisation.
     """
 
     input_size: tuple[int, int]
@@ -165,7 +165,7 @@ def read_preprocessing(
     shape: Sequence[int] | None = None,
     dynamic: bool = False,
 ) -> Preprocessing:
-    """What a config and the data preprocessor of its model do to pictures.
+    """Read the preprocessing from a config and its model.
 
     Args:
         config (Config): Of any library.
@@ -190,7 +190,7 @@ def read_preprocessing(
     divisor = int(getattr(preprocessor, 'pad_size_divisor', 1) or 1)
     if min(wanted) < 1:
         raise ValueError(
-            f'the input has no size {tuple(wanted)}; expected height and '
+            f'input size {tuple(wanted)}: expected positive height and '
             'width in pixels'
         )
     size = round_up(wanted, divisor)
@@ -278,19 +278,19 @@ def _resize_rule(
 def class_names(
     config: Config, meta: Mapping[str, Any], count: int | None
 ) -> list[str]:
-    """Names of the classes, by index.
+    """Returns the names of the classes, by index.
 
     Those in the checkpoint come first, for they are what was trained; then
     those in the config, then those of the config's type of dataset.
 
     Args:
         config (Config): Of any library.
-        meta (Mapping): What the checkpoint says of itself.
-        count (int, optional): How many the model tells apart; names of
-            another number belong to something else.
+        meta (Mapping): Entry ``meta`` of the checkpoint.
+        count (int, optional): Number of classes of the model; names of
+            another number are not used.
 
     Returns:
-        list: Empty where nothing fits.
+        list: Empty if no names fit.
     """
     dataset = test_dataset(config)
     kind = kind_of(dataset, DATASETS) if 'type' in dataset else None
@@ -311,7 +311,7 @@ def class_names(
 
 
 def dataset_pictures(config: Config, most: int) -> list[str]:
-    """Paths of pictures of the config's test dataset.
+    """Returns paths of images of the config's test dataset.
 
     Args:
         config (Config): Of any library.
@@ -337,7 +337,7 @@ def dataset_pictures(config: Config, most: int) -> list[str]:
 
 
 def folder_pictures(folder: str | os.PathLike, most: int) -> list[str]:
-    """Paths of the first pictures in a folder, by name.
+    """Returns paths of the first images in a folder, by name.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -356,7 +356,7 @@ def folder_pictures(folder: str | os.PathLike, most: int) -> list[str]:
 
 
 def read_picture(path: str) -> np.ndarray:
-    """A picture as bytes (h, w, 3), BGR.
+    """Returns an image as bytes (h, w, 3), BGR.
 
     Raises:
         ValueError: If it cannot be read.

@@ -1,4 +1,4 @@
-"""What a config's pipelines make of images, told by their steps.
+"""Sizes of images, read from the pipelines of a config.
 
 The names of the steps are those of MMDetection, MMPretrain, MMSegmentation,
 MMPose and MMYOLO; each of these libraries may be absent.
@@ -51,7 +51,7 @@ _HEIGHT_FIRST = dict(
 
 
 def input_shape(config: Config) -> tuple[int, int]:
-    """(H, W) that a config's test images have.
+    """Returns (H, W) of a config's test images.
 
     Read from the test pipeline (or that of validation or training, where it
     does not say): the last crop, resize or padding to a size. MMDetection's
@@ -70,15 +70,14 @@ def input_shape(config: Config) -> tuple[int, int]:
             if shape is not None:
                 return shape
     raise ValueError(
-        'the config does not say which size its images have: no step of its '
-        'test, validation or training pipeline that is known makes them one '
-        'size; expected it from input_shape=(H, W) in the pruning hook, or '
-        'from --shape H W of a tool'
+        'the size of the images is not known: no known step of the test, '
+        'validation or training pipeline resizes them to one size. Set '
+        'input_shape=(H, W) in the pruning hook, or --shape H W of a tool'
     )
 
 
 def test_dataset(config: Config) -> Mapping[str, Any]:
-    """Settings of the dataset that is tested, without what wraps it.
+    """Returns the settings of the test dataset, without wrappers.
 
     That of validation or training where there is none; empty without any.
     """
@@ -94,12 +93,12 @@ def test_dataset(config: Config) -> Mapping[str, Any]:
 
 
 def image_pipeline(config: Config) -> Sequence[Mapping[str, Any]]:
-    """Steps that prepare the config's test images; empty if it has none."""
+    """Returns the steps that prepare test images; empty if there are none."""
     return test_dataset(config).get('pipeline') or ()
 
 
 def datasets(settings: Any) -> Iterator[Mapping[str, Any]]:
-    """Datasets of a loader, each before those that it wraps."""
+    """Yields the datasets of a loader, each before those that it wraps."""
     if isinstance(settings, (list, tuple)):
         for item in settings:
             yield from datasets(item)
@@ -112,7 +111,7 @@ def datasets(settings: Any) -> Iterator[Mapping[str, Any]]:
 def _shape_after(
     steps: Any, shape: tuple[int, int] | None
 ) -> tuple[int, int] | None:
-    """(H, W) after some steps, None where they do not say.
+    """Returns (H, W) after some steps; None if it is not known.
 
     Args:
         steps (Any): Of a pipeline.

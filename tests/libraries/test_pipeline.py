@@ -214,5 +214,5 @@ def test_a_size_that_nothing_states_is_an_error(steps):
 
 
 def test_no_data_at_all_is_an_error():
-    with pytest.raises(ValueError, match='does not say which size'):
+    with pytest.raises(ValueError, match='size of the images is not known'):
         input_shape(Config(dict(model=dict(type='Any'))))
