@@ -4,8 +4,7 @@ custom_imports = dict(imports=['mmgfp'], allow_failed_imports=False)
 
 # all settings are ours: the paper has classifiers
 density = 0.2  # share of the weights that stays
-steps = 2
-interval = 7330  # optimiser steps between the two: one epoch
+interval = 7330  # optimiser steps between the two steps: one epoch
 lr = 0.002  # for 8 GPUs x 2 images, as is the next one
 finetune_lr = 0.01
 
@@ -13,7 +12,7 @@ finetune_lr = 0.01
 # https://download.openmmlab.com/mmdetection/v2.0/retinanet/retinanet_r50_fpn_1x_coco/retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth
 load_from = 'checkpoints/retinanet_r50_fpn_1x_coco_20200130-c2398f9e.pth'
 model = dict(backbone=dict(frozen_stages=-1, norm_eval=True, init_cfg=None))
-train_cfg = dict(max_epochs=steps)
+train_cfg = dict(max_epochs=2)
 optim_wrapper = dict(optimizer=dict(lr=lr))
 param_scheduler = []
 
@@ -21,7 +20,7 @@ pruning = dict(
     type='mmgfp.SparsityHook',
     density=density,
     criterion=dict(type='KFAC'),
-    steps=steps,
+    steps=2,
     interval=interval,
     finetune=dict(
         train_cfg=dict(max_epochs=12),
