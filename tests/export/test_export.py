@@ -362,7 +362,7 @@ def test_other_weights_are_noticed(written, decode):
     assert found.images == 1
     assert found.boxes > 0 or not decode
     tamper(path, 'retina_cls.weight', 1.02)
-    words = 'no partner' if decode else 'cls_scores_0 differs from PyTorch'
+    words = 'no match' if decode else 'cls_scores_0 differs from PyTorch'
     with pytest.raises(CheckError, match=words):
         check_file(path, network, inputs)
 

@@ -246,7 +246,9 @@ def test_training_that_fails_tells_nothing_of_what_it_did_not_reach():
         model.stem(IMAGES)
         raise KeyError('gt_keypoints')
 
-    with pytest.warns(UserWarning, match='3 layers take no part.*hidden'):
+    with pytest.warns(
+        UserWarning, match='3 layers do not run in the demo forward.*hidden'
+    ):
         groups = groups_of(train)
     assert groups.keys() == {'stem', 'body', 'head'}
     assert groups['stem'].consumers == ['body']
@@ -260,7 +262,9 @@ def test_training_that_fails_late():
         model(IMAGES, train=True)
         raise KeyError('gt_keypoints')
 
-    with pytest.warns(UserWarning, match='1 layers take no part.*unused'):
+    with pytest.warns(
+        UserWarning, match='1 layers do not run in the demo forward.*unused'
+    ):
         groups = groups_of(train)
     assert 'hidden' in groups['stem'].consumers
     assert 'hidden does not run in training' in groups['stem'].frozen
