@@ -153,6 +153,9 @@ class Calibrated(Criterion, Protocol):
     def observing(self) -> AbstractContextManager[None]:
         """Context of the pass, in which alone the network is observed."""
 
+    def unmeasured(self) -> list[str]:
+        """Names of layers that count, but that the pass has not measured."""
+
 
 class MaskGradients(Criterion):
     """Criteria that sum something of each batch's mask gradients.

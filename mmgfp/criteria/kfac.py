@@ -113,7 +113,6 @@ class KFAC(Calibrated):
         self._batch: dict[str, _Sums] = {}
         self._counts: Tensor | None = None  # (2,) images and batches
         self._reduced = False
-        self._known: dict[bytes, np.ndarray] = {}
 
     # -- observing --------------------------------------------------------
 
@@ -208,7 +207,6 @@ class KFAC(Calibrated):
                 block *= factor
             for total, new in zip(self._sums[name].tensors(), sums.tensors()):
                 total += torch.where(finite, new, 0.0)
-        self._known = {}
         return finite
 
     def all_reduce(self, reduce: Callable[[Tensor], None]) -> None:
@@ -221,6 +219,21 @@ class KFAC(Calibrated):
                 reduce(tensor)
         self._reduced = True
 
+    def unmeasured(self) -> list[str]:
+        """See :meth:`Calibrated.unmeasured`."""
+        groups = self._units.groups
+        layers = dict.fromkeys(
+            layer
+            for group in groups
+            for layer in group.layers('producer', 'consumer', 'grouped')
+        )
+        names = layers if groups else self._sums
+        return [
+            name
+            for name in names
+            if name not in self._sums or not float(self._sums[name].rows)
+        ]
+
     # -- scores -----------------------------------------------------------
 
     def scores(self, there: np.ndarray) -> np.ndarray:
@@ -228,12 +241,6 @@ class KFAC(Calibrated):
 
         A group has none if no batch has gone through any of its layers.
         """
-        key = there.tobytes()
-        if key not in self._known:
-            self._known[key] = self._scores(there)
-        return self._known[key].copy()
-
-    def _scores(self, there: np.ndarray) -> np.ndarray:
         found = np.full(len(self._units), np.nan)
         left, parts = self._units.split(there), self._units.split(found)
         members: dict[str, list[tuple[int, Member]]] = {}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModel
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from ..criteria.base import Calibrated
+from ..criteria.base import Calibrated, Criterion
 from ..groups import UnitSpace
 from ..libraries.models import unwrap
 from ..utils.errors import type_and_line
@@ -30,7 +30,7 @@ from .runner import sum_over_ranks, true_on_all_ranks
 _PAUSE = 30
 
 
-def calibrate(runner: Runner, criterion: Calibrated, units: UnitSpace) -> None:
+def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
     """Let a criterion observe the network on batches of its training data.
 
     The network is in evaluation mode and in full precision. Weights,
@@ -39,13 +39,15 @@ def calibrate(runner: Runner, criterion: Calibrated, units: UnitSpace) -> None:
 
     Args:
         runner (Runner): Whose network trains.
-        criterion (Calibrated): Observes the pass.
+        criterion (Criterion): A :class:`~mmgfp.criteria.base.Calibrated` one;
+            observes the pass.
         units (UnitSpace): Of the network.
 
     Raises:
         ValueError: If there is no batch with a finite loss, or the criterion
             wants labels that the network cannot draw.
     """
+    criterion = cast(Calibrated, criterion)
     model = unwrap(runner.model)
     states = random_state()
     criterion.attach(model, units)
@@ -67,6 +69,13 @@ def calibrate(runner: Runner, criterion: Calibrated, units: UnitSpace) -> None:
             'expected a trained network and a train dataloader with batches'
         )
     criterion.all_reduce(sum_over_ranks)
+    if names := criterion.unmeasured():
+        runner.logger.warning(
+            f'{len(names)} layers were not measured in the calibration pass '
+            f'and add nothing to scores: {", ".join(names[:5])}'
+            f'{", ..." if len(names) > 5 else ""}. They do not run in it, or '
+            'are no convolutions or linear layers with weights of their own'
+        )
 
 
 def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:

@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..criteria.base import Calibrated
 from ..groups import ChannelGroup
 from ..libraries.models import unwrap
 from ..libraries.pipeline import input_shape as config_shape
@@ -23,7 +22,7 @@ from ..slimming.structure import KEY, Structure
 from ..utils.errors import type_and_line
 from .calibration import calibrate
 from .progress import Progress, Tally, listed, unscored_line
-from .resume import RandomKeeper, separate_loader
+from .resume import ResumesExactly, separate_loader
 from .runner import (
     Trainers,
     averaged_models,
@@ -71,7 +70,7 @@ from .steps import StepGuard
 
 
 @HOOKS.register_module(name=['PruningHook', 'FisherPruningHook'])
-class PruningHook(Hook):
+class PruningHook(ResumesExactly):
     """Prunes channels inside any MMEngine runner.
 
     It finds coupled channels when training starts, scores them with a
@@ -164,6 +163,7 @@ class PruningHook(Hook):
         report: bool = False,
         **unknown: Any,
     ) -> None:
+        super().__init__()
         known = named_arguments(type(self), PruningHook)
         refuse_unknown(type(self).__name__, unknown, known)
         one_of('normalize_by', normalize_by, get_args(Normalizer))
@@ -196,7 +196,6 @@ class PruningHook(Hook):
         self._guard: StepGuard | None = None  # while pruning
         self._unscored: list[str] = []  # groups that the last step left out
         self._tally = Tally()
-        self._random = RandomKeeper()
         # of a checkpoint that was loaded
         self._structure: Structure | None = None
         self._groups: list[ChannelGroup] | None = None
@@ -240,8 +239,8 @@ class PruningHook(Hook):
         ratio = pruner.net.ratio(self.schedule.metric)
         if self._resumed:
             pruner.load_state_dict(self._resumed['pruner'])
-            self._random.resume_from(self._resumed['random'])
-            before_each_batch(runner, self._random.restore)
+            self.random.resume_from(self._resumed['random'])
+            before_each_batch(runner, self.random.restore)
             self._tally = Tally(**self._resumed['tally'])
             self._compare_targets(runner, self._resumed.get('target'))
             if ratio <= self.schedule.target:
@@ -304,15 +303,11 @@ class PruningHook(Hook):
 
     # -- each iteration ---------------------------------------------------
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Restore the random states of a resumed checkpoint."""
-        self._random.restore()
-
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Start observing a batch."""
-        self._random.forget()
+        super().before_train_iter(runner, batch_idx, data_batch)
         if self._guard is not None:
             assert self.pruner is not None
             self._guard.begin()
@@ -333,7 +328,7 @@ class PruningHook(Hook):
             self._observe(runner, self._guard)
         if saves_checkpoint(runner):
             self._settle(runner)
-            self._random.keep()
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def _observe(self, runner: Runner, guard: StepGuard) -> None:
         assert self.pruner is not None
@@ -382,11 +377,11 @@ class PruningHook(Hook):
             tally.start,
             self._trainers.accumulation,
         )
-        criterion = pruner.criterion
-        if criterion.when == 'calibration':
-            calibrate(runner, cast(Calibrated, criterion), net.units)
-        criterion.all_reduce(sum_over_ranks)
-        unscored = pruner.unscored()
+        if pruner.criterion.when == 'calibration':
+            calibrate(runner, pruner.criterion, net.units)
+        pruner.criterion.all_reduce(sum_over_ranks)
+        scores = pruner.scores()
+        unscored = pruner.unscored(scores)
         # groups with scores must not replace those without
         least = pruner.reachable(unscored)[metric]
         waits = bool(unscored) and (
@@ -400,6 +395,7 @@ class PruningHook(Hook):
             ),
             optimizers(runner),
             [average.module for average in averaged_models(runner)],
+            scores=scores,
             agree=same_on_all_ranks,
             iteration=runner.iter + 1,
             progress=lambda: (
@@ -541,19 +537,12 @@ class PruningHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         """Cut masked channels before the checkpoint of this epoch."""
         self._settle(runner)
-        self._random.keep()
+        super().after_train_epoch(runner)
 
     def before_val(self, runner: Runner) -> None:
-        """Keep the random states, which validation must not change.
-
-        A checkpoint of the best network may be saved after validation.
-        """
+        """Cut masked channels before the checkpoint of the best network."""
         self._settle(runner)
-        self._random.keep()
-
-    def after_val(self, runner: Runner) -> None:
-        """Restore the random states, because resuming skips the validation."""
-        self._random.rewind()
+        super().before_val(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the structure and the state of pruning to a checkpoint."""
@@ -565,7 +554,7 @@ class PruningHook(Hook):
                 'pruner': self.pruner.state_dict(),
                 'tally': asdict(self._tally),
                 'target': {self.schedule.metric: self.schedule.target},
-                'random': self._random.states(),
+                'random': self.random.states(),
             }
         )
 

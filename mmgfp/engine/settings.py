@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any
 
 from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, Metric
-from ..criteria.base import Criterion, ElementCriterion
+from ..criteria.base import Criterion
 from ..registry import CRITERIA
 from ..search.schedule import Schedule
 from ..search.selection import Floor
-from ..search.sparsity import Shapes
 from ..utils.errors import in_one_line
 
 SAVE_AT = (0.75, 0.5, 0.25)
@@ -80,7 +78,7 @@ def read_schedule(
     if prune_share is None:
         prune_share = PRUNE_SHARE
     elif auto:
-        _share('prune_share', prune_share, top=1.0)
+        check_ratio('prune_share', prune_share, top=1.0)
     else:
         raise ValueError(
             f'prune_share={prune_share!r} contradicts channels_per_step='
@@ -103,7 +101,7 @@ def read_target(target: Any) -> tuple[Metric, float]:
         )
     ((metric, share),) = target.items()
     one_of('the metric of target', metric, (*METRICS, 'latency'))
-    _share(f'target[{metric!r}]', share)
+    check_ratio(f'target[{metric!r}]', share)
     return metric, float(share)
 
 
@@ -116,7 +114,7 @@ def read_floor(min_channels: Any, min_ratio: Any, round_to: Any) -> Floor:
     whole('min_channels', min_channels)
     whole('round_to', round_to)
     if min_ratio != 0:
-        _share('min_ratio', min_ratio)
+        check_ratio('min_ratio', min_ratio)
     return Floor(min_channels, float(min_ratio), round_to)
 
 
@@ -139,7 +137,7 @@ def read_save_at(save_at: Any, target: float) -> list[float]:
             'ratios, such as (0.75, 0.5)'
         )
     for share in save_at:
-        _share('save_at', share)
+        check_ratio('save_at', share)
         if share < target:
             raise ValueError(
                 f'save_at={save_at!r} contradicts the target of {target}: '
@@ -184,115 +182,6 @@ def read_criterion(criterion: Any, default: str = 'Fisher') -> Criterion:
         raise ValueError(
             f'criterion={criterion!r}: {in_one_line(error)}'
         ) from error
-
-
-def read_element_criterion(criterion: Any, default: str) -> ElementCriterion:
-    """Build the criterion for single weights that a config names.
-
-    Args:
-        criterion (Any): As in the config; None for the default.
-        default (str): Its name.
-
-    Raises:
-        ValueError: As :func:`read_criterion`, or if it scores channels alone.
-    """
-    found = read_criterion(criterion, default)
-    if not hasattr(found, 'elements'):
-        raise ValueError(
-            f'criterion={criterion!r} scores channels, not single weights; '
-            "expected one with scores of elements, such as dict(type='KFAC') "
-            "or dict(type='Magnitude')"
-        )
-    return cast(ElementCriterion, found)
-
-
-def read_density(density: Any, pattern: tuple[int, int] | None) -> float:
-    """Check the share of the weights that is to stay.
-
-    Args:
-        density (Any): As in the config; None where a pattern tells it.
-        pattern (tuple[int, int], optional): See :func:`read_pattern`.
-
-    Raises:
-        ValueError: If it is missing, said twice or no share.
-    """
-    if pattern is not None:
-        if density is not None:
-            raise ValueError(
-                f'density={density!r} contradicts pattern={pattern[0]}:'
-                f'{pattern[1]}, which says how many weights stay. Remove one.'
-            )
-        return pattern[0] / pattern[1]
-    _share('density', density)
-    return float(density)
-
-
-def read_pattern(pattern: Any) -> tuple[int, int] | None:
-    """Check how many of how many neighbours stay, such as '2:4'.
-
-    Raises:
-        ValueError: If it is no such text.
-    """
-    if pattern is None:
-        return None
-    match = re.fullmatch(r'(\d+):(\d+)', str(pattern))
-    if match is None or not 0 < int(match[1]) < int(match[2]):
-        raise ValueError(
-            f'pattern={pattern!r}: expected how many of how many neighbouring '
-            "inputs stay, such as '2:4'"
-        )
-    return int(match[1]), int(match[2])
-
-
-def read_shapes(block: Any, pattern: Any, min_density: Any) -> Shapes:
-    """Check what goes together, and what stays of every layer.
-
-    Raises:
-        ValueError: Naming the argument, its value and what was expected.
-    """
-    if (
-        not isinstance(block, Sequence)
-        or isinstance(block, str)
-        or len(block) != 2
-        or not all(_is_whole(n) for n in block)
-    ):
-        raise ValueError(
-            f'block={block!r}: expected how many output channels and input '
-            'channels go together, such as (4, 1)'
-        )
-    if min_density != 0:
-        _share('min_density', min_density)
-    return Shapes(
-        (block[0], block[1]), read_pattern(pattern), float(min_density)
-    )
-
-
-def read_steps(steps: Any, interval: Any, at_once: bool) -> tuple[int, int]:
-    """Check how weights are pruned in steps.
-
-    Args:
-        steps (Any): As in the config.
-        interval (Any): As in the config.
-        at_once (bool): Whether the first step is taken before training.
-
-    Returns:
-        tuple[int, int]: Steps for which training is waited, and the interval.
-
-    Raises:
-        ValueError: If either is no whole number, or the interval is missing.
-    """
-    whole('steps', steps)
-    waits = steps - at_once
-    if interval is not None:
-        whole('interval', interval)
-    elif waits:
-        raise ValueError(
-            f'steps={steps} needs interval; expected the optimizer steps '
-            'before each step'
-            + (' but the first' if at_once else '')
-            + ', such as those of an epoch'
-        )
-    return waits, interval or 0
 
 
 def read_cut_to(cut_to: Any) -> int | None:
@@ -368,7 +257,7 @@ def read_ratios(ratios: Any) -> dict[str, float]:
             "names, such as {'backbone.layer4.*': 0.7}"
         )
     for pattern, share in ratios.items():
-        _share(f'ratios[{pattern!r}]', share)
+        check_ratio(f'ratios[{pattern!r}]', share)
     return {pattern: float(share) for pattern, share in ratios.items()}
 
 
@@ -380,12 +269,7 @@ def read_shape(shape: Any) -> tuple[int, int] | None:
     """
     if shape is None:
         return None
-    if (
-        not isinstance(shape, Sequence)
-        or isinstance(shape, str)
-        or len(shape) != 2
-        or not all(_is_whole(n) for n in shape)
-    ):
+    if not is_pair(shape):
         raise ValueError(
             f'input_shape={shape!r}: expected (height, width) '
             'in pixels, such as (800, 1280)'
@@ -436,11 +320,28 @@ def whole(name: str, value: Any, otherwise: str = '') -> None:
         )
 
 
+def is_pair(value: Any) -> bool:
+    """Returns whether a value is a pair of positive whole numbers."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) == 2
+        and all(_is_whole(n) for n in value)
+    )
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _share(name: str, value: Any, top: float = 0.0) -> None:
+def check_ratio(name: str, value: Any, top: float = 0.0) -> None:
+    """Raise ValueError if a value is no number between 0 and 1.
+
+    Args:
+        name (str): Of the argument, for the error.
+        value (Any): As in the config.
+        top (float): Is allowed, too, if it is above 0. Defaults to 0.
+    """
     good = (
         isinstance(value, (int, float))
         and not isinstance(value, bool)

@@ -7,14 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from mmengine.runner import Runner
 
 from ..cost.model import METRICS, count_cost, record_calls
-from ..criteria.base import Calibrated
 from ..groups import UnitSpace
 from ..libraries.forward import cost_runner
 from ..libraries.models import builds_slim, unwrap
@@ -44,13 +43,9 @@ from .saved import check_finetune_config, save_ratio, stems
 from .settings import (
     named_arguments,
     one_of,
-    read_density,
-    read_element_criterion,
     read_ignore,
     read_overrides,
     read_shape,
-    read_shapes,
-    read_steps,
     refuse_unknown,
 )
 from .sparse_state import (
@@ -59,6 +54,12 @@ from .sparse_state import (
     put_masks,
     read_sparse_state,
     sparse_state,
+)
+from .sparsity_settings import (
+    read_density,
+    read_element_criterion,
+    read_shapes,
+    read_steps,
 )
 from .start import check_not_compiled, check_work_dir
 
@@ -336,8 +337,7 @@ class SparsityHook(ResumesExactly):
         """Take a step: score all weights, and prune the least."""
         assert self.masks is not None
         if self.criterion.when == 'calibration':
-            criterion = cast(Calibrated, self.criterion)
-            calibrate(runner, criterion, UnitSpace([]))
+            calibrate(runner, self.criterion, UnitSpace([]))
         elif self.criterion.when == 'weights':
             self.criterion.attach(unwrap(runner.model), UnitSpace([]))
         scores = self.criterion.elements(list(self._axes))

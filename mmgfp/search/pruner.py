@@ -133,14 +133,21 @@ class Pruner:
         there = ~np.concatenate(self.net.masked)
         return self.net.units.split(self.criterion.scores(there))
 
-    def unscored(self) -> list[str]:
-        """Names of the groups that have no scores; they lose nothing."""
+    def unscored(
+        self, scores: Sequence[np.ndarray] | None = None
+    ) -> list[str]:
+        """Names of the groups that have no scores; they lose nothing.
+
+        Args:
+            scores (Sequence[np.ndarray], optional): From :meth:`scores`,
+                where they are known.
+        """
         return [
             group.name
-            for group, scores, masked in zip(
-                self.net.units.groups, self.scores(), self.net.masked
+            for group, found, masked in zip(
+                self.net.units.groups, scores or self.scores(), self.net.masked
             )
-            if np.isnan(scores[~masked]).all()
+            if np.isnan(found[~masked]).all()
         ]
 
     def prune(
@@ -149,6 +156,7 @@ class Pruner:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
         reduce: Callable[[Tensor], None] | None = None,
+        scores: Sequence[np.ndarray] | None = None,
         agree: Callable[[bytes], None] | None = None,
         iteration: int = 0,
         progress: Callable[[], float] = lambda: 1.0,
@@ -166,6 +174,8 @@ class Pruner:
             copies (Sequence[nn.Module]): Copies of the network (EMA) that
                 lose the same channels.
             reduce (Callable, optional): See :meth:`Criterion.all_reduce`.
+            scores (Sequence[np.ndarray], optional): From :meth:`scores`,
+                where they are known.
             agree (Callable, optional): Given the choices in bytes, raises if
                 other processes have chosen otherwise.
             iteration (int): Training iterations so far, for the record.
@@ -180,7 +190,10 @@ class Pruner:
         if reduce is not None:
             self.criterion.all_reduce(reduce)
         there = [np.flatnonzero(~masked) for masked in net.masked]
-        scores = [s[units] for s, units in zip(self.scores(), there)]
+        scores = [
+            found[units]
+            for found, units in zip(scores or self.scores(), there)
+        ]
         compared = np.array([not np.isnan(s).all() for s in scores])
         saving = net.saved(self.normalize_by)
         among, removals = self._choose(scores, compared, done, progress)

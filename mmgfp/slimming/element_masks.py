@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
 from ..utils.trees import tree_leaves
-from .surgery import Keep, cut_tensor, cuts_of, named_tensors
+from .surgery import named_tensors
 
 
 class Density(NamedTuple):
@@ -92,27 +92,6 @@ class WeightMasks:
             handle.remove()
         self._handles.clear()
         self.pruned.clear()
-
-    def cut(
-        self,
-        keep: Keep,
-        optimizers: Sequence[torch.optim.Optimizer] = (),
-        copies: Sequence[nn.Module] = (),
-    ) -> None:
-        """Follow a network from which channels were cut out.
-
-        Args:
-            keep (Keep): What stayed of each axis, see
-                :mod:`mmgfp.slimming.surgery`.
-            optimizers (Sequence[Optimizer]): See :meth:`put`.
-            copies (Sequence[nn.Module]): See :meth:`put`.
-        """
-        cuts = cuts_of(keep)
-        left = {
-            name: cut_tensor(gone, cuts.get(name, {}))
-            for name, gone in self.pruned.items()
-        }
-        self.put(left, optimizers, copies)
 
     def density(self) -> dict[str, Density]:
         """Of each parameter that has lost weights."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrize import register_parametrization
 
 from mmgfp import Pruner
 from mmgfp.criteria.curvature import Curvature, Factor, Side, sides
@@ -537,6 +538,22 @@ def test_layers_that_compute_something_else():
     with pytest.raises(ValueError, match=r'curvature of 0\.weight was not'):
         criterion.elements(['0.weight'])
     assert criterion.elements(['2.weight'])['2.weight'].shape == (2, 4, 1, 1)
+    assert criterion.unmeasured() == ['0']
+
+
+def test_layers_that_cannot_be_measured_are_named():
+    """A weight that is computed has no scores; its group has others."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    ).double()
+    register_parametrization(model[0], 'weight', nn.Tanh())
+    net = Prunable.find(model, lambda m: m(IMAGES[:2]), 2)
+    pruner = Pruner(net, KFAC())
+    with observing(pruner.criterion, model, net.units):
+        model(IMAGES.clone().requires_grad_()).square().mean().backward()
+        pruner.criterion.end_batch()
+    assert pruner.criterion.unmeasured() == ['0']
+    assert pruner.unscored() == []
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,15 @@ def test_labels_that_cannot_be_drawn(runner, monkeypatch):
     assert criterion.elements(['stem.weight'])
 
 
+def test_layers_without_scores_are_named(runner, caplog, monkeypatch):
+    monkeypatch.setattr(KFAC, 'unmeasured', lambda self: ['a', 'b'])
+    with caplog.at_level('WARNING', runner.logger.name):
+        runner.logger.addHandler(caplog.handler)
+        calibrate(runner, KFAC(batches=1), UnitSpace([]))
+    assert '2 layers were not measured' in caplog.text
+    assert 'add nothing to scores: a, b.' in caplog.text
+
+
 def test_fewer_batches_than_asked_for(runner):
     criterion = Counting(batches=1000)
     calibrate(runner, criterion, UnitSpace([]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from multiprocessing.reduction import ForkingPickler
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +15,6 @@ from mmgfp.slimming.element_masks import (
     WeightMasks,
     pruned_weights,
 )
-from mmgfp.slimming.surgery import cut_model, cut_optimizer
 
 INPUTS = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % 4
@@ -157,36 +155,6 @@ def test_copies_and_pickles_of_the_network_have_no_hooks():
     for other in (copied, pickled):
         cross_entropy(other(INPUTS), LABELS).backward()
         assert other[0].weight.grad.all()
-
-
-def test_masks_follow_a_cut_of_channels():
-    model = make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    step(model, optimizer)
-    gone = random_masks(model)
-    masks = WeightMasks(model)
-    masks.put(gone, [optimizer])
-    kept = np.array([0, 2, 3, 5])
-    keep = {
-        **{(f'0.{n}', 0): kept for n in ('weight', 'bias')},
-        **{
-            (f'1.{n}', 0): kept
-            for n in ('weight', 'bias', 'running_mean', 'running_var')
-        },
-        ('3.weight', 1): kept,
-    }
-    cut_optimizer(optimizer, model, keep)
-    cut_model(model, keep)
-    masks.cut(keep, [optimizer])
-    expected = dict(gone)
-    expected['0.weight'] = gone['0.weight'][kept]
-    expected['3.weight'] = gone['3.weight'][:, kept]
-    for _ in range(2):
-        step(model, optimizer)
-    for name, lost in expected.items():
-        assert masks.pruned[name].equal(lost)
-        assert not model.get_parameter(name)[lost].any()
-        assert model.get_parameter(name)[~lost].all()
 
 
 def test_density_and_what_is_pruned_are_known_from_zeros():

@@ -1,0 +1,114 @@
+"""Reading the arguments of the hook that prunes single weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from ..criteria.base import ElementCriterion
+from ..search.sparsity import Shapes
+from .settings import check_ratio, is_pair, read_criterion, whole
+
+
+def read_element_criterion(criterion: Any, default: str) -> ElementCriterion:
+    """Build the criterion for single weights that a config names.
+
+    Args:
+        criterion (Any): As in the config; None for the default.
+        default (str): Its name.
+
+    Raises:
+        ValueError: As :func:`read_criterion`, or if it scores channels alone.
+    """
+    found = read_criterion(criterion, default)
+    if not hasattr(found, 'elements'):
+        raise ValueError(
+            f'criterion={criterion!r} scores channels, not single weights; '
+            "expected one with scores of elements, such as dict(type='KFAC') "
+            "or dict(type='Magnitude')"
+        )
+    return cast(ElementCriterion, found)
+
+
+def read_density(density: Any, pattern: tuple[int, int] | None) -> float:
+    """Check the share of the weights that is to stay.
+
+    Args:
+        density (Any): As in the config; None where a pattern tells it.
+        pattern (tuple[int, int], optional): See :func:`read_pattern`.
+
+    Raises:
+        ValueError: If it is missing, said twice or no share.
+    """
+    if pattern is not None:
+        if density is not None:
+            raise ValueError(
+                f'density={density!r} contradicts pattern={pattern[0]}:'
+                f'{pattern[1]}, which says how many weights stay. Remove one.'
+            )
+        return pattern[0] / pattern[1]
+    check_ratio('density', density)
+    return float(density)
+
+
+def read_pattern(pattern: Any) -> tuple[int, int] | None:
+    """Check how many of how many neighbours stay, such as '2:4'.
+
+    Raises:
+        ValueError: If it is no such text.
+    """
+    if pattern is None:
+        return None
+    match = re.fullmatch(r'(\d+):(\d+)', str(pattern))
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(
+            f'pattern={pattern!r}: expected how many of how many neighbouring '
+            "inputs stay, such as '2:4'"
+        )
+    return int(match[1]), int(match[2])
+
+
+def read_shapes(block: Any, pattern: Any, min_density: Any) -> Shapes:
+    """Check what goes together, and what stays of every layer.
+
+    Raises:
+        ValueError: Naming the argument, its value and what was expected.
+    """
+    if not is_pair(block):
+        raise ValueError(
+            f'block={block!r}: expected how many output channels and input '
+            'channels go together, such as (4, 1)'
+        )
+    if min_density != 0:
+        check_ratio('min_density', min_density)
+    return Shapes(
+        (block[0], block[1]), read_pattern(pattern), float(min_density)
+    )
+
+
+def read_steps(steps: Any, interval: Any, at_once: bool) -> tuple[int, int]:
+    """Check how weights are pruned in steps.
+
+    Args:
+        steps (Any): As in the config.
+        interval (Any): As in the config.
+        at_once (bool): Whether the first step is taken before training.
+
+    Returns:
+        tuple[int, int]: Steps for which training is waited, and the interval.
+
+    Raises:
+        ValueError: If either is no whole number, or the interval is missing.
+    """
+    whole('steps', steps)
+    waits = steps - at_once
+    if interval is not None:
+        whole('interval', interval)
+    elif waits:
+        raise ValueError(
+            f'steps={steps} needs interval; expected the optimizer steps '
+            'before each step'
+            + (' but the first' if at_once else '')
+            + ', such as those of an epoch'
+        )
+    return waits, interval or 0
