@@ -89,8 +89,8 @@ def train(
         if 'warmup' in settings:
             rise = dict(type='LinearLR', start_factor=0.05, by_epoch=False)
             phased.param_scheduler.append(dict(rise, end=settings.warmup))
-    phased.custom_hooks = []
-    if phase == 'prune' and config.pruning:
+    phased.custom_hooks = config.get('phase_hooks', [])
+    if phase == 'prune' and config.get('pruning'):
         phased.custom_hooks = [config.pruning]
     phased.work_dir = str(out / phase)
     runner = make_runner(phased, model)

@@ -1,0 +1,66 @@
+# Every method on ResNet-20 and CIFAR-10 with a schedule of two epochs.
+_base_ = ['../cifar10/_resnet20.py']
+title = 'ResNet-20 on CIFAR-10'
+about = """
+The baseline is fine-tuned from public weights for two epochs. Channels are
+pruned during one epoch and fine-tuned for one. Single weights are pruned at
+once and fine-tuned for one. Batches have 128 pictures.
+"""
+train_dataloader = dict(
+    collate_fn=dict(type='as_it_is'),
+    dataset=dict(
+        _delete_=True, type='CroppedBatches', folder='train', padding=4
+    ),
+)
+baseline = dict(epochs=2, lr=0.02)
+prune = dict(epochs=1, lr=0.005)
+finetune = dict(epochs=1, lr=0.02)
+
+_channels = dict(
+    type='mmgfp.PruningHook',
+    input_shape=_base_.input_shape,
+    channels_per_step='auto',
+    prune_share=1.0,
+    save_at=(),
+    normalize_by='none',
+)
+_nap = dict(type='KFAC', batches=32)
+_each = dict(
+    fisher=dict(interval=10),
+    fisher_acts=dict(interval=10, normalize_by='acts'),
+    taylor=dict(interval=10, criterion=dict(type='Taylor')),
+    l1=dict(interval=10, criterion=dict(type='L1')),
+    nap_sum=dict(interval=78, criterion=_nap),
+    nap_block=dict(interval=78, criterion=dict(_nap, aggregate='block')),
+)
+_weights = dict(
+    type='mmgfp.SparsityHook',
+    after_target='train',
+    input_shape=_base_.input_shape,
+)
+_elements = dict(
+    magnitude=dict(criterion=dict(type='Magnitude')),
+    nap=dict(criterion=dict(type='KFAC', batches=64)),
+)
+# name -> phase -> hook
+pruning = None
+experiments = {'unpruned': {}}
+for _flops in (0.5, 0.3):
+    for _name, _more in _each.items():
+        _hook = {**_channels, **_more, 'target': dict(flops=_flops)}
+        experiments[f'{_name}_flops_{_flops}'] = dict(prune=_hook)
+for _density in (0.5, 0.2, 0.1, 0.05):
+    for _name, _more in _elements.items():
+        _hook = {**_weights, **_more, 'density': _density}
+        experiments[f'{_name}_density_{_density}'] = dict(finetune=_hook)
+# what MLPrune's code does otherwise, and the labels of the data set
+for _name, _more, _criterion in (
+    ('nap_layer_norm', dict(layer_norm='sum'), dict()),
+    ('nap_empirical', dict(), dict(fisher='empirical')),
+    ('nap_identity', dict(), dict(damping='identity')),
+):
+    _criterion = dict(type='KFAC', batches=64, **_criterion)
+    experiments[f'{_name}_density_0.1'] = dict(
+        finetune=dict(_weights, density=0.1, criterion=_criterion, **_more)
+    )
+del _name, _more, _hook, _flops, _density, _criterion
