@@ -13,17 +13,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..criteria.layer_rows import is_matrix_layer
 from ..groups import Tap, UnitSpace
 
 
 class Gates:
     """Multiplies the inputs of all consumers while it is attached.
 
+    With one gate per unit, the weights of convolutions and linear layers are
+    multiplied instead, which gives the same outputs and stores no further
+    activations.
+
     Args:
         model (nn.Module): The network.
         units (UnitSpace): Of its prunable groups.
-        values (Callable): Returns (U,), the gates; is called once for every
-            consumer in every forward.
+        values (Callable): Returns the gates, (U,), or (N, U) with one row per
+            image of the batch; it is called once for every consumer in every
+            forward.
+        grouped (bool): Whether grouped convolutions are consumers, too. If
+            not, they pass their input on, and the layers behind them that
+            read the same units are multiplied. Defaults to True.
     """
 
     def __init__(
@@ -31,16 +40,30 @@ class Gates:
         model: nn.Module,
         units: UnitSpace,
         values: Callable[[], Tensor],
+        grouped: bool = True,
     ) -> None:
         self._units = units
         self._values = values
         modules = dict(model.named_modules())
-        self._handles = [
-            modules[tap.module].register_forward_pre_hook(
-                self._gate(tap, index)
-            )
+        taps = [
+            (tap, index)
             for tap, index in units.consumers()
+            if grouped or not _is_grouped(tap, units)
         ]
+        #: names of groups with a consumer that is multiplied
+        self.gated = frozenset(
+            units.groups[g].name
+            for _, index in taps
+            for g in units.groups_among(index)
+        )
+        self._handles = []
+        for tap, index in taps:
+            gate = _Gate(tap, torch.from_numpy(index), self._checked)
+            module = modules[tap.module]
+            self._handles += [
+                module.register_forward_pre_hook(gate.before),
+                module.register_forward_hook(gate.after, always_call=True),
+            ]
 
     def detach(self) -> None:
         """Let the network be what it was."""
@@ -48,22 +71,94 @@ class Gates:
             handle.remove()
         self._handles.clear()
 
-    def _gate(self, tap: Tap, index: np.ndarray) -> Callable:
-        numbers = torch.from_numpy(index)
+    def _checked(self) -> Tensor:
+        """The gates with a 1 at the end, for channels of no group."""
+        values = self._values()
+        number = len(self._units)
+        if values.dim() not in (1, 2) or values.shape[-1] != number:
+            raise ValueError(
+                f'gates of shape {tuple(values.shape)}; expected ({number},), '
+                f'one for each unit, or (images, {number})'
+            )
+        return torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)
 
-        def gate(module: nn.Module, args: tuple) -> tuple[Any, ...]:
-            source = args[0]
-            values = self._values()
-            if values.shape != (len(self._units),):
-                raise ValueError(
-                    f'gates of shape {tuple(values.shape)}; expected '
-                    f'({len(self._units)},), one for each unit'
-                )
-            # channels of no group are as they are
-            values = torch.cat([values, values.new_ones(1)])
-            picked = values[numbers.to(values.device)]
-            shape = [1] * source.dim()
-            shape[tap.channel_axis] = len(picked)
-            return (source * picked.view(shape).to(source.dtype), *args[1:])
 
-        return gate
+class _Gate:
+    """Multiplies one consumer."""
+
+    def __init__(
+        self, tap: Tap, unit: Tensor, values: Callable[[], Tensor]
+    ) -> None:
+        self._tap = tap
+        self._unit = unit
+        self._values = values
+        self._full: list[nn.Parameter] = []  # of the calls that are running
+
+    def before(self, module: nn.Module, args: tuple) -> tuple[Any, ...]:
+        """Multiply the weight or the first argument."""
+        values = self._values()
+        picked = values[..., self._unit.to(values.device)]
+        if picked.dim() == 1 and _is_linear_in_weight(module):
+            self._scale_weight(module, picked)
+            return args
+        source = args[0]
+        if picked.dim() == 2:
+            picked = picked[self._images(source, len(picked))]
+        shape = [1] * source.dim()
+        shape[self._tap.channel_axis] = len(self._unit)
+        if picked.dim() == 2:
+            shape[self._tap.layout.axis] = len(picked)
+            if self._tap.channel_axis < self._tap.layout.axis:
+                picked = picked.T
+        return (source * picked.reshape(shape).to(source.dtype), *args[1:])
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Put the weight back, whether or not the layer has failed."""
+        if self._full:
+            module._parameters['weight'] = self._full.pop()
+
+    def _scale_weight(self, module: nn.Module, picked: Tensor) -> None:
+        weight = module._parameters['weight']
+        assert weight is not None
+        factors = picked.new_ones(weight.shape[self._tap.axis])
+        position = torch.from_numpy(self._tap.position).to(picked.device)
+        factors = factors.index_put((position,), picked)
+        shape = [1] * weight.dim()
+        shape[self._tap.axis] = len(factors)
+        self._full.append(weight)
+        # the module reads it as it would read a parameter
+        scaled = weight * factors.view(shape).to(weight.dtype)
+        module._parameters['weight'] = scaled  # type: ignore[assignment]
+
+    def _images(self, source: Tensor, images: int) -> Tensor:
+        """The image of every row of the input."""
+        layout = self._tap.layout
+        rows = source.shape[layout.axis]
+        if layout.order in ('rois', 'picked') or not layout.fits(rows, images):
+            raise ValueError(
+                f'gates of {images} images at {self._tap.module}, whose input '
+                f'has {rows} rows in the order {layout.order!r}: expected '
+                'rows that belong to the images in turn, or one gate per unit'
+            )
+        return layout.owners(rows, images, device=source.device)
+
+
+def _is_linear_in_weight(module: nn.Module) -> bool:
+    """Whether a multiple of a slice of the weight multiplies its input.
+
+    Layers with a forward of their own may normalise the weight, and those
+    with a parametrization compute it.
+    """
+    return (
+        is_matrix_layer(module)
+        and 'weight' in module._parameters
+        and type(module).forward.__module__.startswith('torch.nn.modules')
+    )
+
+
+def _is_grouped(tap: Tap, units: UnitSpace) -> bool:
+    return any(
+        member.role == 'grouped' and member.tensor == tap.weight
+        for group in units.groups
+        for member in group.members
+    )

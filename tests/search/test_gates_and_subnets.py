@@ -16,7 +16,7 @@ from torch import nn
 from mmgfp import find_groups
 from mmgfp.cost.model import CostModel, count_cost, record_calls
 from mmgfp.cost.polynomial import Cost
-from mmgfp.groups import ChannelGroup, UnitSpace
+from mmgfp.groups import ChannelGroup, Member, Tap, UnitSpace
 from mmgfp.search.gates import Gates
 from mmgfp.search.subnet import Subnet, best_units, first_units
 from mmgfp.slimming.positions import axis_sizes, kept_positions
@@ -163,3 +163,81 @@ def test_gates_of_another_shape_are_refused():
     Gates(case.model, case.units, lambda: torch.ones(3))
     with pytest.raises(ValueError, match=r'shape \(3,\); expected \(14,\)'):
         run(case.model)
+
+
+class _Standardized(nn.Conv2d):
+    """Subtracts the mean of each filter from it."""
+
+    def forward(self, source: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(source, weight, self.bias)
+
+
+@pytest.mark.parametrize('kind', [nn.Conv2d, _Standardized, 'parametrized'])
+def test_gates_multiply_what_layers_compute(kind):
+    torch.manual_seed(0)
+    reads = nn.Conv2d if kind == 'parametrized' else kind
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), reads(4, 5, 3))
+    if kind == 'parametrized':
+        nn.utils.parametrizations.weight_norm(model[1])
+    tap = Tap('1', 1, '1.weight', 1, np.arange(4), np.arange(4))
+    member = Member('0.weight', 0, np.arange(4)[:, None], 'producer')
+    units = UnitSpace([ChannelGroup('0', 4, (member,), (tap,))])
+    values = torch.tensor([1.0, 0.5, 0.0, 2.0], requires_grad=True)
+    batch = torch.randn(2, 3, 6, 6)
+    features = model[0](batch)
+    expected = model[1](features * values[:, None, None])
+    (slope,) = torch.autograd.grad(expected.square().sum(), values)
+    gates = Gates(model, units, lambda: values)
+    found = model(batch)
+    torch.testing.assert_close(found, expected)
+    (again,) = torch.autograd.grad(found.square().sum(), values)
+    torch.testing.assert_close(again, slope)
+    gates.detach()
+    torch.testing.assert_close(model(batch), model[1](features))
+
+
+def test_gates_of_single_images():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    tap = Tap('1', 2, '1.weight', 1, np.arange(4), np.arange(4))
+    member = Member('0.weight', 0, np.arange(4)[:, None], 'producer')
+    units = UnitSpace([ChannelGroup('0', 4, (member,), (tap,))])
+    values = torch.rand(2, 4)
+    batch = torch.randn(2, 7, 3)
+    expected = model[1](model[0](batch) * values[:, None])
+    Gates(model, units, lambda: values)
+    torch.testing.assert_close(model(batch), expected)
+    with pytest.raises(ValueError, match='gates of 2 images at 1'):
+        model(torch.randn(3, 7, 3))
+
+
+def test_a_failing_layer_gets_its_weight_back():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    tap = Tap('1', 1, '1.weight', 1, np.arange(4), np.arange(4))
+    member = Member('0.weight', 0, np.arange(4)[:, None], 'producer')
+    units = UnitSpace([ChannelGroup('0', 4, (member,), (tap,))])
+    weight = model[1].weight
+    Gates(model, units, lambda: torch.ones(4))
+    with pytest.raises(RuntimeError):
+        model[1](torch.ones(2, 7))
+    assert model[1].weight is weight
+
+
+def test_grouped_layers_pass_gates_on():
+    """A batch norm behind a depthwise layer would undo its gates."""
+    case = Case('InvertedResidual')
+    gates = Gates(
+        case.model,
+        case.units,
+        lambda: torch.ones(len(case.units)),
+        grouped=False,
+    )
+    grouped = [
+        module
+        for module in case.model.modules()
+        if getattr(module, 'groups', 1) > 1
+    ]
+    assert grouped
+    assert all(not module._forward_pre_hooks for module in grouped)
+    assert gates.gated == {group.name for group in case.units.groups}
