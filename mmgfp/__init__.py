@@ -17,6 +17,7 @@ from .version import __version__
 _OF_MMENGINE = (
     'FisherPruningHook',
     'PruningHook',
+    'SearchHook',
     'SparsityHook',
     'StructureHook',
     'build_pruned_model',
@@ -39,12 +40,14 @@ except ModuleNotFoundError as error:
 else:
     from .engine.builder import build_pruned_model
     from .engine.hook import FisherPruningHook, PruningHook
+    from .engine.search_hook import SearchHook
     from .engine.sparsity_hook import SparsityHook
     from .engine.structure_hook import StructureHook
 
     __all__ += [
         'FisherPruningHook',
         'PruningHook',
+        'SearchHook',
         'SparsityHook',
         'StructureHook',
         'build_pruned_model',

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
-from . import criteria
+from . import criteria, search
 
 HOOKS = Registry(
     'hook', parent=ROOT_HOOKS, scope='mmgfp', locations=['mmgfp.engine.hook']
@@ -33,3 +33,13 @@ for _file in iter_modules(criteria.__path__, f'{criteria.__name__}.'):
         _own = getattr(_kind, '__module__', '') == _file.name
         if _own and hasattr(_kind, 'when') and not isabstract(_kind):
             CRITERIA.register_module(module=_kind)
+
+# Classes that choose widths; other packages use @SEARCHES.register_module().
+SEARCHES = Registry('search', scope='mmgfp')
+
+for _file in iter_modules(search.__path__, f'{search.__name__}.'):
+    for _kind in vars(import_module(_file.name)).values():
+        _own = getattr(_kind, '__module__', '') == _file.name
+        _known = hasattr(_kind, 'start') and hasattr(_kind, 'widths')
+        if _own and _known and not getattr(_kind, '_is_protocol', False):
+            SEARCHES.register_module(module=_kind)

@@ -186,6 +186,10 @@ def _read_measured(entry: Mapping[str, Any]) -> Measured:
     return Measured(first, second, ms)
 
 
+# Distance, in channels, over which slopes are taken.
+_NEAR = 1e-3
+
+
 class LatencyModel:
     """Milliseconds of a network as a function of its channel groups' units.
 
@@ -293,6 +297,29 @@ class LatencyModel:
             acts (float): Activations of the network.
         """
         return float(self._of_calls(widths).sum() + self._rest * acts)
+
+    def slopes(self, widths: np.ndarray) -> tuple[np.ndarray, float]:
+        """Returns the derivatives of :meth:`total`.
+
+        At a measured width it is the mean of the slopes on both sides.
+
+        Args:
+            widths (np.ndarray): See :meth:`total`.
+
+        Returns:
+            tuple: By the sizes of the axes, (2, T), and by the activations.
+        """
+        found = np.zeros_like(widths, dtype=float)
+        for axis in (0, 1):
+            near = [np.array(widths, float) for _ in range(2)]
+            near[0][axis] -= _NEAR
+            near[1][axis] += _NEAR
+            less, more = map(self._of_calls, near)
+            # the weights of several calls add up
+            np.add.at(
+                found[axis], self._parameter, (more - less) / (2 * _NEAR)
+            )
+        return found, self._rest
 
     def marginal(self, widths: np.ndarray, acts: np.ndarray) -> np.ndarray:
         """Milliseconds that cutting one unit of each group saves, (G,).

@@ -534,14 +534,46 @@ class CostModel:
         ]
         self._latency = LatencyModel(table, list(self._row), units, acts)
 
-    def _first_axes(self) -> np.ndarray:
-        """(2, T) current sizes of the first two axes."""
+    def _first_axes(self, sizes: np.ndarray) -> np.ndarray:
+        """(2, T) sizes of the first two axes, from those of the cut axes."""
         return np.stack(
             [
-                np.choose(which, [*self.sizes, fixed])
+                np.choose(which, [*sizes, fixed])
                 for which, fixed in zip(self._shrinking, self._fixed)
             ]
         )
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether there is a latency table."""
+        return self._latency is not None
+
+    def latency(self, sizes: np.ndarray, acts: float) -> float:
+        """Returns the milliseconds of a network of other sizes.
+
+        Args:
+            sizes (np.ndarray): (2, T) sizes of the cut axes.
+            acts (float): Its activations.
+        """
+        assert self._latency is not None
+        return self._latency.total(self._first_axes(sizes), acts)
+
+    def latency_slopes(self, sizes: np.ndarray) -> tuple[np.ndarray, float]:
+        """Returns the derivatives of :meth:`latency`.
+
+        Args:
+            sizes (np.ndarray): (2, T) sizes of the cut axes.
+
+        Returns:
+            tuple: By the sizes, (2, T), and by the activations.
+        """
+        assert self._latency is not None
+        by_axis, by_acts = self._latency.slopes(self._first_axes(sizes))
+        slopes = np.zeros_like(sizes)
+        for which, slope in zip(self._shrinking, by_axis):
+            for k in (0, 1):
+                slopes[k] += np.where(which == k, slope, 0.0)
+        return slopes, by_acts
 
     def _set_outputs(
         self, calls: Calls, shapes: Mapping[str, tuple], outputs: np.ndarray
@@ -618,7 +650,7 @@ class CostModel:
             'acts': float(acts),
         }
         if self._latency is not None:
-            cost['latency'] = self._latency.total(self._first_axes(), acts)
+            cost['latency'] = self.latency(self.sizes, acts)
         return cost
 
     def marginal(self, metric: Metric) -> np.ndarray:
@@ -635,7 +667,7 @@ class CostModel:
         if metric == 'latency':
             assert self._latency is not None
             return self._latency.marginal(
-                self._first_axes(), self.marginal('acts')
+                self._first_axes(self.sizes), self.marginal('acts')
             )
         weight, (a0, a1) = self._weight[metric], self.sizes
         both = w0.multiply(w1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from itertools import islice
 from typing import Any, cast
 
 import torch
+from mmengine import dist
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader
 from ..criteria.base import Calibrated, Criterion
 from ..groups import UnitSpace
 from ..libraries.models import unwrap
+from ..search.search import FeatureSearch
 from ..utils.errors import type_and_line
 from ..utils.modes import modes_kept
 from ..utils.random_state import random_state, set_random_state
@@ -76,6 +79,35 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
             f'{", ..." if len(names) > 5 else ""}. They do not run in it, or '
             'are no convolutions or linear layers with weights of their own'
         )
+
+
+def show_features(runner: Runner, search: FeatureSearch) -> None:
+    """Let a search look at features of images of the training data.
+
+    The network is in evaluation mode and in full precision. Weights, the
+    train dataloader and random states stay as they are.
+
+    Args:
+        runner (Runner): Whose network trains.
+        search (FeatureSearch): Observes the pass.
+    """
+    model: BaseModel = unwrap(runner.model)
+    states = random_state()
+    loader = _loader(runner)
+    each = (loader.batch_size or 1) * dist.get_world_size()
+    number = min(len(loader), math.ceil(search.images / each))
+    if number * each < search.images:
+        runner.logger.warning(
+            f'the search looks at {number * each} images instead of '
+            f'{search.images}: the data set has no more'
+        )
+    try:
+        with modes_kept(model), torch.no_grad(), search.observing():
+            for data in islice(loader, number):
+                data = model.eval().data_preprocessor(data, False)
+                model._run_forward(data, mode='tensor')
+    finally:
+        set_random_state(states)
 
 
 def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:

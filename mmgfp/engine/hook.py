@@ -8,26 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..groups import ChannelGroup
 from ..libraries.models import unwrap
-from ..libraries.pipeline import input_shape as config_shape
 from ..registry import HOOKS
 from ..search.pruner import Normalizer, Pruner
 from ..search.quotas import group_ratios
-from ..slimming.structure import KEY, Structure
-from ..utils.errors import type_and_line
+from ..slimming.structure import KEY
 from .calibration import calibrate
+from .channel_hook import ChannelHook
 from .progress import Progress, Tally, listed, unscored_line
-from .resume import ResumesExactly, separate_loader
+from .resume import separate_loader
 from .runner import (
     Trainers,
     averaged_models,
     before_each_batch,
-    check_loaded,
     check_whole,
     cut_checkpoint,
     is_training,
@@ -62,7 +58,6 @@ from .start import (
     check_optimizers,
     check_possible,
     check_work_dir,
-    prepare_groups,
     prepare_net,
 )
 from .state import STATE_KEY, read_state, stamped
@@ -70,7 +65,7 @@ from .steps import StepGuard
 
 
 @HOOKS.register_module(name=['PruningHook', 'FisherPruningHook'])
-class PruningHook(ResumesExactly):
+class PruningHook(ChannelHook):
     """Prunes channels inside any MMEngine runner.
 
     It finds coupled channels when training starts, scores them with a
@@ -136,8 +131,7 @@ class PruningHook(ResumesExactly):
         ValueError: If an argument has an impossible value.
     """
 
-    # Before the EMA hook loads weights and before the logger hook.
-    priority = 'ABOVE_NORMAL'
+    state_key = STATE_KEY
 
     def __init__(
         self,
@@ -163,7 +157,6 @@ class PruningHook(ResumesExactly):
         report: bool = False,
         **unknown: Any,
     ) -> None:
-        super().__init__()
         known = named_arguments(type(self), PruningHook)
         refuse_unknown(type(self).__name__, unknown, known)
         one_of('normalize_by', normalize_by, get_args(Normalizer))
@@ -171,35 +164,34 @@ class PruningHook(ResumesExactly):
         one_of('after_target', after_target, ('stop', 'train'))
         flag('isomorphic', isomorphic)
         flag('report', report)
+        super().__init__(
+            scope, read_ignore(ignore), read_shape(input_shape), report
+        )
         self.schedule = read_schedule(
             target, interval, channels_per_step, prune_share
         )
         self.criterion = read_criterion(criterion)
         self.normalize_by = normalize_by
-        self.scope = scope
         self.save_at = read_save_at(save_at, self.schedule.target)
         self._stems = stems(self.schedule.metric, self.save_at)
         self.after_target = after_target
         self.floor = read_floor(min_channels, min_ratio, round_to)
         self.cut_to = read_cut_to(cut_to)
-        self.ignore = read_ignore(ignore)
         self.ratios = read_ratios(ratios)
         self.isomorphic = isomorphic
-        self.input_shape = read_shape(input_shape)
         self.latency = read_latency(
             latency_table, normalize_by, self.schedule.metric
         )
         self.finetune = read_overrides(finetune)
-        self.report = report
 
         self.pruner: Pruner | None = None
         self._guard: StepGuard | None = None  # while pruning
         self._unscored: list[str] = []  # groups that the last step left out
         self._tally = Tally()
-        # of a checkpoint that was loaded
-        self._structure: Structure | None = None
-        self._groups: list[ChannelGroup] | None = None
-        self._resumed: dict[str, Any] = {}
+
+    def read_state(self, state: Any) -> dict[str, Any]:
+        """See :func:`mmgfp.engine.state.read_state`."""
+        return read_state(state)
 
     # -- start ------------------------------------------------------------
 
@@ -258,7 +250,7 @@ class PruningHook(ResumesExactly):
                 )
             passed = [share for share in self.save_at if ratio <= share]
             self._tally = Tally(start=ratio, saved=passed)
-        check_optimizers(optimizers(runner), pruner, runner.logger)
+        check_optimizers(optimizers(runner), pruner.net, runner.logger)
         self._trainers = Trainers(runner, pruner.net.units.groups)
         check_possible(
             pruner,
@@ -284,22 +276,6 @@ class PruningHook(ResumesExactly):
                 f'resumed with target={target} instead of {before}: with '
                 "channels_per_step='auto' the pace changes"
             )
-
-    def _find_groups(self, runner: Runner) -> list[ChannelGroup]:
-        return prepare_groups(
-            unwrap(runner.model),
-            self._shape(runner),
-            self.scope,
-            self.ignore,
-            runner.logger,
-        )
-
-    def _shape(self, runner: Runner) -> tuple[int, int]:
-        """Returns (H, W) that cost is counted at; fixed once pruning began."""
-        if self._structure is not None and self._structure.input_shape:
-            height, width = self._structure.input_shape
-            return height, width
-        return self.input_shape or config_shape(runner.cfg)
 
     # -- each iteration ---------------------------------------------------
 
@@ -481,8 +457,7 @@ class PruningHook(ResumesExactly):
             self._settle(runner)
             self._stop_observing()
             self._log_missed_target(runner)
-        if self.report and dist.is_main_process():
-            self._report(runner)
+        self._report(runner)
 
     def _log_missed_target(self, runner: Runner) -> None:
         assert self.pruner is not None
@@ -500,19 +475,6 @@ class PruningHook(ResumesExactly):
             f'not reached: {why}'
         )
 
-    def _report(self, runner: Runner) -> None:
-        # other code may raise any error; the training has succeeded
-        try:
-            from ..report.page import write_report  # matplotlib may be missing
-
-            path = write_report(runner.work_dir)
-        except Exception as error:
-            runner.logger.warning(
-                f'the report was not written: {type_and_line(error)}'
-            )
-        else:
-            runner.logger.info(f'saved {path}')
-
     # -- checkpoints ------------------------------------------------------
 
     def _save(self, runner: Runner, share: float) -> None:
@@ -521,18 +483,11 @@ class PruningHook(ResumesExactly):
 
     def _write(self, runner: Runner, stem: str) -> None:
         assert self.pruner is not None
-        structure = self._current_structure(runner)
+        structure = self._structure_of(runner, self.pruner.net)
         path, *others = save_ratio(runner, structure, stem, self.finetune)
         ratio = self.pruner.net.ratio(self.schedule.metric)
         names = ', '.join(os.path.basename(other) for other in others)
         runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')
-
-    def _current_structure(self, runner: Runner) -> Structure:
-        assert self.pruner is not None
-        return self.pruner.net.structure(
-            source=str(runner.cfg.filename or runner.experiment_name),
-            input_shape=self._shape(runner),
-        )
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Cut masked channels before the checkpoint of this epoch."""
@@ -548,7 +503,8 @@ class PruningHook(ResumesExactly):
         """Add the structure and the state of pruning to a checkpoint."""
         if self.pruner is None:
             return
-        checkpoint[KEY] = self._current_structure(runner).to_dict()
+        structure = self._structure_of(runner, self.pruner.net)
+        checkpoint[KEY] = structure.to_dict()
         checkpoint[STATE_KEY] = stamped(
             {
                 'pruner': self.pruner.state_dict(),
@@ -557,28 +513,6 @@ class PruningHook(ResumesExactly):
                 'random': self.random.states(),
             }
         )
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Cut the network before slim weights are loaded."""
-        if is_training(runner):
-            check_whole(runner)
-        if KEY in checkpoint:
-            self._make_slim(runner, checkpoint)
-        check_loaded(runner, checkpoint)
-
-    def _make_slim(self, runner: Runner, checkpoint: dict) -> None:
-        structure = Structure.from_dict(checkpoint[KEY], 'the checkpoint')
-        model = unwrap(runner.model)
-        structure.check(model)
-        if runner._resume and STATE_KEY in checkpoint:
-            self._resumed = read_state(checkpoint[STATE_KEY])
-        self._structure = structure
-        if is_training(runner):
-            self._groups = self._find_groups(runner)
-        structure.apply(model)
-        for average in averaged_models(runner):
-            structure.apply(unwrap(average.module))
-        network_has_changed(runner)
 
 
 # the name in configs for Group Fisher Pruning

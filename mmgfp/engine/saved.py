@@ -253,7 +253,7 @@ def without_pruning(hooks: Sequence[Any]) -> list[Any]:
 
 def _is_pruning_hook(hook: Any) -> bool:
     kind = kind_of(hook, ROOT_HOOKS)
-    names = ('FisherPruningHook', 'SparsityHook', 'StructureHook')
+    names = ('PruningHook', 'SearchHook', 'SparsityHook', 'StructureHook')
     known = tuple(HOOKS.get(name) for name in names)
     return isinstance(kind, type) and issubclass(kind, known)
 

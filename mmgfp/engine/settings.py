@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
+
+from mmengine.registry import Registry
 
 from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, Metric
 from ..criteria.base import Criterion
-from ..registry import CRITERIA
+from ..registry import CRITERIA, SEARCHES
 from ..search.schedule import Schedule
+from ..search.search import Search
 from ..search.selection import Floor
 from ..utils.errors import in_one_line
 
@@ -159,29 +162,73 @@ def read_criterion(criterion: Any, default: str = 'Fisher') -> Criterion:
             arguments.
     """
     settings = dict(type=default) if criterion is None else criterion
+    return _build('criterion', settings, CRITERIA, default)
+
+
+def read_search(search: Any) -> Search:
+    """Build the search that a config names, with its criterion.
+
+    Args:
+        search (Any): Value of the config.
+
+    Raises:
+        ValueError: If there is no such search, or it does not take these
+            arguments.
+    """
+    if not isinstance(search, Mapping):
+        return _build('search', search, SEARCHES, 'DCSS')
+    settings = dict(search)
+    for name in ('criterion', 'order'):
+        if settings.get(name) is not None:
+            settings[name] = read_criterion(settings[name])
+    return _build('search', settings, SEARCHES, 'DCSS')
+
+
+def _build(what: str, settings: Any, registry: Registry, example: str) -> Any:
+    """Build what a dict with 'type' names."""
     if not isinstance(settings, Mapping) or 'type' not in settings:
         raise ValueError(
-            f'criterion={criterion!r}: expected a dict such as '
-            f'dict(type={default!r})'
+            f'{what}={settings!r}: expected a dict such as '
+            f'dict(type={example!r})'
         )
     arguments = dict(settings)
     kind = arguments.pop('type')
-    found = CRITERIA.get(kind) if isinstance(kind, str) else kind
+    found = registry.get(kind) if isinstance(kind, str) else kind
     if not callable(found):
-        known = sorted(CRITERIA.module_dict)
+        known = sorted(registry.module_dict)
         near = get_close_matches(str(kind), known, n=1)
         hint = f'; did you mean {near[0]!r}?' if near else '.'
         raise ValueError(
-            f'there is no criterion {kind!r}{hint} Expected one of '
+            f'there is no {what} {kind!r}{hint} Expected one of '
             f'{", ".join(known)}, or one that a module in custom_imports '
-            'registers in mmgfp.registry.CRITERIA'
+            f'registers in mmgfp.registry.'
+            f'{"CRITERIA" if registry is CRITERIA else "SEARCHES"}'
         )
     try:
         return found(**arguments)
     except TypeError as error:
         raise ValueError(
-            f'criterion={criterion!r}: {in_one_line(error)}'
+            f'{what}={settings!r}: {in_one_line(error)}'
         ) from error
+
+
+def read_split(split: Any) -> float | Literal['val']:
+    """Check which data a search learns from.
+
+    Raises:
+        ValueError: If it is neither a ratio below 1 nor 'val'.
+    """
+    if split == 'val' or (
+        isinstance(split, (int, float))
+        and not isinstance(split, bool)
+        and 0 <= split < 1
+    ):
+        return split
+    raise ValueError(
+        f'split={split!r}: expected the ratio of the training images that the '
+        'search learns from, at least 0 (all images, like the weights) and '
+        "less than 1, or 'val' for the validation set"
+    )
 
 
 def read_cut_to(cut_to: Any) -> int | None:

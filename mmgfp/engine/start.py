@@ -123,7 +123,7 @@ def _is_compiled(value: Any) -> bool:
 
 def check_optimizers(
     optimizers: Sequence[torch.optim.Optimizer],
-    pruner: Pruner,
+    net: Prunable,
     logger: Logger,
 ) -> None:
     """Raise if an optimiser's state cannot be cut with the network.
@@ -131,11 +131,9 @@ def check_optimizers(
     Raises:
         ValueError: With the optimiser and what to use instead.
     """
-    names = {
-        m.tensor for group in pruner.net.units.groups for m in group.members
-    }
+    names = {m.tensor for group in net.units.groups for m in group.members}
     for optimizer in optimizers:
-        if problem := check_optimizer(optimizer, pruner.net.model, names):
+        if problem := check_optimizer(optimizer, net.model, names):
             logger.warning(
                 f'{problem}; its state is checked when channels are cut'
             )

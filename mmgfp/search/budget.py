@@ -57,12 +57,12 @@ class Budget:
             found.append(widths)
         return found
 
-    def cost(self, net: Prunable, widths: Sequence[int]) -> float:
+    def cost(self, net: Prunable, widths: Sequence[int] | np.ndarray) -> float:
         """Returns the remaining ratio of the metric with these widths."""
         cut = net.units.sizes - np.asarray(widths)
         return net.ratios(cut)[self.metric]
 
-    def meets(self, net: Prunable, widths: Sequence[int]) -> bool:
+    def meets(self, net: Prunable, widths: Sequence[int] | np.ndarray) -> bool:
         """Returns whether networks with these widths are within the budget."""
         # the sums of equal costs differ in the last digits
         return self.cost(net, widths) <= self.ratio * (1 + 1e-9)

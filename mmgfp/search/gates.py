@@ -45,19 +45,8 @@ class Gates:
         self._units = units
         self._values = values
         modules = dict(model.named_modules())
-        taps = [
-            (tap, index)
-            for tap, index in units.consumers()
-            if grouped or not _is_grouped(tap, units)
-        ]
-        #: names of groups with a consumer that is multiplied
-        self.gated = frozenset(
-            units.groups[g].name
-            for _, index in taps
-            for g in units.groups_among(index)
-        )
         self._handles = []
-        for tap, index in taps:
+        for tap, index in _gated(units, grouped):
             gate = _Gate(tap, torch.from_numpy(index), self._checked)
             module = modules[tap.module]
             self._handles += [
@@ -81,6 +70,28 @@ class Gates:
                 f'one for each unit, or (images, {number})'
             )
         return torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)
+
+
+def gated_groups(units: UnitSpace, grouped: bool = True) -> frozenset[str]:
+    """Returns the names of the groups that :class:`Gates` multiply.
+
+    Args:
+        units (UnitSpace): See :class:`Gates`.
+        grouped (bool): See :class:`Gates`.
+    """
+    return frozenset(
+        units.groups[g].name
+        for _, index in _gated(units, grouped)
+        for g in units.groups_among(index)
+    )
+
+
+def _gated(units: UnitSpace, grouped: bool) -> list[tuple[Tap, np.ndarray]]:
+    return [
+        (tap, index)
+        for tap, index in units.consumers()
+        if grouped or not _is_grouped(tap, units)
+    ]
 
 
 class _Gate:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..cost.latency import LatencyTable
 from ..cost.model import Calls, CostModel, Metric, record_calls
+from ..cost.polynomial import Cost
 from ..groups import ChannelGroup, UnitSpace
 from ..slimming.history import STAYS, Scores, no_scores
 from ..slimming.masks import GradientMask
@@ -177,6 +178,10 @@ class Prunable:
         if metric == 'none':
             return np.ones(len(self.masked))
         return self._cost.marginal(metric)  # type: ignore[arg-type]
+
+    def polynomial(self) -> Cost:
+        """Returns the cost as a function of the widths, for searches."""
+        return Cost(self._cost, self.units.sizes)
 
     def take(self, group: int, count: int) -> None:
         """Count units of a group as gone, before they are masked."""

@@ -16,7 +16,9 @@ from ..slimming.surgery import cut_model, cuts_of
 from ..utils.copies import whole_copy
 
 
-def first_units(units: UnitSpace, widths: Sequence[int]) -> list[np.ndarray]:
+def first_units(
+    units: UnitSpace, widths: Sequence[int] | np.ndarray
+) -> list[np.ndarray]:
     """Units that go if the first ones of each group stay.
 
     Args:
@@ -28,7 +30,9 @@ def first_units(units: UnitSpace, widths: Sequence[int]) -> list[np.ndarray]:
 
 
 def best_units(
-    units: UnitSpace, widths: Sequence[int], scores: np.ndarray
+    units: UnitSpace,
+    widths: Sequence[int] | np.ndarray,
+    scores: np.ndarray,
 ) -> list[np.ndarray]:
     """Units that go if those with the greatest scores stay.
 
@@ -42,7 +46,9 @@ def best_units(
 
 
 def _worst(
-    units: UnitSpace, widths: Sequence[int], order: Sequence[np.ndarray]
+    units: UnitSpace,
+    widths: Sequence[int] | np.ndarray,
+    order: Sequence[np.ndarray],
 ) -> list[np.ndarray]:
     cut = []
     for group, width, worst_first in zip(units.groups, widths, order):

@@ -1,0 +1,126 @@
+"""What hooks that prune channels have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine import dist
+from mmengine.runner import Runner
+
+from ..groups import ChannelGroup
+from ..libraries.models import unwrap
+from ..libraries.pipeline import input_shape as config_shape
+from ..search.prunable import Prunable
+from ..slimming.structure import KEY, Structure
+from ..utils.errors import type_and_line
+from .resume import ResumesExactly
+from .runner import (
+    averaged_models,
+    check_loaded,
+    check_whole,
+    is_training,
+    network_has_changed,
+)
+from .start import prepare_groups
+
+
+class ChannelHook(ResumesExactly):
+    """Finds channel groups, and keeps the network and its structure together.
+
+    Args:
+        scope (str): 'all' or 'internal'.
+        ignore (Sequence[str]): Patterns of layers.
+        input_shape (tuple[int, int], optional): (H, W) that cost is counted
+            at. By default that of the config's pipelines.
+        report (bool): Whether to write a page when training ends.
+    """
+
+    # Before the EMA hook loads weights and before the logger hook.
+    priority = 'ABOVE_NORMAL'
+
+    #: key of a checkpoint that says how to resume
+    state_key = ''
+
+    def __init__(
+        self,
+        scope: str,
+        ignore: Sequence[str],
+        input_shape: tuple[int, int] | None,
+        report: bool,
+    ) -> None:
+        super().__init__()
+        self.scope = scope
+        self.ignore = ignore
+        self.input_shape = input_shape
+        self.report = report
+        # of a checkpoint that was loaded
+        self._structure: Structure | None = None
+        self._groups: list[ChannelGroup] | None = None
+        self._resumed: dict[str, Any] = {}
+
+    def read_state(self, state: Any) -> dict[str, Any]:
+        """Returns the checked state of a checkpoint, under ``state_key``."""
+        raise NotImplementedError
+
+    def _find_groups(self, runner: Runner) -> list[ChannelGroup]:
+        return prepare_groups(
+            unwrap(runner.model),
+            self._shape(runner),
+            self.scope,
+            self.ignore,
+            runner.logger,
+        )
+
+    def _shape(self, runner: Runner) -> tuple[int, int]:
+        """Returns (H, W) that cost is counted at; fixed once pruning began."""
+        if self._structure is not None and self._structure.input_shape:
+            height, width = self._structure.input_shape
+            return height, width
+        return self.input_shape or config_shape(runner.cfg)
+
+    def _structure_of(self, runner: Runner, net: Prunable) -> Structure:
+        return net.structure(
+            source=str(runner.cfg.filename or runner.experiment_name),
+            input_shape=self._shape(runner),
+        )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Cut the network before slim weights are loaded."""
+        if is_training(runner):
+            check_whole(runner)
+        if KEY in checkpoint:
+            self._make_slim(runner, checkpoint)
+        check_loaded(runner, checkpoint)
+
+    def _make_slim(
+        self, runner: Runner, checkpoint: Mapping[str, Any]
+    ) -> None:
+        structure = Structure.from_dict(checkpoint[KEY], 'the checkpoint')
+        model = unwrap(runner.model)
+        structure.check(model)
+        if runner._resume and self.state_key in checkpoint:
+            self._resumed = self.read_state(checkpoint[self.state_key])
+        self._structure = structure
+        if is_training(runner):
+            self._groups = self._find_groups(runner)
+        structure.apply(model)
+        for average in averaged_models(runner):
+            structure.apply(unwrap(average.module))
+        network_has_changed(runner)
+
+    def _report(self, runner: Runner) -> None:
+        """Write the page about the run, if it is wanted."""
+        if not self.report or not dist.is_main_process():
+            return
+        # other code may raise any error; the training has succeeded
+        try:
+            from ..report.page import write_report  # matplotlib may be missing
+
+            path = write_report(runner.work_dir)
+        except Exception as error:
+            runner.logger.warning(
+                f'the report was not written: {type_and_line(error)}'
+            )
+        else:
+            runner.logger.info(f'saved {path}')

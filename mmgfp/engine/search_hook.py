@@ -1,0 +1,528 @@
+"""The training hook that searches how wide each channel group should be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import dist
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import Tensor
+
+from ..libraries.models import unwrap
+from ..registry import HOOKS
+from ..search.budget import Budget
+from ..search.prunable import Prunable
+from ..search.search import FeatureSearch, TrainedSearch
+from ..search.sparsity import left_after
+from ..search.subnet import best_units
+from ..slimming.structure import KEY
+from ..utils.modes import buffers_kept
+from .calibration import calibrate, show_features
+from .channel_hook import ChannelHook
+from .progress import listed
+from .resume import separate_loader
+from .runner import (
+    Trainers,
+    averaged_models,
+    before_each_batch,
+    check_whole,
+    is_training,
+    network_has_changed,
+    on_main_process,
+    optim_wrappers,
+    optimizers,
+    same_on_all_ranks,
+    sum_over_ranks,
+    true_on_all_ranks,
+)
+from .saved import check_finetune_config, save_ratio, stems
+from .search_state import (
+    SEARCH_KEY,
+    Tally,
+    read_search_state,
+    stamped_search,
+)
+from .settings import (
+    check_ratio,
+    flag,
+    named_arguments,
+    one_of,
+    read_floor,
+    read_ignore,
+    read_latency,
+    read_overrides,
+    read_search,
+    read_shape,
+    read_split,
+    read_target,
+    refuse_unknown,
+    whole,
+)
+from .split_data import Batches, split_data, validation_data
+from .start import (
+    check_not_compiled,
+    check_optimizers,
+    check_work_dir,
+    prepare_net,
+)
+from .steps import StepGuard
+
+
+@HOOKS.register_module()
+class SearchHook(ChannelHook):
+    """Searches the width of every channel group inside any MMEngine runner.
+
+    A search decides how many channels of each group stay within a target, and
+    a criterion which ones. The network is then cut, and the same files are
+    saved as by :class:`mmgfp.PruningHook`. Resuming continues exactly.
+
+    Args:
+        search (dict): The search, such as ``dict(type='DCSS')``: one of
+            :data:`mmgfp.registry.SEARCHES` with its arguments.
+        target (dict): Remaining ratio of one metric: ``flops``
+            (multiply-accumulates), ``acts`` (activations), ``params`` or
+            ``latency``, such as ``dict(flops=0.5)``.
+        interval (int): Optimiser steps in which a criterion that scores
+            channels in training observes the network before each step of the
+            search. Defaults to 10.
+        steps (int): Steps of a search that is not trained: after step t of k
+            ``target ** (t / k)`` remains. Defaults to 1.
+        search_share (float): Ratio of the training that a search which is
+            trained with the network takes. Defaults to 1.
+        split (float | str): Ratio of the training images that such a search
+            learns from; the weights learn from the others. 0 lets both learn
+            from all images, 'val' lets the search learn from the validation
+            set. Defaults to 0.5.
+        scope (str): 'all', or 'internal' for channels that one layer makes
+            and one reads. Defaults to 'all'.
+        after_target (str): 'stop' to end training (at the end of the epoch in
+            epoch-based loops) once the network is cut, 'train' to continue
+            training. Defaults to 'stop'.
+        min_channels (int): Channels that every group keeps. Defaults to 1.
+        min_ratio (float): Ratio of its channels that every group keeps.
+            Defaults to 0.
+        round_to (int): Every group keeps a multiple of this number of
+            channels. Defaults to 1.
+        ignore (Sequence[str]): Patterns of layers whose outputs are not
+            pruned, such as 'backbone.layer1.*'. Defaults to ().
+        input_shape (Sequence[int], optional): (H, W) that cost is counted at.
+            Defaults to the size in the config's pipelines.
+        latency_table (str, optional): File of a latency table; needed if
+            latency is the target.
+        finetune (dict, optional): Overrides for the fine-tuning config.
+        report (bool): Whether to write a page about the run, 'report.html',
+            when training ends. Defaults to False.
+
+    Raises:
+        FileNotFoundError: If there is no such latency table.
+        ValueError: If an argument has an impossible value.
+    """
+
+    state_key = SEARCH_KEY
+
+    def __init__(
+        self,
+        search: Mapping[str, Any] | None = None,
+        target: Mapping[str, float] | None = None,
+        interval: int = 10,
+        steps: int = 1,
+        search_share: float = 1.0,
+        split: float | str = 0.5,
+        scope: str = 'all',
+        after_target: str = 'stop',
+        min_channels: int = 1,
+        min_ratio: float = 0.0,
+        round_to: int = 1,
+        ignore: Sequence[str] = (),
+        input_shape: Sequence[int] | None = None,
+        latency_table: str | None = None,
+        finetune: Mapping[str, Any] | None = None,
+        report: bool = False,
+        **unknown: Any,
+    ) -> None:
+        known = named_arguments(type(self), SearchHook)
+        refuse_unknown(type(self).__name__, unknown, known)
+        one_of('scope', scope, ('all', 'internal'))
+        one_of('after_target', after_target, ('stop', 'train'))
+        flag('report', report)
+        super().__init__(
+            scope, read_ignore(ignore), read_shape(input_shape), report
+        )
+        self.search = read_search(search)
+        self.metric, self.ratio = read_target(target)
+        whole('interval', interval)
+        whole('steps', steps)
+        check_ratio('search_share', search_share, top=1.0)
+        if steps > 1 and isinstance(self.search, TrainedSearch):
+            raise ValueError(
+                f'steps={steps}: {type(self.search).__name__} is trained with '
+                'the network and has one step. Remove steps.'
+            )
+        self.interval = interval
+        self.steps = steps
+        self.search_share = search_share
+        self.split = read_split(split)
+        self.after_target = after_target
+        self.floor = read_floor(min_channels, min_ratio, round_to)
+        self.latency = read_latency(latency_table, 'none', self.metric)
+        self.finetune = read_overrides(finetune)
+
+        self.net: Prunable | None = None
+        self._guard: StepGuard | None = None  # while searching
+        self._scores: list[np.ndarray] = []  # that the search began with
+        self._tally = Tally()
+        self._batches: Batches | None = None  # that a search learns from
+
+    def read_state(self, state: Any) -> dict[str, Any]:
+        """See :func:`mmgfp.engine.search_state.read_search_state`."""
+        return read_search_state(state, type(self.search).__name__)
+
+    # -- start ------------------------------------------------------------
+
+    def before_run(self, runner: Runner) -> None:
+        """Check the runner."""
+        if is_training(runner):
+            check_whole(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        """Find and prove channel groups, count cost, begin the search."""
+        model = unwrap(runner.model)
+        check_not_compiled(model)
+        check_finetune_config(runner.cfg, self.finetune)
+        groups = self._groups or self._find_groups(runner)
+        net = self.net = prepare_net(
+            *(model, groups, self._shape(runner), self._structure),
+            *(1, self.latency, runner.logger),
+        )
+        separate_loader(runner.train_dataloader, runner.seed)
+        self._trainers = Trainers(runner, net.units.groups)
+        if self._resumed:
+            self._tally = Tally(**self._resumed['tally'])
+        else:
+            self._tally = Tally(start=net.ratio(self.metric))
+            self._check_possible(runner, net)
+        check_optimizers(optimizers(runner), net, runner.logger)
+        if isinstance(self.search, TrainedSearch):
+            self._batches = Batches(
+                validation_data(runner)
+                if self.split == 'val'
+                else split_data(runner, float(self.split))
+            )
+        if self._resumed:
+            self.random.resume_from(self._resumed['random'])
+            before_each_batch(runner, self.random.restore)
+        if self._tally.phase == 'done':
+            runner.logger.info('the target was reached before')
+            self._log_next(runner)
+            self._finish(runner)
+            return
+        self._guard = StepGuard(
+            model, optimizers(runner), counted=self._trainers.optimizers
+        )
+        self._guard.resume(self._tally.skipped_in_a_row)
+        net.on_cut = [self._guard.cut]
+        if self._resumed:
+            self._resume(runner)
+        else:
+            self._score_or_wait(runner)
+
+    def _check_possible(self, runner: Runner, net: Prunable) -> None:
+        self._budget(net).check(net)
+        check_work_dir(runner.work_dir, [self._stem])
+        if not runner.cfg.get('load_from'):
+            runner.logger.warning(
+                'load_from is not set: widths of an untrained network are not '
+                'meaningful'
+            )
+        needed = 0
+        if self.search.criterion.when == 'training':
+            needed = self.interval * self.steps
+        needed += isinstance(self.search, TrainedSearch)
+        if needed > self._planned(runner):
+            raise ValueError(
+                f'the search needs at least {needed} optimiser steps '
+                f'(interval={self.interval}, steps={self.steps}), but '
+                f'search_share={self.search_share} of the training has '
+                f'{self._planned(runner)}. Lower the interval or train longer.'
+            )
+
+    def _planned(self, runner: Runner) -> int:
+        """Optimiser steps of the training that the search may take."""
+        share = self.search_share
+        if not isinstance(self.search, TrainedSearch):
+            share = 1.0
+        return int(share * runner.max_iters) // self._trainers.accumulation
+
+    @property
+    def _stem(self) -> str:
+        return stems(self.metric, [self.ratio])[self.ratio]
+
+    def _budget(self, net: Prunable) -> Budget:
+        """What the next step of the search may leave."""
+        ratio = left_after(
+            self._tally.step + 1, self.steps, self._tally.start, self.ratio
+        )
+        fixed = frozenset(
+            group.name
+            for group, scores in zip(net.units.groups, self._scores)
+            if np.isnan(scores).any()
+        )
+        return Budget(self.metric, ratio, self.floor, fixed)
+
+    def _resume(self, runner: Runner) -> None:
+        assert self.net is not None
+        state, tally = self._resumed, self._tally
+        criterion = self.search.criterion
+        if tally.phase == 'scoring':
+            criterion.attach(self.net.model, self.net.units)
+            criterion.load_state_dict(state['criterion'])
+            return
+        assert isinstance(self.search, TrainedSearch)
+        assert self._batches is not None
+        self._scores = [scores.numpy() for scores in state['scores']]
+        self._start(runner)
+        self.search.attach(tally.planned)
+        self.search.load_state_dict(state['search'])
+        if state['batches']:
+            self._batches.resume(*state['batches'])
+
+    # -- the search -------------------------------------------------------
+
+    def _score_or_wait(self, runner: Runner) -> None:
+        """Score units; a criterion that observes training does so first."""
+        assert self.net is not None
+        self._tally.phase, self._tally.steps = 'scoring', 0
+        criterion = self.search.criterion
+        criterion.attach(self.net.model, self.net.units)
+        if criterion.when == 'calibration':
+            calibrate(runner, criterion, self.net.units)
+        if criterion.when != 'training':
+            self._choose_or_learn(runner)
+
+    def _choose_or_learn(self, runner: Runner) -> None:
+        """Units have scores: start the search."""
+        net = self.net
+        assert net is not None
+        criterion = self.search.criterion
+        criterion.all_reduce(sum_over_ranks)
+        there = np.ones(len(net.units), bool)
+        self._scores = net.units.split(criterion.scores(there))
+        if unscored := sorted(self._budget(net).fixed):
+            runner.logger.warning(
+                f'no scores of {listed(unscored)}; they keep their width'
+            )
+        self._start(runner)
+        if isinstance(self.search, TrainedSearch):
+            criterion.detach()
+            self._tally.phase, self._tally.steps = 'learning', 0
+            done = (runner.iter + 1) // self._trainers.accumulation
+            if criterion.when != 'training':
+                done = 0
+            self._tally.planned = max(1, self._planned(runner) - done)
+            self.search.attach(self._tally.planned)
+            return
+        if isinstance(self.search, FeatureSearch):
+            show_features(runner, self.search)
+        self._cut(runner)
+
+    def _start(self, runner: Runner) -> None:
+        assert self.net is not None
+        budget = self._budget(self.net)
+        self.search.start(self.net, budget, self._scores)
+        if ungated := getattr(self.search, 'ungated', []):
+            runner.logger.warning(
+                f'the search cannot reach {listed(ungated)}, which only '
+                'grouped convolutions read; they keep their width'
+            )
+
+    def _cut(self, runner: Runner) -> None:
+        """Cut the network to the widths that were found."""
+        net, tally = self.net, self._tally
+        assert net is not None
+        widths = self.search.widths()
+        same_on_all_ranks(widths.astype('<i8').tobytes(), 'widths')
+        flat = np.concatenate(self._scores)
+        chosen = best_units(net.units, widths, flat)
+        numbers = net.units.numbers
+        net.history = net.history.after(
+            numbers,
+            self._scores,
+            np.ones(len(numbers)),
+            [n[units] for n, units in zip(numbers, chosen)],
+            np.array([not np.isnan(s).any() for s in self._scores]),
+            runner.iter + 1,
+        )
+        for group, units in enumerate(chosen):
+            net.take(group, len(units))
+        copies = [average.module for average in averaged_models(runner)]
+        criterion = self.search.criterion
+        stays = net.mask(chosen, optimizers(runner), copies)
+        if stays is not None:
+            criterion.cut(net.units, np.concatenate(stays))
+            network_has_changed(runner)
+        criterion.reset(np.ones(len(widths), bool))
+        tally.step += 1
+        ratios = ', '.join(f'{m} {r:.3f}' for m, r in net.ratios().items())
+        runner.logger.info(
+            f'{type(self.search).__name__}, step {tally.step} of '
+            f'{self.steps}: {ratios}'
+        )
+        if tally.step < self.steps:
+            self._score_or_wait(runner)
+            return
+        tally.phase = 'done'
+        self._save(runner)
+        self._log_next(runner)
+        self._finish(runner)
+
+    # -- each iteration ---------------------------------------------------
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Start observing a batch."""
+        super().before_train_iter(runner, batch_idx, data_batch)
+        if self._guard is not None:
+            assert self.net is not None
+            self._guard.begin()
+            # stepping changes it
+            self._factor = self._trainers.loss_factor(self.net.units.groups)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Observe, learn, and cut when it is time."""
+        if self._guard is not None:
+            self._observe(runner, self._guard)
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def _observe(self, runner: Runner, guard: StepGuard) -> None:
+        tally = self._tally
+        if tally.phase == 'scoring':
+            finite = self.search.criterion.end_batch(
+                self._factor, guard.is_finite(), true_on_all_ranks
+            )
+        else:
+            finite = true_on_all_ranks(guard.is_finite())
+        counts = guard.end_batch(finite)
+        new, tally.skipped_in_a_row = guard.num_skipped()
+        if new:
+            runner.logger.warning(
+                f'iteration {runner.iter + 1}: gradients are not finite; the '
+                'batch is skipped'
+            )
+        if not counts or not guard.stepped:
+            return
+        tally.steps += 1
+        if tally.phase == 'scoring' and tally.steps >= self.interval:
+            self._choose_or_learn(runner)
+        elif tally.phase == 'learning':
+            self._learn(runner)
+
+    def _learn(self, runner: Runner) -> None:
+        assert isinstance(self.search, TrainedSearch)
+        found = self.search.step(lambda values: self._slope(runner, values))
+        for name, value in found.items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
+        if self._tally.steps >= self._tally.planned:
+            self.search.detach()
+            self._cut(runner)
+
+    def _slope(self, runner: Runner, values: Tensor) -> Tensor:
+        """The loss's gradient by the gates, on a batch of the other data.
+
+        Statistics of batch norms and gradients of weights stay as they are.
+        """
+        assert self._batches is not None
+        model: BaseModel = unwrap(runner.model)
+        wrapper = next(iter(optim_wrappers(runner).values()))
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        scale = float(scaler.get_scale()) if scaler else 1.0
+        batch = next(self._batches)
+        with buffers_kept(model), wrapper.optim_context(model):
+            data = model.data_preprocessor(batch, True)
+            loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
+        (slope,) = torch.autograd.grad(loss * scale, values)
+        slope = slope / scale
+        sum_over_ranks(slope)
+        return slope / dist.get_world_size()
+
+    # -- end --------------------------------------------------------------
+
+    def _save(self, runner: Runner) -> None:
+        on_main_process(f'saving {self._stem}', lambda: self._write(runner))
+
+    def _write(self, runner: Runner) -> None:
+        assert self.net is not None
+        structure = self._structure_of(runner, self.net)
+        path, *others = save_ratio(
+            runner, structure, self._stem, self.finetune
+        )
+        names = ', '.join(os.path.basename(other) for other in others)
+        ratio = self.net.ratio(self.metric)
+        runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')
+
+    def _log_next(self, runner: Runner) -> None:
+        config = Path(runner.work_dir, f'{self._stem}_finetune.py')
+        if config.is_file():
+            runner.logger.info(f'to recover accuracy, train with {config}')
+
+    def _finish(self, runner: Runner) -> None:
+        """Training continues without the search, or ends."""
+        self.search.criterion.detach()
+        if self._guard is not None:
+            self._guard.detach()
+            self._guard = None
+        if self.after_target == 'stop':
+            runner.train_loop.stop_training = True
+
+    def after_train(self, runner: Runner) -> None:
+        """Cut the network if skipped batches left the search short."""
+        if self._tally.phase == 'learning':
+            assert isinstance(self.search, TrainedSearch)
+            self.search.detach()
+            self._cut(runner)
+        elif self._tally.phase == 'scoring':
+            runner.logger.warning(
+                f'training has ended in step {self._tally.step + 1} of '
+                f'{self.steps} of the search: the target was not reached. '
+                'Lower steps or the interval, or train longer'
+            )
+        self._report(runner)
+
+    # -- checkpoints ------------------------------------------------------
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the structure and the state of the search to a checkpoint."""
+        if self.net is None:
+            return
+        structure = self._structure_of(runner, self.net)
+        checkpoint[KEY] = structure.to_dict()
+        learning = self._tally.phase == 'learning'
+        everything = np.ones(len(self.net.units), bool)
+        batches = self._batches
+        checkpoint[SEARCH_KEY] = stamped_search(
+            search_type=type(self.search).__name__,
+            tally=self._tally,
+            criterion=self.search.criterion.state_dict(everything)
+            if self._tally.phase == 'scoring'
+            else {},
+            scores=[torch.from_numpy(s) for s in self._scores]
+            if learning
+            else [],
+            search=self.search.state_dict()
+            if learning and isinstance(self.search, TrainedSearch)
+            else {},
+            batches=[batches.epoch, batches.taken] if batches else [],
+            random=self.random.states(),
+        )

@@ -1,0 +1,168 @@
+"""Training data in two parts: for the weights, and for a search."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import DataLoader, Dataset
+
+from .resume import separate_loader
+
+
+class PartOfData(Dataset):
+    """Some samples of a data set, as often as it has samples.
+
+    Its length is that of the data set, so that an epoch has as many
+    iterations as before and schedules stay what they are.
+
+    Args:
+        dataset (Dataset): All samples.
+        part (np.ndarray): Indices of those that are used.
+    """
+
+    def __init__(self, dataset: Any, part: np.ndarray) -> None:
+        self._dataset = dataset
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._there(index)]
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        """A whole batch, where the data set makes those at once."""
+        there = [self._there(index) for index in indices]
+        if hasattr(self._dataset, '__getitems__'):
+            return self._dataset.__getitems__(there)
+        return [self._dataset[index] for index in there]
+
+    def get_data_info(self, index: int) -> Any:
+        """What samplers ask for, such as the shape of an image."""
+        return self._dataset.get_data_info(self._there(index))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or name == '_dataset':  # while unpickling
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def _there(self, index: int) -> int:
+        return int(self._part[index % len(self._part)])
+
+
+def split_data(runner: Runner, ratio: float) -> DataLoader:
+    """Let the runner train on a part of its data set.
+
+    Args:
+        runner (Runner): Its train dataloader is replaced by one of the part.
+        ratio (float): Ratio of the samples for the other part; 0 for all of
+            them in both.
+
+    Returns:
+        DataLoader: Of the other part, with the same settings.
+
+    Raises:
+        ValueError: If a part has less than one batch.
+    """
+    loop = runner.train_loop
+    dataset = loop.dataloader.dataset
+    order = np.random.default_rng(runner.seed or 0).permutation(len(dataset))
+    count = round(ratio * len(dataset))
+    if ratio == 0:
+        return _loader(runner, dataset, 1)
+    smallest = min(count, len(dataset) - count)
+    batch = loop.dataloader.batch_size or 1
+    if smallest < batch:
+        raise ValueError(
+            f'split={ratio}: a part of the data set would have {smallest} of '
+            f'its {len(dataset)} images, less than a batch of {batch}. '
+            "Expected more images, a smaller batch, split='val' or split=0"
+        )
+    loop.dataloader = _loader(runner, PartOfData(dataset, order[count:]), 0)
+    if isinstance(loop, IterBasedTrainLoop):
+        loop.dataloader_iterator = _InfiniteDataloaderIterator(loop.dataloader)
+    separate_loader(loop.dataloader, runner.seed)
+    return _loader(runner, PartOfData(dataset, order[:count]), 1)
+
+
+def validation_data(runner: Runner) -> DataLoader:
+    """Returns another loader of the validation set.
+
+    Raises:
+        ValueError: If the config has none.
+    """
+    if not runner.cfg.get('val_dataloader'):
+        raise ValueError(
+            "split='val': expected a config with val_dataloader, whose "
+            'pipeline loads annotations'
+        )
+    settings = _settings(runner.cfg.val_dataloader)
+    settings['sampler'] = dict(type='DefaultSampler', shuffle=True)
+    loader = Runner.build_dataloader(settings, seed=runner.seed)
+    separate_loader(loader, (runner.seed or 0) + 1)
+    return loader
+
+
+def _loader(runner: Runner, dataset: Any, number: int) -> DataLoader:
+    """A loader like that of the runner; those of other numbers differ."""
+    settings = _settings(runner.cfg.train_dataloader)
+    settings['dataset'] = dataset
+    seed = (runner.seed or 0) + number
+    loader = Runner.build_dataloader(settings, seed=seed)
+    separate_loader(loader, seed)
+    return loader
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    settings = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+    settings = copy.deepcopy(settings)
+    settings.pop('persistent_workers', None)
+    return settings
+
+
+class Batches:
+    """Batches of a loader without end, in an order that resuming repeats.
+
+    Args:
+        loader (DataLoader): Has at least one batch.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+        self._iterator: Iterator | None = None
+        self.epoch = 0
+        self.taken = 0  # batches of this epoch
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._begin()
+        assert self._iterator is not None
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            self.epoch, self.taken = self.epoch + 1, 0
+            self._begin()
+            batch = next(self._iterator)
+        self.taken += 1
+        return batch
+
+    def resume(self, epoch: int, taken: int) -> None:
+        """Continue where another one was; reads the batches before it."""
+        self.epoch = epoch
+        self._begin()
+        assert self._iterator is not None
+        for _ in range(taken):
+            next(self._iterator)
+        self.taken = taken
+
+    def _begin(self) -> None:
+        parts: list[Any] = [self._loader.sampler, self._loader.batch_sampler]
+        for part in parts:
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(self.epoch)
+        self._iterator = iter(self._loader)
