@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ..criteria.base import Criterion
@@ -30,17 +31,14 @@ from .budget import Budget
 from .gates import Gates, gated_groups
 from .prunable import Prunable
 
-# Probability of the full width at first: the network starts nearly whole.
-_FULL = 0.9
-
-# The weight of the cost grows by this factor in a step whose network is at
-# least _FAR above its goal (in the logarithm of the cost), and falls as fast.
-_PACE = 1.1
-_FAR = 0.05
-_WEIGHTS = (1e-4, 1e4)
-
-# Share of the steps after which the goal is the target itself.
+# Ratio of the steps with learning after which the goal is the target itself.
 _ARRIVAL = 0.7
+
+# Ratio of the steps over which gradients are averaged.
+_WINDOW = 0.1
+
+# Weights of the cost that are tried, in units of the slopes of the loss.
+_REACH = 1e4
 
 # Widths in the record of a search.
 _POINTS = 200
@@ -49,23 +47,24 @@ _POINTS = 200
 class DCSS:
     """Learns the widths of all groups beside the network's weights.
 
+    The loss is ``task + weight * log(cost)``. By default the weight of the
+    cost is adapted in every step so that the expected cost is that of a goal,
+    which falls from the current cost to the target. Logits follow the
+    averaged gradient by the probabilities (mirror descent on the simplex), so
+    that a width which is improbable now can become probable again.
+
     Args:
         candidates (int): Widths of each group, in equal steps up to the full
             one. Defaults to 10.
         order (Criterion, optional): Scores units; candidates keep those with
             the greatest scores. Defaults to
             :class:`mmgfp.criteria.magnitude.L1`.
-        cost_weight (float, optional): Fixed weight of the cost term
-            ``cost / full cost`` of the loss. By default the term is the
-            logarithm of the cost, and its weight is adapted until the network
-            with the most probable widths follows a goal, which falls from the
-            full cost to the target.
+        cost_weight (float, optional): Fixed weight of a cost term
+            ``cost / full cost`` instead of the adapted one.
         warmup (float): Ratio of the steps in which widths are not learnt.
             Defaults to 0.1.
-        lr (float, optional): Learning rate of the logits (Adam). By default
-            20 over the number of steps, at most 0.1.
         temperature (float): At the end; it falls from 1 geometrically.
-            Defaults to 0.1.
+            Defaults to 0.05.
 
     Raises:
         ValueError: If an argument has an impossible value.
@@ -77,17 +76,17 @@ class DCSS:
         order: Criterion | None = None,
         cost_weight: float | None = None,
         warmup: float = 0.1,
-        lr: float | None = None,
-        temperature: float = 0.1,
+        temperature: float = 0.05,
     ) -> None:
         if type(candidates) is not int or candidates < 2:
             raise ValueError(
                 f'candidates={candidates!r}: expected a whole number of '
                 'widths of each group, at least 2'
             )
-        for name, value in (('cost_weight', cost_weight), ('lr', lr)):
-            if value is not None and not value > 0:
-                raise ValueError(f'{name}={value!r}: expected more than 0')
+        if cost_weight is not None and not cost_weight > 0:
+            raise ValueError(
+                f'cost_weight={cost_weight!r}: expected more than 0'
+            )
         if not 0 <= warmup < 1:
             raise ValueError(
                 f'warmup={warmup!r}: expected a ratio of the steps, at least '
@@ -102,14 +101,13 @@ class DCSS:
         self.criterion: Criterion = order or L1()  # type: ignore[abstract]
         self.cost_weight = cost_weight
         self.warmup = warmup
-        self.lr = lr
         self.temperature = temperature
         self.ungated: list[str] = []  # groups that keep their width
         #: (step, ratio of each group's units that is expected) in order
         self.course: list[tuple[int, list[float]]] = []
         self._gates: Gates | None = None
-        self._weight = cost_weight or 1.0
-        self._done = self._steps = 0
+        self._weight = 0.0  # of the cost, in units of the logits
+        self._done = self._steps = self._learnt = 0
 
     # -- start ------------------------------------------------------------
 
@@ -139,35 +137,32 @@ class DCSS:
         self._cost = net.polynomial()
         self._full = net.cost_before[budget.metric]
         self._start = budget.cost(net, net.units.sizes)
-        device = next(net.model.parameters()).device
         most = max(map(len, self._choices))
-        logits = torch.full((len(self._choices), most), -math.inf)
-        widths = np.zeros((len(self._choices), most))
+        shape = (len(self._choices), most)
+        self._widths = torch.zeros(shape, dtype=torch.float64)
+        self._there = torch.zeros(shape, dtype=torch.bool)
         first = []
         for g, (choices, found) in enumerate(zip(self._choices, scores)):
-            count = len(choices)
-            widths[g, :count] = choices
-            logits[g, : count - 1] = 0
-            others = max(1, count - 1)
-            logits[g, count - 1] = math.log(_FULL / (1 - _FULL) * others)
+            self._widths[g, : len(choices)] = torch.from_numpy(choices)
+            self._there[g, : len(choices)] = True
             # 0 for the unit with the greatest score
             rank = np.empty(len(found), int)
             rank[np.argsort(-found, kind='stable')] = np.arange(len(found))
             first.append(np.searchsorted(choices, rank, side='right'))
-        self._widths = torch.from_numpy(widths).to(device)
-        self._logits = logits.to(device).requires_grad_()
         # for each unit, its group and the first candidate that keeps it
-        self._group = torch.from_numpy(net.units.group_of).to(device)
-        self._first = torch.from_numpy(np.concatenate(first)).to(device)
-        self._values = self._tail_masses().detach()
+        self._group = torch.from_numpy(net.units.group_of)
+        self._first = torch.from_numpy(np.concatenate(first))
+        # averaged gradient of the loss by the probabilities
+        self._slopes = torch.zeros(shape, dtype=torch.float64)
+        # the network starts at its full widths
+        last = self._there.sum(1, keepdim=True) - 1
+        self._logits = torch.full(shape, -math.inf, dtype=torch.float64)
+        self._logits.scatter_(1, last, 0.0)
+        self._values = self._gates_now()
 
     def attach(self, steps: int) -> None:
         """See :meth:`mmgfp.search.search.TrainedSearch.attach`."""
         self._steps = steps
-        lr = self.lr or min(0.1, 20 / steps)
-        self._optimizer = torch.optim.Adam(
-            [self._logits], lr=lr, betas=(0.5, 0.999)
-        )
         self._gates = Gates(
             self._net.model,
             self._net.units,
@@ -193,17 +188,26 @@ class DCSS:
 
     def probabilities(self) -> Tensor:
         """Returns (G, K) probabilities of the candidates; padded with 0."""
-        return (self._logits / self._temperature()).softmax(1)
+        return self._logits.softmax(1)
 
     def _tail_masses(self) -> Tensor:
         """Returns (U,) the mass of the candidates that keep each unit."""
         tail = self.probabilities().flip(1).cumsum(1).flip(1)
         return tail[self._group, self._first]
 
-    def expected_cost(self) -> Tensor:
-        """Returns the expected ratio of the metric, shape ()."""
-        widths = (self.probabilities().double() * self._widths).sum(1)
-        return self._cost(widths.cpu())[self._budget.metric] / self._full
+    def _gates_now(self) -> Tensor:
+        """The tail masses where and as the network needs them."""
+        parameter = next(self._net.model.parameters())
+        return self._tail_masses().to(parameter.device, torch.float32)
+
+    def expected_widths(self) -> Tensor:
+        """Returns (G,) the mean number of units of each group."""
+        return (self.probabilities() * self._widths).sum(1)
+
+    def expected_cost(self) -> float:
+        """Returns the ratio of the metric at the expected widths."""
+        cost = self._cost(self.expected_widths())[self._budget.metric]
+        return float(cost) / self._full
 
     # -- learning -----------------------------------------------------------
 
@@ -211,74 +215,91 @@ class DCSS:
         """See :meth:`mmgfp.search.search.TrainedSearch.step`.
 
         Raises:
-            ValueError: If a logit is not finite any more.
+            ValueError: If a fixed ``cost_weight`` gives every group its least
+                width.
         """
         if self._done >= self.warmup * self._steps:
             self._learn(gradient)
         self._done += 1
-        self._values = self._tail_masses().detach()
+        self._values = self._gates_now()
         pause = max(1, self._steps // _POINTS)
         if self._done % pause == 0 or self._done == self._steps:
-            self._record()
+            full = self._widths.max(1).values
+            ratios = (self.expected_widths() / full).tolist()
+            self.course.append((self._done, ratios))
         metric = self._budget.metric
         return {
-            metric: self._ratio(self._most_probable()),
-            f'expected_{metric}': float(self.expected_cost().detach()),
+            metric: self._ratio(self._nearest()),
+            f'expected_{metric}': self.expected_cost(),
             'cost_weight': self._weight,
             'temperature': self._temperature(),
         }
 
     def _learn(self, gradient: Callable[[Tensor], Tensor]) -> None:
-        values = self._tail_masses()
-        self._values = values.detach().requires_grad_()
-        slope = gradient(self._values)
-        self._optimizer.zero_grad()
+        self._values = self._values.requires_grad_()
+        slope = gradient(self._values).detach().cpu().double()
         if not slope.isfinite().all():  # as a loss scaler would do it
             return
-        values.backward(slope.to(values))
-        cost = self.expected_cost()
+        # a candidate adds to the gates of all units that it keeps
+        by_first = torch.zeros_like(self._slopes)
+        by_first.index_put_((self._group, self._first), slope, accumulate=True)
+        new = by_first.cumsum(1)
+        self._learnt += 1
+        rate = max(1 / self._learnt, 1 / (1 + _WINDOW * self._steps))
+        self._slopes += rate * (new - self._slopes)
+        self._set_logits()
+
+    def _set_logits(self) -> None:
+        """Let probabilities follow the slopes of the loss and of the cost."""
+        mean = (self._slopes * self._there).sum(1) / self._there.sum(1)
+        spread = (self._slopes - mean[:, None])[self._there].std()
+        task = self._slopes / spread.clamp(min=1e-30)
+        widths = self.expected_widths().requires_grad_()
+        cost = self._cost(widths)[self._budget.metric] / self._full
+        (by_width,) = torch.autograd.grad(cost, widths)
+        costs = by_width[:, None] * self._widths / cost.detach()
         if self.cost_weight is None:
-            cost = cost.log()
-        (self._weight * cost).backward()
-        self._optimizer.step()
-        if self._logits.isnan().any():
-            raise ValueError(
-                'the logits of the widths are not finite: expected a trained '
-                f'network and a smaller lr of the search than {self.lr}'
-            )
-        if self.cost_weight is None:
-            self._adapt()
-        elif not any(self._most_probable()):
+            self._weight = self._solved(task, costs)
+        else:  # of the cost itself, not of its logarithm
+            self._weight = float(self.cost_weight * cost.detach() / spread)
+        self._put(task, costs, self._weight)
+        if self.cost_weight is not None and not any(self._nearest()):
             raise ValueError(
                 f'cost_weight={self.cost_weight} outweighs the loss: every '
                 'group has its least width. Lower it, or leave it out to have '
                 'it adapted'
             )
 
+    def _put(self, task: Tensor, costs: Tensor, weight: float) -> None:
+        logits = -(task + weight * costs) / self._temperature()
+        self._logits = logits.masked_fill(~self._there, -math.inf)
+
+    def _solved(self, task: Tensor, costs: Tensor) -> float:
+        """The weight with which the expected cost is that of the goal."""
+
+        def above(weight: float) -> float:
+            self._put(task, costs, weight)
+            return self.expected_cost() - self._goal()
+
+        # negative ones draw groups to their full width
+        reach = _REACH * max(1.0, float(task.abs().max()))
+        if above(-reach) <= 0:
+            return -reach
+        if above(reach) >= 0:
+            return reach
+        return float(brentq(above, -reach, reach, rtol=1e-6))
+
     def _goal(self) -> float:
         """The ratio that the network should have by now."""
         way = min(1.0, self._progress() / _ARRIVAL)
         return self._start * (self._budget.ratio / self._start) ** way
 
-    def _adapt(self) -> None:
-        """Raise the weight of the cost above the goal, lower it below."""
-        ratio = self._ratio(self._most_probable())
-        far = math.log(ratio / self._goal()) / _FAR
-        self._weight *= _PACE ** min(1.0, max(-1.0, far))
-        least, most = _WEIGHTS
-        self._weight = min(most, max(least, self._weight))
-
-    def _record(self) -> None:
-        expected = (self.probabilities().double() * self._widths).sum(1)
-        full = self._widths.max(1).values
-        ratios = (expected / full).detach().cpu()
-        self.course.append((self._done, ratios.tolist()))
-
     # -- widths -------------------------------------------------------------
 
-    def _most_probable(self) -> list[int]:
-        """Index of each group's most probable candidate."""
-        return self._logits.argmax(1).tolist()
+    def _nearest(self) -> list[int]:
+        """Index of each group's candidate nearest to the expected width."""
+        distance = (self._widths - self.expected_widths()[:, None]).abs()
+        return distance.masked_fill(~self._there, math.inf).argmin(1).tolist()
 
     def _ratio(self, chosen: Sequence[int]) -> float:
         widths = [w[k] for w, k in zip(self._choices, chosen)]
@@ -287,12 +308,12 @@ class DCSS:
     def widths(self) -> np.ndarray:
         """See :meth:`mmgfp.search.search.Search.widths`.
 
-        The most probable candidates. Above the budget, the group that loses
-        least of its logarithmic probability per cost saved takes the next
-        narrower one, until the budget holds. What is left of the budget is
-        spent on the next wider ones, those that lose least first.
+        The candidates nearest to the expected widths. Above the budget, the
+        group takes its next narrower candidate that moves least away from its
+        expected width per cost saved, until the budget holds. What is left of
+        the budget is spent on wider ones in the same way.
         """
-        chosen = self._most_probable()
+        chosen = self._nearest()
         while self._ratio(chosen) > self._budget.ratio * (1 + 1e-9):
             chosen = self._moved(chosen, -1)
         while (wider := self._moved(chosen, 1)) != chosen:
@@ -301,19 +322,21 @@ class DCSS:
 
     def _moved(self, chosen: list[int], way: int) -> list[int]:
         """One group has its next candidate; the same if none is possible."""
-        logits = self._logits.detach().cpu().double()
+        expected = self.expected_widths().tolist()
         now = self._ratio(chosen)
         best, found = math.inf, chosen
-        for g, k in enumerate(chosen):
-            if not 0 <= k + way < len(self._choices[g]):
+        for g, (k, choices) in enumerate(zip(chosen, self._choices)):
+            if not 0 <= k + way < len(choices):
                 continue
             other = [*chosen[:g], k + way, *chosen[g + 1 :]]
             ratio = self._ratio(other)
             if way > 0 and ratio > self._budget.ratio * (1 + 1e-9):
                 continue
-            change = max(abs(ratio - now), 1e-12)
-            loss = float(logits[g, k] - logits[g, k + way])
-            price = loss / change if way < 0 else loss
+            before, after = (
+                ((choices[i] - expected[g]) / choices[-1]) ** 2
+                for i in (k, k + way)
+            )
+            price = (after - before) / max(abs(ratio - now), 1e-12)
             if price < best:
                 best, found = price, other
         return found
@@ -323,10 +346,11 @@ class DCSS:
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`mmgfp.search.search.TrainedSearch.state_dict`."""
         return {
-            'logits': self._logits.detach().cpu(),
-            'optimizer': self._optimizer.state_dict(),
+            'logits': self._logits,
+            'slopes': self._slopes.clone(),
             'weight': self._weight,
             'done': self._done,
+            'learnt': self._learnt,
             'course': [list(point) for point in self.course],
         }
 
@@ -343,10 +367,10 @@ class DCSS:
                 f'candidates, expected {tuple(self._logits.shape)}: resume '
                 'with the config that was interrupted'
             )
-        with torch.no_grad():
-            self._logits.copy_(logits)
-        self._optimizer.load_state_dict(state['optimizer'])
+        # a runner may have put the checkpoint on another device
+        self._logits = logits.cpu()
+        self._slopes = state['slopes'].cpu()
         self._weight = state['weight']
-        self._done = state['done']
+        self._done, self._learnt = state['done'], state['learnt']
         self.course = [(step, ratios) for step, ratios in state['course']]
-        self._values = self._tail_masses().detach()
+        self._values = self._gates_now()

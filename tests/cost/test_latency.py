@@ -20,6 +20,7 @@ from toy import make_config, train
 from mmgfp.cost.latency import LatencyModel, LatencyTable, Measured
 from mmgfp.cost.model import CostModel, record_calls
 from mmgfp.cost.operations import Operation, record_operations, run_operation
+from mmgfp.cost.polynomial import Cost
 from mmgfp.engine.hook import FisherPruningHook
 from mmgfp.slimming.structure import Structure
 from mmgfp.tracing.finder import find_groups
@@ -238,6 +239,29 @@ def test_marginal_is_the_difference_of_totals(net, rest):
             assert saved > 0
         left = [rng.integers(0, max(1, g.size // 3)) for g in groups]
         cost.cut(np.array(left))
+
+
+@pytest.mark.parametrize('net', NETS)
+def test_expected_latency_and_its_slopes(net):
+    """Totals at whole widths; finite differences between them."""
+    rng = np.random.default_rng(0)
+    _, groups, model, table = cost_of(
+        net, lambda op, a, b: products(op, a, b) + 20 * a + 7 * b**0.5, 500.0
+    )
+    sizes = np.array([group.size for group in groups])
+    cost = Cost(model, sizes)
+    cut = np.array([rng.integers(0, size) for size in sizes])
+    found = cost(torch.from_numpy(np.stack([sizes, sizes - cut])))
+    expected = [table.full, model.after_cut(cut)['latency']]
+    assert found['latency'].tolist() == pytest.approx(expected)
+    assert model.total()['latency'] == pytest.approx(table.full)
+
+    def latency(widths: torch.Tensor) -> torch.Tensor:
+        return cost(widths)['latency']
+
+    # measured widths are whole numbers, where the slope changes
+    widths = torch.from_numpy(sizes * 0.5 + 0.3).requires_grad_()
+    assert torch.autograd.gradcheck(latency, widths, eps=1e-3, rtol=1e-4)
 
 
 def test_latency_that_goes_with_flops():

@@ -1,0 +1,328 @@
+"""Widths learnt by gradients: the formulas, the course, and what comes out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d
+
+from mmgfp import Prunable
+from mmgfp.cost.model import count_cost, record_calls
+from mmgfp.search.budget import Budget
+from mmgfp.search.dcss import DCSS
+from mmgfp.search.selection import Floor
+from mmgfp.search.subnet import best_units
+
+SHAPE = (2, 3, 10, 10)
+
+
+def chain(*widths: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in zip((3, *widths), (*widths, 5)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def run(model: nn.Module):
+    torch.manual_seed(1)
+    return model(torch.randn(SHAPE))
+
+
+def find(model: nn.Module, **settings) -> Prunable:
+    return Prunable.find(model.eval(), run, SHAPE[0], **settings)
+
+
+def scores(net: Prunable) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.random(size) for size in net.units.sizes]
+
+
+def started(net: Prunable, ratio: float = 0.5, **settings) -> DCSS:
+    search = DCSS(**settings)
+    search.start(net, Budget('flops', ratio), scores(net))
+    return search
+
+
+def put(search: DCSS, *probabilities: list[float]) -> None:
+    """Set the logits that give these probabilities."""
+    search._logits = torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+def test_tail_masses_of_known_probabilities():
+    """Widths 8, 16, 24, 32 of 32 with p = .1, .2, .3, .4."""
+    net = find(chain(32, 32))
+    search = started(net, candidates=4)
+    assert [c.tolist() for c in search._choices] == [[8, 16, 24, 32]] * 2
+    put(search, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
+    order = np.argsort(-scores(net)[0], kind='stable')
+    masses = search._tail_masses()[:32][order]
+    expected = torch.tensor([1, 0.9, 0.7, 0.4]).double().repeat_interleave(8)
+    torch.testing.assert_close(masses, expected)
+    assert float(masses.sum()) == pytest.approx(24)  # the expected width
+
+
+def test_expected_cost_of_known_probabilities():
+    """A 3x3 convolution between two such groups: 518 400 of 921 600."""
+    net = find(chain(32, 32))
+    search = started(net, candidates=4)
+    put(search, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
+    ends = 9 * 100 * (3 + 5)
+    assert 32 * 32 * 9 * 100 == 921_600
+    full, expected = 921_600 + ends * 32, 518_400 + ends * 24
+    assert search.expected_cost() == pytest.approx(expected / full)
+
+
+def test_all_candidates_at_once_are_their_mean():
+    """sum_k p_k conv(x[:n_k], W[:, :n_k]), the best units first."""
+    net = find(chain(8))
+    search = started(net, candidates=4)
+    mixture = [0.1, 0.2, 0.3, 0.4]
+    put(search, mixture)
+    model = net.model
+    with torch.no_grad():
+        features = run(model[:2])
+        order = np.argsort(-scores(net)[0], kind='stable')
+        expected = sum(
+            p * conv2d(features[:, at], model[2].weight[:, at], padding=1)
+            for p, at in zip(mixture, (order[: 2 * k] for k in range(1, 5)))
+        )
+        expected = expected + model[2].bias[:, None, None]
+        search.attach(10)
+        search._values = search._gates_now()
+        torch.testing.assert_close(run(model), expected)
+        search.detach()
+
+
+def test_one_hot_is_the_slim_network():
+    net = find(chain(8, 12))
+    net.model.double()
+    search = started(net, candidates=4)
+    put(search, [0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0])
+    search.attach(10)
+    search._values = search._tail_masses()
+
+    def double(model: nn.Module):
+        torch.manual_seed(1)
+        return model(torch.randn(SHAPE).double())
+
+    gated = double(net.model).detach()
+    search.detach()
+    widths = [4, 6]
+    net.mask(best_units(net.units, widths, np.concatenate(scores(net))))
+    assert net.units.sizes.tolist() == widths
+    torch.testing.assert_close(gated, double(net.model).detach())
+
+
+def test_raising_the_least_width_lowers_the_cost():
+    search = started(find(chain(8, 12)), candidates=4)
+    put(search, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
+    before = search.expected_cost()
+    search._logits[0, 0] += 3
+    assert search.expected_cost() < before
+
+
+def test_the_network_starts_whole():
+    search = started(find(chain(8, 12)))
+    assert search._values.tolist() == [1.0] * 20
+
+
+def learnt(net: Prunable, ratio: float, steps: int = 200, **settings) -> DCSS:
+    """A search whose first group matters ten times as much as others."""
+    search = started(net, ratio, **settings)
+    search.attach(steps)
+    matters = np.where(net.units.group_of == 0, 1.0, 0.1)
+
+    def gradient(values: torch.Tensor) -> torch.Tensor:
+        # the loss falls with every gate
+        return -torch.from_numpy(matters).to(values)
+
+    for _ in range(steps):
+        search.step(gradient)
+    search.detach()
+    return search
+
+
+@pytest.mark.parametrize('ratio', [0.7, 0.5, 0.2])
+def test_the_target_is_met_where_it_matters_least(ratio):
+    net = find(chain(16, 16, 16))
+    search = learnt(net, ratio)
+    widths = search.widths()
+    budget = Budget('flops', ratio)
+    assert budget.meets(net, widths)
+    # no group can have one more step
+    for g, choices in enumerate(search._choices):
+        wider = widths.copy()
+        at = list(choices).index(widths[g])
+        if at + 1 < len(choices):
+            wider[g] = choices[at + 1]
+            assert not budget.meets(net, wider)
+    assert widths[1] < widths[0] >= 15
+    steps = [step for step, _ in search.course]
+    assert steps == sorted(steps) and steps[-1] == 200
+    assert all(0 < r <= 1 for _, ratios in search.course for r in ratios)
+
+
+def test_the_cost_follows_its_goal():
+    net = find(chain(32, 32, 32))
+    search = learnt(net, 0.4, steps=400)
+    assert search.expected_cost() == pytest.approx(0.4, rel=1e-3)
+    chosen = [
+        choices[k] for choices, k in zip(search._choices, search._nearest())
+    ]
+    assert Budget('flops', 0.4).cost(net, chosen) == pytest.approx(
+        0.4, abs=0.06
+    )
+
+
+def test_widths_of_real_gradients():
+    """Two groups of the same shape, one of which is noise to the other."""
+    torch.manual_seed(0)
+    model = chain(12, 12)
+    with torch.no_grad():  # only the first four units of group 0 are read
+        model[2].weight[:, 4:] *= 1e-3
+    net = find(model)
+    search = DCSS(candidates=6)
+    reads = [
+        np.abs(model[2 * g + 2].weight.detach().numpy()).sum((0, 2, 3))
+        for g in (0, 1)
+    ]
+    search.start(net, Budget('flops', 0.5), reads)
+    images = torch.randn(8, 3, 10, 10)
+    wanted = model(images).detach()
+    search.attach(150)
+
+    def gradient(values: torch.Tensor) -> torch.Tensor:
+        loss = (model(images) - wanted).square().mean()
+        (slope,) = torch.autograd.grad(loss, values)
+        return slope
+
+    for _ in range(150):
+        search.step(gradient)
+    search.detach()
+    first, second = search.widths()
+    assert first <= 6 < second
+
+
+def test_resumed_is_uninterrupted():
+    def at(search: DCSS) -> torch.Tensor:
+        return search._logits
+
+    def gradient(values: torch.Tensor) -> torch.Tensor:
+        return torch.sin(torch.arange(len(values))).to(values)
+
+    whole = started(find(chain(8, 12)))
+    whole.attach(40)
+    for _ in range(40):
+        whole.step(gradient)
+    first = started(find(chain(8, 12)))
+    first.attach(40)
+    for _ in range(17):
+        first.step(gradient)
+    again = started(find(chain(8, 12)))
+    again.attach(40)
+    again.load_state_dict(first.state_dict())
+    assert again._values.equal(first._values)
+    for _ in range(23):
+        again.step(gradient)
+    assert at(again).equal(at(whole))
+    assert again.course == whole.course
+    other = started(find(chain(8, 12, 4)))
+    other.attach(40)
+    with pytest.raises(ValueError, match=r'search of \(2, 10\) candidates'):
+        other.load_state_dict(first.state_dict())
+
+
+def test_gradients_that_are_not_finite_teach_nothing():
+    search = started(find(chain(8)), warmup=0)
+    search.attach(10)
+    before = search._logits.clone()
+    search.step(lambda values: values * math.nan)
+    assert search._logits.equal(before)
+
+
+def test_what_only_grouped_layers_read_keeps_its_width():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 6, 1),
+        nn.ReLU(),
+        nn.Conv2d(6, 5, 1),
+    )
+    search = started(find(model))
+    assert search.ungated == []  # the layer behind it reads them, too
+    assert len(search._choices[0]) > 1
+
+
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(candidates=1), 'candidates=1: expected a whole number'),
+        (dict(cost_weight=0), 'cost_weight=0: expected more than 0'),
+        (dict(warmup=1), 'warmup=1: expected a ratio'),
+        (dict(temperature=0), 'temperature=0: expected more than 0'),
+    ],
+)
+def test_impossible_arguments(settings, words):
+    with pytest.raises(ValueError, match=words):
+        DCSS(**settings)
+
+
+def test_targets_that_cannot_be_met():
+    net = find(chain(8, 12))
+    search = DCSS()
+    with pytest.raises(ValueError, match=r'cannot be reached.* at least 0\.'):
+        search.start(net, Budget('flops', 0.01), scores(net))
+    with pytest.raises(ValueError, match='cannot be reached'):
+        floor = Floor(min_ratio=0.9)
+        search.start(net, Budget('flops', 0.5, floor), scores(net))
+    for group, count in enumerate((6, 10)):
+        net.take(group, count)
+    net.mask([np.arange(6), np.arange(10)])
+    with pytest.raises(ValueError, match='already met'):
+        search.start(net, Budget('flops', 0.5), scores(net))
+
+
+def test_a_cost_weight_that_collapses_the_network():
+    search = started(find(chain(8, 12)), cost_weight=1e3, warmup=0)
+    search.attach(100)
+    with pytest.raises(ValueError, match=r'cost_weight=1000\.0 outweighs'):
+        for _ in range(100):
+            search.step(torch.zeros_like)
+
+
+def test_budget_is_that_of_the_recounted_network():
+    net = find(chain(8, 12))
+    budget, widths = Budget('flops', 0.5), [5, 3]
+    expected = budget.cost(net, widths)
+    full = net.cost_before['flops']
+    net.mask(best_units(net.units, widths, np.concatenate(scores(net))))
+    calls = record_calls(net.model, lambda: run(net.model), SHAPE[0])
+    assert count_cost(net.model, calls)['']['flops'] == expected * full
+
+
+@pytest.mark.parametrize(
+    'floor, most, expected',
+    [
+        (Floor(), 4, [3, 6, 9, 12]),
+        (Floor(), 10, [2, 3, 4, 5, 6, 8, 9, 10, 11, 12]),
+        (Floor(round_to=4), 10, [4, 8, 12]),
+        (Floor(round_to=8), 10, [8, 12]),
+        (Floor(min_channels=7), 4, [7, 9, 12]),
+        (Floor(min_ratio=0.5), None, [6, 7, 8, 9, 10, 11, 12]),
+    ],
+)
+def test_candidate_widths(floor, most, expected):
+    net = find(chain(12))
+    (found,) = Budget('flops', 0.5, floor).choices(net, most)
+    assert found.tolist() == expected
+    (kept,) = Budget(
+        'flops', 0.5, floor, frozenset([net.units.groups[0].name])
+    ).choices(net, most)
+    assert kept.tolist() == [12]
