@@ -279,10 +279,11 @@ class SearchHook(ChannelHook):
         assert self.net is not None
         state, tally = self._resumed, self._tally
         criterion = self.search.criterion
+        criterion.attach(self.net.model, self.net.units)
         if tally.phase == 'scoring':
-            criterion.attach(self.net.model, self.net.units)
             criterion.load_state_dict(state['criterion'])
             return
+        criterion.detach()
         assert isinstance(self.search, TrainedSearch)
         assert self._batches is not None
         self._scores = [scores.numpy() for scores in state['scores']]
@@ -452,7 +453,7 @@ class SearchHook(ChannelHook):
         with buffers_kept(model), wrapper.optim_context(model):
             data = model.data_preprocessor(batch, True)
             loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
-        (slope,) = torch.autograd.grad(loss * scale, values)
+            (slope,) = torch.autograd.grad(loss * scale, values)
         slope = slope / scale
         sum_over_ranks(slope)
         return slope / dist.get_world_size()

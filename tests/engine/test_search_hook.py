@@ -1,0 +1,450 @@
+"""Searches run inside a runner, resume exactly, and leave slim networks."""
+
+from __future__ import annotations
+
+import copy
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from torch.utils.data import Dataset
+from toy import (
+    load,
+    loader,
+    make_config,
+    raw_outputs,
+    run_tool,
+    validated,
+)
+
+from mmgfp import SearchHook, Structure, build_pruned_model
+from mmgfp.engine.search_state import (
+    SEARCH_KEY,
+    Tally,
+    read_search_state,
+    stamped_search,
+)
+from mmgfp.engine.split_data import Batches, PartOfData
+from mmgfp.libraries.models import load_model
+from mmgfp.registry import SEARCHES
+from mmgfp.search.dcss import DCSS
+from mmgfp.slimming.structure import KEY
+
+STEM = 'flops_0.50'
+EMA = dict(type='EMAHook', momentum=0.2)
+DCSS_ON_FISHER = dict(type='DCSS', order=dict(type='Fisher'))
+
+
+def search_config(
+    work_dir: Path, *hooks: dict, hook: dict | None = None, **changes: Any
+) -> Config:
+    """Six epochs of four iterations."""
+    config = make_config(work_dir, **changes)
+    searching = dict(
+        type='mmgfp.SearchHook',
+        search=dict(type='DCSS'),
+        target=dict(flops=0.5),
+        input_shape=(8, 8),
+    )
+    searching.update(hook or {})
+    config.custom_hooks = [searching, *hooks]
+    return config
+
+
+def train(config: Config) -> Runner:
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+def hook_of(runner: Runner) -> SearchHook:
+    (hook,) = [h for h in runner.hooks if isinstance(h, SearchHook)]
+    return hook
+
+
+# -- what is saved ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'search', [dict(type='DCSS'), DCSS_ON_FISHER], ids=str
+)
+def test_files_of_a_search(tmp_path, search):
+    config = search_config(tmp_path, hook=dict(search=search, interval=4))
+    runner = train(config)
+    for ending in ('.pth', '.json', '.png', '_finetune.py'):
+        assert (tmp_path / f'{STEM}{ending}').exists()
+    structure = Structure.load(tmp_path / f'{STEM}.json')
+    assert structure.axes
+    ratio = structure.cost_after['flops'] / structure.cost_before['flops']
+    assert 0.3 < ratio <= 0.5
+    # the three ways to load it
+    expected = raw_outputs(runner.model, (8, 8))
+    built = build_pruned_model('ToyClassifier', tmp_path / f'{STEM}.json')
+    built.load_state_dict(load(tmp_path / f'{STEM}.pth')['state_dict'])
+    finetune = Config.fromfile(tmp_path / f'{STEM}_finetune.py')
+    assert [h['type'] for h in finetune.custom_hooks] == [
+        'mmgfp.StructureHook'
+    ]
+    from_config = load_model(finetune, str(tmp_path / f'{STEM}.pth'))
+    plain = load_model(config, str(tmp_path / f'{STEM}.pth'))
+    for model in (built, from_config, plain):
+        for found, wanted in zip(raw_outputs(model, (8, 8)), expected):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_no_gate_is_left_behind(tmp_path):
+    config = search_config(tmp_path, hook=dict(after_target='train'))
+    model = train(config).model
+    for module in model.modules():
+        assert not module._forward_pre_hooks and not module._forward_hooks
+        assert all(
+            isinstance(p, torch.nn.Parameter)
+            for p in module._parameters.values()
+            if p is not None
+        )
+
+
+def test_training_goes_on_after_the_search(tmp_path):
+    hook = dict(after_target='train', search_share=0.5)
+    runner = train(search_config(tmp_path, hook=hook))
+    assert runner.epoch == 6
+    saved = load(tmp_path / f'{STEM}.pth')['state_dict']
+    trained = runner.model.state_dict()
+    assert saved.keys() == trained.keys()
+    assert any(not saved[k].equal(trained[k]) for k in saved)
+    assert all(saved[k].shape == trained[k].shape for k in saved)
+    assert load(tmp_path / f'{STEM}.pth')['meta']['iter'] == 12
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(
+            optim_wrapper=dict(
+                type='CpuAmpOptimWrapper', optimizer=dict(type='SGD', lr=0.05)
+            )
+        ),
+        dict(
+            optim_wrapper=dict(
+                optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=2
+            )
+        ),
+        dict(train_cfg=dict(by_epoch=False, max_iters=20)),
+        dict(model=dict(type='ToyClassifier', norm='BN', dropout=0.2)),
+        dict(hook=dict(split='val'), **validated()),
+        dict(hook=dict(split=0)),
+        dict(hook=dict(target=dict(params=0.4), round_to=4)),
+    ],
+    ids=str,
+)
+def test_ways_to_train(tmp_path, changes):
+    runner = train(search_config(tmp_path, **changes))
+    hook = hook_of(runner)
+    assert hook._tally.phase == 'done'
+    assert hook.net is not None
+    assert hook.net.ratio(hook.metric) <= hook.ratio
+    if hook.floor.round_to == 4:
+        assert all(g.channels % 4 == 0 for g in hook.net.units.groups)
+
+
+def test_averages_are_cut_too(tmp_path):
+    runner = train(search_config(tmp_path, EMA))
+    (average,) = [h for h in runner.hooks if hasattr(h, 'ema_model')]
+    shapes = {k: v.shape for k, v in runner.model.state_dict().items()}
+    inner = average.ema_model.module.state_dict()
+    assert {k: v.shape for k, v in inner.items()} == shapes
+
+
+def test_logits_do_not_learn_what_weights_learn(tmp_path):
+    """Gradients of weights and statistics stay as they are."""
+    model = dict(type='ToyClassifier', norm='BN')
+    runner = Runner.from_cfg(search_config(tmp_path, model=model))
+    seen: list[int] = []
+    hook = hook_of(runner)
+
+    def slope(runner: Runner, values: torch.Tensor) -> torch.Tensor:
+        parameters = {
+            k: (p.detach().clone(), None if p.grad is None else p.grad.clone())
+            for k, p in runner.model.named_parameters()
+        }
+        buffers = copy.deepcopy(dict(runner.model.named_buffers()))
+        found = SearchHook._slope(hook, runner, values)
+        for name, parameter in runner.model.named_parameters():
+            weight, grad = parameters[name]
+            assert parameter.equal(weight)
+            assert grad is None or parameter.grad.equal(grad)
+        for name, buffer in runner.model.named_buffers():
+            assert buffer.equal(buffers[name]), name
+        assert found.shape == values.shape and found.any()
+        seen.append(runner.iter)
+        return found
+
+    hook._slope = slope
+    runner.train()
+    assert seen == list(range(3, 24))  # a tenth of the steps is warm-up
+
+
+# -- resuming --------------------------------------------------------------
+
+
+def resumable(work_dir: Path, *hooks: dict, **changes: Any) -> Config:
+    settings = dict(
+        model=dict(type='ToyClassifier', norm='BN', dropout=0.2),
+        train_dataloader=loader(augment=True),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+        hook=dict(after_target='train', search_share=0.8),
+    )
+    settings.update(changes)
+    return search_config(work_dir, *hooks, **settings)
+
+
+ITERATIONS = dict(
+    train_dataloader=dict(
+        loader(augment=True),
+        sampler=dict(type='InfiniteSampler', shuffle=True),
+    ),
+    train_cfg=dict(by_epoch=False, max_iters=24),
+    default_hooks=dict(
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5)
+    ),
+)
+SCORED = dict(
+    hook=dict(
+        search=DCSS_ON_FISHER,
+        interval=6,
+        after_target='train',
+        search_share=0.8,
+    )
+)
+
+
+@pytest.mark.parametrize('stop', [5, 13, 22])
+@pytest.mark.parametrize(
+    'changes', [{}, ITERATIONS, SCORED], ids=['epochs', 'iterations', 'scored']
+)
+def test_resumed_equals_uninterrupted(tmp_path, changes, stop):
+    """In scoring, in learning, and after it."""
+    whole = train(resumable(tmp_path / 'whole', **changes))
+    again = tmp_path / 'again'
+    with pytest.raises(KeyboardInterrupt):
+        train(resumable(again, dict(type='Stop', iteration=stop), **changes))
+    config = resumable(again, **changes)
+    config.resume = True
+    resumed = train(config)
+    one, other = whole.model.state_dict(), resumed.model.state_dict()
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].equal(other[name]), name
+    first, second = (
+        Structure.load(folder / f'{STEM}.json')
+        for folder in (tmp_path / 'whole', again)
+    )
+    one, other = first.to_dict(), second.to_dict()
+    assert one | {'source': ''} == other | {'source': ''}
+
+
+def test_resumed_after_a_kill(tmp_path):
+    def run(name: str, *hooks: dict, options: tuple = ()) -> Any:
+        config = resumable(tmp_path / name, *hooks)
+        path = tmp_path / f'{name}{len(hooks)}.py'
+        config.dump(path)
+        return run_tool('train.py', path, *options)
+
+    assert run('whole').returncode == 0
+    kill = dict(type='Stop', iteration=13, kill=True)
+    assert run('killed', kill).returncode == -signal.SIGKILL
+    done = run('killed', options=('--resume',))
+    assert done.returncode == 0, done.stderr
+    one, other = (
+        load(tmp_path / name / f'{STEM}.pth')['state_dict']
+        for name in ('whole', 'killed')
+    )
+    for name in one:
+        assert one[name].equal(other[name]), name
+
+
+def test_another_search_is_not_resumed(tmp_path):
+    state = stamped_search('DCSS', Tally(), **_parts())
+    assert read_search_state(state, 'DCSS')['type'] == 'DCSS'
+    with pytest.raises(ValueError, match=r"search by 'DCSS'.*says Uniform"):
+        read_search_state(state, 'Uniform')
+
+
+def _parts() -> dict[str, Any]:
+    return dict(criterion={}, scores=[], search={}, batches=[], random=[])
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda s: 3, 'holds 3 under'),
+        (lambda s: {**s, 'version': 9}, 'in version 9'),
+        (lambda s: {**s, 'scores': None}, 'of which scores is missing'),
+        (lambda s: {**s, 'tally': {}}, r'tally\.phase is'),
+    ],
+)
+def test_states_that_cannot_be_resumed(change, words):
+    state = change(stamped_search('DCSS', Tally(), **_parts()))
+    with pytest.raises(ValueError, match=words):
+        read_search_state(state, 'DCSS')
+
+
+def test_checkpoints_within_a_search_are_whole(tmp_path):
+    config = resumable(tmp_path, dict(type='Stop', iteration=13))
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    checkpoint = load(tmp_path / 'epoch_3.pth')
+    assert checkpoint[SEARCH_KEY]['tally']['phase'] == 'learning'
+    assert Structure.from_dict(checkpoint[KEY], 'it').axes == {}
+    assert len(checkpoint['state_dict']['conv1.weight']) == 12
+
+
+# -- data in two parts -----------------------------------------------------
+
+
+class Numbers(Dataset):
+    def __init__(self) -> None:
+        self.metainfo = dict(classes=('a',))
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def test_a_part_is_as_long_as_the_whole():
+    part = PartOfData(Numbers(), np.array([1, 4, 7]))
+    assert [part[i] for i in range(len(part))] == [1, 4, 7] * 3 + [1]
+    assert part.__getitems__([0, 5]) == [1, 7]
+    assert part.metainfo == dict(classes=('a',))
+    assert [copy.deepcopy(part)[i] for i in range(3)] == [1, 4, 7]
+
+
+def test_weights_and_logits_see_other_images(tmp_path):
+    runner = Runner.from_cfg(search_config(tmp_path, hook=dict(split=0.25)))
+    weights: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
+    seen = [weights]
+    run = runner.model.data_preprocessor.forward
+
+    def watch(data: Any, training: bool = False) -> Any:
+        seen[0].extend(data['inputs'])
+        return run(data, training)
+
+    runner.model.data_preprocessor.forward = watch
+    hook = hook_of(runner)
+
+    def slope(runner: Runner, values: torch.Tensor) -> torch.Tensor:
+        seen[0] = logits
+        found = SearchHook._slope(hook, runner, values)
+        seen[0] = weights
+        return found
+
+    hook._slope = slope
+    runner.train()
+    ours = {image.numpy().tobytes() for image in weights}
+    theirs = {image.numpy().tobytes() for image in logits}
+    assert ours and theirs and not ours & theirs
+    assert len(ours) == pytest.approx(3 * len(theirs), abs=1)
+
+
+def test_batches_continue_where_others_were():
+    def make() -> Batches:
+        torch.manual_seed(0)
+        data = torch.utils.data.DataLoader(Numbers(), 3)
+        return Batches(data)
+
+    whole, first = make(), make()
+    expected = [next(whole).tolist() for _ in range(10)]
+    for _ in range(6):
+        next(first)
+    again = make()
+    again.resume(first.epoch, first.taken)
+    assert [next(again).tolist() for _ in range(4)] == expected[6:]
+
+
+# -- bad input -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'hook, words',
+    [
+        (dict(search=None), 'search=None: expected a dict such as'),
+        (
+            dict(search=dict(type='DCCS')),
+            "no search 'DCCS'; did you mean 'DCSS'",
+        ),
+        (dict(search=dict(type='DCSS', width=3)), "argument 'width'"),
+        (
+            dict(search=dict(type='DCSS', order=dict(type='L9'))),
+            "no criterion 'L9'",
+        ),
+        (dict(target=None), 'target=None: expected one metric'),
+        (dict(steps=2), 'steps=2: DCSS is trained with the network'),
+        (dict(split=1.0), r'split=1\.0: expected the ratio'),
+        (dict(split='test'), "split='test': expected the ratio"),
+        (dict(search_share=0), 'search_share=0 .*expected a ratio'),
+        (dict(widths=3), "unknown argument 'widths'|widths"),
+        (dict(target=dict(latency=0.5)), 'need latency_table'),
+    ],
+    ids=str,
+)
+def test_impossible_arguments(hook, words):
+    settings = dict(search=dict(type='DCSS'), target=dict(flops=0.5))
+    with pytest.raises((ValueError, TypeError), match=words):
+        SearchHook(**{**settings, **hook})
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        (dict(hook=dict(target=dict(flops=0.01))), 'at least 0.* of flops'),
+        (dict(hook=dict(split=0.01)), 'would have 0 of its 32 images'),
+        (dict(hook=dict(split='val')), "split='val': expected a config"),
+        (
+            dict(hook=dict(search=DCSS_ON_FISHER, interval=30)),
+            'needs at least 31 optimiser steps',
+        ),
+    ],
+    ids=str,
+)
+def test_searches_that_cannot_begin(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        train(search_config(tmp_path, **changes))
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_groups_without_scores_keep_their_width(tmp_path, monkeypatch):
+    """As those of a part that got no gradients."""
+    kind = SEARCHES.get('DCSS')
+    assert kind is DCSS
+    begun = DCSS.start
+    budgets = []
+
+    def start(self, net, budget, scores):
+        budgets.append(budget)
+        begun(self, net, budget, scores)
+
+    monkeypatch.setattr(DCSS, 'start', start)
+    config = search_config(
+        tmp_path,
+        dict(type='Freeze', part='conv2', begin=0),
+        hook=dict(search=DCSS_ON_FISHER, interval=4),
+    )
+    runner = train(config)
+    (budget,) = budgets
+    sizes = dict(
+        zip(
+            (group.name for group in hook_of(runner).net.units.groups),
+            hook_of(runner).net.units.sizes,
+        )
+    )
+    full = {'stem': 8, 'conv1': 12}
+    for name in budget.fixed:
+        assert sizes[name] == full[name]
