@@ -452,7 +452,14 @@ class SearchHook(ChannelHook):
         batch = next(self._batches)
         with buffers_kept(model), wrapper.optim_context(model):
             data = model.data_preprocessor(batch, True)
-            loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
+            losses = model._run_forward(data, mode='loss')
+            if not isinstance(losses, Mapping):
+                raise ValueError(
+                    f"{type(model).__name__} returns no losses in mode='loss' "
+                    f'but {type(losses).__name__}; expected a dict of losses, '
+                    'which the search learns from'
+                )
+            loss, _ = model.parse_losses(losses)
             (slope,) = torch.autograd.grad(loss * scale, values)
         slope = slope / scale
         sum_over_ranks(slope)

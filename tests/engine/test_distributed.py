@@ -185,6 +185,35 @@ def test_each_kind_of_criterion(tmp_path, kind):
     assert_same_run(one, two)
 
 
+def searching(work_dir: Path, batch_size: int, *hooks: dict) -> Path:
+    """A config that learns widths."""
+    config = make_config(work_dir, **data(batch_size))
+    search = dict(type='mmgfp.SearchHook', search=dict(type='DCSS'))
+    search.update(target=dict(flops=0.5), input_shape=(8, 8))
+    config.custom_hooks = [search, *hooks]
+    path = work_dir.with_suffix(f'.{len(hooks)}.py')
+    config.dump(path)
+    return path
+
+
+def test_searches_learn_the_same_on_all_ranks(tmp_path):
+    """As one process does; killed and resumed, too."""
+    one, two, killed = (tmp_path / n for n in ('one', 'two', 'killed'))
+    done = run_tool('train.py', searching(one, 8), timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    launch(searching(two, 4))
+    stop = dict(type='Stop', iteration=15, kill=True)
+    launch(searching(killed, 4, stop), expected=None)
+    launch(searching(killed, 4), '--resume')
+    ours, theirs, again = (final(d) for d in (one, two, killed))
+    assert ours.keys() == theirs.keys() == again.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(
+            ours[name], tensor, rtol=1e-3, atol=1e-5, msg=name
+        )
+        assert again[name].equal(tensor), name
+
+
 @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
 def test_other_launchers_do_the_same(half_batches, tmp_path, launcher):
     config = write_config(tmp_path / 'config.py', tmp_path, **data(4))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from test_resume import forget_after_checkpoint, run
 from toy import (
+    ToyClassifier,
     ToyGAN,
     load,
     loader,
@@ -170,3 +174,62 @@ def test_a_bad_batch_of_the_generator_is_skipped(tmp_path):
     assert pruning_hook(runner)._tally.skipped == 6  # once per epoch
     for name, tensor in runner.model.state_dict().items():
         assert tensor.isfinite().all(), name
+
+
+def test_a_search_needs_a_loss(tmp_path):
+    """Of a GAN there is none: both parts play against each other."""
+    search = dict(type='mmgfp.SearchHook', search=dict(type='DCSS'))
+    search.update(target=dict(flops=0.5), input_shape=(8, 8))
+    settings = config(tmp_path)
+    settings.custom_hooks = [search]
+    with pytest.raises(ValueError, match=r"ToyGAN.*mode='loss'"):
+        run(settings)
+
+
+@MODELS.register_module(force=True)
+class TwoParts(ToyClassifier):
+    """Its head has an optimiser of its own."""
+
+    def train_step(self, data: dict, optim_wrapper: Any) -> dict:
+        losses = self._run_forward(
+            self.data_preprocessor(data, True), mode='loss'
+        )
+        loss, logged = self.parse_losses(losses)
+        for wrapper in optim_wrapper.values():
+            wrapper.zero_grad()
+        optim_wrapper['body'].backward(loss)
+        for wrapper in optim_wrapper.values():
+            wrapper.step()
+        return logged
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module(force=True)
+class HeadAlone:
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def __call__(self, model: ToyClassifier) -> OptimWrapperDict:
+        head = list(model.head.parameters())
+        own = {id(p) for p in head}
+        body = [p for p in model.parameters() if id(p) not in own]
+        return OptimWrapperDict(
+            body=OptimWrapper(torch.optim.Adam(body, lr=0.01)),
+            head=OptimWrapper(torch.optim.SGD(head, lr=0.05)),
+        )
+
+
+def test_a_search_with_two_optimisers(tmp_path):
+    search = dict(type='mmgfp.SearchHook', search=dict(type='DCSS'))
+    search.update(target=dict(flops=0.5), input_shape=(8, 8))
+    settings = make_config(
+        tmp_path,
+        model=dict(type='TwoParts'),
+        optim_wrapper=dict(constructor='HeadAlone'),
+    )
+    settings.custom_hooks = [search]
+    runner = run(settings)
+    for wrapper in runner.optim_wrapper.values():
+        for parameter, state in wrapper.optimizer.state.items():
+            if 'exp_avg' in state:
+                assert state['exp_avg'].shape == parameter.shape
+    assert Structure.load(tmp_path / 'flops_0.50.json').axes
