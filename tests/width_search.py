@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmgfp import Prunable
+from mmgfp.cost.latency import LatencyTable, Measured
 from mmgfp.search.budget import Budget
 
 SHAPE = (2, 3, 8, 8)
@@ -74,3 +75,20 @@ def all_widths(
 def sums_of_greatest(scores: Sequence[np.ndarray], widths: Sequence[int]):
     """What a network keeps of the scores."""
     return sum(np.sort(s)[::-1][:n].sum() for s, n in zip(scores, widths))
+
+
+def staircase(model: nn.Sequential, step: int = 4) -> LatencyTable:
+    """A device that computes channels in multiples of a step."""
+    shapes = {
+        name: tuple(weight.shape)
+        for name, weight in model.named_parameters()
+        if weight.dim() > 1
+    }
+    measured = []
+    for outputs, inputs, *_ in shapes.values():
+        first, second = (list(range(1, n + 1)) for n in (outputs, inputs))
+        ms = [[-(-a // step) * -(-b // step) for b in second] for a in first]
+        measured.append(Measured(first, second, ms))
+    whole = sum(m.ms[-1][-1] for m in measured)
+    calls = {name: [n] for n, name in enumerate(shapes)}
+    return LatencyTable(shapes, calls, measured, whole)

@@ -94,6 +94,10 @@ class Candidates:
         widths = torch.from_numpy(self.widths(chosen))
         return self._cost(widths)[self._metric].numpy() / self._full
 
+    def spare(self, chosen: np.ndarray) -> float:
+        """Returns the ratio that the budget has left."""
+        return self._budget.ratio - float(self.ratios(chosen))
+
     def nearest(self, widths: np.ndarray) -> np.ndarray:
         """Returns for each group the choice next to a width, (G,)."""
         pairs = zip(self.choices, widths)
