@@ -13,7 +13,7 @@ from stack import CLASSIFICATION
 from torch import nn
 from toy import ROOT
 
-from mmgfp import FisherPruningHook, Structure
+from mmgfp import FisherPruningHook, SearchHook, Structure
 from mmgfp.libraries.channel_groups import demo_groups, runnable
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_runner
@@ -177,6 +177,24 @@ def test_nap_differs_by_its_criterion_and_pace(model):
     assert found == expected
     for name in ('load_from', 'optim_wrapper', 'model'):
         assert nap[name] == acts[name]
+
+
+@pytest.mark.parametrize('model', OF_NAP)
+@pytest.mark.parametrize('search', ['DCSS', 'ITPruner', 'Knapsack'])
+def test_searches_differ_by_their_hook(model, search):
+    dataset = paper(model)['dataset']
+    name = f'search_{model}_{search.lower()}_{dataset}.py'
+    config, acts = (
+        load(CONFIGS / model / name),
+        load_shipped('prune', model, 'acts'),
+    )
+    (hook,) = config.custom_hooks
+    assert hook['search']['type'] == search
+    assert hook['target'] == acts.pruning.target
+    assert hook['finetune'] == acts.pruning.finetune
+    assert isinstance(HOOKS.build(dict(hook)), SearchHook)
+    for key in ('load_from', 'optim_wrapper', 'model', 'train_dataloader'):
+        assert config[key] == acts[key]
 
 
 @MODELS

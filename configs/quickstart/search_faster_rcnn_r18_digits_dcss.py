@@ -1,0 +1,10 @@
+# Learns the widths of faster_rcnn_r18_digits.py by gradients, at half its flops.
+_base_ = './prune_faster_rcnn_r18_digits.py'
+
+searching = dict(
+    type='mmgfp.SearchHook',
+    search=dict(type='DCSS'),
+    target=_base_.pruning.target,
+    finetune=_base_.pruning.finetune,
+)
+custom_hooks = [searching]
