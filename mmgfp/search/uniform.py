@@ -20,12 +20,12 @@ class Uniform:
     ratio; groups that keep their width are not counted.
 
     Args:
-        criterion (Criterion, optional): Scores units. Defaults to
+        order (Criterion, optional): Scores units. Defaults to
             :class:`mmgfp.criteria.magnitude.L1`.
     """
 
-    def __init__(self, criterion: Criterion | None = None) -> None:
-        self.criterion: Criterion = criterion or L1()  # type: ignore[abstract]
+    def __init__(self, order: Criterion | None = None) -> None:
+        self.criterion: Criterion = order or L1()  # type: ignore[abstract]
 
     def start(
         self, net: Prunable, budget: Budget, scores: Sequence[np.ndarray]

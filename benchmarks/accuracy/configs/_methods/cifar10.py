@@ -33,6 +33,23 @@ _each = dict(
     nap_sum=dict(interval=78, criterion=_nap),
     nap_block=dict(interval=78, criterion=dict(_nap, aggregate='block')),
 )
+_widths = dict(
+    type='mmgfp.SearchHook',
+    input_shape=_base_.input_shape,
+    after_target='train',
+)
+_searches = dict(
+    uniform=dict(search=dict(type='Uniform', order=dict(type='L1'))),
+    knapsack=dict(
+        search=dict(type='Knapsack', criterion=dict(type='Fisher')),
+        interval=39,
+        steps=10,
+    ),
+    dcss=dict(
+        search=dict(type='DCSS', order=dict(type='Fisher')),
+        interval=39,
+    ),
+)
 _weights = dict(
     type='mmgfp.SparsityHook',
     after_target='train',
@@ -48,6 +65,9 @@ experiments = {'unpruned': {}}
 for _flops in (0.5, 0.3):
     for _name, _more in _each.items():
         _hook = {**_channels, **_more, 'target': dict(flops=_flops)}
+        experiments[f'{_name}_flops_{_flops}'] = dict(prune=_hook)
+    for _name, _more in _searches.items():
+        _hook = {**_widths, **_more, 'target': dict(flops=_flops)}
         experiments[f'{_name}_flops_{_flops}'] = dict(prune=_hook)
 for _density in (0.5, 0.2, 0.1, 0.05):
     for _name, _more in _elements.items():
