@@ -21,7 +21,7 @@ def read_readme() -> str:
 
 # Two families of distributions bring the same import names (mmengine, mmcv,
 # mmdet, mmpretrain) and overwrite each other when both are installed. So
-# mmengine, which the hook, the builder and the tools need, comes with the
+# mmengine, which the hook, the builder and the commands need, comes with the
 # family the user picks: `detection` and `classification` are the maintained
 # one, `openmmlab-*` the original one.
 DETECTION = [
@@ -48,7 +48,11 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmgfp', 'mmgfp.*']),
-    package_data={'mmgfp': ['py.typed', 'report/*.html']},
+    # MMEngine's place for the configs that a package brings
+    package_data={
+        'mmgfp': ['py.typed', 'report/*.html', '.mim/configs/*/*.py']
+    },
+    entry_points={'console_scripts': ['mmgfp = mmgfp.commands.main:main']},
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.0.1',

@@ -12,10 +12,16 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
-from . import criteria, search
-
 HOOKS = Registry(
-    'hook', parent=ROOT_HOOKS, scope='mmgfp', locations=['mmgfp.engine.hook']
+    'hook',
+    parent=ROOT_HOOKS,
+    scope='mmgfp',
+    locations=[
+        'mmgfp.engine.hook',
+        'mmgfp.engine.search_hook',
+        'mmgfp.engine.sparsity_hook',
+        'mmgfp.engine.structure_hook',
+    ],
 )
 MODELS = Registry(
     'model',
@@ -28,7 +34,8 @@ MODELS = Registry(
 # packages use @CRITERIA.register_module().
 CRITERIA = Registry('criterion', scope='mmgfp')
 
-for _file in iter_modules(criteria.__path__, f'{criteria.__name__}.'):
+_folder = import_module('mmgfp.criteria')
+for _file in iter_modules(_folder.__path__, f'{_folder.__name__}.'):
     for _kind in vars(import_module(_file.name)).values():
         _own = getattr(_kind, '__module__', '') == _file.name
         if _own and hasattr(_kind, 'when') and not isabstract(_kind):
@@ -37,7 +44,8 @@ for _file in iter_modules(criteria.__path__, f'{criteria.__name__}.'):
 # Classes that choose widths; other packages use @SEARCHES.register_module().
 SEARCHES = Registry('search', scope='mmgfp')
 
-for _file in iter_modules(search.__path__, f'{search.__name__}.'):
+_folder = import_module('mmgfp.search')
+for _file in iter_modules(_folder.__path__, f'{_folder.__name__}.'):
     for _kind in vars(import_module(_file.name)).values():
         _own = getattr(_kind, '__module__', '') == _file.name
         _known = hasattr(_kind, 'start') and hasattr(_kind, 'widths')

@@ -1,3 +1,3 @@
 """The version of mmgfp, read by ``setup.py`` without importing it."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

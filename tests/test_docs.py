@@ -12,13 +12,15 @@ import pytest
 from test_layering import ROOMS
 from toy import ROOT
 
+from mmgfp.commands.main import COMMANDS
+
 PAGES = [
     ROOT / 'README.md',
     ROOT / 'CONTRIBUTING.md',
     *sorted((ROOT / 'docs').rglob('*.md')),
 ]
 LINK = re.compile(r'\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)')
-SCRIPT = re.compile(r'\b(tools|benchmarks)/[\w/]+\.py')
+SCRIPT = re.compile(r'\b(tools|benchmarks)/[\w/]+\.py|\bmmgfp [a-z]')
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
@@ -43,7 +45,8 @@ def commands() -> list[str]:
 @cache
 def options(tool: str, *subcommand: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, str(ROOT / tool), *subcommand, '--help'],
+        [sys.executable, *tool.split(), *subcommand, '--help'],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -80,10 +83,15 @@ def test_rooms_of_the_contributors_page():
 @pytest.mark.parametrize('command', commands())
 def test_options_of_commands(command):
     words = shlex.split(command)
-    at = next(i for i, word in enumerate(words) if SCRIPT.search(word))
-    tool, rest = words[at], words[at + 1 :]
-    assert (ROOT / tool).is_file()
-    subcommand = rest[:1] if tool.endswith('benchmark.py') else []
+    if 'mmgfp' in words:
+        tool, rest = '-m mmgfp', words[words.index('mmgfp') + 1 :]
+        assert rest[0] in COMMANDS
+    else:
+        at = next(i for i, word in enumerate(words) if SCRIPT.search(word))
+        tool, rest = words[at], words[at + 1 :]
+        assert (ROOT / tool).is_file()
+    several = tool in ('-m mmgfp', 'benchmarks/speed/benchmark.py')
+    subcommand = rest[:1] if several else []
     for word in rest:
         if word.startswith('--'):
             assert word in options(tool, *subcommand), word

@@ -29,7 +29,8 @@ from experiment import read_config, test  # noqa: E402
 from latency import build  # noqa: E402
 from results import Result, score  # noqa: E402
 
-from mmgfp.engine.cli import add_debug_option, errors_in_one_line  # noqa: E402
+from mmgfp.commands.errors import errors_in_one_line  # noqa: E402
+from mmgfp.commands.options import add_debug_option  # noqa: E402
 from mmgfp.engine.progress import duration  # noqa: E402
 from mmgfp.slimming.checkpoint import load_plain_checkpoint  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402

@@ -17,23 +17,16 @@ from torch import nn
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), *(str(HERE.parent / d) for d in ('speed', 'zoo'))]
 
-from benchmark_backends import (  # noqa: E402
-    BACKENDS,
-    Setting,
-    Subject,
-    check_backends,
-)
-from benchmark_inference import WARMUP, Comparison, Progress  # noqa: E402
 from experiment import cost_of  # noqa: E402
 from results import Result, Summary, read_results, summaries  # noqa: E402
 
-from mmgfp.cost.clocks import clock_of  # noqa: E402
-from mmgfp.engine.cli import (  # noqa: E402
+from mmgfp.commands.errors import errors_in_one_line  # noqa: E402
+from mmgfp.commands.options import (  # noqa: E402
     add_debug_option,
     add_device_option,
-    errors_in_one_line,
     positive,
 )
+from mmgfp.cost.clocks import clock_of  # noqa: E402
 from mmgfp.groups import ChannelGroup  # noqa: E402
 from mmgfp.libraries.channel_groups import demo_groups  # noqa: E402
 from mmgfp.libraries.models import build_model  # noqa: E402
@@ -41,6 +34,13 @@ from mmgfp.libraries.pictures import read_preprocessing  # noqa: E402
 from mmgfp.search.selection import Floor  # noqa: E402
 from mmgfp.slimming.positions import axis_sizes, kept_positions  # noqa: E402
 from mmgfp.slimming.surgery import cut_model  # noqa: E402
+from mmgfp.speed.backends import (  # noqa: E402
+    BACKENDS,
+    Setting,
+    Subject,
+    check_backends,
+)
+from mmgfp.speed.comparison import WARMUP, Comparison, Progress  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402
 from mmgfp.utils.environment import machine  # noqa: E402
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmark_report import row
 from results import Result, Summary, score, seeds_of
 
+from mmgfp.speed.tables import row
 from mmgfp.utils.environment import with_what
 
 

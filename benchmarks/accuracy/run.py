@@ -25,7 +25,8 @@ from mmengine.device import get_device
 from precision import precision
 from results import read_results, score, seeds_of, summaries
 
-from mmgfp.engine.cli import add_debug_option, errors_in_one_line, positive
+from mmgfp.commands.errors import errors_in_one_line
+from mmgfp.commands.options import add_debug_option, positive
 from mmgfp.engine.progress import duration
 
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Measure what pruning costs and what it gains, as ratios in one run."""
+"""Measure what pruning costs, as ratios in one run."""
 
 from __future__ import annotations
 
@@ -11,26 +11,19 @@ from typing import Any
 
 from rich.console import Console
 
-from mmgfp.engine.cli import (
-    add_config_options,
+from mmgfp.commands.errors import errors_in_one_line
+from mmgfp.commands.options import (
     add_debug_option,
     add_device_option,
-    add_json_option,
-    add_shape_option,
-    errors_in_one_line,
     positive,
     write_json,
 )
 from mmgfp.engine.progress import duration
-from mmgfp.report.table import render
 from mmgfp.utils.environment import machine
 
 # builds models as the sweep over model families does
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'zoo'))
 
-from benchmark_backends import BACKENDS, BackendError, Setting
-from benchmark_inference import compare
-from benchmark_inference_report import inference_tables
 from benchmark_page import write_report
 from benchmark_training import (
     Training,
@@ -47,9 +40,7 @@ from benchmark_training import (
 )
 
 METHODS = ('plain', 'mmgfp', 'reference', 'kept')
-# What pruning costs is part of the docs; how fast a user's networks are, not.
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'benchmarks'
-USERS = Path('work_dirs', 'benchmarks')
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +52,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest='command', required=True)
     add_training(commands)
-    add_inference(commands)
+    add_page(commands)
     return parser.parse_args(arguments)
 
 
@@ -83,74 +74,36 @@ def add_training(commands: Any) -> None:
         default=list(networks(False)),
         help='which ones (all)',
     )
-    add_measuring_options(training, 5, DOCS)
-
-
-def add_inference(commands: Any) -> None:
-    inference = commands.add_parser(
-        'inference',
-        allow_abbrev=False,
-        help='speed and memory of networks, pruned or not, of one config',
-        epilog='example: python benchmarks/speed/benchmark.py inference '
-        'prune_retinanet.py retinanet.pth '
-        'work_dirs/prune_retinanet/flops_0.50.pth '
-        '--backend eager onnxruntime --batch 1 16',
-    )
-    add_config_options(inference)
-    inference.add_argument(
-        'checkpoint',
-        nargs='+',
-        help='weights, slim ones too; ratios are to the first',
-    )
-    inference.add_argument(
-        '--backend',
-        nargs='+',
-        choices=BACKENDS,
-        default=['eager'],
-        help='what runs the networks (eager)',
-    )
-    inference.add_argument(
-        '--batch',
-        nargs='+',
-        type=positive,
-        default=[1],
-        help='images in a batch (1)',
-    )
-    inference.add_argument(
-        '--half',
-        action='store_true',
-        help='weights and images in half precision',
-    )
-    inference.add_argument(
-        '--modules',
-        action='store_true',
-        help='also the shares of backbone, neck and heads of the time',
-    )
-    add_shape_option(
-        inference,
-        'input size, rounded up to multiples of what the model pads images to',
-    )
-    add_json_option(inference)
-    add_measuring_options(inference, 20, USERS)
-
-
-def add_measuring_options(
-    parser: argparse.ArgumentParser, rounds: int, out: Path
-) -> None:
-    add_device_option(parser)
-    parser.add_argument(
+    add_device_option(training)
+    training.add_argument(
         '--rounds',
         type=positive,
-        default=rounds,
-        help=f'of measurements in turn ({rounds})',
+        default=5,
+        help='of measurements in turn (5)',
     )
+    add_out(training)
+
+
+def add_page(commands: Any) -> None:
+    page = commands.add_parser(
+        'page',
+        allow_abbrev=False,
+        help='the page anew, from what was measured',
+        description='Write the page anew from what is in the folder: also '
+        'what `mmgfp benchmark --out docs/benchmarks` measured.',
+        epilog='example: python benchmarks/speed/benchmark.py page',
+    )
+    add_out(page)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         type=Path,
-        default=out,
+        default=DOCS,
         help='folder for the results, of which those of the same kind are '
         'replaced; the page with all of them is beside it, FOLDER.md '
-        f'({"/".join(out.parts[-2:])})',
+        f'({"/".join(DOCS.parts[-2:])})',
     )
     add_debug_option(parser)
 
@@ -229,51 +182,12 @@ class Benchmark:
         write_json(str(self.file), self.result)
 
 
-def run_training(args: argparse.Namespace) -> None:
-    Benchmark(args).run()
-    print(f'see {write_report(args.out)}')
-
-
-def run_inference(args: argparse.Namespace) -> None:
-    setting = Setting(
-        config=args.config,
-        overrides=args.cfg_options or {},
-        shape=args.shape,
-        device=args.device,
-        half=args.half,
-    )
-    result = compare(
-        setting,
-        args.checkpoint,
-        # given twice is given once
-        list(dict.fromkeys(args.backend)),
-        list(dict.fromkeys(args.batch)),
-        args.rounds,
-        args.modules,
-        Console(stderr=True, log_path=False).log,
-    )
-    write_json(str(args.out / f'{setting.name}.json'), result)
-    words = sys.stderr if args.json == '-' else sys.stdout
-    for table in inference_tables(result):
-        # names of networks are long; numbers must not be cut
-        width = Console(width=1000).measure(table).maximum
-        print(render(table, width), file=words)
-    if args.json:
-        write_json(args.json, result)
-    print(f'see {write_report(args.out)}', file=words)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
-    run = dict(training=run_training, inference=run_inference)[args.command]
     with errors_in_one_line(args.debug):
-        try:
-            run(args)
-        except BackendError as error:
-            if args.debug:
-                raise
-            sys.stderr.write(f'error: {error}\n')
-            raise SystemExit(2) from None
+        if args.command == 'training':
+            Benchmark(args).run()
+        print(f'see {write_report(args.out)}')
 
 
 if __name__ == '__main__':

@@ -14,21 +14,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mmgfp.criteria.kfac import KFAC
-from mmgfp.engine.cli import (
+from mmgfp.commands.errors import errors_in_one_line
+from mmgfp.commands.options import (
     add_debug_option,
     add_device_option,
     add_json_option,
-    errors_in_one_line,
     positive,
     write_json,
 )
+from mmgfp.criteria.kfac import KFAC
+from mmgfp.speed.memory import in_own_process, peak_of
 from mmgfp.utils.environment import machine, with_what
 
 # builds models as the sweep over model families does
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'zoo'))
 
-from benchmark_memory import in_own_process, peak_of
 from benchmark_training import Network, Nothing, Training, networks
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmark_inference_report import draw_inference, inference_section
 from benchmark_report import draw_training, training_section
 
+from mmgfp.speed.page import sections
 from mmgfp.utils.atomic import complete
 
 
@@ -24,17 +24,14 @@ def write_report(out: Path) -> Path:
     """
     page = out.with_suffix('.md')
     text = [_HEAD]
-    for kind, heading, draw, section in (
-        ('training', _TRAINING, draw_training, training_section),
-        ('inference', _INFERENCE, draw_inference, inference_section),
-    ):
-        files = sorted(out.glob(f'{kind}_*.json'))
-        if files:
-            text.append(heading)
-        for file in files:
-            result = json.loads(file.read_text())
-            draw(result, file.with_suffix('.png'))
-            text.append(section(result, f'{out.name}/{file.stem}.png'))
+    files = sorted(out.glob('training_*.json'))
+    if files:
+        text.append(_TRAINING)
+    for file in files:
+        result = json.loads(file.read_text())
+        draw_training(result, file.with_suffix('.png'))
+        text.append(training_section(result, f'{out.name}/{file.stem}.png'))
+    text += sections(out)
     text += [file.read_text() for file in sorted(out.glob('*.md'))]
     with complete(page) as partial:
         Path(partial).write_text('\n'.join(text), encoding='utf-8')
@@ -43,9 +40,9 @@ def write_report(out: Path) -> Path:
 
 _HEAD = """# Benchmarks
 
-Made by `python benchmarks/speed/benchmark.py`. All numbers that are compared
-were measured in one process, in turn; given are medians and, in brackets, the
-least and the greatest of the rounds.
+Made by `python benchmarks/speed/benchmark.py` and `mmgfp benchmark`. All
+numbers that are compared were measured in one process, in turn; given are
+medians and, in brackets, the least and the greatest of the rounds.
 """
 
 _TRAINING = """`python benchmarks/speed/benchmark.py training`:
@@ -62,20 +59,4 @@ _TRAINING = """`python benchmarks/speed/benchmark.py training`:
 
 The two other methods are small baselines in
 `benchmarks/speed/benchmark_baselines.py`, written from what they do.
-"""
-
-_INFERENCE = """`python benchmarks/speed/benchmark.py inference CONFIG
-CHECKPOINT ...`:
-
-- What is timed is the raw forward, from a batch of normalised images (noise)
-  to what the heads put out, as `tools/export.py` writes it: no reading of
-  pictures, no boxes (but the proposals of two-stage detectors), no
-  suppression after the heads. On a GPU, images and outputs stay there.
-- *eager* is PyTorch as it is, *compile* `torch.compile`, *onnxruntime* the
-  exported file in ONNX Runtime, with as many threads as PyTorch.
-- *ratio*: to the first network in the same round.
-- *eager MB*: peak of an eager forward in a process of its own; on a CPU all
-  that is resident, Python and its libraries too, on a GPU the tensors.
-- Cost is that of one image of the size that is timed; two-stage detectors
-  are counted with 512 proposals, but timed with those of their config.
 """

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmgfp.speed.tables import row
 from mmgfp.utils.atomic import complete
 from mmgfp.utils.environment import with_what
 
@@ -120,11 +121,6 @@ def _growth_table(title: str, growth: Result) -> list[str]:
             for point in growth[key]
         ]
     return [*lines, '']
-
-
-def row(*cells: str) -> str:
-    """Of a table in Markdown."""
-    return '| ' + ' | '.join(cells) + ' |'
 
 
 def _spread(found: Result) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from benchmark_baselines import KeepEverything, Reference
-from benchmark_memory import in_own_process, peak_of
 from zoo_trial import initial_model, load, untrained_config
 
 from mmgfp.cost.model import record_calls
@@ -29,6 +28,7 @@ from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.forward import cost_runner, demo_data
 from mmgfp.search.prunable import Prunable
 from mmgfp.search.pruner import Pruner
+from mmgfp.speed.memory import in_own_process, peak_of
 
 Result = dict[str, Any]
 Tell = Callable[[str], None]

@@ -33,7 +33,8 @@ from zoo_families import LIBRARIES, Family, all_families
 from zoo_report import verdict, write_report
 
 import mmgfp
-from mmgfp.engine.cli import errors_in_one_line, positive
+from mmgfp.commands.errors import errors_in_one_line
+from mmgfp.commands.options import positive
 from mmgfp.utils import environment
 from mmgfp.utils.atomic import complete
 

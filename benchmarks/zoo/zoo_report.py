@@ -156,7 +156,7 @@ def report(
         '- groups: prunable / found',
         '- reach: share of the flops that pruning can remove, one unit left '
         f'per group; counted on images of {COUNTED} pixels, where heads on '
-        'regions weigh more than on larger ones: `tools/groups.py` tells it '
+        'regions weigh more than on larger ones: `mmgfp groups` tells it '
         'for the size of a config',
         '- left: share of the flops of the slim network',
         '- error: slim against masked, largest difference over largest '

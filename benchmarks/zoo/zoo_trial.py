@@ -43,6 +43,7 @@ from mmgfp.libraries.random_weights import vary_weights_
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.structure import KEY, Structure
 from mmgfp.slimming.surgery import cut_model
+from mmgfp.speed.memory import peak_memory_mb, reset_peak_memory
 from mmgfp.tracing.finder import find_groups
 from mmgfp.tracing.selfcheck import (
     TOLERANCE,
@@ -497,21 +498,6 @@ def _without_name(word: str, known: set[str]) -> str:
     if name.rpartition('.')[0] in known:
         return word.replace(name, f'{name.rpartition(".")[2]} of a layer')
     return word
-
-
-def reset_peak_memory() -> None:
-    """Forget the peak so far, where the system can."""
-    with suppress(OSError):
-        Path('/proc/self/clear_refs').write_text('5')
-
-
-def peak_memory_mb() -> int:
-    """Peak of resident memory."""
-    try:
-        status = Path('/proc/self/status').read_text()
-        return int(re.search(r'VmHWM:\s+(\d+)', status)[1]) // 1024
-    except (OSError, TypeError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 # -- the second process ----------------------------------------------------

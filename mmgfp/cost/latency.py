@@ -108,7 +108,7 @@ class LatencyTable:
         if not os.path.isfile(name):
             raise FileNotFoundError(
                 f'latency_table={name!r} does not exist; expected a file that '
-                'tools/latency_table.py wrote'
+                '`mmgfp latency-table` wrote'
             )
         try:
             return cls._from_dict(plain_dict(read_json(name, 'make it anew')))
@@ -116,7 +116,7 @@ class LatencyTable:
             raise ValueError(
                 f'latency_table={name!r} is not a table of this mmgfp '
                 f'({type_and_line(error)}); expected a file that '
-                'tools/latency_table.py wrote'
+                '`mmgfp latency-table` wrote'
             ) from error
 
     @classmethod
@@ -166,7 +166,7 @@ class LatencyTable:
                 raise ValueError(
                     f'the latency table is for another network: it has {name} '
                     f'of shape {shape}, the network {there}. Make it with '
-                    'tools/latency_table.py and the config to prune.'
+                    '`mmgfp latency-table` and the config to prune.'
                 )
 
 

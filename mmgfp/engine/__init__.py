@@ -1,1 +1,1 @@
-"""Pruning inside a runner of MMEngine, and what the commands share."""
+"""Pruning inside a runner of MMEngine."""

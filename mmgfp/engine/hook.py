@@ -119,7 +119,7 @@ class PruningHook(ChannelHook):
             False.
         input_shape (Sequence[int], optional): (H, W) that cost is counted at.
             Defaults to the size in the config's pipelines.
-        latency_table (str, optional): File of ``tools/latency_table.py``;
+        latency_table (str, optional): File of ``mmgfp latency-table``;
             needed if latency is the target or scores are divided by it.
         finetune (dict, optional): Overrides for the fine-tuning config
             written with every saved ratio.

@@ -258,8 +258,8 @@ def read_latency(
     if latency_table is None and needed:
         raise ValueError(
             f'normalize_by={normalize_by!r} and a target of {metric!r} need '
-            'latency_table: expected a file of `python '
-            'tools/latency_table.py CONFIG --out FILE`, written on the target '
+            'latency_table: expected a file of `mmgfp '
+            'latency-table CONFIG --out FILE`, written on the target '
             'device'
         )
     if latency_table is not None and not needed:

@@ -2,7 +2,8 @@
 
 This file knows where installed packages keep their configs, but not the
 contents of configs. Only mmengine is imported; if the package of a short form
-is missing, that is the error.
+is missing, that is the error. Importing this file lets MMEngine read
+``_base_ = 'mmgfp::...'`` as well.
 """
 
 from __future__ import annotations
@@ -100,3 +101,24 @@ def _installed_config(name: str) -> Path:
 def _did_you_mean(name: str, known: list[str]) -> str:
     near = get_close_matches(name, known, n=3)
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
+
+
+def _add_own_configs() -> None:
+    """Let MMEngine find the configs that mmgfp brings as bases of others.
+
+    By itself it knows those of OpenMMLab's packages only, and not all its
+    versions find a package that ``pip install -e`` installed. The scope of
+    types in a base is its package; these configs have no types of their own,
+    but those of the library whose models they prune: no scope.
+    """
+    others = Config._get_cfg_path
+
+    def find(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if cfg_path.startswith('mmgfp::'):
+            return str(_installed_config(cfg_path)), None
+        return others(cfg_path, filename)
+
+    Config._get_cfg_path = staticmethod(find)
+
+
+_add_own_configs()

@@ -29,7 +29,7 @@ SCORE_THR = 0.3
 _NO_ACCURACY = (
     'No accuracy was found: no run in this folder, in a folder inside it or '
     'beside it has validated or tested one of these networks. Run '
-    'tools/test.py CONFIG CHECKPOINT.'
+    'mmgfp test CONFIG CHECKPOINT.'
 )
 
 

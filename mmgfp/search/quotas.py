@@ -142,7 +142,7 @@ def group_ratios(
             raise ValueError(
                 f'ratios={{{pattern!r}: {ratio}}} matches no layer whose '
                 f'outputs can be pruned{because}; expected names as '
-                'tools/groups.py prints them, with * and ? as wildcards, such '
+                '`mmgfp groups` prints them, with * and ? as wildcards, such '
                 "as 'backbone.layer4.*'"
             )
         for group in possible:

@@ -200,7 +200,7 @@ def restrict_groups(
         ):
             raise ValueError(
                 f'ignore={pattern!r} matches no layer whose outputs are cut; '
-                'expected names as tools/groups.py prints them, with * and ? '
+                'expected names as `mmgfp groups` prints them, with * and ? '
                 "as wildcards, such as 'backbone.layer1.*'"
             )
     result = []

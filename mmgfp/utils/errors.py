@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+NO_MMENGINE = (
+    'needs MMEngine, which is not installed. Use `pip install '
+    'onedl-mmengine`, or `pip install mmengine` beside the original '
+    'distributions of OpenMMLab'
+)
+
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, its type if empty."""

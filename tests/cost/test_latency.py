@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import latency_table
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 from toy import make_config, train
 
+from mmgfp.commands import latency_table
 from mmgfp.cost.latency import LatencyModel, LatencyTable, Measured
 from mmgfp.cost.model import CostModel, record_calls
 from mmgfp.cost.operations import Operation, record_operations, run_operation

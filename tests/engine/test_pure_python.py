@@ -14,7 +14,7 @@ from shades import CLASSES, write_shades
 from stack import CLASSIFICATION, PACK, require
 from toy import run_tool
 
-from mmgfp.engine.cli import complete_dataloaders
+from mmgfp.commands.launching import complete_dataloaders
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.models import build_full_model, config_library, load_model
 from mmgfp.libraries.pictures import class_names, read_preprocessing
@@ -242,7 +242,7 @@ def test_fine_tuned_and_tested_in_fresh_processes(pruned, kind, tmp_path):
 @KINDS
 def test_exported(pruned, kind, tmp_path):
     pytest.importorskip('onnxruntime')
-    import export as tool
+    from mmgfp.commands import export as tool
 
     folder = pruned(kind)
     out = tmp_path / 'model.onnx'

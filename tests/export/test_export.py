@@ -38,7 +38,7 @@ from mmgfp.libraries.pictures import (
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 
-import export as tool  # noqa: E402
+from mmgfp.commands import export as tool  # noqa: E402
 
 DETECTORS = sorted({*MODELS} - {'resnet'})
 
@@ -449,9 +449,9 @@ def test_bad_input(cases, tmp_path, capsys):
     text = refused(capsys, *good[:3], 'model.pth')
     assert "--out: 'model.pth': expected a file that ends in .onnx" in text
     text = refused(capsys, *good[:2], '--full-weights', case.full, *good[2:])
-    assert '--full-weights is of use with --rounding up' in text
+    assert '--full-weights needs --rounding up' in text
     text = refused(capsys, *good, '--images', tmp_path)
-    assert '--images is of use with --check only' in text
+    assert '--images needs --check' in text
     text = refused(capsys, *good, '--check', '--images', tmp_path)
     assert 'error: there is no picture in' in text
     text = refused(capsys, *good, '--check', '--images', tmp_path / 'gone')
@@ -525,7 +525,7 @@ def test_help_and_exit_status(cases, tmp_path):
     done = run_tool('export.py', '--help')
     assert done.returncode == 0
     assert 'as an ONNX file' in done.stdout
-    assert 'example: python tools/export.py' in done.stdout
+    assert 'example: mmgfp export' in done.stdout
     case = cases('resnet')
     out = tmp_path / 'model.onnx'
     done = run_tool('export.py', case.generated, case.slim, '--out', out)

@@ -224,7 +224,7 @@ def test_scores_of_something_else():
 
 def export(case, form, out, *options):
     pytest.importorskip('onnxruntime')
-    import export as tool
+    from mmgfp.commands import export as tool
 
     config, checkpoint = case.pair(form)
     result = out.with_suffix('.json')
@@ -292,7 +292,7 @@ def test_dropping_makes_the_file_smaller(cases, tmp_path):
         ),
         (
             ['--round-to', '8', '--full-weights', 'a.pth'],
-            '--full-weights is of use with --rounding up or nearest only',
+            '--full-weights needs --rounding up or nearest',
         ),
         (['--round-to', '0'], "'0': expected a whole number from 1"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 from shipped import CONFIGS, all_configs, load, pruning_configs
-from stack import CLASSIFICATION
+from stack import CLASSIFICATION, require
 from torch import nn
 from toy import ROOT
 
@@ -408,3 +408,21 @@ def test_unknown_config_is_named(name, message, monkeypatch):
         load_config(name)
     assert message in str(error.value)
     assert name.partition('::')[2] in str(error.value)
+
+
+def test_own_configs_are_bases_of_others(tmp_path):
+    """Types in them are looked up where the config says, not in mmgfp."""
+    require('mmdet')
+    mine = tmp_path / 'mine.py'
+    name = 'quickstart/prune_retinanet_r18_digits.py'
+    mine.write_text(f"_base_ = 'mmgfp::{name}'\nmodel = dict(neck=dict(a=1))")
+    config = load_config(mine)
+    assert '_scope_' not in str(config._cfg_dict.model.backbone)
+    shipped = load_config(f'mmgfp::{name}')
+    assert Path(shipped.filename).resolve() == CONFIGS / name
+    assert config.custom_hooks == shipped.custom_hooks
+    del config.model.neck['a']
+    assert config.model == shipped.model
+    mine.write_text("_base_ = 'mmgfp::quickstart/prune_retinet_r18.py'\n")
+    with pytest.raises(ValueError, match=r'mmgfp has no config .* mean'):
+        load_config(mine)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from groups import flops_shares
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from oracles import masked_is_slim
 from stack import require
 
+from mmgfp.commands.groups import flops_shares
 from mmgfp.cost.model import METRICS, CostModel, count_cost, record_calls
 from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from groups import flops_shares
 from nets import Chain, Net, conv, run
 from nets_kernels import Filters, OneNorm
 from torch import nn
 
+from mmgfp.commands.groups import flops_shares
 from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.report.table import TABLE_WIDTH, cost_notes, groups_table, render
 from mmgfp.tracing.finder import find_groups

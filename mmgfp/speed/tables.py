@@ -1,4 +1,4 @@
-"""The results of the inference benchmark as tables and a picture."""
+"""Measured networks as tables, for a terminal and for a page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmark_report import row
 from rich import box
 from rich.table import Table
 
-from mmgfp.utils.atomic import complete
-from mmgfp.utils.environment import with_what
+from ..utils.environment import with_what
 
 Result = Mapping[str, Any]
 
@@ -22,14 +20,6 @@ HEADER = (
     *('ms per image', 'ratio', 'eager MB'),
 )
 LEFT = ('network', 'backend')  # columns of words
-
-# Readable for colour-blind people (Okabe-Ito), and in grey by the markers.
-COLOURS = dict(eager='#0072b2', compile='#e69f00', onnxruntime='#009e73')
-MARKERS = 'osD^vPX*'
-GREY = '#999999'
-
-# Least distance of the names above a panel, as a share of its width.
-GAP = 0.05
 
 
 def inference_rows(result: Result) -> list[list[tuple[str, ...]]]:
@@ -95,8 +85,10 @@ def inference_tables(result: Result) -> list[Table]:
 def _table(title: str, header: Sequence[str]) -> Table:
     table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD)
     for name in header:
-        justify = 'left' if name in LEFT else 'right'
-        table.add_column(name, justify=justify, no_wrap=True)
+        if name in LEFT:
+            table.add_column(name, no_wrap=True)
+        else:
+            table.add_column(name, justify='right', no_wrap=True)
     return table
 
 
@@ -126,6 +118,11 @@ def inference_section(result: Result, picture: str) -> str:
     return '\n'.join([*lines, f'![Time against cost]({picture})', ''])
 
 
+def row(*cells: str) -> str:
+    """Of a table in Markdown."""
+    return '| ' + ' | '.join(cells) + ' |'
+
+
 def _markdown(
     header: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> list[str]:
@@ -146,105 +143,10 @@ def _digits(value: float) -> int:
 
 
 def _amount(value: float, first: float) -> str:
-    unit, letter = _unit(first)
+    unit, letter = unit_of(first)
     return f'{value / unit:.2f} {letter}'
 
 
-def _unit(value: float) -> tuple[float, str]:
+def unit_of(value: float) -> tuple[float, str]:
+    """Value and letter of the unit that a cost is written in."""
     return (1e6, 'M') if value < 1e9 else (1e9, 'G')
-
-
-# -- the picture -------------------------------------------------------------
-
-
-def draw_inference(result: Result, path: Path) -> None:
-    """Time per image against flops and acts, a line per backend and batch."""
-    from matplotlib.figure import Figure
-
-    # names stand aslant above and beside the panels
-    room = 0.045 * max(map(len, result['networks']))
-    size = (9 + 2 * room, 5 + room)
-    figure = Figure(figsize=size, layout='constrained')
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, metric in zip(panels, ('flops', 'acts')):
-        _draw_panel(axes, result, metric)
-    panels[0].set_ylabel('ms per image')
-    panels[0].set_ylim(bottom=0)
-    figure.suptitle(
-        f'{Path(result["config"]).stem}: a forward on '
-        f'{result["machine"]["device"]}',
-        fontsize=11,
-    )
-    figure.legend(
-        handles=panels[0].get_lines()[: len(result['times'])],
-        loc='outside lower center',
-        ncols=len({timing['backend'] for timing in result['times']}),
-        frameon=False,
-    )
-    with complete(path) as partial:
-        figure.savefig(partial, format='png', dpi=150)
-
-
-def _draw_panel(axes: Any, result: Result, metric: str) -> None:
-    networks = result['networks']
-    unit, letter = _unit(max(n[metric] for n in networks.values()))
-    places = {name: n[metric] / unit for name, n in networks.items()}
-    order = sorted(places, key=places.__getitem__)
-    batches = list(dict.fromkeys(t['batch'] for t in result['times']))
-    for timing in result['times']:
-        backend, batch = timing['backend'], timing['batch']
-        axes.plot(
-            [places[name] for name in order],
-            [timing['networks'][name]['ms']['median'] for name in order],
-            color=COLOURS[backend],
-            marker=MARKERS[batches.index(batch) % len(MARKERS)],
-            label=f'{backend}, batch {batch}',
-        )
-    width = 1.05 * max(places.values())
-    axes.set_xlim(0, width)
-    axes.set_xlabel(f'{metric} per image, {letter}')
-    axes.spines[['top', 'right']].set_visible(False)
-    _draw_names(axes, [places[name] / width for name in order], order)
-
-
-def _draw_names(
-    axes: Any, places: Sequence[float], names: Sequence[str]
-) -> None:
-    """Names above a panel, with lines down to the networks.
-
-    Args:
-        axes (Axes): The panel.
-        places (Sequence[float]): Of the networks, shares of its width.
-        names (Sequence[str]): From left to right.
-    """
-    style = dict(transform=axes.transAxes, clip_on=False, zorder=0)
-    for place, x, name in zip(places, spread_out(places, GAP), names):
-        axes.plot(
-            *([place, place, x], [0, 1, 1.05]),
-            **(style | dict(color=GREY, linewidth=0.6)),
-        )
-        axes.text(
-            *(x, 1.06, name),
-            transform=axes.transAxes,
-            rotation=45,
-            rotation_mode='anchor',
-            fontsize=8,
-        )
-
-
-def spread_out(places: Sequence[float], gap: float) -> list[float]:
-    """Places moved apart as little as it takes, those near 1 to the left.
-
-    Args:
-        places (Sequence[float]): From 0 to 1, in order.
-        gap (float): Least distance; less where there is no room for it.
-    """
-    gap = min(gap, 1 / len(places))
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + gap) if moved else place)
-    most = 1.0
-    for i in reversed(range(len(moved))):
-        moved[i] = min(moved[i], most)
-        most = moved[i] - gap
-    return moved

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mmgfp.engine.cli import (
+from mmgfp.commands.errors import errors_in_one_line
+from mmgfp.commands.options import (
     add_cost_options,
     config_parser,
-    errors_in_one_line,
     file_to_write,
     write_json,
 )
@@ -21,7 +21,7 @@ from mmgfp.engine.settings import one_of
 
 
 def parser() -> ArgumentParser:
-    made = config_parser('Do something.', 'python tools/x.py config.py')
+    made = config_parser('x', 'Do something.', 'config.py')
     add_cost_options(made)
     return made
 
@@ -60,7 +60,7 @@ def test_options():
 
 
 def test_help_has_an_example():
-    assert 'example: python tools/x.py config.py' in parser().format_help()
+    assert 'example: mmgfp x config.py' in parser().format_help()
 
 
 def test_json(tmp_path, capsys):

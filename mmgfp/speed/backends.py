@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmgfp.cost.model import count_cost, record_calls
-from mmgfp.export.onnx import (
+from ..cost.model import count_cost, record_calls
+from ..export.onnx import (
     INPUT,
     check_provider,
     example_images,
@@ -27,11 +27,11 @@ from mmgfp.export.onnx import (
     open_session,
     write_onnx,
 )
-from mmgfp.libraries.config import load_config
-from mmgfp.libraries.forward import cost_runner
-from mmgfp.libraries.models import load_model
-from mmgfp.libraries.pictures import Preprocessing, read_preprocessing
-from mmgfp.utils.errors import type_and_line
+from ..libraries.config import load_config
+from ..libraries.forward import cost_runner
+from ..libraries.models import load_model
+from ..libraries.pictures import Preprocessing, read_preprocessing
+from ..utils.errors import type_and_line
 
 Run = Callable[[], Any]
 

@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from benchmark_backends import (
+
+from ..cost.clocks import (
+    clock_of,
+    entrances,
+    module_ratios,
+    seconds_of,
+)
+from ..cost.turns import in_turn, ratios_to, spread
+from ..engine.progress import duration
+from ..utils.environment import machine
+from .backends import (
     Setting,
     Subject,
     check_backends,
@@ -19,17 +29,7 @@ from benchmark_backends import (
     prepare,
     raw_network,
 )
-from benchmark_memory import in_own_process, peak_of
-
-from mmgfp.cost.clocks import (
-    clock_of,
-    entrances,
-    module_ratios,
-    seconds_of,
-)
-from mmgfp.cost.turns import in_turn, ratios_to, spread
-from mmgfp.engine.progress import duration
-from mmgfp.utils.environment import machine
+from .memory import in_own_process, peak_of
 
 Result = dict[str, Any]
 

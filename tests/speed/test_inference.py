@@ -13,7 +13,6 @@ import pytest
 import torch
 from digit_models import maker
 from torch import nn
-from toy import ROOT, run_tool
 
 from mmgfp.cost import clocks
 from mmgfp.cost.model import count_cost, record_calls
@@ -25,22 +24,20 @@ from mmgfp.libraries.models import load_model
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
-import benchmark_backends as backends
-import benchmark_inference as tool
-from benchmark import main
-from benchmark_inference_report import (
+from mmgfp.commands.benchmark import main
+from mmgfp.cost.turns import in_turn, ratios_to, spread
+from mmgfp.report.table import render
+from mmgfp.speed import backends
+from mmgfp.speed import comparison as tool
+from mmgfp.speed.page import write_page
+from mmgfp.speed.picture import draw_inference, spread_out
+from mmgfp.speed.tables import (
     HEADER,
-    draw_inference,
     inference_rows,
     inference_section,
     inference_tables,
     module_rows,
-    spread_out,
 )
-from benchmark_page import write_report
-
-from mmgfp.cost.turns import in_turn, ratios_to, spread
-from mmgfp.report.table import render
 
 
 @pytest.fixture(scope='module')
@@ -321,7 +318,7 @@ def test_many_networks_are_all_compiled(cases, monkeypatch):
     comparison = tool.Comparison(
         setting_of(case), subjects, [1, 2], 1, progress, Clock()
     )
-    monkeypatch.setattr(tool, 'shares', lambda found, base: found)
+    monkeypatch.setattr(tool, 'ratios_to', lambda found, base: found)
     with torch.no_grad():
         comparison.times('compile', 1)
         assert len(compiled) == 2
@@ -449,7 +446,7 @@ def test_page(result, tmp_path):
     out.mkdir()
     file = out / 'inference_retinanet_r50_cuda.json'
     file.write_text(json.dumps(result))
-    page = write_report(out).read_text()
+    page = write_page(out).read_text()
     assert '## Inference of retinanet_r50 on a machine' in page
     assert '## Training' not in page and 'MMRazor' not in page
     row = ' | '.join(inference_rows(result)[1][1])
@@ -502,7 +499,7 @@ def test_command(cases, tmp_path, capsys, quick):
     out = tmp_path / 'results'
     main(
         [
-            *('inference', str(case.config), str(case.full), str(case.slim)),
+            *(str(case.config), str(case.full), str(case.slim)),
             *('--backend', 'eager', 'onnxruntime', '--batch', '2', '1', '2'),
             *('--rounds', '3', '--shape', '32', '32', '--modules'),
             *('--device', 'cpu', '--out', str(out), '--json', '-'),
@@ -539,7 +536,7 @@ def test_command(cases, tmp_path, capsys, quick):
 
 def refused(capsys, *options: object) -> str:
     with pytest.raises(SystemExit) as end:
-        main(['inference', *map(str, options)])
+        main([*map(str, options)])
     assert end.value.code == 2
     return capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -569,7 +566,7 @@ def test_no_compiler(cases, capsys, monkeypatch):
     with pytest.raises(backends.BackendError):
         main(
             [
-                *('inference', str(case.config), str(case.full)),
+                *(str(case.config), str(case.full)),
                 *('--backend', 'compile', '--debug'),
             ]
         )
@@ -599,12 +596,8 @@ def test_bad_options(capsys):
     assert 'CHECKPOINT' in refused(capsys, 'config.py').upper()
 
 
-def test_help():
-    done = run_tool(
-        ROOT / 'benchmarks/speed/benchmark.py', 'inference', '--help'
-    )
-    assert done.returncode == 0
-    assert (
-        'example: python benchmarks/speed/benchmark.py inference'
-        in done.stdout
-    )
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['--help'])
+    assert not end.value.code
+    assert 'example: mmgfp benchmark' in capsys.readouterr().out

@@ -1,0 +1,152 @@
+"""Runners from the command line: how processes are started, on CPUs too."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..libraries.models import CLASSIFICATION, config_library
+
+
+def parse_launched(
+    parser: ArgumentParser, arguments: Sequence[str] | None
+) -> Namespace:
+    """Parse what a launcher, too, may have written; adds its options."""
+    parser.add_argument(
+        '--work-dir',
+        metavar='FOLDER',
+        help='folder for logs and checkpoints (default: work_dir of the '
+        'config, else work_dirs/NAME OF THE CONFIG)',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='also load a checkpoint that holds objects other than tensors '
+        'and plain types; loading such a checkpoint can run code',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='launcher that started the processes (default: none)',
+    )
+    # torch.distributed.launch passes --local-rank, older ones --local_rank
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='set by the launcher',
+    )
+    args = parser.parse_args(arguments)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def set_work_dir(config: Config, folder: str | None) -> None:
+    """Command line, then config, then the name of the config."""
+    if folder is not None:
+        config.work_dir = folder
+    elif config.get('work_dir') is None:
+        config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
+
+
+def complete_dataloaders(config: Config) -> None:
+    """Fill in what MMPretrain leaves to its own tools.
+
+    MMDetection's configs spell these settings out; what a config says stays.
+
+    Args:
+        config (Config): The config of the runner, changed in place.
+    """
+    if config_library(config) not in CLASSIFICATION:
+        return
+    for phase in ('train', 'val', 'test'):
+        loader = config.get(f'{phase}_dataloader')
+        if loader:
+            workers = loader.get('num_workers', 0)
+            loader.setdefault('pin_memory', True)
+            loader.setdefault('persistent_workers', workers > 0)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+
+
+# What launchers tell a process: its number, how many there are, and its number
+# on its machine.
+_TOLD = dict(
+    pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
+    slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    mpi=tuple(f'OMPI_COMM_WORLD_{n}' for n in ('RANK', 'SIZE', 'LOCAL_RANK')),
+)
+_STARTERS = dict(pytorch='torchrun', slurm='srun', mpi="Open MPI's mpirun")
+
+
+def set_launcher(config: Config, launcher: str) -> None:
+    """Choose how processes were started, and make CPUs work with it.
+
+    MMEngine picks a CUDA device for every process it is told of. Where there
+    is none, the process group is started here and the model is wrapped
+    without devices.
+
+    Args:
+        config (Config): The config of the runner, changed in place.
+        launcher (str): ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        ValueError: If the launcher has not started this process.
+    """
+    config.launcher = launcher
+    if launcher == 'none':
+        return
+    missing = [name for name in _TOLD[launcher] if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f'--launcher {launcher}: the environment has no {missing[0]}; '
+            f'expected to be started by {_STARTERS[launcher]}'
+        )
+    if get_device() != 'cpu':
+        return
+    for name, told in zip(_TOLD['pytorch'], _TOLD[launcher]):
+        os.environ[name] = os.environ[told]
+    _find_master(launcher)
+    settings = config.get('env_cfg', {}).get('dist_cfg', {})
+    limit: dict[str, Any] = {}
+    if settings.get('timeout'):  # seconds, as MMEngine reads it
+        limit['timeout'] = timedelta(seconds=settings['timeout'])
+    torch.distributed.init_process_group('gloo', **limit)
+    # A thread of gloo that still holds the tensors of the last collective when
+    # Python ends aborts the process, or hangs it: about one in four hundred
+    # that exit right away (PyTorch 2.10). It needs the interpreter's lock once
+    # to let go of them.
+    atexit.register(time.sleep, 0.5)
+    wrapper = config.get('model_wrapper_cfg') or dict(
+        broadcast_buffers=False,
+        find_unused_parameters=config.get('find_unused_parameters', False),
+    )
+    config.model_wrapper_cfg = dict(wrapper, device_ids=None)
+
+
+def _find_master(launcher: str) -> None:
+    """Where processes meet, as MMEngine finds it."""
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if 'MASTER_ADDR' in os.environ:
+        return
+    if launcher != 'slurm':
+        raise ValueError(
+            f'--launcher {launcher}: the environment has no MASTER_ADDR; '
+            'expected the address of the first machine there, such as '
+            '127.0.0.1'
+        )
+    command = ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']]
+    hosts = subprocess.run(command, capture_output=True, text=True, check=True)
+    os.environ['MASTER_ADDR'] = hosts.stdout.split()[0]

@@ -1,0 +1,242 @@
+"""Prune a trained model by its weights, without data or training.
+
+The command writes the same files as the pruning hook: a slim checkpoint, its
+structure, a fine-tuning config and a picture of the kept channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import mmengine
+from rich.console import Console
+from rich.table import Table
+
+from ..cost.model import METRICS
+from ..engine.saved import stems, write_ratio
+from ..engine.settings import (
+    read_criterion,
+    read_floor,
+    read_ratios,
+    read_target,
+)
+from ..engine.start import prepare_net
+from ..libraries.channel_groups import demo_groups
+from ..libraries.models import load_model
+from ..libraries.pipeline import input_shape
+from ..registry import CRITERIA
+from ..search.pruner import Normalizer, Pruner
+from ..search.quotas import group_ratios
+from ..slimming.checkpoint import load_plain_checkpoint
+from ..slimming.structure import KEY
+from ..tracing.finder import restrict_groups
+from .errors import errors_in_one_line
+from .options import add_shape_option, config_parser, positive, read_config
+
+OF_WEIGHTS = [
+    name
+    for name, kind in sorted(CRITERIA.module_dict.items())
+    if kind.when == 'weights'
+]
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = config_parser(
+        'prune',
+        __doc__,
+        'mmgfp::quickstart/retinanet_r18_digits.py '
+        'work_dirs/quickstart/retinanet/baseline/epoch_6.pth '
+        '--criterion L1 --target flops=0.5',
+    )
+    parser.add_argument('checkpoint', help='checkpoint of the full model')
+    parser.add_argument(
+        '--target',
+        required=True,
+        type=_target,
+        metavar='METRIC=SHARE',
+        help='remaining share of flops, acts or params to stop at, such as '
+        'flops=0.5',
+    )
+    parser.add_argument(
+        '--criterion',
+        default='L1',
+        choices=OF_WEIGHTS,
+        help='criterion that scores channels; those with the lowest scores '
+        'are removed (default: L1)',
+    )
+    parser.add_argument(
+        '--normalize-by',
+        default='none',
+        choices=[n for n in get_args(Normalizer) if n != 'latency'],
+        help='cost that a channel saves, by which its score is divided '
+        '(default: none)',
+    )
+    parser.add_argument(
+        '--min-ratio',
+        type=float,
+        default=0.1,
+        metavar='SHARE',
+        help='share of its channels that every group keeps; at 0, layers may '
+        'be left with a single channel (default: 0.1)',
+    )
+    parser.add_argument(
+        '--round-to',
+        type=positive,
+        default=1,
+        metavar='N',
+        help='every group keeps a multiple of N channels (default: 1)',
+    )
+    parser.add_argument(
+        '--ignore',
+        nargs='+',
+        default=[],
+        metavar='PATTERN',
+        help='layers that lose no outputs, and all layers coupled with them, '
+        "such as 'backbone.layer1.*'",
+    )
+    parser.add_argument(
+        '--ratio',
+        nargs='+',
+        default=[],
+        type=_ratio,
+        metavar='PATTERN=SHARE',
+        help='share of its outputs that each of these layers keeps, such as '
+        "'backbone.layer4.*=0.7'; other layers do not compete with them",
+    )
+    parser.add_argument(
+        '--isomorphic',
+        action='store_true',
+        help='compare channels only with channels of layers of the same types',
+    )
+    parser.add_argument(
+        '--out',
+        metavar='FOLDER',
+        help='folder for the files (default: work_dirs/NAME OF THE CONFIG)',
+    )
+    add_shape_option(
+        parser, 'height and width of the input that cost is counted at'
+    )
+    return parser.parse_args(arguments)
+
+
+def _target(text: str) -> dict[str, float]:
+    metric, _, share = text.partition('=')
+    try:
+        if metric in METRICS:
+            return {metric: float(share)}
+        raise ValueError(metric)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected one of {", ".join(METRICS)} and the share '
+            'that is to remain, such as flops=0.5'
+        ) from None
+
+
+def _ratio(text: str) -> tuple[str, float]:
+    pattern, _, share = text.rpartition('=')
+    try:
+        return pattern, float(share)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r}: expected a pattern of layer names and the share that '
+            "is to remain, such as 'backbone.layer4.*=0.7'"
+        ) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    with errors_in_one_line(args.debug):
+        prune(args)
+
+
+def prune(args: argparse.Namespace) -> None:
+    metric, share = read_target(args.target)
+    floor = read_floor(1, args.min_ratio, args.round_to)
+    config = read_config(args)
+    loaded = load_plain_checkpoint(args.checkpoint)
+    if KEY in loaded:
+        raise ValueError(
+            f'{args.checkpoint} is pruned already; expected the weights of '
+            'the full network'
+        )
+    model = load_model(config, args.checkpoint)
+    shape = tuple(args.shape or input_shape(config))
+    logger = logging.getLogger('mmgfp')
+    with Console(stderr=True).status('') as status:  # only on a terminal
+        found = demo_groups(model, shape, status.update)
+    groups = restrict_groups(found, ignore=args.ignore)
+    ratios = read_ratios(dict(args.ratio))
+    net = prepare_net(model, groups, shape, None, 1, None, logger)
+    pruner = Pruner(
+        net,
+        read_criterion({'type': args.criterion}),
+        args.normalize_by,
+        floor,
+        args.isomorphic,
+        group_ratios(groups, ratios),
+    )
+    unscored = pruner.unscored()
+    if without := sorted(pruner.ratios.keys() & set(unscored)):
+        raise ValueError(
+            f'--ratio names layers of the channel groups {without[:5]}, which '
+            f'{args.criterion} does not score: expected another criterion or '
+            'patterns without them'
+        )
+    least = pruner.reachable(unscored)[metric]
+    if least > share:
+        raise ValueError(
+            f'target={args.target} cannot be reached: with {floor}, '
+            f'ratios={ratios}, ignore={args.ignore} and what '
+            f'{args.criterion} scores, at least {least:.3f} of {metric} '
+            'stays. Raise the target or lower the floors.'
+        )
+    pruner.prune(lambda count: pruner.net.ratio(metric) <= share)
+    structure = pruner.net.structure(args.config, shape)
+    folder = args.out or os.path.join('work_dirs', Path(args.config).stem)
+    os.makedirs(folder, exist_ok=True)
+    meta = loaded.get('meta')
+    known = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    saved = write_ratio(
+        os.path.join(folder, stems(metric, [share])[share]),
+        {
+            'meta': {
+                'cfg': config.pretty_text,
+                'time': time.strftime('%Y%m%d_%H%M%S'),
+                'mmengine_version': mmengine.__version__,
+                **({'dataset_meta': known} if known else {}),
+            },
+            'state_dict': model.state_dict(),
+            KEY: structure.to_dict(),
+        },
+        *(structure, model, config, {}, logger.warning),
+    )
+    report(pruner, args.criterion, saved)
+
+
+def report(pruner: Pruner, criterion: str, saved: Sequence[str]) -> None:
+    table = Table(title=f'pruned by {criterion}')
+    for column in ('', 'before', 'after', 'left'):
+        table.add_column(column, justify='right' if column else 'left')
+    cost, ratios = pruner.net.cost(), pruner.net.ratios()
+    for metric in METRICS:
+        table.add_row(
+            metric,
+            f'{pruner.net.cost_before[metric]:,.0f}',
+            f'{cost[metric]:,.0f}',
+            f'{ratios[metric]:.1%}',
+        )
+    console = Console()
+    console.print(table)
+    for path in saved:
+        console.print(f'saved {path}')
+    configs = [path for path in saved if path.endswith('_finetune.py')]
+    for path in configs:
+        console.print(
+            f'Accuracy was not measured. To recover it: mmgfp train {path}'
+        )

@@ -1,0 +1,93 @@
+"""Configs and programs find what mmgfp registers, however it is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from toy import ROOT, environment
+
+BEFORE = {
+    'not at all': '',
+    'before MMEngine': 'import mmgfp, mmengine',
+    'after MMEngine': 'import mmengine, mmgfp',
+    'custom_imports': """
+from mmengine.config import Config
+Config.fromstring("custom_imports = dict(imports=['mmgfp'])", '.py')
+""",
+}
+
+# Each is run in a process of its own, in which nothing was looked up before.
+LOOKUPS = """
+HOOKS.build(dict(type='mmgfp.FisherPruningHook', target=dict(flops=0.5)))
+HOOKS.build(dict(type='mmgfp.SparsityHook', density=0.2))
+HOOKS.get('mmgfp.StructureHook').__name__
+HOOKS.get('mmgfp.SearchHook').__name__
+MODELS.get('mmgfp.PrunedModel').__name__
+in_scope(HOOKS, dict(type='FisherPruningHook', target=dict(flops=0.5)))
+own().HOOKS.build(dict(type='FisherPruningHook', target=dict(flops=0.5)))
+own().CRITERIA.build(dict(type='Fisher'))
+own().SEARCHES.get('DCSS').__name__
+package().engine.hook.PruningHook(target=dict(flops=0.5))
+package().build_pruned_model.__name__
+""".strip().splitlines()
+
+CODE = """
+import os, sys
+{before}
+import matplotlib.figure, mmengine.runner, scipy.optimize  # once for all
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+
+def own():
+    import mmgfp.registry
+    return mmgfp.registry
+
+def package():
+    import mmgfp
+    return mmgfp
+
+def in_scope(registry, config):
+    with DefaultScope.overwrite_default_scope('mmgfp'):
+        return registry.build(config)
+
+for lookup in {lookups!r}:
+    child = os.fork()
+    if not child:
+        value = eval(lookup)
+        kind = type(value).__module__
+        assert kind.startswith('mmgfp.') or isinstance(value, str), lookup
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f'not found: {{lookup}}')
+{after}
+"""
+
+BASE = """
+import mmengine.config
+with open(sys.argv[1], 'w') as file:
+    file.write("_base_ = 'mmgfp::quickstart/retinanet_r18_digits.py'")
+print(len(mmengine.config.Config.fromfile(sys.argv[1])))
+"""
+
+
+def run(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, '-c', code, *arguments],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize('imported', BEFORE)
+def test_names_are_found_however_it_is_imported(imported, tmp_path):
+    # a config's bases are read before what it imports
+    after = BASE if imported == 'after MMEngine' else ''
+    code = CODE.format(before=BEFORE[imported], lookups=LOOKUPS, after=after)
+    printed = run(code, str(tmp_path / 'mine.py'))
+    assert bool(printed) == bool(after)
