@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import Config
@@ -45,7 +45,7 @@ class TestBeforeTraining(Hook):
     """Tests the network that hooks have pruned before training starts."""
 
     priority = 'VERY_LOW'
-    metrics: dict[str, float] = {}  # of the last run
+    metrics: ClassVar[dict[str, float]] = {}  # of the last run
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Run the test loop before the first epoch."""

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, METRICS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
-from ..engine.hook import FisherPruningHook
+from ..engine.channel_hook import ChannelHook
 from ..engine.sparsity_hook import SparsityHook
 from ..engine.structure_hook import StructureHook
 from ..libraries.kinds import kind_names
@@ -87,7 +87,7 @@ def show(config: Config, folder: str) -> None:
 
 def check_fit(runner: Runner, checkpoint: str) -> None:
     """Complain where MMEngine would go on with the weights that do fit."""
-    hooks = (FisherPruningHook, SparsityHook, StructureHook)
+    hooks = (ChannelHook, SparsityHook, StructureHook)
     if any(isinstance(hook, hooks) for hook in runner.hooks):
         return  # they do so
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')

@@ -6,6 +6,11 @@ The baseline is fine-tuned from public weights for two epochs. Channels are
 pruned during one epoch and fine-tuned for one. Single weights are pruned at
 once and fine-tuned for one. Batches have 128 pictures.
 """
+commands = """
+python benchmarks/accuracy/methods.py cifar10 --data-root DATA/cifar10 \\
+    --weights DATA/cifar10_resnet20.th
+python benchmarks/accuracy/methods_report.py
+"""
 train_dataloader = dict(
     collate_fn=dict(type='as_it_is'),
     dataset=dict(

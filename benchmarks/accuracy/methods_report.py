@@ -1,0 +1,178 @@
+"""Write a page with tables and a figure for each list of methods.py."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+from mmengine.config import Config
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE))
+
+from results import read_results, score  # noqa: E402
+
+from mmgfp.utils.atomic import complete  # noqa: E402
+from mmgfp.utils.environment import with_what  # noqa: E402
+
+Runs = Sequence[Mapping[str, Any]]  # of one experiment, by seed
+
+NAMES = {
+    'fisher': 'Fisher',
+    'fisher_acts': 'Fisher per activation',
+    'taylor': 'Taylor',
+    'l1': 'L1',
+    'nap_sum': "NAP, aggregate='sum'",
+    'nap_block': "NAP, aggregate='block'",
+    'uniform': 'uniform widths, L1',
+    'knapsack': 'Knapsack on Fisher, 10 steps',
+    'dcss': 'DCSS on Fisher',
+    'itpruner': 'ITPruner on L1',
+    'magnitude': 'magnitude',
+    'nap': 'NAP',
+    'nap_layer_norm': "NAP, layer_norm='sum'",
+    'nap_empirical': "NAP, fisher='empirical'",
+    'nap_identity': "NAP, damping='identity'",
+}
+TITLES = dict(
+    flops='Channels, with a ratio of the flops',
+    density='Single weights, at a density',
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description=__doc__,
+        epilog='example: python benchmarks/accuracy/methods_report.py',
+    )
+    parser.add_argument(
+        '--results', type=Path, default=HERE / 'results/methods'
+    )
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs/accuracy')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    for file in sorted(args.results.glob('*.jsonl')):
+        with complete(args.out / f'methods_{file.stem}.md') as partial:
+            text = page(file, args.out)
+            Path(partial).write_text('\n'.join(text) + '\n')
+
+
+def page(file: Path, out: Path) -> list[str]:
+    """The lines of a page; its figure is drawn."""
+    config = Config.fromfile(
+        HERE / f'configs/_methods/{file.stem}.py', import_custom_modules=False
+    )
+    results = read_results(file)
+    # kind -> amount -> method -> runs
+    found: dict[str, dict[float, dict[str, list]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    plain = []
+    for result in results:
+        method, kind, amount = parts(result['experiment'])
+        if kind:
+            found[kind][amount][method].append(result)
+        else:
+            plain.append(result)
+    baseline = score(results[0]['baseline'])
+    trained_on = (
+        f', and to {mean(plain):.2f} % when it is trained on' if plain else ''
+    )
+    text = [
+        f'# Methods compared: {config.title}',
+        '',
+        *config.about.strip().splitlines(),
+        f'The baseline comes to {baseline:.2f} % top-1{trained_on}.',
+        'Cells are top-1 accuracy in percent before and after fine-tuning;'
+        ' with several seeds the mean, then the accuracy of each seed.',
+    ]
+    for kind, amounts in found.items():
+        text += ['', f'## {TITLES[kind]}', '', *table(amounts)]
+    if 'density' in found:
+        picture = f'methods_{file.stem}_density.png'
+        draw(found['density'], out / picture)
+        text += ['', f'![Density of every layer]({picture})']
+    text += [
+        '',
+        '```bash',
+        *config.commands.strip().splitlines(),
+        '```',
+        '',
+        f'{with_what(results[-1]["machine"])}; {results[-1]["precision"]}.',
+    ]
+    return text
+
+
+def parts(experiment: str) -> tuple[str, str, float]:
+    """Method, 'flops' or 'density', and how much of it stays."""
+    for kind in TITLES:
+        method, found, amount = experiment.partition(f'_{kind}_')
+        if found:
+            return method, kind, float(amount)
+    return experiment, '', 1.0
+
+
+def mean(runs: Runs, phase: str = 'finetuned') -> float:
+    return statistics.mean(score(run[phase]) for run in runs)
+
+
+def table(amounts: Mapping[float, Mapping[str, Runs]]) -> list[str]:
+    """Methods in rows, the best last column first; amounts in columns."""
+    columns = sorted(amounts, reverse=True)
+    methods = {method for runs in amounts.values() for method in runs}
+    order = sorted(
+        methods,
+        key=lambda m: max(mean(r[m]) for r in amounts.values() if m in r),
+        reverse=True,
+    )
+    lines = [
+        '| | ' + ' | '.join(f'{amount:g}' for amount in columns) + ' |',
+        '|---' * (len(columns) + 1) + '|',
+    ]
+    for method in order:
+        cells = [cell(amounts[c].get(method, ())) for c in columns]
+        lines.append(f'| {NAMES[method]} | {" | ".join(cells)} |')
+    return lines
+
+
+def cell(runs: Runs) -> str:
+    if not runs:
+        return ''
+    words = f'{mean(runs, "pruned"):.2f} -> {mean(runs):.2f}'
+    if len(runs) > 1:
+        each = ', '.join(f'{score(run["finetuned"]):.2f}' for run in runs)
+        words += f' ({each})'
+    return words
+
+
+def draw(amounts: Mapping[float, Mapping[str, Runs]], path: Path) -> None:
+    """The density of every layer, for the least density of all."""
+    least = min(amounts)
+    figure, axes = plt.subplots(figsize=(9, 3.2), layout='constrained')
+    for method, runs in amounts[least].items():
+        density = runs[0]['density']
+        axes.plot(list(density.values()), 'o-', label=NAMES[method], ms=3)
+    names = [name.removeprefix('backbone.') for name in density]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    axes.set(ylabel='density', yscale='log', title=f'density {least:g}')
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    main()
