@@ -85,7 +85,8 @@ def show_features(runner: Runner, search: FeatureSearch) -> None:
     """Let a search look at features of images of the training data.
 
     The network is in evaluation mode and in full precision. Weights, the
-    train dataloader and random states stay as they are.
+    train dataloader and random states stay as they are. The search holds what
+    all processes have seen.
 
     Args:
         runner (Runner): Whose network trains.
@@ -93,7 +94,8 @@ def show_features(runner: Runner, search: FeatureSearch) -> None:
     """
     model: BaseModel = unwrap(runner.model)
     states = random_state()
-    loader = _loader(runner)
+    # larger batches than in training are possible without gradients
+    loader = _loader(runner, search.batch)
     each = (loader.batch_size or 1) * dist.get_world_size()
     number = min(len(loader), math.ceil(search.images / each))
     if number * each < search.images:
@@ -108,6 +110,7 @@ def show_features(runner: Runner, search: FeatureSearch) -> None:
                 model._run_forward(data, mode='tensor')
     finally:
         set_random_state(states)
+    search.all_reduce(sum_over_ranks)
 
 
 def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
@@ -151,13 +154,20 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
     return used
 
 
-def _loader(runner: Runner) -> DataLoader:
-    """Another loader of the same data set, in an order of its own."""
+def _loader(runner: Runner, least: int = 1) -> DataLoader:
+    """Another loader of the same data set, in an order of its own.
+
+    Args:
+        runner (Runner): Whose data set it is.
+        least (int): Images in a batch, if training has less. Defaults to 1.
+    """
     config = runner.cfg.train_dataloader
     settings = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
     settings = copy.deepcopy(settings)
     settings['dataset'] = runner.train_dataloader.dataset
     settings.pop('persistent_workers', None)
+    if least > (settings.get('batch_size') or 1):
+        settings['batch_size'] = least
     seed = (runner.seed or 0) + runner.iter
     return Runner.build_dataloader(settings, seed=seed)
 

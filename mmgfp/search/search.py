@@ -54,12 +54,21 @@ class FeatureSearch(Search, Protocol):
 
     Attributes:
         images (int): How many the pass has, over all processes.
+        batch (int): Least images of each forward of the pass.
     """
 
     images: int
+    batch: int
 
     def observing(self) -> AbstractContextManager[None]:
         """Context of the pass, between :meth:`start` and :meth:`widths`."""
+
+    def all_reduce(self, reduce: Callable[[Tensor], None]) -> None:
+        """Sum over processes what each has seen, once after the pass.
+
+        Args:
+            reduce (Callable): Sums a tensor over processes, in place.
+        """
 
 
 @runtime_checkable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from toy import load, make_config, pruning_hook, removals, train
 
 from mmgfp.criteria.kfac import KFAC
 from mmgfp.engine import calibration
-from mmgfp.engine.calibration import calibrate
+from mmgfp.engine.calibration import calibrate, show_features
 from mmgfp.groups import UnitSpace
 
 pytestmark = pytest.mark.usefixtures('waits')
@@ -62,6 +64,43 @@ def test_training_is_left_as_it_is(runner):
     assert not model._forward_pre_hooks and not model.conv1._forward_hooks
     assert torch.equal(torch.rand(3), expected[0])
     assert np.array_equal(np.random.rand(3), expected[1])
+
+
+class Looking:
+    """A search that notes what it is shown."""
+
+    images, batch = 20, 10
+
+    def __init__(self, model):
+        self.model, self.seen, self.sums = model, [], 0
+
+    @contextmanager
+    def observing(self):
+        handle = self.model.register_forward_pre_hook(
+            lambda module, args, kwargs: self.seen.append(kwargs['inputs']),
+            with_kwargs=True,
+        )
+        yield
+        handle.remove()
+        assert not self.model.training and not torch.is_grad_enabled()
+
+    def all_reduce(self, reduce):
+        self.sums += 1
+
+
+def test_features_of_large_batches(runner):
+    """Estimates need several images in each forward; training has eight."""
+    search = Looking(runner.model)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    show_features(runner, search)
+    assert [len(batch) for batch in search.seen] == [10, 10]
+    assert search.sums == 1
+    assert torch.equal(torch.rand(3), expected)
+    search.batch = 1
+    show_features(runner, search)
+    assert [len(batch) for batch in search.seen[2:]] == [8, 8, 8]
 
 
 def test_all_layers_have_scores(runner):

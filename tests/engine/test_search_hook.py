@@ -71,7 +71,12 @@ def hook_of(runner: Runner) -> SearchHook:
 
 
 @pytest.mark.parametrize(
-    'search', [dict(type='DCSS'), DCSS_ON_FISHER], ids=str
+    'search',
+    [
+        *(dict(type='DCSS'), DCSS_ON_FISHER),
+        *(dict(type='Knapsack'), dict(type='ITPruner', images=24)),
+    ],
+    ids=str,
 )
 def test_files_of_a_search(tmp_path, search):
     config = search_config(tmp_path, hook=dict(search=search, interval=4))
