@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-
-from mmgfp.commands.errors import errors_in_one_line
-from mmgfp.commands.options import (
-    add_debug_option,
-    add_device_option,
-    positive,
-    write_json,
-)
-from mmgfp.engine.progress import duration
-from mmgfp.utils.environment import machine
-
-# builds models as the sweep over model families does
-sys.path.append(str(Path(__file__).resolve().parents[1] / 'zoo'))
 
 from benchmark_page import write_report
 from benchmark_training import (
@@ -38,6 +22,17 @@ from benchmark_training import (
     ratios,
     seconds_for_groups,
 )
+from rich.console import Console
+
+from mmgfp.commands.errors import errors_in_one_line
+from mmgfp.commands.options import (
+    add_debug_option,
+    add_device_option,
+    positive,
+    write_json,
+)
+from mmgfp.engine.progress import duration
+from mmgfp.utils.environment import machine
 
 METHODS = ('plain', 'mmgfp', 'reference', 'kept')
 DOCS = Path(__file__).resolve().parents[2] / 'docs' / 'benchmarks'

@@ -10,15 +10,16 @@ import copy
 import logging
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from benchmark_baselines import KeepEverything, Reference
-from zoo_trial import initial_model, load, untrained_config
 
 from mmgfp.cost.model import record_calls
 from mmgfp.cost.turns import in_turn, ratios_to, spread
@@ -29,6 +30,11 @@ from mmgfp.libraries.forward import cost_runner, demo_data
 from mmgfp.search.prunable import Prunable
 from mmgfp.search.pruner import Pruner
 from mmgfp.speed.memory import in_own_process, peak_of
+
+# builds models as the sweep over model families does
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'zoo'))
+
+from zoo_trial import initial_model, load, untrained_config
 
 Result = dict[str, Any]
 Tell = Callable[[str], None]
