@@ -11,6 +11,7 @@ from torch import nn
 
 from mmgfp import Prunable
 from mmgfp.cost.latency import LatencyTable, Measured
+from mmgfp.cost.polynomial import Cost
 from mmgfp.search.budget import Budget
 
 SHAPE = (2, 3, 8, 8)
@@ -67,7 +68,9 @@ def all_widths(
 ) -> np.ndarray:
     """(B, G) all widths within the budget."""
     widths = np.array(list(itertools.product(*choices)))
-    cost = net.polynomial()(torch.from_numpy(widths))[budget.metric].numpy()
+    cost = Cost(net.cost_model, net.units.sizes)(torch.from_numpy(widths))[
+        budget.metric
+    ].numpy()
     full = net.cost_before[budget.metric]
     return widths[cost / full <= budget.ratio * (1 + 1e-9)]
 

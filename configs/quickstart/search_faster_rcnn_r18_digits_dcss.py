@@ -1,4 +1,4 @@
-# Learns the widths of faster_rcnn_r18_digits.py by gradients, at half its flops.
+# Learns widths of faster_rcnn_r18_digits.py by gradients, at half its flops.
 _base_ = './prune_faster_rcnn_r18_digits.py'
 
 searching = dict(

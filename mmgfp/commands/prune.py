@@ -1,4 +1,4 @@
-"""Prune a trained model by its weights, without data or training.
+"""Prune a trained model by its weights, without training.
 
 The command writes the same files as the pruning hook: a slim checkpoint, its
 structure, a fine-tuning config and a picture of the kept channels.
@@ -11,28 +11,37 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import get_args
 
 import mmengine
+import numpy as np
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from ..cost.model import METRICS
+from ..engine.calibration import show_features, train_loader
 from ..engine.saved import stems, write_ratio
 from ..engine.settings import (
     read_criterion,
     read_floor,
     read_ratios,
+    read_search,
     read_target,
 )
 from ..engine.start import prepare_net
 from ..libraries.channel_groups import demo_groups
 from ..libraries.models import load_model
 from ..libraries.pipeline import input_shape
-from ..registry import CRITERIA
+from ..registry import CRITERIA, SEARCHES
+from ..search.budget import Budget
+from ..search.prunable import Prunable
 from ..search.pruner import Normalizer, Pruner
 from ..search.quotas import group_ratios
+from ..search.search import FeatureSearch, cut_to_widths
+from ..search.selection import Floor
 from ..slimming.checkpoint import load_plain_checkpoint
 from ..slimming.structure import KEY
 from ..tracing.finder import restrict_groups
@@ -43,6 +52,12 @@ OF_WEIGHTS = [
     name
     for name, kind in sorted(CRITERIA.module_dict.items())
     if kind.when == 'weights'
+]
+
+AT_ONCE = [
+    name
+    for name, kind in sorted(SEARCHES.module_dict.items())
+    if not hasattr(kind, 'step')  # those that are trained have one
 ]
 
 
@@ -69,6 +84,13 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=OF_WEIGHTS,
         help='criterion that scores channels; those with the lowest scores '
         'are removed (default: L1)',
+    )
+    parser.add_argument(
+        '--search',
+        choices=AT_ONCE,
+        help='decide the widths of all groups together; the criterion says '
+        'which channels stay. ITPruner reads images of the train dataloader. '
+        'By default the channels with the least scores go one after the other',
     )
     parser.add_argument(
         '--normalize-by',
@@ -171,33 +193,10 @@ def prune(args: argparse.Namespace) -> None:
     with Console(stderr=True).status('') as status:  # only on a terminal
         found = demo_groups(model, shape, status.update)
     groups = restrict_groups(found, ignore=args.ignore)
-    ratios = read_ratios(dict(args.ratio))
     net = prepare_net(model, groups, shape, None, 1, None, logger)
-    pruner = Pruner(
-        net,
-        read_criterion({'type': args.criterion}),
-        args.normalize_by,
-        floor,
-        args.isomorphic,
-        group_ratios(groups, ratios),
-    )
-    unscored = pruner.unscored()
-    if without := sorted(pruner.ratios.keys() & set(unscored)):
-        raise ValueError(
-            f'--ratio names layers of the channel groups {without[:5]}, which '
-            f'{args.criterion} does not score: expected another criterion or '
-            'patterns without them'
-        )
-    least = pruner.reachable(unscored)[metric]
-    if least > share:
-        raise ValueError(
-            f'target={args.target} cannot be reached: with {floor}, '
-            f'ratios={ratios}, ignore={args.ignore} and what '
-            f'{args.criterion} scores, at least {least:.3f} of {metric} '
-            'stays. Raise the target or lower the floors.'
-        )
-    pruner.prune(lambda count: pruner.net.ratio(metric) <= share)
-    structure = pruner.net.structure(args.config, shape)
+    remove = search_widths if args.search else remove_least
+    remove(args, config, net, floor)
+    structure = net.structure(args.config, shape)
     folder = args.out or os.path.join('work_dirs', Path(args.config).stem)
     os.makedirs(folder, exist_ok=True)
     meta = loaded.get('meta')
@@ -216,18 +215,90 @@ def prune(args: argparse.Namespace) -> None:
         },
         *(structure, model, config, {}, logger.warning),
     )
-    report(pruner, args.criterion, saved)
+    by = (
+        f'{args.search} and {args.criterion}'
+        if args.search
+        else args.criterion
+    )
+    report(net, by, saved)
 
 
-def report(pruner: Pruner, criterion: str, saved: Sequence[str]) -> None:
-    table = Table(title=f'pruned by {criterion}')
+def remove_least(
+    args: argparse.Namespace, config: Config, net: Prunable, floor: Floor
+) -> None:
+    """Remove the channels with the least scores until the target is met."""
+    metric, share = read_target(args.target)
+    ratios = read_ratios(dict(args.ratio))
+    pruner = Pruner(
+        net,
+        read_criterion({'type': args.criterion}),
+        args.normalize_by,
+        floor,
+        args.isomorphic,
+        group_ratios(net.units.groups, ratios),
+    )
+    unscored = pruner.unscored()
+    if without := sorted(pruner.ratios.keys() & set(unscored)):
+        raise ValueError(
+            f'--ratio names layers of the channel groups {without[:5]}, which '
+            f'{args.criterion} does not score: expected another criterion or '
+            'patterns without them'
+        )
+    least = pruner.reachable(unscored)[metric]
+    if least > share:
+        raise ValueError(
+            f'target={args.target} cannot be reached: with {floor}, '
+            f'ratios={ratios}, ignore={args.ignore} and what '
+            f'{args.criterion} scores, at least {least:.3f} of {metric} '
+            'stays. Raise the target or lower the floors.'
+        )
+    pruner.prune(lambda count: net.ratio(metric) <= share)
+
+
+def search_widths(
+    args: argparse.Namespace, config: Config, net: Prunable, floor: Floor
+) -> None:
+    """Cut the network to the widths that a search finds."""
+    for option, value in (
+        ('--ratio', args.ratio),
+        ('--isomorphic', args.isomorphic),
+        ('--normalize-by', args.normalize_by != 'none'),
+    ):
+        if value:
+            raise ValueError(
+                f'{option} is for pruning without a search, but --search is '
+                f'{args.search}. Remove one of them.'
+            )
+    kind = SEARCHES.get(args.search)
+    criterion = dict(type=args.criterion)
+    ranks = 'order' if 'order' in signature(kind).parameters else 'criterion'
+    search = read_search({'type': args.search, ranks: criterion})
+    search.criterion.attach(net.model, net.units)
+    there = np.ones(len(net.units), bool)
+    scores = net.units.split(search.criterion.scores(there))
+    unscored = frozenset(
+        group.name
+        for group, found in zip(net.units.groups, scores)
+        if np.isnan(found).any()
+    )
+    budget = Budget(*read_target(args.target), floor, unscored)
+    budget.check(net)
+    search.start(net, budget, scores)
+    if isinstance(search, FeatureSearch):
+        loader = train_loader(config, 0, search.batch)
+        show_features(net.model, loader, search, logging.warning)
+    cut_to_widths(net, search, scores)
+
+
+def report(net: Prunable, by: str, saved: Sequence[str]) -> None:
+    table = Table(title=f'pruned by {by}')
     for column in ('', 'before', 'after', 'left'):
         table.add_column(column, justify='right' if column else 'left')
-    cost, ratios = pruner.net.cost(), pruner.net.ratios()
+    cost, ratios = net.cost(), net.ratios()
     for metric in METRICS:
         table.add_row(
             metric,
-            f'{pruner.net.cost_before[metric]:,.0f}',
+            f'{net.cost_before[metric]:,.0f}',
             f'{cost[metric]:,.0f}',
             f'{ratios[metric]:.1%}',
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
 
 import torch
 from mmengine import dist
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -81,25 +82,28 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
         )
 
 
-def show_features(runner: Runner, search: FeatureSearch) -> None:
+def show_features(
+    model: BaseModel,
+    loader: DataLoader,
+    search: FeatureSearch,
+    warn: Callable[[str], object],
+) -> None:
     """Let a search look at features of images of the training data.
 
-    The network is in evaluation mode and in full precision. Weights, the
-    train dataloader and random states stay as they are. The search holds what
-    all processes have seen.
+    The network is in evaluation mode and in full precision. Weights and random
+    states stay as they are. The search holds what all processes have seen.
 
     Args:
-        runner (Runner): Whose network trains.
+        model (BaseModel): The network, bare.
+        loader (DataLoader): Of the images.
         search (FeatureSearch): Observes the pass.
+        warn (Callable): Is told if there are not enough images.
     """
-    model: BaseModel = unwrap(runner.model)
     states = random_state()
-    # larger batches than in training are possible without gradients
-    loader = _loader(runner, search.batch)
     each = (loader.batch_size or 1) * dist.get_world_size()
     number = min(len(loader), math.ceil(search.images / each))
     if number * each < search.images:
-        runner.logger.warning(
+        warn(
             f'the search looks at {number * each} images instead of '
             f'{search.images}: the data set has no more'
         )
@@ -115,7 +119,7 @@ def show_features(runner: Runner, search: FeatureSearch) -> None:
 
 def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
     """Batches of this process that were counted."""
-    loader = _loader(runner)
+    loader = other_loader(runner)
     # as many in all processes: they agree on each batch
     number = min(criterion.batches, len(loader))
     if number < criterion.batches:
@@ -154,21 +158,44 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
     return used
 
 
-def _loader(runner: Runner, least: int = 1) -> DataLoader:
-    """Another loader of the same data set, in an order of its own.
+def other_loader(runner: Runner, least: int = 1) -> DataLoader:
+    """Returns another loader of the train data, in an order of its own.
 
     Args:
         runner (Runner): Whose data set it is.
         least (int): Images in a batch, if training has less. Defaults to 1.
     """
-    config = runner.cfg.train_dataloader
-    settings = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+    seed = (runner.seed or 0) + runner.iter
+    dataset = runner.train_dataloader.dataset
+    return train_loader(runner.cfg, seed, least, dataset)
+
+
+def train_loader(
+    config: Config, seed: int, least: int = 1, dataset: Any = None
+) -> DataLoader:
+    """Returns a loader of a config's train data.
+
+    Args:
+        config (Config): With ``train_dataloader``.
+        seed (int): Of the order.
+        least (int): Images in a batch, if training has less. Defaults to 1.
+        dataset (Any): If it is built already.
+
+    Raises:
+        ValueError: If the config has no train data.
+    """
+    loader = config.get('train_dataloader')
+    if not loader:
+        raise ValueError(
+            'the config has no train_dataloader, whose images are needed'
+        )
+    settings = loader.to_dict() if hasattr(loader, 'to_dict') else dict(loader)
     settings = copy.deepcopy(settings)
-    settings['dataset'] = runner.train_dataloader.dataset
+    if dataset is not None:
+        settings['dataset'] = dataset
     settings.pop('persistent_workers', None)
     if least > (settings.get('batch_size') or 1):
         settings['batch_size'] = least
-    seed = (runner.seed or 0) + runner.iter
     return Runner.build_dataloader(settings, seed=seed)
 
 

@@ -18,12 +18,11 @@ from ..libraries.models import unwrap
 from ..registry import HOOKS
 from ..search.budget import Budget
 from ..search.prunable import Prunable
-from ..search.search import FeatureSearch, TrainedSearch
+from ..search.search import FeatureSearch, TrainedSearch, cut_to_widths
 from ..search.sparsity import left_after
-from ..search.subnet import best_units
 from ..slimming.structure import KEY
 from ..utils.modes import buffers_kept
-from .calibration import calibrate, show_features
+from .calibration import calibrate, other_loader, show_features
 from .channel_hook import ChannelHook
 from .progress import listed
 from .resume import separate_loader
@@ -329,7 +328,12 @@ class SearchHook(ChannelHook):
             self.search.attach(self._tally.planned)
             return
         if isinstance(self.search, FeatureSearch):
-            show_features(runner, self.search)
+            show_features(
+                unwrap(runner.model),
+                other_loader(runner, self.search.batch),
+                self.search,
+                runner.logger.warning,
+            )
         self._cut(runner)
 
     def _start(self, runner: Runner) -> None:
@@ -346,28 +350,15 @@ class SearchHook(ChannelHook):
         """Cut the network to the widths that were found."""
         net, tally = self.net, self._tally
         assert net is not None
-        widths = self.search.widths()
-        same_on_all_ranks(widths.astype('<i8').tobytes(), 'widths')
-        flat = np.concatenate(self._scores)
-        chosen = best_units(net.units, widths, flat)
-        numbers = net.units.numbers
-        net.history = net.history.after(
-            numbers,
-            self._scores,
-            np.ones(len(numbers)),
-            [n[units] for n, units in zip(numbers, chosen)],
-            np.array([not np.isnan(s).any() for s in self._scores]),
+        cuts = net.cuts
+        cut_to_widths(
+            *(net, self.search, self._scores, optimizers(runner)),
+            [average.module for average in averaged_models(runner)],
             runner.iter + 1,
         )
-        for group, units in enumerate(chosen):
-            net.take(group, len(units))
-        copies = [average.module for average in averaged_models(runner)]
-        criterion = self.search.criterion
-        stays = net.mask(chosen, optimizers(runner), copies)
-        if stays is not None:
-            criterion.cut(net.units, np.concatenate(stays))
+        same_on_all_ranks(net.units.sizes.astype('<i8').tobytes(), 'widths')
+        if net.cuts > cuts:
             network_has_changed(runner)
-        criterion.reset(np.ones(len(widths), bool))
         tally.step += 1
         ratios = ', '.join(f'{m} {r:.3f}' for m, r in net.ratios().items())
         runner.logger.info(

@@ -11,6 +11,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader, Dataset
 
+from .calibration import train_loader
 from .resume import separate_loader
 
 
@@ -101,7 +102,8 @@ def validation_data(runner: Runner) -> DataLoader:
             "split='val': expected a config with val_dataloader, whose "
             'pipeline loads annotations'
         )
-    settings = _settings(runner.cfg.val_dataloader)
+    settings = copy.deepcopy(dict(runner.cfg.val_dataloader))
+    settings.pop('persistent_workers', None)
     settings['sampler'] = dict(type='DefaultSampler', shuffle=True)
     loader = Runner.build_dataloader(settings, seed=runner.seed)
     separate_loader(loader, (runner.seed or 0) + 1)
@@ -110,19 +112,10 @@ def validation_data(runner: Runner) -> DataLoader:
 
 def _loader(runner: Runner, dataset: Any, number: int) -> DataLoader:
     """A loader like that of the runner; those of other numbers differ."""
-    settings = _settings(runner.cfg.train_dataloader)
-    settings['dataset'] = dataset
     seed = (runner.seed or 0) + number
-    loader = Runner.build_dataloader(settings, seed=seed)
+    loader = train_loader(runner.cfg, seed, dataset=dataset)
     separate_loader(loader, seed)
     return loader
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    settings = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
-    settings = copy.deepcopy(settings)
-    settings.pop('persistent_workers', None)
-    return settings
 
 
 class Batches:

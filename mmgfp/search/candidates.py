@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ..cost.polynomial import Cost
 from .budget import Budget
 from .prunable import Prunable
 
@@ -77,7 +78,10 @@ class Candidates:
         self.choices, self.worth = choices, worth
         self.last = np.array([len(widths) - 1 for widths in choices])
         self._widths, self._worth = _padded(choices), _padded(worth)
-        self._cost, self._metric = net.polynomial(), budget.metric
+        self._cost, self._metric = (
+            Cost(net.cost_model, net.units.sizes),
+            budget.metric,
+        )
         self._full = net.cost_before[budget.metric]
         self._budget, self._net = budget, net
 

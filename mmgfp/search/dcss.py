@@ -25,6 +25,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from ..cost.polynomial import Cost
 from ..criteria.base import Criterion
 from ..criteria.magnitude import L1
 from .budget import Budget
@@ -134,7 +135,7 @@ class DCSS:
         )
         budget.check(net)
         self._choices = budget.choices(net, self.candidates)
-        self._cost = net.polynomial()
+        self._cost = Cost(net.cost_model, net.units.sizes)
         self._full = net.cost_before[budget.metric]
         self._start = budget.cost(net, net.units.sizes)
         most = max(map(len, self._choices))

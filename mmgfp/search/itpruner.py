@@ -31,6 +31,7 @@ import numpy as np
 from scipy.optimize import minimize
 from torch import Tensor
 
+from ..cost.polynomial import Cost
 from ..criteria.base import Criterion
 from ..criteria.magnitude import L1
 from .budget import Budget
@@ -53,7 +54,7 @@ class ITPruner:
         beta (float, optional): How much redundancy counts. Defaults to 18
             for each group, near the median of what the paper uses.
         images (int): Images whose features are compared. Defaults to 100.
-        criterion (Criterion, optional): Scores units. Defaults to
+        order (Criterion, optional): Scores units. Defaults to
             :class:`mmgfp.criteria.magnitude.L1`.
         least (float): What every group keeps, as a ratio of its width in a
             network that meets the target with equal ratios of all groups.
@@ -73,7 +74,7 @@ class ITPruner:
         self,
         beta: float | None = None,
         images: int = 100,
-        criterion: Criterion | None = None,
+        order: Criterion | None = None,
         least: float = 0.5,
     ) -> None:
         if beta is not None and not 0 <= beta < np.inf:
@@ -87,7 +88,7 @@ class ITPruner:
             raise ValueError(
                 f'least={least!r}: expected a ratio, at least 0 and at most 1'
             )
-        self.criterion: Criterion = criterion or L1()  # type: ignore[abstract]
+        self.criterion: Criterion = order or L1()  # type: ignore[abstract]
         self.beta = beta
         self.images = images
         self.least = least
@@ -202,7 +203,9 @@ class Programme:
     def __init__(
         self, net: Prunable, budget: Budget, importance: np.ndarray
     ) -> None:
-        constant, linear, pairs = net.polynomial().quadratic(budget.metric)
+        constant, linear, pairs = Cost(
+            net.cost_model, net.units.sizes
+        ).quadratic(budget.metric)
         sizes, full = net.units.sizes, net.cost_before[budget.metric]
         self._constant = constant / full
         self._linear = linear.numpy() * sizes / full

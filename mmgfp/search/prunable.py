@@ -13,7 +13,6 @@ from torch import nn
 
 from ..cost.latency import LatencyTable
 from ..cost.model import Calls, CostModel, Metric, record_calls
-from ..cost.polynomial import Cost
 from ..groups import ChannelGroup, UnitSpace
 from ..slimming.history import STAYS, Scores, no_scores
 from ..slimming.masks import GradientMask
@@ -52,6 +51,7 @@ class Prunable:
         masked (list[np.ndarray]): Per group, (size,), whether each is masked.
         originals (list[int]): Units each group had in the unpruned network.
         cost_before (dict): Cost of the unpruned network, by metric.
+        cost_model (CostModel): Counts without what was taken.
         history (Scores): The last score of every unit, and when it went.
         cuts (int): How often channels were cut out.
         on_cut (list[Callable]): Called with what stays before a cut.
@@ -85,10 +85,10 @@ class Prunable:
             self.units = self._left_by(structure)
         self._structure = structure or Structure({})
         known = dict(structure.cost_before) if structure else {}
-        self._cost = CostModel(
+        self.cost_model = CostModel(
             model, self.units.groups, calls, latency, known.get('acts')
         )
-        before = known or self._cost.total()
+        before = known or self.cost_model.total()
         if latency is not None:
             before['latency'] = latency.full
         # what cannot be counted any more, as latency without its table, is
@@ -157,7 +157,7 @@ class Prunable:
 
     def cost(self) -> dict[str, float]:
         """``flops``, ``params`` and ``acts`` without what is masked."""
-        return self._cost.total()
+        return self.cost_model.total()
 
     def ratio(self, metric: Metric) -> float:
         """Remaining share of a metric, 1 for the unpruned network."""
@@ -170,24 +170,20 @@ class Prunable:
             cut (np.ndarray, optional): (G,) numbers of further units of each
                 group that count as cut.
         """
-        cost = self.cost() if cut is None else self._cost.after_cut(cut)
+        cost = self.cost() if cut is None else self.cost_model.after_cut(cut)
         return {m: cost[m] / self.cost_before[m] for m in cost}
 
     def saved(self, metric: Metric | str) -> np.ndarray:
         """What one unit of each group saves now, (G,); 1 for 'none'."""
         if metric == 'none':
             return np.ones(len(self.masked))
-        return self._cost.marginal(metric)  # type: ignore[arg-type]
-
-    def polynomial(self) -> Cost:
-        """Returns the cost as a function of the widths, for searches."""
-        return Cost(self._cost, self.units.sizes)
+        return self.cost_model.marginal(metric)  # type: ignore[arg-type]
 
     def take(self, group: int, count: int) -> None:
         """Count units of a group as gone, before they are masked."""
         cut = np.zeros(len(self.masked))
         cut[group] = count
-        self._cost.cut(cut)
+        self.cost_model.cut(cut)
 
     # -- masking and cutting ------------------------------------------------
 

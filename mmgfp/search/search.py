@@ -1,4 +1,4 @@
-"""What searches of widths are.
+"""What searches of widths are, and cutting a network to what they found.
 
 A search decides how many units of each group stay within a budget. Which
 units these are, a criterion decides. One that chooses at once is a
@@ -13,11 +13,13 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..criteria.base import Criterion
 from .budget import Budget
 from .prunable import Prunable
+from .subnet import best_units
 
 
 class Search(Protocol):
@@ -100,3 +102,42 @@ class TrainedSearch(Search, Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`, attached."""
+
+
+def cut_to_widths(
+    net: Prunable,
+    search: Search,
+    scores: Sequence[np.ndarray],
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+    copies: Sequence[nn.Module] = (),
+    iteration: int = 0,
+) -> None:
+    """Cut a network to the widths that a search has found.
+
+    Args:
+        net (Prunable): The network; nothing of it is masked.
+        search (Search): Has been started with it.
+        scores (Sequence[np.ndarray]): Per group, (size,); the units with the
+            greatest ones stay.
+        optimizers (Sequence[Optimizer]): Their state is sliced too.
+        copies (Sequence[nn.Module]): Copies of the network (EMA) that lose
+            the same channels.
+        iteration (int): Training iterations so far, for the record.
+    """
+    widths = search.widths()
+    chosen = best_units(net.units, widths, np.concatenate(scores))
+    numbers = net.units.numbers
+    net.history = net.history.after(
+        numbers,
+        scores,
+        np.ones(len(numbers)),
+        [n[units] for n, units in zip(numbers, chosen)],
+        np.array([not np.isnan(s).any() for s in scores]),
+        iteration,
+    )
+    for group, units in enumerate(chosen):
+        net.take(group, len(units))
+    stays = net.mask(chosen, optimizers, copies)
+    if stays is not None:
+        search.criterion.cut(net.units, np.concatenate(stays))
+    search.criterion.reset(np.ones(len(widths), bool))

@@ -66,6 +66,26 @@ def test_files_of_a_slim_network(trained, criterion):
     assert tested.returncode == 0, tested.stderr
 
 
+@pytest.mark.parametrize('search', ['Uniform', 'Knapsack', 'ITPruner'])
+def test_widths_of_a_search(trained, search):
+    config, weights, out = trained
+    arguments = (
+        *(config, weights, '--out', out, '--search', search),
+        *('--target', 'flops=0.6', '--shape', *SHAPE),
+    )
+    done = run_tool('prune.py', *arguments)
+    assert done.returncode == 0, done.stderr
+    assert f'pruned by {search} and L1' in done.stdout
+    full = load_model(load_config(config), weights)
+    slim = load_model(
+        load_config(out / 'flops_0.60_finetune.py'), out / 'flops_0.60.pth'
+    )
+    assert 0.3 < flops(slim) / flops(full) <= 0.6
+    refused = run_tool('prune.py', *arguments, '--ratio', 'conv1=0.5')
+    assert refused.returncode == 2
+    assert '--ratio is for pruning without a search' in refused.stderr
+
+
 def test_layers_with_a_ratio_of_their_own(trained):
     config, weights, out = trained
     done = run_tool(

@@ -12,7 +12,11 @@ from toy import load, make_config, pruning_hook, removals, train
 
 from mmgfp.criteria.kfac import KFAC
 from mmgfp.engine import calibration
-from mmgfp.engine.calibration import calibrate, show_features
+from mmgfp.engine.calibration import (
+    calibrate,
+    other_loader,
+    show_features,
+)
 from mmgfp.groups import UnitSpace
 
 pytestmark = pytest.mark.usefixtures('waits')
@@ -94,12 +98,16 @@ def test_features_of_large_batches(runner):
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    show_features(runner, search)
+    show_features(
+        runner.model, other_loader(runner, search.batch), search, print
+    )
     assert [len(batch) for batch in search.seen] == [10, 10]
     assert search.sums == 1
     assert torch.equal(torch.rand(3), expected)
     search.batch = 1
-    show_features(runner, search)
+    show_features(
+        runner.model, other_loader(runner, search.batch), search, print
+    )
     assert [len(batch) for batch in search.seen[2:]] == [8, 8, 8]
 
 

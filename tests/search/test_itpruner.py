@@ -24,6 +24,7 @@ from width_search import (
 
 from mmgfp import Prunable
 from mmgfp.cost.model import record_calls
+from mmgfp.cost.polynomial import Cost
 from mmgfp.rows import Layout
 from mmgfp.search.budget import Budget
 from mmgfp.search.features import Features
@@ -280,7 +281,11 @@ def test_slope_of_the_cost(metric):
     programme = Programme(net, budget, np.ones(3))
     x = np.random.default_rng(0).uniform(0.2, 1, 3)
     assert programme.cost(x) == pytest.approx(
-        float(net.polynomial()(torch.from_numpy(x * net.units.sizes))[metric])
+        float(
+            Cost(net.cost_model, net.units.sizes)(
+                torch.from_numpy(x * net.units.sizes)
+            )[metric]
+        )
         / net.cost_before[metric]
     )
     step = 1e-5 * np.eye(3)
@@ -299,7 +304,9 @@ def test_optimum_of_a_fine_grid():
         for _ in range(3):
             importance = rng.uniform(0.2, 1, 3)
             programme = Programme(net, Budget('flops', ratio), importance)
-            cost = net.polynomial()(torch.from_numpy(grid * net.units.sizes))
+            cost = Cost(net.cost_model, net.units.sizes)(
+                torch.from_numpy(grid * net.units.sizes)
+            )
             within = cost['flops'].numpy() / net.cost_before['flops'] <= ratio
             best = (grid[within] @ importance).max()
             found = [
@@ -381,7 +388,7 @@ def counted(model: nn.Module) -> Prunable:
 
 
 def check_cost(net, widths, giga, mega) -> None:
-    cost = net.polynomial()(torch.tensor(widths))
+    cost = Cost(net.cost_model, net.units.sizes)(torch.tensor(widths))
     assert float(cost['flops']) / 1e9 == pytest.approx(giga, abs=5.1e-5)
     assert float(cost['params']) / 1e6 == pytest.approx(mega, abs=5.1e-4)
 
