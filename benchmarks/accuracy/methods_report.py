@@ -40,6 +40,8 @@ NAMES = {
     'itpruner': 'ITPruner on L1',
     'magnitude': 'magnitude',
     'nap': 'NAP',
+    'magnitude_steps': 'magnitude, in four steps',
+    'nap_steps': 'NAP, in four steps',
     'nap_layer_norm': "NAP, layer_norm='sum'",
     'nap_empirical': "NAP, fisher='empirical'",
     'nap_identity': "NAP, damping='identity'",

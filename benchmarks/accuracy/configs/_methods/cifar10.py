@@ -50,6 +50,7 @@ _searches = dict(
         interval=39,
         steps=10,
     ),
+    itpruner=dict(search=dict(type='ITPruner')),
     dcss=dict(
         search=dict(type='DCSS', order=dict(type='Fisher')),
         interval=39,
@@ -78,6 +79,12 @@ for _density in (0.5, 0.2, 0.1, 0.05):
     for _name, _more in _elements.items():
         _hook = {**_weights, **_more, 'density': _density}
         experiments[f'{_name}_density_{_density}'] = dict(finetune=_hook)
+    if _density < 0.2:  # in four steps
+        for _name, _more in _elements.items():
+            _hook = {**_weights, **_more, 'density': _density}
+            _hook.update(steps=4, interval=78)
+            _name = f'{_name}_steps_density_{_density}'
+            experiments[_name] = dict(finetune=_hook)
 # what MLPrune's code does otherwise, and the labels of the data set
 for _name, _more, _criterion in (
     ('nap_layer_norm', dict(layer_norm='sum'), dict()),
@@ -85,7 +92,7 @@ for _name, _more, _criterion in (
     ('nap_identity', dict(), dict(damping='identity')),
 ):
     _criterion = dict(type='KFAC', batches=64, **_criterion)
-    experiments[f'{_name}_density_0.1'] = dict(
-        finetune=dict(_weights, density=0.1, criterion=_criterion, **_more)
+    experiments[f'{_name}_density_0.05'] = dict(
+        finetune=dict(_weights, density=0.05, criterion=_criterion, **_more)
     )
 del _name, _more, _hook, _flops, _density, _criterion
