@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,17 @@ import torch
 # most tests compare with what they compute on the CPU
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
+
+# folders of tests that `make test ARGS='-m quick'` runs
+QUICK = ('cost', 'criteria', 'search', 'slimming', 'utils')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the core."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in QUICK:
+            item.add_marker('quick')
 
 
 @pytest.fixture(autouse=True)
