@@ -17,7 +17,7 @@ from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model
 from mmgfp.libraries.random_weights import vary_weights_
-from mmgfp.search.selection import Floor
+from mmgfp.search.limits import Floor
 from mmgfp.slimming.structure import KEY
 
 QUICKSTART = ROOT / 'configs/quickstart'

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmgfp import Prunable, Pruner
 from mmgfp.cost.model import Calls
-from mmgfp.criteria.base import Weights
+from mmgfp.criteria.weights import Weights
 from mmgfp.groups import ChannelGroup
 
 

@@ -31,7 +31,7 @@ from mmgfp.groups import ChannelGroup  # noqa: E402
 from mmgfp.libraries.channel_groups import demo_groups  # noqa: E402
 from mmgfp.libraries.models import build_model  # noqa: E402
 from mmgfp.libraries.pictures import read_preprocessing  # noqa: E402
-from mmgfp.search.selection import Floor  # noqa: E402
+from mmgfp.search.limits import Floor  # noqa: E402
 from mmgfp.slimming.positions import axis_sizes, kept_positions  # noqa: E402
 from mmgfp.slimming.surgery import cut_model  # noqa: E402
 from mmgfp.speed.backends import (  # noqa: E402

@@ -113,7 +113,7 @@ class Ours:
         """Begin to observe."""
         self.pruner.attach()
         self.guard = StepGuard(self.pruner.net.model, [self.optimizer])
-        self.pruner.net.on_cut = [self.guard.cut]
+        self.pruner.net.masks.on_cut = [self.guard.cut]
 
     def begin(self) -> None:
         """Before an iteration."""
@@ -347,7 +347,7 @@ def phase(
     return dict(
         seconds=taken,
         pruning=choosing,
-        cuts=pruner.net.cuts,
+        cuts=pruner.net.masks.cuts,
         flops=statistics.mean(left),
     )
 

@@ -41,7 +41,7 @@ from ..search.prunable import Prunable
 from ..search.pruner import Normalizer, Pruner
 from ..search.quotas import group_ratios
 from ..search.search import FeatureSearch, cut_to_widths
-from ..search.selection import Floor
+from ..search.limits import Floor
 from ..slimming.checkpoint import load_plain_checkpoint
 from ..slimming.structure import KEY
 from ..tracing.finder import restrict_groups
@@ -238,13 +238,13 @@ def remove_least(
         group_ratios(net.units.groups, ratios),
     )
     unscored = pruner.unscored()
-    if without := sorted(pruner.ratios.keys() & set(unscored)):
+    if without := sorted(pruner.limits.ratios.keys() & set(unscored)):
         raise ValueError(
             f'--ratio names layers of the channel groups {without[:5]}, which '
             f'{args.criterion} does not score: expected another criterion or '
             'patterns without them'
         )
-    least = pruner.reachable(unscored)[metric]
+    least = pruner.limits.reachable(unscored)[metric]
     if least > share:
         raise ValueError(
             f'target={args.target} cannot be reached: with {floor}, '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import MaskGradients
+from .mask_gradients import MaskGradients
 
 
 class Fisher(MaskGradients):

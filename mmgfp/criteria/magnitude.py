@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..groups import ChannelGroup, Role
 from ..slimming.surgery import named_tensors
-from .base import Weights
+from .weights import Weights
 
 
 class LayerMeans(Weights):

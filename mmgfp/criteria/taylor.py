@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from .base import MaskGradients
+from .mask_gradients import MaskGradients
 
 
 class Taylor(MaskGradients):

@@ -266,7 +266,7 @@ class PruningHook(ChannelHook):
             model, optimizers(runner), counted=self._trainers.optimizers
         )
         self._guard.resume(self._tally.skipped_in_a_row)
-        pruner.net.on_cut = [self._guard.cut]
+        pruner.net.masks.on_cut = [self._guard.cut]
         pruner.attach()
 
     def _compare_targets(self, runner: Runner, before: Any) -> None:
@@ -346,7 +346,7 @@ class PruningHook(ChannelHook):
         assert self.pruner is not None
         pruner, schedule, tally = self.pruner, self.schedule, self._tally
         net, metric = pruner.net, schedule.metric
-        cuts = net.cuts
+        cuts = net.masks.cuts
         goal = schedule.goal(
             runner.iter + 1,
             runner.max_iters,
@@ -359,10 +359,10 @@ class PruningHook(ChannelHook):
         scores = pruner.scores()
         unscored = pruner.unscored(scores)
         # groups with scores must not replace those without
-        least = pruner.reachable(unscored)[metric]
+        least = pruner.limits.reachable(unscored)[metric]
         waits = bool(unscored) and (
             least > schedule.target
-            or not pruner.ratios.keys().isdisjoint(unscored)
+            or not pruner.limits.ratios.keys().isdisjoint(unscored)
         )
         self._log_unscored(runner, unscored, waits)
         removals = pruner.prune(
@@ -379,7 +379,7 @@ class PruningHook(ChannelHook):
                 / (tally.start - schedule.target)
             ),
         )
-        if net.cuts > cuts:
+        if net.masks.cuts > cuts:
             network_has_changed(runner)
         tally.steps = 0
         self._ratios = net.ratios()
@@ -537,6 +537,6 @@ class CheckpointCutter(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Cut weights, averaged weights and the state of optimisers."""
         pruner = self._pruning.pruner
-        keep = pruner.net.unmasked() if pruner is not None else {}
+        keep = pruner.net.masks.unmasked() if pruner is not None else {}
         if keep:
             cut_checkpoint(runner, checkpoint, keep)

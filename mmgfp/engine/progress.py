@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..search.pruner import Removal
 from ..search.schedule import Schedule
+from ..slimming.history import Removal
 
 
 @dataclass

@@ -225,7 +225,7 @@ class SearchHook(ChannelHook):
             model, optimizers(runner), counted=self._trainers.optimizers
         )
         self._guard.resume(self._tally.skipped_in_a_row)
-        net.on_cut = [self._guard.cut]
+        net.masks.on_cut = [self._guard.cut]
         if self._resumed:
             self._resume(runner)
         else:
@@ -350,14 +350,14 @@ class SearchHook(ChannelHook):
         """Cut the network to the widths that were found."""
         net, tally = self.net, self._tally
         assert net is not None
-        cuts = net.cuts
+        cuts = net.masks.cuts
         cut_to_widths(
             *(net, self.search, self._scores, optimizers(runner)),
             [average.module for average in averaged_models(runner)],
             runner.iter + 1,
         )
         same_on_all_ranks(net.units.sizes.astype('<i8').tobytes(), 'widths')
-        if net.cuts > cuts:
+        if net.masks.cuts > cuts:
             network_has_changed(runner)
         tally.step += 1
         ratios = ', '.join(f'{m} {r:.3f}' for m, r in net.ratios().items())

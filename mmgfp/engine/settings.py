@@ -13,9 +13,9 @@ from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, Metric
 from ..criteria.base import Criterion
 from ..registry import CRITERIA, SEARCHES
+from ..search.limits import Floor
 from ..search.schedule import Schedule
 from ..search.search import Search
-from ..search.selection import Floor
 from ..utils.errors import in_one_line
 
 SAVE_AT = (0.75, 0.5, 0.25)

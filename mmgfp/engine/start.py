@@ -159,7 +159,7 @@ def check_possible(
         ValueError: With the smallest ratio that can be reached.
     """
     metric, target = schedule.metric, schedule.target
-    least = pruner.reachable()[metric]
+    least = pruner.limits.reachable()[metric]
     if least > target:
         raise ValueError(
             f'target={{{metric!r}: {target}}} cannot be reached: with '

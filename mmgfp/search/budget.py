@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..cost.model import Metric
+from .limits import Floor
 from .prunable import Prunable
-from .selection import Floor
 
 
 @dataclass(frozen=True)

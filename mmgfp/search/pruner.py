@@ -8,7 +8,7 @@ with a criterion that looks at weights alone one call does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,27 +17,12 @@ from torch import Tensor, nn
 
 from ..criteria.base import Criterion
 from ..criteria.fisher import Fisher
+from ..slimming.history import Removal
+from .limits import Floor, Limits
 from .prunable import Prunable
-from .quotas import Quotas, group_kinds
-from .selection import Floor, Selector
+from .selection import Selector
 
 Normalizer = Literal['acts', 'flops', 'latency', 'none']
-
-
-@dataclass(frozen=True)
-class Removal:
-    """One choice: units of a group that were removed together.
-
-    Attributes:
-        group (str): Name of the group.
-        channels (int): Channels its first producer lost.
-    """
-
-    group: str
-    channels: int
-
-    def __str__(self) -> str:
-        return f'{self.group} ({self.channels})'
 
 
 class Pruner:
@@ -58,6 +43,9 @@ class Pruner:
         ratios (Mapping[str, float], optional): Share of its units that a
             group keeps in the end, by its name. Such groups are compared with
             no other; :attr:`Floor.min_ratio` does not hold for them.
+
+    Attributes:
+        limits (Limits): What must stay of each group.
     """
 
     def __init__(
@@ -72,12 +60,9 @@ class Pruner:
         self.net = net
         self.criterion: Criterion = criterion or Fisher()
         self.normalize_by = normalize_by
-        self.floor = floor or Floor()
-        self.ratios = dict(ratios or {})
-        self._kinds = (
-            group_kinds(net.model, net.units.groups) if isomorphic else {}
-        )
+        self.limits = Limits(net, floor or Floor(), isomorphic, ratios or {})
         net.history = replace(net.history, normalize_by=normalize_by)
+        net.masks.followers.append(self.criterion.cut)
         self.attach()
 
     def attach(self) -> None:
@@ -87,43 +72,6 @@ class Pruner:
     def detach(self) -> None:
         """Stop observing it; what was summed stays."""
         self.criterion.detach()
-
-    def reachable(self, without: Sequence[str] = ()) -> dict[str, float]:
-        """Least remaining share of every metric, at the floors.
-
-        Args:
-            without (Sequence[str]): Groups that lose nothing.
-        """
-        units = [
-            0 if group.name in without else max(0, (~masked).sum() - least)
-            for group, masked, least in zip(
-                self.net.units.groups, self.net.masked, self._least()
-            )
-        ]
-        return self.net.ratios(np.array(units))
-
-    def _least(self) -> list[int]:
-        """Units that must stay of each group."""
-        return [
-            replace(
-                self.floor,
-                min_ratio=self.ratios.get(group.name, self.floor.min_ratio),
-            ).units(original, group.width)
-            for group, original in zip(
-                self.net.units.groups, self.net.originals
-            )
-        ]
-
-    def _quotas(self) -> Quotas | None:
-        """None if each group is compared with all others."""
-        if not self.ratios and not self._kinds:
-            return None
-        names = [group.name for group in self.net.units.groups]
-        return Quotas(
-            [self._kinds.get(name, 0) for name in names],
-            self.net.originals,
-            np.array([self.ratios.get(name, np.nan) for name in names]),
-        )
 
     def scores(self) -> list[np.ndarray]:
         """Scores per group, (size,); NaN for groups that have none.
@@ -163,7 +111,7 @@ class Pruner:
     ) -> list[Removal]:
         """Remove the least important units and reset the scores.
 
-        They are masked at once, and cut out as far as ``net.cut_to`` has it.
+        They are masked at once, and cut out as far as ``cut_to`` allows.
         Groups without scores (:meth:`unscored`) lose nothing and keep what
         was summed.
 
@@ -210,7 +158,7 @@ class Pruner:
         if agree is not None:
             agree(b'|'.join(units.tobytes() for units in chosen))
         if removals:
-            self._follow(net.mask(chosen, optimizers, copies))
+            net.masks.mask(chosen, optimizers, copies)
         self.criterion.reset(compared)
         return removals
 
@@ -225,12 +173,12 @@ class Pruner:
         net, groups = self.net, self.net.units.groups
         selector = Selector(
             scores,
-            self._least(),
-            [self.floor.step(group.width) for group in groups],
+            self.limits.least(),
+            self.limits.steps(),
             compared,
-            self._quotas(),
+            self.limits.quotas,
         )
-        taken: list[list[np.ndarray]] = [[] for _ in scores]
+        taken: list[np.ndarray] = [np.zeros(0, int) for _ in scores]
         removals: list[Removal] = []
         while not done(len(removals)) or (
             # a ratio holds as exactly as the target
@@ -242,30 +190,22 @@ class Pruner:
                 break
             g, units = choice
             group = groups[g]
-            taken[g].append(units)
+            taken[g] = np.append(taken[g], units)
             removals.append(Removal(group.name, len(units) * group.width))
             net.take(g, len(units))
-        return [
-            np.concatenate(units) if units else np.zeros(0, int)
-            for units in taken
-        ], removals
+        return taken, removals
 
     def cut(
         self,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
     ) -> bool:
-        """Cut out all that is masked: see :meth:`Prunable.cut`.
+        """Cut out all that is masked: see :meth:`Masks.cut`.
 
         Returns:
             bool: Whether there was anything.
         """
-        return self._follow(self.net.cut(optimizers, copies))
-
-    def _follow(self, stays: list[np.ndarray] | None) -> bool:
-        if stays is not None:
-            self.criterion.cut(self.net.units, np.concatenate(stays))
-        return stays is not None
+        return self.net.masks.cut(optimizers, copies)
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs besides the structure; plain types and tensors.

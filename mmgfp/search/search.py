@@ -137,7 +137,6 @@ def cut_to_widths(
     )
     for group, units in enumerate(chosen):
         net.take(group, len(units))
-    stays = net.mask(chosen, optimizers, copies)
-    if stays is not None:
-        search.criterion.cut(net.units, np.concatenate(stays))
+    net.masks.followers = [search.criterion.cut]
+    net.masks.mask(chosen, optimizers, copies)
     search.criterion.reset(np.ones(len(widths), bool))

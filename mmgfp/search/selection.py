@@ -2,52 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from .quotas import Quotas
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Least that must stay of each group.
-
-    Attributes:
-        min_channels (int): Channels. Defaults to 1.
-        min_ratio (float): Share of the group's original units. Defaults to 0.
-        round_to (int): Channels are removed so that a multiple of this
-            stays. Defaults to 1.
-    """
-
-    min_channels: int = 1
-    min_ratio: float = 0.0
-    round_to: int = 1
-
-    def __str__(self) -> str:
-        return ', '.join(f'{k}={v}' for k, v in vars(self).items())
-
-    def units(self, original: int, width: int) -> int:
-        """Units that must stay of a group.
-
-        Args:
-            original (int): Units it had at first.
-            width (int): Channels per unit.
-        """
-        least = max(
-            1,
-            math.ceil(self.min_channels / width),
-            # 0.55 * 100 is a little more than 55
-            math.ceil(round(self.min_ratio * original, 6)),
-        )
-        step = self.step(width)
-        return math.ceil(least / step) * step
-
-    def step(self, width: int) -> int:
-        """Units that are removed together."""
-        return self.round_to // math.gcd(self.round_to, width)
 
 
 class Selector:

@@ -27,6 +27,22 @@ from ..utils.plain import (
 STAYS = -1
 
 
+@dataclass(frozen=True)
+class Removal:
+    """One choice: units of a group that were removed together.
+
+    Attributes:
+        group (str): Name of the group.
+        channels (int): Channels its first producer lost.
+    """
+
+    group: str
+    channels: int
+
+    def __str__(self) -> str:
+        return f'{self.group} ({self.channels})'
+
+
 @dataclass(frozen=True, eq=False)
 class GroupScores:
     """Scores of one channel group.

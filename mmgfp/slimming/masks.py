@@ -1,13 +1,15 @@
-"""Masks: chosen channels that are still in the network have no effect.
+"""Masks: units that were chosen have no effect, and are cut out when it pays.
 
-Channels are masked by zeroing the slices of the consumers' weights that read
+Units are masked by zeroing the slices of the consumers' weights that read
 them (paper, Section 3.1). The gradients of the slices are zeroed, too. So they
 do not count when gradients are clipped, and the optimiser leaves them at zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -15,64 +17,176 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import unserializable_hook
 
-from ..groups import ChannelGroup
-from .positions import masked_positions
-from .surgery import element_state, named_tensors
+from ..groups import UnitSpace
+from .positions import axis_sizes, cut_space, kept_positions, masked_positions
+from .structure import Structure
+from .surgery import (
+    Keep,
+    cut_model,
+    cut_optimizer,
+    element_state,
+    named_tensors,
+)
+
+Chosen = Sequence[np.ndarray]  # per group the units
 
 
-class GradientMask:
-    """Masks channels of a network during training.
+class Masks:
+    """Masks and cuts units of a network during training.
 
     Args:
         model (nn.Module): The network.
+        units (UnitSpace): Those that are left of it.
+        structure (Structure): What it has lost before.
+        cut_to (int): Masked units are cut out once the rest of a group has a
+            multiple of this many channels; 0 for never, until :meth:`cut` is
+            called.
+
+    Attributes:
+        units (UnitSpace): Those that are there, with those that are masked.
+        masked (list[np.ndarray]): Per group, (size,), whether each is masked.
+        structure (Structure): With what was cut since.
+        cuts (int): How often units were cut out.
+        on_cut (list[Callable]): Called with the kept positions before a cut.
+        followers (list[Callable]): Called after a cut with the units that are
+            left, and whether each of those before is left, (U,).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        units: UnitSpace,
+        structure: Structure,
+        cut_to: int = 1,
+    ) -> None:
+        self.units, self.structure, self.cut_to = units, structure, cut_to
+        self.masked = [np.zeros(size, bool) for size in units.sizes]
+        self.cuts = 0
+        self.on_cut: list[Callable[[Keep], None]] = []
+        self.followers: list[Callable[[UnitSpace, np.ndarray], None]] = []
         self._model = model
         self._handles: list[Any] = []
 
-    def put(
+    def mask(
         self,
-        groups: Sequence[ChannelGroup],
-        units: Sequence[np.ndarray],
+        chosen: Chosen,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
-    ) -> None:
-        """Zero the slices that read these units, now and after every backward.
+    ) -> bool:
+        """Mask units, and cut out what ``cut_to`` allows.
 
         Args:
-            groups (Sequence[ChannelGroup]): All groups.
-            units (Sequence[np.ndarray]): Per group the units to mask.
-            optimizers (Sequence[Optimizer]): Their state is zeroed, too.
-            copies (Sequence[nn.Module]): Copies of the network (EMA) to mask.
+            chosen (Sequence[np.ndarray]): Per group the units.
+            optimizers (Sequence[Optimizer]): Their state is masked and cut.
+            copies (Sequence[nn.Module]): Copies of the network (EMA) that
+                lose the same units.
+
+        Returns:
+            bool: Whether units were cut out.
 
         Raises:
             ValueError: See :func:`mmgfp.slimming.surgery.element_state`.
         """
-        by_tensor: dict[str, dict[int, Tensor]] = {}
-        for (name, axis), at in masked_positions(groups, units).items():
-            by_tensor.setdefault(name, {})[axis] = torch.from_numpy(at)
-        for model in (self._model, *copies):
-            tensors = named_tensors(model)
-            for name, axes in by_tensor.items():
-                _zero(tensors[name].data, axes)
-        tensors = named_tensors(self._model)
-        for name, axes in by_tensor.items():
-            parameter = tensors[name]
-            for optimizer in optimizers:
-                for _, value in element_state(optimizer, parameter, name):
-                    _zero(value, axes)
-            if parameter.grad is not None:
-                _zero(parameter.grad, axes)
-            if parameter.requires_grad:
-                fill = _Fill(axes, parameter.device)
-                self._handles.append(parameter.register_hook(fill))
+        for masked, units in zip(self.masked, chosen):
+            masked[units] = True
+        return self._cut(self._cuttable(), optimizers, copies)
 
-    def lift(self) -> None:
-        """Stop zeroing gradients; weights that are zero stay zero."""
+    def cut(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        copies: Sequence[nn.Module] = (),
+    ) -> bool:
+        """Cut out all that is masked, as before saving the network.
+
+        Args:
+            optimizers (Sequence[Optimizer]): See :meth:`mask`.
+            copies (Sequence[nn.Module]): See :meth:`mask`.
+
+        Returns:
+            bool: Whether there was anything to cut.
+        """
+        return self._cut(self._masked_units(), optimizers, copies)
+
+    def unmasked(self) -> Keep:
+        """Returns the kept positions of each axis without what is masked."""
+        groups = self.units.groups
+        sizes = axis_sizes(self._model, groups)
+        return kept_positions(groups, self._masked_units(), sizes)
+
+    def _masked_units(self) -> list[np.ndarray]:
+        return [np.flatnonzero(masked) for masked in self.masked]
+
+    def _cuttable(self) -> list[np.ndarray]:
+        """Returns the masked units that ``cut_to`` allows to cut."""
+        cuttable: list[np.ndarray] = []
+        for group, units in zip(self.units.groups, self._masked_units()):
+            if self.cut_to == 0:
+                cuttable.append(units[:0])
+                continue
+            step = self.cut_to // gcd(self.cut_to, group.width)
+            left = group.size - len(units)
+            padding = -left % step
+            cuttable.append(units[: max(0, len(units) - padding)])
+        return cuttable
+
+    def _cut(
+        self,
+        cut: Chosen,
+        optimizers: Sequence[torch.optim.Optimizer],
+        copies: Sequence[nn.Module],
+    ) -> bool:
+        """Slice the network, its copies and the optimisers' state."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        is_cut = any(len(units) for units in cut)
+        if is_cut:
+            groups = self.units.groups
+            sizes = axis_sizes(self._model, groups)
+            keep = kept_positions(groups, cut, sizes)
+            for optimizer in optimizers:
+                cut_optimizer(optimizer, self._model, keep)
+            for copy in copies:
+                cut_model(copy, keep)
+            for follow in self.on_cut:
+                follow(keep)
+            cut_model(self._model, keep)
+            axes = self.structure.compose(keep, sizes)
+            self.structure = replace(self.structure, axes=axes)
+            stays = [
+                np.isin(np.arange(group.size), units, invert=True)
+                for group, units in zip(groups, cut)
+            ]
+            self.units = cut_space(self.units, cut, keep, sizes)
+            self.masked = [m[left] for m, left in zip(self.masked, stays)]
+            self.cuts += 1
+            for followed in self.followers:
+                followed(self.units, np.concatenate(stays))
+        self._zero_consumers(optimizers, copies)
+        return is_cut
+
+    def _zero_consumers(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        copies: Sequence[nn.Module],
+    ) -> None:
+        """Zero the slices that read masked units, also after backwards."""
+        tensors = named_tensors(self._model)
+        copied = [named_tensors(copy) for copy in copies]
+        read = masked_positions(self.units.groups, self._masked_units())
+        for (name, axis), positions in read.items():
+            parameter = tensors[name]
+            at = torch.from_numpy(positions).to(parameter.device)
+            zeroed = [parameter.data, *(copy[name].data for copy in copied)]
+            for optimizer in optimizers:
+                state = element_state(optimizer, parameter, name)
+                zeroed += [value for _, value in state]
+            if parameter.grad is not None:
+                zeroed.append(parameter.grad)
+            for tensor in zeroed:
+                tensor.index_fill_(axis, at.to(tensor.device), 0)
+            if parameter.requires_grad:
+                self._handles.append(parameter.register_hook(_Fill(axis, at)))
 
 
 @unserializable_hook
@@ -82,17 +196,8 @@ class _Fill:
     Copies of the parameter, also pickled ones, have no such hook.
     """
 
-    def __init__(
-        self, axes: Mapping[int, Tensor], device: torch.device
-    ) -> None:
-        self._axes = {axis: at.to(device) for axis, at in axes.items()}
+    def __init__(self, axis: int, at: Tensor) -> None:
+        self._axis, self._at = axis, at
 
     def __call__(self, grad: Tensor) -> Tensor:
-        for axis, at in self._axes.items():
-            grad = grad.index_fill(axis, at, 0)
-        return grad
-
-
-def _zero(tensor: Tensor, axes: Mapping[int, Tensor]) -> None:
-    for axis, at in axes.items():
-        tensor.index_fill_(axis, at.to(tensor.device), 0)
+        return grad.index_fill(self._axis, self._at, 0)

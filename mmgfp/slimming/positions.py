@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from ..groups import ATTRIBUTE, ChannelGroup, Member, Tap
+from ..groups import ATTRIBUTE, ChannelGroup, Member, Tap, UnitSpace
 from .structure import Structure
 from .surgery import Keep, length_of, named_tensors, read_width
 
@@ -79,24 +79,23 @@ def masked_positions(
     return {key: np.concatenate(parts) for key, parts in read.items()}
 
 
-def cut_groups(
-    groups: Sequence[ChannelGroup],
-    cut: Sequence[np.ndarray],
-    keep: Keep,
-    sizes: Sizes,
-) -> list[ChannelGroup]:
-    """Returns the groups of the network after a cut, renumbered.
+def cut_space(
+    units: UnitSpace, cut: Sequence[np.ndarray], keep: Keep, sizes: Sizes
+) -> UnitSpace:
+    """Returns the units of the network after a cut, renumbered.
 
     Args:
-        groups (Sequence[ChannelGroup]): All groups before the cut.
+        units (UnitSpace): All units before the cut.
         cut (Sequence[np.ndarray]): Per group the units that are cut.
         keep (Keep): Positions of each axis that are kept by all groups.
         sizes (Mapping): Sizes before the cut.
     """
-    return [
-        _cut_group(group, units, keep, sizes)
-        for group, units in zip(groups, cut)
+    groups = [
+        _cut_group(group, gone, keep, sizes)
+        for group, gone in zip(units.groups, cut)
     ]
+    numbers = [np.delete(n, gone) for n, gone in zip(units.numbers, cut)]
+    return UnitSpace(groups, numbers)
 
 
 def cut_units(

@@ -67,7 +67,7 @@ def test_measurements(training):
     before = training.pruner.net.cost()
     assert len(pruning_steps(training, 2)) == 2
     assert training.pruner.net.cost()['flops'] < before['flops']
-    assert training.pruner.net.cuts == 2
+    assert training.pruner.net.masks.cuts == 2
 
 
 @pytest.mark.parametrize('cut_to', [0, 1])

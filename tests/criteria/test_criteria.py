@@ -24,7 +24,7 @@ from mmgfp.cost.model import record_calls
 from mmgfp.criteria.base import Criterion
 from mmgfp.groups import UnitSpace
 from mmgfp.registry import CRITERIA
-from mmgfp.search.selection import Floor
+from mmgfp.search.limits import Floor
 
 ALL = sorted(CRITERIA.module_dict)
 OF_GRADIENTS = ['BatchFisher', 'Fisher', 'Taylor']
@@ -381,7 +381,7 @@ def test_bad_settings(criterion, message, tmp_path):
 def test_floors_hold_for_all():
     for kind in ALL:
         pruner = small(kind)
-        pruner.floor = Floor(min_channels=3)
+        pruner.limits.floor = Floor(min_channels=3)
         learn(pruner)
         pruner.prune(lambda n: False)
         assert [len(n) for n in pruner.net.units.numbers] == [3, 3]

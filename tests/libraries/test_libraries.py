@@ -83,7 +83,7 @@ def run_blocks(*blocks: str, **given) -> dict:
 def check(names: dict) -> None:
     """What the code of the page ends with."""
     assert names['pruner'].net.ratio('flops') <= 0.5
-    assert names['pruner'].reachable()['flops'] < 0.5
+    assert names['pruner'].limits.reachable()['flops'] < 0.5
     found, expected = (
         outputs(names[name], names['run']) for name in ('slim', 'model')
     )

@@ -14,7 +14,7 @@ from mmgfp import Prunable
 from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.search.budget import Budget
 from mmgfp.search.dcss import DCSS
-from mmgfp.search.selection import Floor
+from mmgfp.search.limits import Floor
 from mmgfp.search.subnet import best_units
 
 SHAPE = (2, 3, 10, 10)
@@ -113,7 +113,7 @@ def test_one_hot_is_the_slim_network():
     gated = double(net.model).detach()
     search.detach()
     widths = [4, 6]
-    net.mask(best_units(net.units, widths, np.concatenate(scores(net))))
+    net.masks.mask(best_units(net.units, widths, np.concatenate(scores(net))))
     assert net.units.sizes.tolist() == widths
     torch.testing.assert_close(gated, double(net.model).detach())
 
@@ -284,7 +284,7 @@ def test_targets_that_cannot_be_met():
         search.start(net, Budget('flops', 0.5, floor), scores(net))
     for group, count in enumerate((6, 10)):
         net.take(group, count)
-    net.mask([np.arange(6), np.arange(10)])
+    net.masks.mask([np.arange(6), np.arange(10)])
     with pytest.raises(ValueError, match='already met'):
         search.start(net, Budget('flops', 0.5), scores(net))
 
@@ -302,7 +302,7 @@ def test_budget_is_that_of_the_recounted_network():
     budget, widths = Budget('flops', 0.5), [5, 3]
     expected = budget.cost(net, widths)
     full = net.cost_before['flops']
-    net.mask(best_units(net.units, widths, np.concatenate(scores(net))))
+    net.masks.mask(best_units(net.units, widths, np.concatenate(scores(net))))
     calls = record_calls(net.model, lambda: run(net.model), SHAPE[0])
     assert count_cost(net.model, calls)['']['flops'] == expected * full
 

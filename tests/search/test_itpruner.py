@@ -29,7 +29,7 @@ from mmgfp.rows import Layout
 from mmgfp.search.budget import Budget
 from mmgfp.search.features import Features
 from mmgfp.search.itpruner import ITPruner, Programme, solve
-from mmgfp.search.selection import Floor
+from mmgfp.search.limits import Floor
 from mmgfp.tracing.finder import find_groups
 
 # -- features ----------------------------------------------------------------

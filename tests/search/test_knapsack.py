@@ -17,7 +17,7 @@ from width_search import (
 
 from mmgfp.search.budget import Budget
 from mmgfp.search.knapsack import Knapsack
-from mmgfp.search.selection import Floor
+from mmgfp.search.limits import Floor
 
 
 def widths(net, budget, scores, **settings) -> np.ndarray:

@@ -20,9 +20,11 @@ from torch.nn.functional import cross_entropy, relu, softplus
 
 from mmgfp import Pruner
 from mmgfp.cost.model import record_calls
-from mmgfp.criteria.base import Criterion, MaskGradients, Weights
+from mmgfp.criteria.base import Criterion
 from mmgfp.criteria.fisher import Fisher
-from mmgfp.search.selection import Floor
+from mmgfp.criteria.mask_gradients import MaskGradients
+from mmgfp.criteria.weights import Weights
+from mmgfp.search.limits import Floor
 from mmgfp.tracing.finder import find_groups
 
 SIDE = 6
@@ -263,7 +265,7 @@ def test_slicing_follows_the_masked_trajectory(
                 assert sizes == [*map(min, most_there, (6, 8))]
 
     assert pruner.cut([sliced], [average]) == (cut_to != 1)
-    assert not bool(pruner.net.unmasked())
+    assert not bool(pruner.net.masks.unmasked())
     for ours, theirs in ((model, oracle.model), (average, oracle.average)):
         expected = oracle.slim(theirs)
         assert ours.state_dict().keys() == expected.keys()
@@ -321,7 +323,7 @@ def test_cost_is_counted_by_hand():
 def test_prunes_until_nothing_is_left_above_the_floor():
     model = make_model()
     pruner = make_pruner(model, floor=Floor(min_channels=2))
-    reachable = pruner.reachable()
+    reachable = pruner.limits.reachable()
     # two channels, and one unit of three
     for metric in ('flops', 'acts'):
         least = cost(metric, 2, 2, 1) / cost(metric, *UNITS.values())
@@ -441,7 +443,7 @@ def test_masks_are_not_copied():
     pruner.attach()
     train_a_little(pruner, model)
     pruner.prune(lambda n: n == 3)
-    assert bool(pruner.net.unmasked())
+    assert bool(pruner.net.masks.unmasked())
     copied = copy.deepcopy(model)
     assert all(not p._backward_hooks for p in copied.parameters())
     assert any(p._backward_hooks for p in model.parameters())
@@ -539,7 +541,7 @@ def test_groups_without_gradients_are_left_out(
     for removal in removals:
         left[removal.group] -= removal.channels
     assert left == {n: sizes[n] if n in expected else 1 for n in sizes}
-    least = pruner.reachable(expected)
+    least = pruner.limits.reachable(expected)
     assert pruner.net.ratios() == pytest.approx(least)
     # nothing is known until the next batch
     assert pruner.unscored() == list(sizes)

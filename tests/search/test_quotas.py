@@ -12,10 +12,10 @@ from torchvision.models import resnet18
 from toy import pruning_hook, train
 
 from mmgfp import Pruner
-from mmgfp.criteria.base import Weights
+from mmgfp.criteria.weights import Weights
+from mmgfp.search.limits import Floor
 from mmgfp.search.prunable import Prunable
 from mmgfp.search.quotas import Quotas, group_kinds, group_ratios
-from mmgfp.search.selection import Floor
 from mmgfp.tracing.finder import find_groups, restrict_groups
 
 NONE = np.array([np.nan, np.nan, np.nan])
@@ -180,7 +180,7 @@ def test_ratios_with_multiples_of_channels():
 
 def test_reachable_keeps_ratios():
     made = pruner(ratios={'conv1': 0.75})
-    expected = made.reachable()['flops']
+    expected = made.limits.reachable()['flops']
     made.prune(lambda n: False)
     assert left(made) == {'conv0': 1, 'conv1': 15, 'fc0': 1, 'fc1': 1}
     assert made.net.ratio('flops') == pytest.approx(expected)

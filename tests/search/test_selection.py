@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mmgfp.search.selection import Floor, Selector
+from mmgfp.search.limits import Floor
+from mmgfp.search.selection import Selector
 
 INF = float('inf')
 

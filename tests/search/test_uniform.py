@@ -8,7 +8,7 @@ from nets import Concat, Residual
 from width_search import chain, find, random_scores
 
 from mmgfp.search.budget import Budget
-from mmgfp.search.selection import Floor
+from mmgfp.search.limits import Floor
 from mmgfp.search.uniform import Uniform
 
 

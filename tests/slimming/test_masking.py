@@ -25,7 +25,8 @@ from toy import (
 
 from mmgfp import Structure
 from mmgfp.engine.runner import averaged_models
-from mmgfp.slimming.masks import GradientMask
+from mmgfp.groups import UnitSpace
+from mmgfp.slimming.masks import Masks
 from mmgfp.tracing.finder import find_groups
 
 MOMENTUM = dict(
@@ -101,7 +102,7 @@ def test_when_channels_leave(tmp_path):
                 (
                     len(runner.model.conv1.weight),
                     len(left),
-                    bool(pruner.net.unmasked()),
+                    bool(pruner.net.masks.unmasked()),
                 )
             )
 
@@ -161,7 +162,7 @@ class Note(Hook):
             outputs = [raw_outputs(model, (8, 8)) for model in models]
         self.outputs[runner.iter + 1] = outputs
         self.masked[runner.iter + 1] = bool(
-            pruning_hook(runner).pruner.net.unmasked()
+            pruning_hook(runner).pruner.net.masks.unmasked()
         )
 
 
@@ -231,8 +232,8 @@ def test_masked_weights_are_sent_to_other_processes_without_a_warning():
         for group in find_groups(model.eval(), lambda m: m(images), images=2)
         if not group.frozen
     ]
-    mask = GradientMask(model)
-    mask.put(groups, [np.arange(1) for _ in groups])
+    masks = Masks(model, UnitSpace(groups), Structure({}), cut_to=0)
+    masks.mask([np.arange(1) for _ in groups])
     assert any(p._backward_hooks for p in model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -1,0 +1,117 @@
+"""What must stay of each group, and which groups are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .prunable import Prunable
+from .quotas import Quotas, group_kinds
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Least that must stay of each group.
+
+    Attributes:
+        min_channels (int): Channels. Defaults to 1.
+        min_ratio (float): Share of the group's original units. Defaults to 0.
+        round_to (int): Channels are removed so that a multiple of this
+            stays. Defaults to 1.
+    """
+
+    min_channels: int = 1
+    min_ratio: float = 0.0
+    round_to: int = 1
+
+    def __str__(self) -> str:
+        return ', '.join(f'{k}={v}' for k, v in vars(self).items())
+
+    def units(self, original: int, width: int) -> int:
+        """Units that must stay of a group.
+
+        Args:
+            original (int): Units it had at first.
+            width (int): Channels per unit.
+        """
+        least = max(
+            1,
+            math.ceil(self.min_channels / width),
+            # 0.55 * 100 is a little more than 55
+            math.ceil(round(self.min_ratio * original, 6)),
+        )
+        step = self.step(width)
+        return math.ceil(least / step) * step
+
+    def step(self, width: int) -> int:
+        """Units that are removed together."""
+        return self.round_to // math.gcd(self.round_to, width)
+
+
+class Limits:
+    """What must stay of each group of a network.
+
+    Args:
+        net (Prunable): The network.
+        floor (Floor): For all groups.
+        isomorphic (bool): See :class:`mmgfp.search.pruner.Pruner`.
+        ratios (Mapping[str, float]): See :class:`mmgfp.search.pruner.Pruner`.
+
+    Attributes:
+        quotas (Quotas | None): Which groups are compared with each other;
+            None if all are.
+    """
+
+    def __init__(
+        self,
+        net: Prunable,
+        floor: Floor,
+        isomorphic: bool,
+        ratios: Mapping[str, float],
+    ) -> None:
+        self._net = net
+        self.floor, self.ratios = floor, dict(ratios)
+        self.quotas: Quotas | None = None
+        if isomorphic or ratios:
+            groups = net.units.groups
+            kinds = group_kinds(net.model, groups) if isomorphic else {}
+            self.quotas = Quotas(
+                [kinds.get(group.name, 0) for group in groups],
+                net.originals,
+                np.array([ratios.get(g.name, np.nan) for g in groups]),
+            )
+
+    def least(self) -> list[int]:
+        """Returns per group the number of units that must stay."""
+        return [
+            replace(
+                self.floor,
+                min_ratio=self.ratios.get(group.name, self.floor.min_ratio),
+            ).units(original, group.width)
+            for group, original in zip(
+                self._net.units.groups, self._net.originals
+            )
+        ]
+
+    def steps(self) -> list[int]:
+        """Returns per group the number of units that are removed together."""
+        return [
+            self.floor.step(group.width) for group in self._net.units.groups
+        ]
+
+    def reachable(self, without: Sequence[str] = ()) -> dict[str, float]:
+        """Returns the least remaining ratio of every metric.
+
+        Args:
+            without (Sequence[str]): Groups that lose nothing.
+        """
+        units = [
+            0 if group.name in without else max(0, (~masked).sum() - least)
+            for group, masked, least in zip(
+                self._net.units.groups, self._net.masked, self.least()
+            )
+        ]
+        return self._net.ratios(np.array(units))
