@@ -19,7 +19,7 @@ import re
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
@@ -440,187 +440,218 @@ def _shown(text: Any) -> str:
     return ascii(text)[1:-1][:80] if type(text) is str else _kind(text)
 
 
-class _Unpickler:
+@dataclass
+class _Machine:
     """State of reading one pickle: a stack, marks on it, and a memo."""
 
-    def __init__(
-        self,
-        source: Source,
-        limits: Limits,
-        storage: Callable[[Any], Storage] | None,
-    ) -> None:
-        self.source = source
-        self.limits = limits
-        self.storage = storage
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-
-    def load(self) -> Any:
-        while True:
-            code = self.source.read(1)
-            self.limits.use_operation()
-            if code == pickle.STOP:
-                return self.stack.pop()
-            operation = _OPERATIONS.get(code)
-            if operation is None:
-                raise RefusedError('an operation that torch never writes')
-            operation(self)
-
-    # numbers and text
+    source: Source
+    limits: Limits
+    storage: Callable[[Any], Storage] | None
+    stack: list[Any] = field(default_factory=list)
+    marks: list[list[Any]] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
 
     def number(self, form: str) -> Any:
+        """Read a number that is stored as :mod:`struct` says."""
         (value,) = struct.unpack(form, self.source.read(struct.calcsize(form)))
         return value
 
-    def push_number(self, form: str) -> None:
-        self.stack.append(self.number(form))
-
-    def protocol(self) -> None:
-        if self.number('<B') > 5:
-            raise ValueError('a protocol of pickle that is not known')
-
-    def frame(self) -> None:
-        self.source.read(8)  # its length; what is in it follows
-
-    def long(self) -> None:
-        data = self.source.read(self.number('<B'))
-        self.stack.append(int.from_bytes(data, 'little', signed=True))
-
-    def text(self, form: str) -> None:
-        data = self.source.read(self.number(form))
-        self.stack.append(data.decode('utf-8'))
-
-    def data(self, form: str) -> None:
-        self.stack.append(self.source.read(self.number(form)))
-
-    def constant(self, value: Any) -> None:
-        self.stack.append(value)
-
-    # containers
-
-    def mark(self) -> None:
-        self.marks.append(self.stack)
-        self.stack = []
-
     def marked(self) -> list[Any]:
+        """Take what is on the stack above the last mark."""
         values, self.stack = self.stack, self.marks.pop()
         return values
 
-    def make_tuple(self) -> None:
-        values = self.marked()
-        self.stack.append(tuple(values))
 
-    def make_short_tuple(self, size: int) -> None:
-        if len(self.stack) < size:
+Operation = Callable[[_Machine], None]
+
+
+# numbers and text
+
+
+def _protocol(machine: _Machine) -> None:
+    if machine.number('<B') > 5:
+        raise ValueError('a protocol of pickle that is not known')
+
+
+def _frame(machine: _Machine) -> None:
+    machine.source.read(8)  # its length; what is in it follows
+
+
+def _constant(value: Any) -> Operation:
+    return lambda machine: machine.stack.append(value)
+
+
+def _number(form: str) -> Operation:
+    return lambda machine: machine.stack.append(machine.number(form))
+
+
+def _long(machine: _Machine) -> None:
+    data = machine.source.read(machine.number('<B'))
+    machine.stack.append(int.from_bytes(data, 'little', signed=True))
+
+
+def _text(form: str) -> Operation:
+    def read(machine: _Machine) -> None:
+        data = machine.source.read(machine.number(form))
+        machine.stack.append(data.decode('utf-8'))
+
+    return read
+
+
+def _data(form: str) -> Operation:
+    def read(machine: _Machine) -> None:
+        machine.stack.append(machine.source.read(machine.number(form)))
+
+    return read
+
+
+# containers
+
+
+def _mark(machine: _Machine) -> None:
+    machine.marks.append(machine.stack)
+    machine.stack = []
+
+
+def _new(kind: type) -> Operation:
+    return lambda machine: machine.stack.append(kind())
+
+
+def _tuple(machine: _Machine) -> None:
+    values = machine.marked()
+    machine.stack.append(tuple(values))
+
+
+def _short_tuple(size: int) -> Operation:
+    def make(machine: _Machine) -> None:
+        stack = machine.stack
+        if len(stack) < size:
             raise ValueError('a tuple of nothing')
-        self.stack[-size:] = [tuple(self.stack[-size:])]
+        stack[-size:] = [tuple(stack[-size:])]
 
-    def empty_list(self) -> None:
-        self.stack.append([])
+    return make
 
-    def empty_dict(self) -> None:
-        self.stack.append({})
 
-    def empty_set(self) -> None:
-        self.stack.append(set())
+def _frozenset(machine: _Machine) -> None:
+    values = machine.marked()
+    machine.stack.append(frozenset(map(_key, values)))
 
-    def make_frozenset(self) -> None:
-        values = self.marked()
-        self.stack.append(frozenset(map(_key, values)))
 
-    def append(self) -> None:
-        self.extend([self.stack.pop()])
+def _append(machine: _Machine) -> None:
+    _extend(machine, [machine.stack.pop()])
 
-    def appends(self) -> None:
-        self.extend(self.marked())
 
-    def extend(self, values: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not list:
-            raise RefusedError(f'elements of a {_kind(target)}')
-        target.extend(values)
+def _appends(machine: _Machine) -> None:
+    _extend(machine, machine.marked())
 
-    def add_items(self) -> None:
-        values = self.marked()
-        target = self.stack[-1]
-        if type(target) is not set:
-            raise RefusedError(f'elements of a {_kind(target)}')
-        target.update(map(_key, values))
 
-    def set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.update([key, value])
+def _extend(machine: _Machine, values: list[Any]) -> None:
+    target = machine.stack[-1]
+    if type(target) is not list:
+        raise RefusedError(f'elements of a {_kind(target)}')
+    target.extend(values)
 
-    def set_items(self) -> None:
-        self.update(self.marked())
 
-    def update(self, values: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) not in (dict, OrderedDict) or len(values) % 2:
-            raise RefusedError(f'items of a {_kind(target)}')
-        for key, value in zip(values[::2], values[1::2]):
-            target[_key(key)] = value
+def _add_items(machine: _Machine) -> None:
+    values = machine.marked()
+    target = machine.stack[-1]
+    if type(target) is not set:
+        raise RefusedError(f'elements of a {_kind(target)}')
+    target.update(map(_key, values))
 
-    # memo
 
-    def put(self, form: str) -> None:
-        self.memo[self.number(form)] = self.stack[-1]
+def _set_item(machine: _Machine) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _update(machine, [key, value])
 
-    def memoize(self) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
 
-    def get(self, form: str) -> None:
-        self.stack.append(self.memo[self.number(form)])
+def _set_items(machine: _Machine) -> None:
+    _update(machine, machine.marked())
 
-    # objects that are known by name
 
-    def name(self) -> None:
-        module = self.source.line()
-        self.push_name(module, self.source.line())
+def _update(machine: _Machine, values: list[Any]) -> None:
+    target = machine.stack[-1]
+    if type(target) not in (dict, OrderedDict) or len(values) % 2:
+        raise RefusedError(f'items of a {_kind(target)}')
+    for key, value in zip(values[::2], values[1::2]):
+        target[_key(key)] = value
 
-    def stack_name(self) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        if type(name) is not str or type(module) is not str:
-            raise RefusedError(f'a name that is a {_kind(name)}')
-        self.push_name(module, name)
 
-    def push_name(self, module: str, name: str) -> None:
-        module = 'builtins' if module == '__builtin__' else module
-        found = _KNOWN.get(f'{module}.{name}')
-        if found is None:
-            raise RefusedError(_shown(f'{module}.{name}'))
-        self.stack.append(found)
+# memo
 
-    def call(self) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        if type(function) is not _Constructor or type(arguments) is not tuple:
-            raise RefusedError(f'call of a {_kind(function)}')
-        self.stack.append(function.make(self.limits, *arguments))
 
-    def make_object(self) -> None:
-        _, kind = self.stack.pop(), self.stack.pop()
-        if type(kind) is not _Name or kind is _ARRAY:
-            raise RefusedError(f'instance of a {_kind(kind)}')
-        self.stack.append(_Ignored())
+def _put(form: str) -> Operation:
+    def put(machine: _Machine) -> None:
+        machine.memo[machine.number(form)] = machine.stack[-1]
 
-    def set_state(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if type(target) is _Ignored:
-            return
-        if type(target) is _DType:
-            _set_dtype(target, state)
-        elif type(target) is np.ndarray:
-            _set_array(self.limits, target, state)
-        elif type(target) is OrderedDict:
-            target._metadata = _metadata(state)  # type: ignore[attr-defined]
-        else:
-            raise RefusedError(f'state of a {_kind(target)}')
+    return put
 
-    def stored(self) -> None:
-        if self.storage is None:
-            raise RefusedError('a storage where none is expected')
-        self.stack.append(self.storage(self.stack.pop()))
+
+def _memoize(machine: _Machine) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+def _get(form: str) -> Operation:
+    return lambda machine: machine.stack.append(
+        machine.memo[machine.number(form)]
+    )
+
+
+# objects that are known by name
+
+
+def _global(machine: _Machine) -> None:
+    module = machine.source.line()
+    machine.stack.append(_named(module, machine.source.line()))
+
+
+def _stack_global(machine: _Machine) -> None:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    if type(name) is not str or type(module) is not str:
+        raise RefusedError(f'a name that is a {_kind(name)}')
+    machine.stack.append(_named(module, name))
+
+
+def _named(module: str, name: str) -> Any:
+    module = 'builtins' if module == '__builtin__' else module
+    found = _KNOWN.get(f'{module}.{name}')
+    if found is None:
+        raise RefusedError(_shown(f'{module}.{name}'))
+    return found
+
+
+def _call(machine: _Machine) -> None:
+    arguments, function = machine.stack.pop(), machine.stack.pop()
+    if type(function) is not _Constructor or type(arguments) is not tuple:
+        raise RefusedError(f'call of a {_kind(function)}')
+    machine.stack.append(function.make(machine.limits, *arguments))
+
+
+def _object(machine: _Machine) -> None:
+    _, kind = machine.stack.pop(), machine.stack.pop()
+    if type(kind) is not _Name or kind is _ARRAY:
+        raise RefusedError(f'instance of a {_kind(kind)}')
+    machine.stack.append(_Ignored())
+
+
+def _set_state(machine: _Machine) -> None:
+    state, target = machine.stack.pop(), machine.stack[-1]
+    if type(target) is _Ignored:
+        return
+    if type(target) is _DType:
+        _set_dtype(target, state)
+    elif type(target) is np.ndarray:
+        _set_array(machine.limits, target, state)
+    elif type(target) is OrderedDict:
+        target._metadata = _metadata(state)  # type: ignore[attr-defined]
+    else:
+        raise RefusedError(f'state of a {_kind(target)}')
+
+
+def _stored(machine: _Machine) -> None:
+    if machine.storage is None:
+        raise RefusedError('a storage where none is expected')
+    machine.stack.append(machine.storage(machine.stack.pop()))
 
 
 def _metadata(state: Any) -> OrderedDict:
@@ -638,55 +669,63 @@ def _metadata(state: Any) -> OrderedDict:
     return metadata
 
 
-def _operation(name: str, *arguments: Any) -> Callable[[_Unpickler], None]:
-    method = getattr(_Unpickler, name)
-    return lambda unpickler: method(unpickler, *arguments)
-
-
-_OPERATIONS = {
-    pickle.PROTO: _operation('protocol'),
-    pickle.FRAME: _operation('frame'),
-    pickle.MARK: _operation('mark'),
-    pickle.NONE: _operation('constant', None),
-    pickle.NEWTRUE: _operation('constant', True),
-    pickle.NEWFALSE: _operation('constant', False),
-    pickle.BININT: _operation('push_number', '<i'),
-    pickle.BININT1: _operation('push_number', '<B'),
-    pickle.BININT2: _operation('push_number', '<H'),
-    pickle.BINFLOAT: _operation('push_number', '>d'),
-    pickle.LONG1: _operation('long'),
-    pickle.BINUNICODE: _operation('text', '<I'),
-    pickle.SHORT_BINUNICODE: _operation('text', '<B'),
-    pickle.BINSTRING: _operation('text', '<i'),  # Python 2
-    pickle.SHORT_BINSTRING: _operation('text', '<B'),  # Python 2
-    pickle.BINBYTES: _operation('data', '<I'),
-    pickle.SHORT_BINBYTES: _operation('data', '<B'),
-    pickle.EMPTY_TUPLE: _operation('constant', ()),
-    pickle.TUPLE: _operation('make_tuple'),
-    pickle.TUPLE1: _operation('make_short_tuple', 1),
-    pickle.TUPLE2: _operation('make_short_tuple', 2),
-    pickle.TUPLE3: _operation('make_short_tuple', 3),
-    pickle.EMPTY_LIST: _operation('empty_list'),
-    pickle.EMPTY_DICT: _operation('empty_dict'),
-    pickle.EMPTY_SET: _operation('empty_set'),
-    pickle.FROZENSET: _operation('make_frozenset'),
-    pickle.APPEND: _operation('append'),
-    pickle.APPENDS: _operation('appends'),
-    pickle.ADDITEMS: _operation('add_items'),
-    pickle.SETITEM: _operation('set_item'),
-    pickle.SETITEMS: _operation('set_items'),
-    pickle.BINPUT: _operation('put', '<B'),
-    pickle.LONG_BINPUT: _operation('put', '<I'),
-    pickle.MEMOIZE: _operation('memoize'),
-    pickle.BINGET: _operation('get', '<B'),
-    pickle.LONG_BINGET: _operation('get', '<I'),
-    pickle.GLOBAL: _operation('name'),
-    pickle.STACK_GLOBAL: _operation('stack_name'),
-    pickle.REDUCE: _operation('call'),
-    pickle.NEWOBJ: _operation('make_object'),
-    pickle.BUILD: _operation('set_state'),
-    pickle.BINPERSID: _operation('stored'),
+_OPERATIONS: dict[bytes, Operation] = {
+    pickle.PROTO: _protocol,
+    pickle.FRAME: _frame,
+    pickle.MARK: _mark,
+    pickle.NONE: _constant(None),
+    pickle.NEWTRUE: _constant(True),
+    pickle.NEWFALSE: _constant(False),
+    pickle.BININT: _number('<i'),
+    pickle.BININT1: _number('<B'),
+    pickle.BININT2: _number('<H'),
+    pickle.BINFLOAT: _number('>d'),
+    pickle.LONG1: _long,
+    pickle.BINUNICODE: _text('<I'),
+    pickle.SHORT_BINUNICODE: _text('<B'),
+    pickle.BINSTRING: _text('<i'),  # Python 2
+    pickle.SHORT_BINSTRING: _text('<B'),  # Python 2
+    pickle.BINBYTES: _data('<I'),
+    pickle.SHORT_BINBYTES: _data('<B'),
+    pickle.EMPTY_TUPLE: _constant(()),
+    pickle.TUPLE: _tuple,
+    pickle.TUPLE1: _short_tuple(1),
+    pickle.TUPLE2: _short_tuple(2),
+    pickle.TUPLE3: _short_tuple(3),
+    pickle.EMPTY_LIST: _new(list),
+    pickle.EMPTY_DICT: _new(dict),
+    pickle.EMPTY_SET: _new(set),
+    pickle.FROZENSET: _frozenset,
+    pickle.APPEND: _append,
+    pickle.APPENDS: _appends,
+    pickle.ADDITEMS: _add_items,
+    pickle.SETITEM: _set_item,
+    pickle.SETITEMS: _set_items,
+    pickle.BINPUT: _put('<B'),
+    pickle.LONG_BINPUT: _put('<I'),
+    pickle.MEMOIZE: _memoize,
+    pickle.BINGET: _get('<B'),
+    pickle.LONG_BINGET: _get('<I'),
+    pickle.GLOBAL: _global,
+    pickle.STACK_GLOBAL: _stack_global,
+    pickle.REDUCE: _call,
+    pickle.NEWOBJ: _object,
+    pickle.BUILD: _set_state,
+    pickle.BINPERSID: _stored,
 }
+
+
+def _run(machine: _Machine) -> Any:
+    """Carry out operations until the last one; returns its value."""
+    while True:
+        code = machine.source.read(1)
+        machine.limits.use_operation()
+        if code == pickle.STOP:
+            return machine.stack.pop()
+        operation = _OPERATIONS.get(code)
+        if operation is None:
+            raise RefusedError('an operation that torch never writes')
+        operation(machine)
 
 
 # -- the result --------------------------------------------------------------
@@ -742,7 +781,7 @@ def load(
         Exception: Of any kind, if it is damaged.
     """
     before = limits.operations
-    content = _Unpickler(source, limits, storage).load()
+    content = _run(_Machine(source, limits, storage))
     number = _measure(content, 0, {})[1]
     if number > 16 * (limits.operations - before) + 1000:
         raise ValueError('values that repeat each other too often')
