@@ -9,6 +9,7 @@ from torch import nn
 from mmgfp.tracing.labels import LabelTracer
 from mmgfp.tracing.rules import find_rule
 from mmgfp.tracing.rules_extension import watch_compiled
+from mmgfp.tracing.trace import learned
 
 
 class Weights(nn.Module):
@@ -30,7 +31,7 @@ def labels_of(model, compute) -> tuple[LabelTracer, list[np.ndarray]]:
 
 def coupled(tracer: LabelTracer) -> set[frozenset[tuple]]:
     """Pairs of slots, written out."""
-    edges = tracer.result().edges.T
+    edges = learned(tracer).edges.T
     return {
         frozenset(tracer.table.describe(slot) for slot in pair)
         for pair in edges
@@ -42,7 +43,7 @@ def pair(*slots: tuple[str, int, int]) -> frozenset:
 
 
 def frozen(tracer: LabelTracer) -> dict[tuple, str]:
-    result = tracer.result()
+    result = learned(tracer)
     return {
         tracer.table.describe(slot): reason
         for slots, reason in result.frozen

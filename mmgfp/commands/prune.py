@@ -37,11 +37,11 @@ from ..libraries.models import load_model
 from ..libraries.pipeline import input_shape
 from ..registry import CRITERIA, SEARCHES
 from ..search.budget import Budget
+from ..search.limits import Floor
 from ..search.prunable import Prunable
 from ..search.pruner import Normalizer, Pruner
 from ..search.quotas import group_ratios
 from ..search.search import FeatureSearch, cut_to_widths
-from ..search.limits import Floor
 from ..slimming.checkpoint import load_plain_checkpoint
 from ..slimming.structure import KEY
 from ..tracing.finder import restrict_groups

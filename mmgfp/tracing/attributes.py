@@ -15,10 +15,12 @@ from dataclasses import replace
 import numpy as np
 
 from ..groups import ATTRIBUTE
-from .size_facts import Choice, SizeFact, SizeRecord
 from .sizes import (
     Attribute,
+    Choice,
     Extent,
+    SizeFact,
+    SizeRecord,
     attributes_in,
     describe,
     evaluate,

@@ -16,12 +16,12 @@ from ..utils.modes import in_training
 from ..utils.precision import Run
 from ..utils.trees import any_floats, look_into
 from .group_building import build_groups
-from .labels import trace_labels
 from .probe import find_layouts
 from .rules import find_rule
 from .rules_extension import watch_compiled
 from .selfcheck import check_groups
 from .slots import Trace
+from .trace import trace_labels
 
 
 class NoOutputsError(TypeError):

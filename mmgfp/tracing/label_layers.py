@@ -46,3 +46,26 @@ def spread(labels: np.ndarray, axis: int, shape: Sequence[int]) -> Tensor:
         .view(view)
         .expand(tuple(shape))
     )
+
+
+def axis_labels(layers: Sequence[Tensor], axis: int, slots: int) -> np.ndarray:
+    """All labels at each position of an axis, (n, k).
+
+    Args:
+        layers (Sequence[Tensor]): Label layers, one at least.
+        axis (int): Of the layers.
+        slots (int): Labels from here on are of no slots.
+
+    Returns:
+        np.ndarray: -1 for what is no slot.
+    """
+    columns = [np.full((layers[0].shape[axis], 0), -1)]
+    for layer in map(canonical, layers):
+        flat = squeezed(layer)
+        if flat.shape[axis] == layer.shape[axis] and flat.numel():
+            rows = flat.movedim(axis, 0).reshape(len(columns[0]), -1)
+            columns.append(rows.numpy())
+    found = np.concatenate(columns, axis=1)
+    if not found.shape[1]:
+        return np.full((len(found), 1), -1)
+    return np.where(found < slots, found, -1)

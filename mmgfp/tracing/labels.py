@@ -15,28 +15,22 @@ This file knows operations and slots. It does not know groups, scores or cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..groups import layer_of
-from ..slimming.surgery import compute_again, own_numbers
-from ..utils.trees import tree_leaves, values_in
-from .attributes import couple_unread, settle_sizes
-from .label_layers import along, canonical, squeezed
+from ..utils.trees import tree_leaves
+from .label_layers import canonical, squeezed
 from .origins import MIXING
-from .size_facts import SizeRecord, axis_labels
-from .size_watch import watch_sizes
-from .sizes import attributes_in
-from .slots import SlotTable, Trace, Use
-from .unread import Passing, own_labels, unread
+from .sizes import SizeRecord
+from .slots import SlotTable, Use
 
 # what a tensor is that no operation made
 _UNSEEN = 'comes from the input, or from an operation PyTorch does not see'
@@ -71,7 +65,7 @@ class _Tag:
 
 
 @dataclass
-class _Frame:
+class Frame:
     """A module being executed and its first argument."""
 
     module: nn.Module
@@ -79,7 +73,9 @@ class _Frame:
 
 
 @dataclass
-class _Record:
+class Record:
+    """What operations told: edges, reasons, consumers and producers."""
+
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
     causes: list[tuple[np.ndarray, str]] = field(default_factory=list)
@@ -90,7 +86,7 @@ class _Record:
         default_factory=list
     )
 
-    def follow(self, kept: _Record) -> None:
+    def follow(self, kept: Record) -> None:
         """Add what modules made of their weights before the forward.
 
         They did so in the order of registration, which decides nothing where
@@ -104,111 +100,6 @@ class _Record:
         self.issued = {**kept.issued, **self.issued}
         for weight in kept.order:
             self.order.setdefault(weight, len(self.order))
-
-
-def trace_labels(
-    model: nn.Module,
-    run: Callable[[], Any],
-    find_rule: Callable[[Any], Rule],
-    watch: Callable[[LabelTracer], AbstractContextManager] = nullcontext,
-    train: Callable[[], Any] | None = None,
-) -> Trace:
-    """Push labels through one forward, and another one if need be.
-
-    Args:
-        model (nn.Module): The model; put in eval mode by the caller.
-        run (Callable): Runs the model on demo input, without arguments, and
-            returns its outputs. Its floating-point inputs that are not
-            parameters count as the image.
-        find_rule (Callable): Gives the rule of an operation.
-        watch (Callable): Context, given the tracer, in which operations that
-            the dispatcher does not see get their rules. Defaults to none.
-        train (Callable, optional): Runs the model for its losses. Called if
-            the first forward leaves parameters unused, which training may
-            use; what it tells before it fails, if it does, counts.
-
-    Raises:
-        RuntimeError: If the forward itself fails.
-    """
-    tracer, passing = LabelTracer(model, find_rule), Passing.through(model)
-    with (
-        torch.no_grad(),
-        _module_stack(tracer, passing),
-        _input_marked(model, tracer),
-        watch(tracer),
-        watch_sizes(model, tracer),
-        tracer,
-    ):
-        compute_again(model)
-        kept, tracer.record = tracer.record, _Record()
-        tracer.end(run())
-        tracer.record.follow(kept)
-        if train is not None and tracer.unused():
-            try:
-                tracer.end(train())
-                tracer.trained = True
-            except Exception:  # the demo may lack what these losses need
-                tracer.stack.clear()
-    slots = len(tracer.table)
-    trace = settle_sizes(
-        tracer.result(),
-        tracer.sizes,
-        lambda extent: axis_labels(extent.layers, extent.axis, slots),
-        tracer.own_numbers(),
-    )
-    counted = passing.counted(trace.table, slots)
-    return couple_unread(
-        trace, counted, lambda widths: unread(model, run, widths)
-    )
-
-
-@contextmanager
-def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
-    """Tell the tracer which module is being executed."""
-
-    def layers(tensor: Tensor) -> tuple[Tensor, ...]:
-        return tracer.tag(tensor).layers
-
-    def enter(module: nn.Module, args: tuple) -> None:
-        tracer.entered.add(module)
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        tracer.stack.append(_Frame(module, first))
-        with tracer.aside():
-            passing.note(module, 'in', args[:1], layers)
-
-    def leave(module: nn.Module, args: tuple, output: Any) -> None:
-        tracer.stack.pop()
-        with tracer.aside():
-            passing.note(module, 'out', output, layers)
-
-    handles = [
-        nn_module.register_module_forward_pre_hook(enter),
-        nn_module.register_module_forward_hook(leave),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _input_marked(model: nn.Module, tracer: LabelTracer) -> Iterator[None]:
-    """What a network is called with is none of its weights.
-
-    Buffers may have had a part in it, which normalised the images.
-    """
-
-    def mark(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor):
-                tracer.tag(value).sources = None
-
-    handle = model.register_forward_pre_hook(mark, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _is_one(layer: Tensor) -> bool:
@@ -231,14 +122,14 @@ class LabelTracer(TorchDispatchMode):
         super().__init__()
         self.table = SlotTable(model)
         self._find_rule = find_rule
-        self._modules = dict(model.named_modules())
-        self.module_names = {id(m): n for n, m in self._modules.items()}
-        self.stack: list[_Frame] = []
+        self.modules = dict(model.named_modules())
+        self.module_names = {id(m): n for n, m in self.modules.items()}
+        self.stack: list[Frame] = []
         self._sources: tuple[str, ...] | None = ()  # of the result at hand
         self.entered: set[nn.Module] = set()
         self.suspended = False
         self.trained = False
-        self.record = _Record()
+        self.record = Record()
         self.sizes = SizeRecord()
         self.reasons: list[str] = []
         self._stored = {
@@ -354,54 +245,6 @@ class LabelTracer(TorchDispatchMode):
             kind = self.record.causes if cause else self.record.frozen
             kind.append((slots, reason))
 
-    def end(self, outputs: Any) -> None:
-        """Channels that reach an output must stay."""
-        with self.aside():
-            for out in values_in(outputs):
-                for layer in self.layers(out):
-                    self.freeze(layer, 'reaches an output of the network')
-
-    def unused(self) -> list[str]:
-        """Parameters that no operation has seen; attributes like counted ones.
-
-        The latter are those of modules that were not run, where others of
-        the same class count channels with theirs.
-        """
-        terms = [
-            *(fact.term for fact in self.sizes.facts),
-            *(size for size, *_ in self.sizes.made),
-        ]
-        counted = set()
-        for attribute in {a for term in terms for a in attributes_in(term)}:
-            owner, _, key = attribute.name.rpartition('.')
-            module = self._modules[owner]
-            if key not in own_numbers(module):
-                counted.add((type(module), key))
-        return [
-            *(
-                name
-                for name, tensor in self.table.tensors.items()
-                if isinstance(tensor, nn.Parameter)
-                and name not in self.record.order
-            ),
-            *(
-                f'{name}.{key}'
-                for name, module in self._modules.items()
-                if module not in self.entered
-                for kind, key in sorted(counted, key=str)
-                if type(module) is kind
-            ),
-        ]
-
-    def own_numbers(self) -> dict[str, np.ndarray]:
-        """The slots that the numbers of layers stand for, by their names."""
-        names = {id(t): name for name, t in self.table.tensors.items()}
-        return {
-            f'{name}.{key}' if name else key: slots
-            for name, module in self._modules.items()
-            for key, slots in own_labels(module, self.table, names).items()
-        }
-
     def where(self) -> str:
         """The layer of the operation at hand, for messages.
 
@@ -409,7 +252,7 @@ class LabelTracer(TorchDispatchMode):
         made of weights alone belongs to the layer that owns the largest.
         Everything else belongs to the innermost module being executed.
         """
-        if self._sources and layer_of(self._sources[0]) in self._modules:
+        if self._sources and layer_of(self._sources[0]) in self.modules:
             return layer_of(self._sources[0])
         for frame in reversed(self.stack):
             name = self.module_names.get(id(frame.module))
@@ -440,57 +283,6 @@ class LabelTracer(TorchDispatchMode):
             names.update(own)
         place = self.table.tensors
         return tuple(sorted(names, key=lambda n: (-place[n].numel(), n)))
-
-    def result(self) -> Trace:
-        """Sort what was learned; edges to opaque slots become reasons."""
-        record, size = self.record, len(self.table)
-        edges = np.zeros((2, 0), dtype=np.int64)
-        if record.edges:
-            edges = np.concatenate(
-                [np.stack(pair) for pair in record.edges], axis=1
-            )
-        hard = (edges >= size).any(0)
-        frozen = [*record.causes, *record.frozen]
-        for i, reason in enumerate(self.reasons):
-            touched = edges[:, (edges == size + i).any(0)]
-            slots = np.unique(touched[touched < size])
-            if slots.size:
-                frozen.append((slots, reason))
-        issued = [(w, a, n) for (w, a), n in record.issued.items()]
-        trace = Trace(
-            self.table,
-            edges[:, ~hard],
-            frozen,
-            list(record.uses.values()),
-            issued,
-            record.order,
-            self.unused(),
-            self.trained,
-        )
-        if record.absent:
-            trace.frozen.extend(self._half_known(trace.components()))
-        return trace
-
-    def _half_known(self, component: np.ndarray) -> list:
-        """Sums of which this forward does not show one part.
-
-        Such as RoI features read from another level of a pyramid, which
-        depends on the RoIs: where nothing else tells that the levels lose the
-        same channels, they lose none.
-        """
-        frozen = []
-        for absent, present, where in self.record.absent:
-            slots, units = [], []
-            for layers in (absent, present):
-                labels = [np.unique(squeezed(x).numpy()) for x in layers]
-                found = np.unique(np.concatenate([[-1], *labels]))
-                found = found[(found >= 0) & (found < len(self.table))]
-                slots.append(found)
-                units.append(set(component[found].tolist()))
-            if all(units) and units[0] != units[1]:
-                reason = f'{where} may be given other channels than it was'
-                frozen.append((np.concatenate(slots), reason))
-        return frozen
 
     # -- dispatch ---------------------------------------------------------
 
@@ -561,55 +353,3 @@ class LabelTracer(TorchDispatchMode):
             opaque and self.is_opaque(layers[0]),
             tuple(pending),
         )
-
-    # -- consumers and producers ------------------------------------------
-
-    def add_use(
-        self,
-        weight: str,
-        axis: int,
-        grouped: bool,
-        channel_axis: int,
-        input_labels: np.ndarray,
-        slots: np.ndarray,
-    ) -> None:
-        """Register that ``weight`` consumes channels in this call."""
-        module = self._observable(weight, channel_axis, input_labels)
-        use = Use(
-            weight,
-            axis,
-            grouped,
-            module,
-            channel_axis,
-            tuple(int(s) for s in slots),
-        )
-        key = (weight, axis, use.slots)
-        known = self.record.uses.get(key)
-        if known is None or known.module is not None:
-            self.record.uses[key] = use
-
-    def _observable(
-        self, weight: str, channel_axis: int, input_labels: np.ndarray
-    ) -> str | None:
-        """The module that owns the weight and is handed these channels."""
-        if not self.stack:
-            return None
-        frame = self.stack[-1]
-        name = self.module_names.get(id(frame.module))
-        if name is None or layer_of(weight) != name:
-            return None
-        for layer in () if frame.source is None else self.layers(frame.source):
-            dims = {d % layer.dim() for d in self.varying(layer)}
-            axis = channel_axis % layer.dim()
-            if axis in dims and not self.is_opaque(layer):
-                mine = along(layer, axis)
-                if (
-                    mine.shape == input_labels.shape
-                    and (mine == input_labels).all()
-                ):
-                    return name
-        return None
-
-    def add_issue(self, weight: str, axis: int, channels: int) -> None:
-        """Register that ``weight`` produces ``channels`` channels."""
-        self.record.issued.setdefault((weight, axis), channels)

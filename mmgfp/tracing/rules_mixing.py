@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..groups import layer_of
 from ..utils.trees import tree_leaves
 from .label_layers import along, spread
 from .labels import LabelTracer
@@ -21,6 +22,7 @@ from .rules_common import (
     unmixed,
     without,
 )
+from .slots import Use
 
 
 def convolution(
@@ -84,7 +86,7 @@ def convolve(
             blank,
         )
     if labels is not None:
-        tr.add_issue(*_stored(tr, labels), out.shape[1])
+        tr.record.issued.setdefault(_stored(tr, labels), out.shape[1])
     _finish_mixing(tr, labels, bias, 1, out)
 
 
@@ -110,7 +112,7 @@ def _issue_lost(tr: LabelTracer, kernel: Tensor, axis: int, what: str) -> None:
         weight, own, _ = min(axes, key=lambda found: found[2] != count)
     reason = f'goes through {what} in {tr.where()}'
     tr.freeze(tr.table.slots(weight, own), reason)
-    tr.add_issue(weight, own, kernel.shape[axis])
+    tr.record.issued.setdefault((weight, own), kernel.shape[axis])
 
 
 def _convolution_groups(
@@ -134,8 +136,8 @@ def _convolution_groups(
     tr.freeze(per_group[holes], blank)
     freeze_holes(tr, labels)
     first = per_group[:, 0]
-    tr.add_use(
-        name, 0, True, 1, inputs, np.repeat(first, inputs.size // groups)
+    _add_use(
+        tr, name, 0, True, 1, inputs, np.repeat(first, inputs.size // groups)
     )
     if transposed:
         return np.repeat(first, channels // groups)
@@ -194,7 +196,7 @@ def _matmul(
     _consume(tr, name, slots, inputs, -1, _blank(tr, a))
     labels = _axis_slots(tr, b, b.dim() - 1)
     if labels is not None:
-        tr.add_issue(*_stored(tr, labels), out.shape[-1])
+        tr.record.issued.setdefault(_stored(tr, labels), out.shape[-1])
     _finish_mixing(tr, labels, bias, out.dim() - 1, out)
     kept = [
         resized(layer, out.shape) for layer in rows if not tr.is_opaque(layer)
@@ -339,7 +341,9 @@ def _consume(
         return
     tr.couple(inputs, slots)
     tr.freeze(slots[inputs < 0], blank)
-    tr.add_use(name, _stored(tr, slots)[1], False, channel_axis, inputs, slots)
+    _add_use(
+        tr, name, _stored(tr, slots)[1], False, channel_axis, inputs, slots
+    )
 
 
 def _finish_mixing(
@@ -357,3 +361,51 @@ def _finish_mixing(
             slots = along(own, own.dim() - 1)
             tr.couple(labels[: slots.size], slots)
     tr.set(out, [spread(labels, axis, out.shape)])
+
+
+def _add_use(
+    tr: LabelTracer,
+    weight: str,
+    axis: int,
+    grouped: bool,
+    channel_axis: int,
+    input_labels: np.ndarray,
+    slots: np.ndarray,
+) -> None:
+    """Register that ``weight`` consumes channels in this call."""
+    module = _observable(tr, weight, channel_axis, input_labels)
+    use = Use(
+        weight,
+        axis,
+        grouped,
+        module,
+        channel_axis,
+        tuple(int(s) for s in slots),
+    )
+    key = (weight, axis, use.slots)
+    known = tr.record.uses.get(key)
+    if known is None or known.module is not None:
+        tr.record.uses[key] = use
+
+
+def _observable(
+    tr: LabelTracer, weight: str, channel_axis: int, input_labels: np.ndarray
+) -> str | None:
+    """The module that owns the weight and is handed these channels."""
+    if not tr.stack:
+        return None
+    frame = tr.stack[-1]
+    name = tr.module_names.get(id(frame.module))
+    if name is None or layer_of(weight) != name:
+        return None
+    for layer in () if frame.source is None else tr.layers(frame.source):
+        dims = {d % layer.dim() for d in tr.varying(layer)}
+        axis = channel_axis % layer.dim()
+        if axis in dims and not tr.is_opaque(layer):
+            mine = along(layer, axis)
+            if (
+                mine.shape == input_labels.shape
+                and (mine == input_labels).all()
+            ):
+                return name
+    return None

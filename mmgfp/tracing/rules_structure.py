@@ -19,8 +19,7 @@ from .rules_common import (
     unknown,
     whole,
 )
-from .size_facts import Choice
-from .sizes import attributes_in
+from .sizes import Choice, attributes_in
 
 
 def structure(

@@ -15,9 +15,9 @@ functions.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,54 @@ _OPERATORS: dict[str, Callable] = {
     '//': operator.floordiv,
     '%': operator.mod,
 }
+
+
+@dataclass(frozen=True, eq=False)
+class SizeFact:
+    """A number that the code computes from attributes counts channels.
+
+    Attributes:
+        term (Term): How the number came about.
+        labels (np.ndarray): (n, k) slots at each of the n positions that it
+            counts; -1 where there are none.
+        where (str): The module that was being executed.
+    """
+
+    term: Term
+    labels: np.ndarray
+    where: str
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A channel axis viewed as rows and columns, both of which may shrink.
+
+    Attributes:
+        labels (np.ndarray): (rows, columns) slots.
+    """
+
+    labels: np.ndarray
+
+
+@dataclass
+class SizeRecord:
+    """What was seen of sizes.
+
+    Attributes:
+        given (dict): For the operation being executed: output axis -> size,
+            as far as the code gave one.
+        cuts (set): Numbers from attributes that it cuts at.
+        made (list): Sizes of fresh tensors: (size, label layers, axis,
+            module). What they count shows when something is written there.
+    """
+
+    facts: list[SizeFact] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    given: dict[int, Any] = field(default_factory=dict)
+    cuts: set[int] = field(default_factory=set)
+    made: list[tuple[Any, Sequence[Tensor], int, str]] = field(
+        default_factory=list
+    )
 
 
 class Size(int):

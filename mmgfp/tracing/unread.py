@@ -24,7 +24,7 @@ from ..slimming.surgery import (
     write_width,
 )
 from ..utils.trees import tree_leaves
-from .size_facts import axis_labels
+from .label_layers import axis_labels
 from .slots import SlotTable
 
 Side = Literal['in', 'out', 'any', 'groups']

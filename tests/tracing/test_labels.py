@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from traced import Weights, coupled, frozen, labels_of, pair
 
 from mmgfp.tracing.label_layers import along, canonical
-from mmgfp.tracing.labels import trace_labels
 from mmgfp.tracing.rules import find_rule
 from mmgfp.tracing.slots import SlotTable
+from mmgfp.tracing.trace import trace_labels
 
 # -- slots -------------------------------------------------------------------
 

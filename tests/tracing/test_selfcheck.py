@@ -15,7 +15,6 @@ from torch import nn
 from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 from mmgfp.tracing.group_building import build_groups
-from mmgfp.tracing.labels import trace_labels
 from mmgfp.tracing.rules import find_rule
 from mmgfp.tracing.selfcheck import (
     TOLERANCE,
@@ -27,6 +26,7 @@ from mmgfp.tracing.selfcheck import (
     randomize_,
     relative_error,
 )
+from mmgfp.tracing.trace import trace_labels
 from mmgfp.utils.copies import shared_copy
 
 

@@ -12,10 +12,10 @@ from torch import nn
 from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.group_building import build_groups
-from mmgfp.tracing.labels import trace_labels
 from mmgfp.tracing.rules import find_rule
 from mmgfp.tracing.selfcheck import compare_outputs, mask_consumers
 from mmgfp.tracing.suspects import suspects
+from mmgfp.tracing.trace import trace_labels
 from mmgfp.utils.copies import shared_copy
 
 
