@@ -16,13 +16,20 @@ torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
 
 # folders of tests that `make test ARGS='-m quick'` runs
 QUICK = ('cost', 'criteria', 'search', 'slimming', 'utils')
+# files in them that train, measure or build large networks
+SLOW = (
+    *('test_cost.py', 'test_crafted.py', 'test_criteria.py', 'test_fisher.py'),
+    *('test_golden.py', 'test_latency.py', 'test_masking.py'),
+    'test_merging.py',
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of the core."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] in QUICK:
+        folder = item.path.relative_to(here).parts[0]
+        if folder in QUICK and item.path.name not in SLOW:
             item.add_marker('quick')
 
 
