@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..libraries.models import best_apart
+from ..libraries.mmdet import best_apart
 
 # Methods that :class:`OneStage` and :class:`TwoStage` replace, and the
 # class that they must come from.

@@ -16,8 +16,9 @@ from torch import nn
 from ..utils.draws import same_draws
 from ..utils.modes import training
 from ..utils.trees import tree_leaves
+from .mmdet import BOXES, collated, demo_boxes
 from .models import CLASSIFICATION, library, packages_of
-from .samples import BOXES, collated, demo_boxes, demo_samples
+from .samples import demo_samples
 
 Mode = Literal['tensor', 'predict', 'loss']
 

@@ -9,11 +9,10 @@ import copy
 import os
 from typing import cast
 
-import torch
 from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
 from ..slimming.checkpoint import load_plain_checkpoint, weights_of
 from ..slimming.structure import KEY, Structure
@@ -136,21 +135,3 @@ def library_of(kind: type) -> str:
 def packages_of(kind: type) -> list[str]:
     """Top-level packages of a class and of its bases, in their order."""
     return [base.__module__.partition('.')[0] for base in kind.__mro__]
-
-
-def best_apart(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
-    """Returns the boxes that overlap no better one, as in MMDetection.
-
-    Args:
-        boxes (Tensor): (B, 4).
-        scores (Tensor): (B,).
-        limit (float): Intersection over union from which boxes overlap.
-
-    Returns:
-        Tensor: (K,), their indices, best first.
-    """
-    from mmcv.ops import nms
-
-    if not len(boxes):
-        return scores.new_zeros(0, dtype=torch.long)
-    return nms(boxes.contiguous(), scores.contiguous(), limit)[1]

@@ -11,26 +11,17 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from .mmdet import PACK_FLIPPED, TTA_MODEL
 from .models import CLASSIFICATION, config_library
 from .pipeline import datasets
 
 _MODELS: dict[str, dict[str, Any]] = {
-    'mmdet': dict(
-        type='mmdet.models.DetTTAModel',  # registered without scope
-        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-    ),
+    'mmdet': TTA_MODEL,
     **{
         library: dict(type=f'{library}.AverageClsScoreTTA')
         for library in CLASSIFICATION
     },
 }
-_PACK_FLIPPED = dict(
-    type='mmdet.PackDetInputs',
-    meta_keys=(
-        *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-        *('flip', 'flip_direction'),
-    ),
-)
 
 
 def augment_test(config: Config) -> None:
@@ -78,6 +69,6 @@ def _mirrored(
     flip = 'mmdet.RandomFlip' if detection else 'RandomFlip'
     ways = [
         [dict(type=flip, prob=1.0), dict(type=flip, prob=0.0)],
-        [_PACK_FLIPPED if detection else pack],
+        [PACK_FLIPPED if detection else pack],
     ]
     return [*others, dict(type='TestTimeAug', transforms=ways)]
