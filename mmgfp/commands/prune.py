@@ -109,10 +109,11 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--round-to',
-        type=positive,
+        type=_multiple,
         default=1,
         metavar='N',
-        help='every group keeps a multiple of N channels (default: 1)',
+        help='every group keeps a multiple of N channels (default: 1); auto '
+        'for 8, and less in groups of less than 32 channels',
     )
     parser.add_argument(
         '--ignore',
@@ -158,6 +159,10 @@ def _target(text: str) -> dict[str, float]:
             f'{text!r}: expected one of {", ".join(METRICS)} and the share '
             'that is to remain, such as flops=0.5'
         ) from None
+
+
+def _multiple(text: str) -> int | str:
+    return text if text == 'auto' else positive(text)
 
 
 def _ratio(text: str) -> tuple[str, float]:

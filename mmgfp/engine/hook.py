@@ -103,7 +103,8 @@ class PruningHook(ChannelHook):
         min_channels (int): Channels that every group keeps. Defaults to 1.
         min_ratio (float): Ratio of its channels that every group keeps.
             Defaults to 0.
-        round_to (int): Every group keeps a multiple of this number of
+        round_to (int | str): Every group keeps a multiple of this number of
+            channels; 'auto' for 8, and less in groups of less than 32
             channels. Defaults to 1.
         cut_to (int, optional): Chosen channels are masked, and cut out when
             the group keeps a multiple of this number: odd widths are slow on
@@ -146,7 +147,7 @@ class PruningHook(ChannelHook):
         after_target: str = 'stop',
         min_channels: int = 1,
         min_ratio: float = 0.0,
-        round_to: int = 1,
+        round_to: int | str = 1,
         cut_to: int | None = None,
         ignore: Sequence[str] = (),
         ratios: Mapping[str, float] | None = None,

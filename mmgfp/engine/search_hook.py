@@ -106,7 +106,8 @@ class SearchHook(ChannelHook):
         min_channels (int): Channels that every group keeps. Defaults to 1.
         min_ratio (float): Ratio of its channels that every group keeps.
             Defaults to 0.
-        round_to (int): Every group keeps a multiple of this number of
+        round_to (int | str): Every group keeps a multiple of this number of
+            channels; 'auto' for 8, and less in groups of less than 32
             channels. Defaults to 1.
         ignore (Sequence[str]): Patterns of layers whose outputs are not
             pruned, such as 'backbone.layer1.*'. Defaults to ().
@@ -137,7 +138,7 @@ class SearchHook(ChannelHook):
         after_target: str = 'stop',
         min_channels: int = 1,
         min_ratio: float = 0.0,
-        round_to: int = 1,
+        round_to: int | str = 1,
         ignore: Sequence[str] = (),
         input_shape: Sequence[int] | None = None,
         latency_table: str | None = None,

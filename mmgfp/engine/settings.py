@@ -115,7 +115,8 @@ def read_floor(min_channels: Any, min_ratio: Any, round_to: Any) -> Floor:
         ValueError: Naming the argument, its value and what was expected.
     """
     whole('min_channels', min_channels)
-    whole('round_to', round_to)
+    if round_to != 'auto':
+        whole('round_to', round_to, " or 'auto'")
     if min_ratio != 0:
         check_ratio('min_ratio', min_ratio)
     return Floor(min_channels, float(min_ratio), round_to)

@@ -44,7 +44,7 @@ class Budget:
         for group, original in zip(net.units.groups, net.originals):
             size = group.size
             least = min(self.floor.units(original, group.width), size)
-            step = self.floor.step(group.width)
+            step = self.floor.step(original, group.width)
             if group.name in self.fixed:
                 widths = np.array([size])
             else:

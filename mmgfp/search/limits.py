@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -19,13 +20,15 @@ class Floor:
     Attributes:
         min_channels (int): Channels. Defaults to 1.
         min_ratio (float): Share of the group's original units. Defaults to 0.
-        round_to (int): Channels are removed so that a multiple of this
-            stays. Defaults to 1.
+        round_to (int | str): Channels are removed so that a multiple of this
+            stays; 'auto' for 8, and in groups that have less than 32 channels
+            the largest power of two of which there are at least four.
+            Defaults to 1.
     """
 
     min_channels: int = 1
     min_ratio: float = 0.0
-    round_to: int = 1
+    round_to: int | Literal['auto'] = 1
 
     def __str__(self) -> str:
         return ', '.join(f'{k}={v}' for k, v in vars(self).items())
@@ -43,12 +46,16 @@ class Floor:
             # 0.55 * 100 is a little more than 55
             math.ceil(round(self.min_ratio * original, 6)),
         )
-        step = self.step(width)
+        step = self.step(original, width)
         return math.ceil(least / step) * step
 
-    def step(self, width: int) -> int:
-        """Units that are removed together."""
-        return self.round_to // math.gcd(self.round_to, width)
+    def step(self, original: int, width: int) -> int:
+        """Units that are removed together; see :meth:`units`."""
+        multiple = self.round_to
+        if multiple == 'auto':
+            quarter = max(1, original * width // 4)
+            multiple = min(8, 1 << (quarter.bit_length() - 1))
+        return multiple // math.gcd(multiple, width)
 
 
 class Limits:
@@ -99,7 +106,10 @@ class Limits:
     def steps(self) -> list[int]:
         """Returns per group the number of units that are removed together."""
         return [
-            self.floor.step(group.width) for group in self._net.units.groups
+            self.floor.step(original, group.width)
+            for group, original in zip(
+                self._net.units.groups, self._net.originals
+            )
         ]
 
     def reachable(self, without: Sequence[str] = ()) -> dict[str, float]:

@@ -21,7 +21,7 @@ def select(scores, costs, times=1, widths=None, originals=None, **floor):
     selector = Selector(
         [np.array(s, float) for s in scores],
         [limit.units(n, width) for n, width in zip(originals, widths)],
-        [limit.step(width) for width in widths],
+        [limit.step(n, width) for n, width in zip(originals, widths)],
     )
     chosen = [selector.next(np.array(costs, float)) for _ in range(times)]
     return [c if c is None else (c[0], c[1].tolist()) for c in chosen]
@@ -70,6 +70,21 @@ def test_floors(floor, left):
     taken = [u for c in chosen if c is not None for u in c[1]]
     assert 10 - len(taken) == left
     assert sorted(taken) == list(range(10 - left))
+
+
+@pytest.mark.parametrize(
+    'channels, width, multiple',
+    [
+        *((256, 1, 8), (32, 1, 8), (31, 1, 4), (16, 1, 4), (15, 1, 2)),
+        *((8, 1, 2), (7, 1, 1), (4, 1, 1), (3, 1, 1), (1, 1, 1)),
+        *((64, 4, 8), (24, 6, 12), (16, 2, 4), (64, 16, 16)),
+    ],
+)
+def test_automatic_multiples_leave_four_steps(channels, width, multiple):
+    floor = Floor(round_to='auto')
+    original = channels // width
+    assert floor.step(original, width) * width == multiple
+    assert floor.units(original, width) * width == multiple
 
 
 def test_ratio_is_of_the_original_units():

@@ -243,4 +243,7 @@ def saving(pruner: Pruner, group: int) -> float:
     one = np.zeros(len(pruner.net.units.groups), int)
     one[group] = 1
     metric = pruner.normalize_by
-    return pruner.net.cost()[metric] - pruner.net.cost_model.after_cut(one)[metric]
+    return (
+        pruner.net.cost()[metric]
+        - pruner.net.cost_model.after_cut(one)[metric]
+    )
