@@ -51,10 +51,11 @@ class Floor:
 
     def step(self, original: int, width: int) -> int:
         """Units that are removed together; see :meth:`units`."""
-        multiple = self.round_to
-        if multiple == 'auto':
+        if self.round_to == 'auto':
             quarter = max(1, original * width // 4)
             multiple = min(8, 1 << (quarter.bit_length() - 1))
+        else:
+            multiple = self.round_to
         return multiple // math.gcd(multiple, width)
 
 
