@@ -36,8 +36,7 @@ class Criterion(Protocol):
     def attach(self, model: nn.Module, units: UnitSpace) -> None:
         """Start observing a network.
 
-        What was summed before stays if it is of the same units; those of
-        another object are others.
+        Earlier sums stay if they are of the same :class:`UnitSpace` object.
         """
 
     def detach(self) -> None:
@@ -76,7 +75,7 @@ class Criterion(Protocol):
         """
 
     def scores(self, there: np.ndarray) -> np.ndarray:
-        """Score of every unit, (U,); NaN for groups that have none.
+        """Returns the score of every unit, (U,); NaN for groups without.
 
         Args:
             there (np.ndarray): (U,) whether a unit is not masked. Scores of
@@ -84,7 +83,7 @@ class Criterion(Protocol):
         """
 
     def reset(self, compared: np.ndarray) -> None:
-        """Begin anew after a pruning step.
+        """Discard the sums after a pruning step.
 
         Args:
             compared (np.ndarray): (G,) whether the step compared a group;
@@ -100,7 +99,7 @@ class Criterion(Protocol):
         """
 
     def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
-        """What resuming needs, of the units that stay, (U,)."""
+        """Returns what resuming needs, of the units that stay, (U,)."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`.
@@ -117,7 +116,7 @@ class ElementCriterion(Criterion, Protocol):
     """
 
     def elements(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Scores of the elements of these weights; the least goes first.
+        """Returns scores of the elements of weights; the least goes first.
 
         Scores of weights that are pruned mean nothing.
 
@@ -148,7 +147,7 @@ class Calibrated(Criterion, Protocol):
     fisher: Labels | None
 
     def observing(self) -> AbstractContextManager[None]:
-        """Context of the pass, in which alone the network is observed."""
+        """Returns a context; the network is observed only inside."""
 
     def unmeasured(self) -> list[str]:
-        """Names of layers that count, but that the pass has not measured."""
+        """Returns the names of layers to measure that the pass left out."""

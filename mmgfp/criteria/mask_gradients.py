@@ -1,4 +1,4 @@
-"""What criteria that observe mask gradients have in common."""
+"""Base class of criteria that observe mask gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MaskGradients(Criterion):
 
     Args:
         decay (float): Share of the sums that outlives a pruning step.
-            Defaults to 0: the paper begins anew.
+            Defaults to 0, as in the paper.
 
     Raises:
         ValueError: If the share is not in [0, 1).
@@ -42,7 +42,7 @@ class MaskGradients(Criterion):
 
     @abstractmethod
     def of_batch(self, gradients: Tensor) -> Tensor:
-        """What a batch adds to the sums: where criteria differ.
+        """Returns what a batch adds to the sums.
 
         Args:
             gradients (Tensor): (N, U) mask gradients, each of the loss of its
@@ -93,7 +93,7 @@ class MaskGradients(Criterion):
     def _add_batch(
         self, taps: Taps, scale: float | Tensor, batch: Tensor
     ) -> Tensor:
-        """Add what the taps have seen; whether all of it is finite, ()."""
+        """Add the mask gradients; returns whether all are finite, ()."""
         scores, images, unreached = self._sums.split(batch)
         for group in taps.take_unreached():
             unreached[group] += 1

@@ -1,4 +1,4 @@
-"""What criteria that look at weights alone have in common."""
+"""Base class of criteria that need weights alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Weights(Criterion):
         tensors: Mapping[str, Tensor],
         numbers: np.ndarray,
     ) -> np.ndarray | None:
-        """Scores of a group's units, (size,); None if it has none.
+        """Returns scores of a group's units, (size,); None for no scores.
 
         Args:
             group (ChannelGroup): Without the units that are masked.
@@ -72,7 +72,7 @@ class Weights(Criterion):
         return found
 
     def _tensors(self, there: np.ndarray) -> dict[str, Tensor]:
-        """Parameters and buffers, with zeros where masked units are."""
+        """Returns parameters and buffers with zeros at masked units."""
         tensors = {
             name: tensor.detach().cpu()
             for name, tensor in named_tensors(self._model).items()
@@ -91,5 +91,5 @@ class Weights(Criterion):
         self._units = units
 
     def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
-        """See :meth:`Criterion.state_dict`; the weights are all there is."""
+        """See :meth:`Criterion.state_dict`: empty."""
         return {}

@@ -97,7 +97,7 @@ def show_features(
         model (BaseModel): The network, bare.
         loader (DataLoader): Of the images.
         search (FeatureSearch): Observes the pass.
-        warn (Callable): Is told if there are not enough images.
+        warn (Callable): Called with a message if there are not enough images.
     """
     states = random_state()
     each = (loader.batch_size or 1) * dist.get_world_size()
@@ -128,7 +128,7 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
             f'{criterion.batches}: the data set has no more'
         )
     labels = criterion.fisher
-    began = told = time.time()
+    began = logged = time.time()
     used = 0
     for index, data in enumerate(islice(loader, number)):
         data = _with_gradients(model.data_preprocessor(data, True))
@@ -144,9 +144,9 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
         if valid:
             loss.backward()
         used += int(criterion.end_batch(1.0, valid, true_on_all_ranks))
-        if time.time() - told > _PAUSE:
-            told = time.time()
-            left = (told - began) / (index + 1) * (number - index - 1)
+        if time.time() - logged > _PAUSE:
+            logged = time.time()
+            left = (logged - began) / (index + 1) * (number - index - 1)
             runner.logger.info(
                 f'calibration: {index + 1} of {number} batches, '
                 f'{duration(left)} left'

@@ -105,7 +105,7 @@ def write_ratio(
         model (nn.Module): The slim model.
         config (Config): That trains the full model.
         finetune (Mapping): Overrides for the fine-tuning config.
-        warn (Callable): Is told why there is no picture.
+        warn (Callable): Called with the reason if there is no picture.
 
     Returns:
         list[str]: Their paths; the checkpoint is the first.

@@ -34,7 +34,7 @@ def read_density(density: Any, pattern: tuple[int, int] | None) -> float:
     """Check the share of the weights that is to stay.
 
     Args:
-        density (Any): As in the config; None where a pattern tells it.
+        density (Any): As in the config; None if a pattern sets it.
         pattern (tuple[int, int], optional): See :func:`read_pattern`.
 
     Raises:

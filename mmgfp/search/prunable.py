@@ -127,15 +127,15 @@ class Prunable:
         return replace(history, groups=groups)
 
     def cost(self) -> dict[str, float]:
-        """``flops``, ``params`` and ``acts`` without what is masked."""
+        """Returns the cost without masked units, by metric."""
         return self.cost_model.total()
 
     def ratio(self, metric: Metric) -> float:
-        """Remaining share of a metric, 1 for the unpruned network."""
+        """Returns the remaining ratio of a metric; 1 if nothing is pruned."""
         return self.ratios()[metric]
 
     def ratios(self, cut: np.ndarray | None = None) -> dict[str, float]:
-        """Remaining share of every metric.
+        """Returns the remaining ratio of every metric.
 
         Args:
             cut (np.ndarray, optional): (G,) numbers of further units of each
@@ -145,13 +145,13 @@ class Prunable:
         return {m: cost[m] / self.cost_before[m] for m in cost}
 
     def saved(self, metric: Metric | str) -> np.ndarray:
-        """What one unit of each group saves now, (G,); 1 for 'none'."""
+        """Returns what one unit of each group saves, (G,); 1 for 'none'."""
         if metric == 'none':
             return np.ones(len(self.masked))
         return self.cost_model.marginal(metric)  # type: ignore[arg-type]
 
     def take(self, group: int, count: int) -> None:
-        """Count units of a group as gone, before they are masked."""
+        """Count units of a group as removed, before they are masked."""
         cut = np.zeros(len(self.masked))
         cut[group] = count
         self.cost_model.cut(cut)
@@ -159,7 +159,7 @@ class Prunable:
     def structure(
         self, source: str = '', input_shape: Sequence[int] = ()
     ) -> Structure:
-        """The structure of the network without what is masked."""
+        """Returns the structure of the network without masked units."""
         sizes = axis_sizes(self.model, self.units.groups)
         structure = self.masks.structure
         return replace(
@@ -188,7 +188,7 @@ def _left_by(
     """Returns the units of a slim network.
 
     They come from those of the unpruned one, not from the slim network itself,
-    so that names and order stay the same whatever went.
+    so that names and order do not depend on what was removed.
 
     Args:
         structure (Structure): Of the slim network.

@@ -1,4 +1,4 @@
-"""Greedy removal: scores from a criterion, the least important units go.
+"""Greedy removal of the units with the least scores.
 
 Needs torch alone. A training loop of any kind ends each batch with
 ``pruner.criterion.end_batch()`` and calls :meth:`Pruner.prune` every so often;
@@ -70,11 +70,11 @@ class Pruner:
         self.criterion.attach(self.net.model, self.net.units)
 
     def detach(self) -> None:
-        """Stop observing it; what was summed stays."""
+        """Stop observing the network; the sums stay."""
         self.criterion.detach()
 
     def scores(self) -> list[np.ndarray]:
-        """Scores per group, (size,); NaN for groups that have none.
+        """Returns scores per group, (size,); NaN for groups without.
 
         With several processes, ask after ``criterion.all_reduce``.
         """
@@ -84,7 +84,7 @@ class Pruner:
     def unscored(
         self, scores: Sequence[np.ndarray] | None = None
     ) -> list[str]:
-        """Names of the groups that have no scores; they lose nothing.
+        """Returns the names of groups without scores; they lose nothing.
 
         Args:
             scores (Sequence[np.ndarray], optional): From :meth:`scores`,
@@ -112,8 +112,8 @@ class Pruner:
         """Remove the least important units and reset the scores.
 
         They are masked at once, and cut out as far as ``cut_to`` allows.
-        Groups without scores (:meth:`unscored`) lose nothing and keep what
-        was summed.
+        Groups without scores (:meth:`unscored`) lose nothing and keep their
+        sums.
 
         Args:
             done (Callable): Called with the number of removals so far;
@@ -169,7 +169,7 @@ class Pruner:
         done: Callable[[int], bool],
         progress: Callable[[], float],
     ) -> tuple[list[np.ndarray], list[Removal]]:
-        """Per group which units go, and the choices in their order."""
+        """Returns the units to remove per group, and the order of choices."""
         net, groups = self.net, self.net.units.groups
         selector = Selector(
             scores,
@@ -208,7 +208,7 @@ class Pruner:
         return self.net.masks.cut(optimizers, copies)
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs besides the structure; plain types and tensors.
+        """Returns what resuming needs besides the structure, in plain types.
 
         That of the network without what is masked.
         """

@@ -42,7 +42,7 @@ class Quotas:
     def next(
         self, left: np.ndarray, possible: np.ndarray, progress: float
     ) -> np.ndarray:
-        """Groups of which one loses units next, (G,).
+        """Returns which groups compete for the next removal, (G,).
 
         Args:
             left (np.ndarray): (G,) units that each group has now.
@@ -67,7 +67,7 @@ class Quotas:
         return free & (kinds == kinds[np.argmax(share)])
 
     def lag(self, left: np.ndarray, progress: float) -> np.ndarray:
-        """Share of its units that a group should have lost by now, (G,).
+        """Returns the share of its units that a group still has to lose, (G,).
 
         0 or less for groups that are on their way; NaN for those without a
         ratio of their own. Arguments are those of :meth:`next`.
@@ -79,7 +79,7 @@ class Quotas:
 def group_kinds(
     model: nn.Module, groups: Sequence[ChannelGroup]
 ) -> dict[str, int]:
-    """Number of the kind of each group, by its name.
+    """Returns the number of the kind of each group, by its name.
 
     Groups are of one kind if layers of the same types lose the same axes, in
     equal numbers (isomorphic pruning, Fang et al., ECCV 2024). Sizes do not
@@ -112,7 +112,7 @@ def group_kinds(
 def group_ratios(
     groups: Sequence[ChannelGroup], ratios: Mapping[str, float]
 ) -> dict[str, float]:
-    """Ratios of groups, from those of patterns of layers.
+    """Returns ratios of groups, from those of patterns of layers.
 
     Args:
         groups (Sequence[ChannelGroup]): As found, with the frozen ones.

@@ -12,7 +12,7 @@ from ..cost.model import Metric
 class Schedule:
     """How much goes in each pruning step.
 
-    With a number, so many choices per step (the paper: 1). With ``'auto'``
+    With a number, this many choices per step (the paper: 1). With ``'auto'``
     the remaining share of the target's metric falls in equal amounts, one per
     pruning step, from where pruning starts to the target over the first
     ``prune_share`` of the training iterations.

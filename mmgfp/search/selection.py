@@ -1,4 +1,4 @@
-"""Which units go next. Pure numbers, deterministic."""
+"""Selects the units to remove next. Pure numbers, deterministic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Selector:
     def next(
         self, cost: np.ndarray, progress: float = 1.0
     ) -> tuple[int, np.ndarray] | None:
-        """Take the least important units off the list.
+        """Select the least important units.
 
         Args:
             cost (np.ndarray): (G,) what one unit of each group saves now;
@@ -76,14 +76,14 @@ class Selector:
         return best, np.sort(self._order[best][a:b])
 
     def is_behind(self) -> bool:
-        """Whether a group can lose more units to have its own ratio."""
+        """Returns whether a group has not reached its own ratio yet."""
         if self._quotas is None:
             return False
         left, _, possible = self._possible()
         return bool((possible & (self._quotas.lag(left, 1.0) > 0)).any())
 
     def _possible(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Units of each group, how many would go, and whether they can."""
+        """Returns units left, units of a step, and whether it is allowed."""
         left = self._sizes - self._taken
         bundle = np.where(left % self._step, left % self._step, self._step)
         return left, bundle, (left - bundle >= self._least) & self._compared

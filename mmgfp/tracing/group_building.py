@@ -55,7 +55,7 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
 
 
 def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
-    """Why a component is frozen; the first reason found tells."""
+    """Why a component is frozen; the first reason found counts."""
     reasons: dict[int, str] = {}
     for slots, reason in trace.frozen:
         for c in np.unique(component[slots]):

@@ -74,7 +74,7 @@ class Frame:
 
 @dataclass
 class Record:
-    """What operations told: edges, reasons, consumers and producers."""
+    """Facts about slots: edges, reasons, consumers and producers."""
 
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     frozen: list[tuple[np.ndarray, str]] = field(default_factory=list)
@@ -90,7 +90,7 @@ class Record:
         """Add what modules made of their weights before the forward.
 
         They did so in the order of registration, which decides nothing where
-        the forward tells of an order of its own.
+        the forward has an order of its own.
         """
         self.edges.extend(kept.edges)
         self.frozen.extend(kept.frozen)

@@ -1,6 +1,6 @@
 """Slots: every slice of every parameter and buffer has a number.
 
-This file holds what a trace of a network tells about them, and no torch code.
+This file holds the results of a trace, and no torch code.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Use:
 
 @dataclass
 class Trace:
-    """What one forward told about the slots of a model."""
+    """Facts about the slots of a model from one forward."""
 
     table: SlotTable
     edges: np.ndarray  # (2, E) pairs of slots that go together

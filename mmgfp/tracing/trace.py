@@ -41,7 +41,7 @@ def trace_labels(
             the dispatcher does not see get their rules. Defaults to none.
         train (Callable, optional): Runs the model for its losses. Called if
             the first forward leaves parameters unused, which training may
-            use; what it tells before it fails, if it does, counts.
+            use; operations before an error count.
 
     Raises:
         RuntimeError: If the forward itself fails.
@@ -80,7 +80,7 @@ def trace_labels(
 
 @contextmanager
 def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
-    """Tell the tracer which module is being executed."""
+    """Keep the stack of modules that are being executed."""
 
     def layers(tensor: Tensor) -> tuple[Tensor, ...]:
         return tracer.tag(tensor).layers
@@ -110,7 +110,7 @@ def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
 
 @contextmanager
 def _input_marked(model: nn.Module, tracer: LabelTracer) -> Iterator[None]:
-    """What a network is called with is none of its weights.
+    """Mark the inputs of the network as none of its weights.
 
     Buffers may have had a part in it, which normalised the images.
     """
@@ -128,7 +128,7 @@ def _input_marked(model: nn.Module, tracer: LabelTracer) -> Iterator[None]:
 
 
 def _end(tracer: LabelTracer, outputs: Any) -> None:
-    """Channels that reach an output must stay."""
+    """Freeze channels that reach an output."""
     with tracer.aside():
         for out in values_in(outputs):
             for layer in tracer.layers(out):
@@ -136,10 +136,10 @@ def _end(tracer: LabelTracer, outputs: Any) -> None:
 
 
 def _unused(tracer: LabelTracer) -> list[str]:
-    """Parameters that no operation has seen; attributes like counted ones.
+    """Returns parameters that no operation used, and such attributes.
 
-    The latter are those of modules that were not run, where others of
-    the same class count channels with theirs.
+    The attributes are those of modules that were not run, if modules of the
+    same class count channels with theirs.
     """
     terms = [
         *(fact.term for fact in tracer.sizes.facts),
@@ -169,7 +169,7 @@ def _unused(tracer: LabelTracer) -> list[str]:
 
 
 def _own_numbers(tracer: LabelTracer) -> dict[str, np.ndarray]:
-    """The slots that the numbers of layers stand for, by their names."""
+    """Returns the slots that the numbers of layers count, by name."""
     names = {id(t): name for name, t in tracer.table.tensors.items()}
     return {
         f'{name}.{key}' if name else key: slots
@@ -179,7 +179,7 @@ def _own_numbers(tracer: LabelTracer) -> dict[str, np.ndarray]:
 
 
 def learned(tracer: LabelTracer) -> Trace:
-    """Sort what was learned; edges to opaque slots become reasons."""
+    """Returns the trace; edges to opaque slots become reasons."""
     record, size = tracer.record, len(tracer.table)
     edges = np.zeros((2, 0), dtype=np.int64)
     if record.edges:
@@ -210,11 +210,11 @@ def learned(tracer: LabelTracer) -> Trace:
 
 
 def _half_known(tracer: LabelTracer, component: np.ndarray) -> list:
-    """Sums of which this forward does not show one part.
+    """Returns reasons for sums of which the forward shows only a part.
 
     Such as RoI features read from another level of a pyramid, which
-    depends on the RoIs: where nothing else tells that the levels lose the
-    same channels, they lose none.
+    depends on the RoIs: if no other operation couples the channels of
+    the levels, they are frozen.
     """
     frozen = []
     for absent, present, where in tracer.record.absent:
