@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -33,8 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 DETECTORS = ('retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn')
 RATIO = 'flops_0.50'  # name of what pruning saves at the target
 
-# Seconds on two cores, from which the time left is told: scaled by what the
-# stages so far took, and replaced by what a running stage says of itself.
+# Seconds on two cores, from which the time left is told: scaled by a measured
+# iteration of the baseline, later by what the stages so far took, and replaced
+# by what a running stage says of itself.
+USUAL_ITERATION = 0.107  # of the baseline
 USUAL = {
     'data': 10,
     'baseline': 160,
@@ -45,13 +47,15 @@ USUAL = {
     'test-finetuned': 9,
     'measure': 13,
 }
-COSTS = ('flops', 'params', 'acts', 'ms_per_image')
+COSTS = ('flops', 'params', 'acts')
+# columns of times, where they were measured
+TIMES = {'ms_per_image': 'PyTorch\nms', 'onnx_ms': 'ONNX R.\nms'}
 BAR = 32  # characters of the longest bar
 TAIL = 25  # lines of its log to show when a stage fails
 
 TRAINED = re.compile(
     r'Epoch\(train\)\s+\[(?P<epoch>\d+)\]\[\s*(?P<done>\d+)/(?P<all>\d+)\]'
-    r'.*? eta: (?P<eta>[\d:]+)'
+    r'.*? eta: (?P<eta>[\d:]+)\s+time: (?P<time>[\d.]+)'
 )
 VALIDATED = re.compile(
     r'Epoch\(val\)\s+\[(?P<epoch>\d+)\].*?coco/bbox_mAP: (?P<map>[\d.]+)'
@@ -259,6 +263,7 @@ class Run:
         self._usual = 0.0  # that they usually take
         self._key = ''  # of what everything so far was made from
         self._eta = 0.0  # of the stage that runs, as it says
+        self._iteration = 0.0  # seconds of one of the baseline, measured
         self._twentieths = 20  # of flops that are left
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder / 'lock')
@@ -299,11 +304,10 @@ class Run:
             command[2:2] = stage.resume
         began = time.monotonic()
         before = 0.0 if state['complete'] else state['seconds']
-        left = _clock(self._left(stage))
         how = 'goes on' if len(command) > len(stage.command) else 'starts'
-        self.console.print(
-            f'[bold]{stage.name}[/]: {how}, about {left} to the end'
-        )
+        if self._speed():
+            how += f', about {_clock(self._left(stage))} to the end'
+        self.console.print(f'[bold]{stage.name}[/]: {how}')
         state['complete'] = False
         _write_json(file, state)
         try:
@@ -358,6 +362,14 @@ class Run:
         """Show what matters in a line of the log."""
         if found := TRAINED.search(line):
             self._eta = _seconds(found['eta'])
+            if stage.name == 'baseline' and not self._iteration:
+                self._iteration = float(found['time'])
+                left = _clock(self._eta + self._later(stage))
+                self.console.print(
+                    f'  {self._iteration:.2f} s per iteration; about {left} '
+                    'to the end',
+                    highlight=False,
+                )
             status.update(
                 f'{stage.name}: epoch {found["epoch"]}, iteration '
                 f'{found["done"]} of {found["all"]}; about '
@@ -387,8 +399,10 @@ class Run:
         return self._speed() * sum(USUAL[name] for name in later)
 
     def _speed(self) -> float:
-        """Seconds here for a usual second; 1 while little is known."""
-        return self.seconds / self._usual if self._usual > 60 else 1.0
+        """Seconds here for a usual second; 0 while that is not known."""
+        if self._usual > 60:
+            return self.seconds / self._usual
+        return self._iteration / USUAL_ITERATION
 
 
 def _lock(path: Path) -> IO[str]:
@@ -488,6 +502,8 @@ def measure(paths: Paths) -> None:
         result[name] = count_cost(model, calls)['']
     for name, value in milliseconds(models, images(config, 50)).items():
         result[name]['ms_per_image'] = value
+    for name, value in onnx_milliseconds(paths.networks()).items():
+        result[name]['onnx_ms'] = value
     structure = Structure.load(paths.folder / 'prune' / f'{RATIO}.json')
     _write_json(
         paths.folder / 'measure.json',
@@ -515,12 +531,49 @@ def milliseconds(
     The networks take turns, so that whatever else the machine does meets all
     of them alike. The first round warms up.
     """
-    times: dict[str, list[float]] = {name: [] for name in models}
+    return in_turn(
+        {
+            name: lambda i, model=model: model.test_step(batches[i])
+            for name, model in models.items()
+        },
+        len(batches),
+        rounds,
+    )
+
+
+def onnx_milliseconds(
+    networks: Mapping[str, tuple[Path, Path]],
+) -> dict[str, float]:
+    """Median time of a raw forward in ONNX Runtime, boxes not included.
+
+    Returns:
+        dict[str, float]: Empty if it does not run the networks.
+    """
+    from mmgfp.speed.backends import BackendError, Setting, load, prepare
+
+    runs = {}
+    for name, (config, checkpoint) in networks.items():
+        setting = Setting(str(config), {}, None, 'cpu', half=False)
+        subject = load(setting, str(checkpoint), name)
+        try:
+            run = prepare('onnxruntime', subject, 1, setting)
+        except (BackendError, ValueError) as error:
+            print(f'no times in ONNX Runtime: {error}')
+            return {}
+        runs[name] = lambda _, run=run: run()
+    return in_turn(runs, 50)
+
+
+def in_turn(
+    runs: Mapping[str, Callable[[int], Any]], count: int, rounds: int = 4
+) -> dict[str, float]:
+    """Median milliseconds of ``count`` calls in each of some rounds."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds):
-        for batch in batches:
-            for name, model in models.items():
+        for i in range(count):
+            for name, run in runs.items():
                 began = time.perf_counter()
-                model.test_step(batch)
+                run(i)
                 if turn:
                     times[name].append(time.perf_counter() - began)
     return {
@@ -561,15 +614,14 @@ def results_table(summary: Mapping[str, Any], title: str) -> Table:
         title_justify='left',
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column('')
     first = summary['baseline']
     precisions = {'mAP': 'mAP', 'mask_mAP': 'mask\nmAP'}
     precisions = {k: v for k, v in precisions.items() if k in first}
-    for name in (
-        *precisions.values(),
-        *('flops', 'params', 'acts', 'CPU ms\nper image'),
-    ):
+    times = [key for key in TIMES if key in first]
+    for name in (*precisions.values(), *COSTS, *(TIMES[k] for k in times)):
         table.add_column(name, justify='right')
     for name, label in (
         ('baseline', 'baseline'),
@@ -577,12 +629,14 @@ def results_table(summary: Mapping[str, Any], title: str) -> Table:
         ('finetuned', 'fine-tuned'),
     ):
         row = summary[name]
-        share = {key: f'{row[key] / first[key]:4.0%}' for key in COSTS}
+        keys = (*COSTS, *times)
+        share = {key: f'{row[key] / first[key]:4.0%}' for key in keys}
         cells = []
-        for key in COSTS[:-1]:
+        for key in ('flops', 'params'):
             unit, letter = (1e6, 'M') if first[key] < 1e9 else (1e9, 'G')
             cells.append(f'{row[key] / unit:.2f} {letter} {share[key]}')
-        cells.append(f'{row["ms_per_image"]:.1f} {share["ms_per_image"]}')
+        cells.append(share['acts'])
+        cells += [f'{row[key]:.3g} {share[key]}' for key in times]
         table.add_row(label, *(f'{row[k]:.3f}' for k in precisions), *cells)
     return table
 

@@ -139,6 +139,17 @@ def test_progress_is_read_from_the_log(tmp_path: Path) -> None:
     assert 'flops 0.949, params 0.9, acts 0.9; 46 channels pruned' in shown
 
 
+def test_time_left_follows_a_measured_iteration(tmp_path: Path) -> None:
+    usual = quickstart.USUAL_ITERATION
+    line = f'Epoch(train) [1][ 50/250] lr: 1 eta: 0:01:00  time: {2 * usual}'
+    code = f'{WRITE}\nprint({line!r})'
+    shown = run(tmp_path, stage(tmp_path, code))
+    names = list(quickstart.USUAL)
+    later = names[names.index('baseline') + 1 :]
+    left = 60 + 2 * sum(quickstart.USUAL[name] for name in later)
+    assert f'about {quickstart._clock(left)} to the end' in shown
+
+
 @pytest.mark.parametrize('masks', [{}, dict(mask_mAP=0.6)])
 def test_results_fit_a_narrow_terminal(masks) -> None:
     row = dict(
@@ -147,6 +158,7 @@ def test_results_fit_a_narrow_terminal(masks) -> None:
         params=3491102,
         acts=666390,
         ms_per_image=125.8,
+        onnx_ms=100.25,
     )
     row.update(masks)
     summary = dict(baseline=row, pruned=row, finetuned=row, seconds=1.0)
