@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..search.prunable import Prunable
 from ..search.search import FeatureSearch, TrainedSearch, cut_to_widths
 from ..search.sparsity import left_after
 from ..slimming.structure import KEY
+from ..utils.atomic import complete
 from ..utils.modes import buffers_kept
 from .calibration import calibrate, other_loader, show_features
 from .channel_hook import ChannelHook
@@ -339,6 +341,7 @@ class SearchHook(ChannelHook):
 
     def _start(self, runner: Runner) -> None:
         assert self.net is not None
+        self._names = [group.name for group in self.net.units.groups]
         budget = self._budget(self.net)
         self.search.start(self.net, budget, self._scores)
         if ungated := getattr(self.search, 'ungated', []):
@@ -468,6 +471,11 @@ class SearchHook(ChannelHook):
         path, *others = save_ratio(
             runner, structure, self._stem, self.finetune
         )
+        if course := getattr(self.search, 'course', []):
+            others.append(f'{Path(path).with_suffix("")}_search.json')
+            data = dict(groups=self._names, course=course)
+            with complete(others[-1]) as partial:
+                Path(partial).write_text(json.dumps(data))
         names = ', '.join(os.path.basename(other) for other in others)
         ratio = self.net.ratio(self.metric)
         runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')

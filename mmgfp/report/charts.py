@@ -41,6 +41,10 @@ def draw_progress(
     """
     figure = new_figure(7, 5)
     cost, loss = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+
+    def expected(metric: str) -> bool:  # of a search
+        return any(f'expected_{metric}' in record for record in records)
+
     for metric, colour, dashes in zip(METRICS, CYCLE, _DASHES):
         cost.plot(
             *_series(records, metric),
@@ -48,6 +52,13 @@ def draw_progress(
             color=colour,
             linewidth=2,
             label=metric,
+        )
+        cost.plot(
+            *_series(records, f'expected_{metric}'),
+            ':',
+            color=colour,
+            linewidth=1.5,
+            label=f'expected {metric}' if expected(metric) else None,
         )
     cost.set_ylim(0, 1.03)
     cost.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
@@ -69,6 +80,38 @@ def draw_progress(
         )
     for axes in (cost, loss):
         _tidy(axes)
+    save_figure(figure, path)
+
+
+def draw_widths(
+    groups: Sequence[str],
+    course: Sequence[tuple[int, Sequence[float]]],
+    path: str | os.PathLike,
+) -> None:
+    """Draw the expected width of every group over a search, as PNG.
+
+    Args:
+        groups (Sequence[str]): Names of G groups, in the network's order.
+        course (Sequence[tuple]): Steps of the search, each with (G,) expected
+            ratios of the groups' units.
+        path (str | os.PathLike): Where to write; complete or not at all.
+    """
+    figure = new_figure(9, 1.6 + 0.2 * max(6, len(groups)))
+    axes = figure.add_subplot()
+    steps = [step for step, _ in course]
+    ratios = np.array([values for _, values in course]).T
+    mesh = axes.pcolormesh(
+        np.append(steps, 2 * steps[-1] - steps[-2] if steps[1:] else 1),
+        np.arange(len(groups) + 1),
+        ratios,
+        vmin=0,
+        vmax=1,
+        cmap='viridis',
+    )
+    axes.set_yticks(np.arange(len(groups)) + 0.5, list(groups), fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel('step of the search')
+    figure.colorbar(mesh, label='expected ratio of the channels')
     save_figure(figure, path)
 
 

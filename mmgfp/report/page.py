@@ -18,11 +18,17 @@ from ..libraries.pictures import folder_pictures
 from ..slimming.checkpoint import load_plain_checkpoint, weights_of
 from ..slimming.history import STAYS
 from ..utils.atomic import complete, from_here
-from .charts import Point, draw_accuracy, draw_progress, draw_scores
+from .charts import (
+    Point,
+    draw_accuracy,
+    draw_progress,
+    draw_scores,
+    draw_widths,
+)
 from .html import folded, page, picture, table, text
 from .networks import Network, PruningRun, read_pruning_run
 from .page_predictions import PICTURES, predictions
-from .workdir import Evaluation, SavedRatio
+from .workdir import Evaluation, SavedRatio, read_course
 
 SCORE_THR = 0.3
 
@@ -68,7 +74,10 @@ def write_report(
         lead=_head(run),
         sections=[
             ('Channels kept', _channels(run, figures)),
-            ('While it pruned', _progress(run, figures)),
+            (
+                'While it pruned',
+                _progress(run, figures) + _widths(run, figures),
+            ),
             ('Scores of the last step', _scores(run, figures)),
             ('Accuracy and cost', _accuracy(run, figures)),
             ('Predictions', predictions(run, figures, paths, score_thr)),
@@ -204,6 +213,22 @@ def _progress(run: PruningRun, folder: Path) -> Markup:
         'remaining cost and loss over the iterations',
         'Remaining cost and loss over the iterations of the training, as '
         'logged by MMEngine. Vertical lines mark saved ratios.',
+    )
+
+
+def _widths(run: PruningRun, folder: Path) -> Markup:
+    """The course of a search that was trained; nothing for other runs."""
+    last = run.ratios[-1]
+    if not last.course.is_file():
+        return Markup()
+    groups, course = read_course(last.course)
+    path = folder / f'widths_{last.stem}.png'
+    draw_widths(groups, course, path)
+    return picture(
+        path,
+        'expected widths over the search',
+        'Expected ratio of the channels of every group over the steps of the '
+        'search.',
     )
 
 

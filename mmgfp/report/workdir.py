@@ -58,6 +58,11 @@ class SavedRatio:
         return self.folder / f'{self.stem}.png'
 
     @property
+    def course(self) -> Path:
+        """Path of the course of a search, which may not exist."""
+        return self.folder / f'{self.stem}_search.json'
+
+    @property
     def finetune_config(self) -> Path:
         """Path of the generated config, which may not exist."""
         return self.folder / f'{self.stem}_finetune.py'
@@ -322,3 +327,33 @@ def last_checkpoint(folder: Path) -> Path | None:
     # by name only, for the work dir may have been moved
     path = folder / Path(note.read_text('utf-8').strip()).name
     return path if path.is_file() else None
+
+
+def read_course(path: Path) -> tuple[list[str], list[tuple[int, list[float]]]]:
+    """Read what a search that was trained has written.
+
+    Args:
+        path (Path): Such as 'flops_0.50_search.json'.
+
+    Returns:
+        tuple: Names of G groups, and steps with (G,) expected ratios of their
+        units.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        data = json.loads(path.read_text('utf-8'))
+        groups = [str(name) for name in data['groups']]
+        course = [
+            (int(step), [float(ratio) for ratio in ratios])
+            for step, ratios in data['course']
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{path} is no course of a search') from error
+    if not course or any(len(r) != len(groups) for _, r in course):
+        raise ValueError(
+            f'{path} is no course of a search: expected a ratio of each of '
+            f'its {len(groups)} groups in every step'
+        )
+    return groups, course

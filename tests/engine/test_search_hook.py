@@ -32,6 +32,7 @@ from mmgfp.engine.search_state import (
 from mmgfp.engine.split_data import Batches, PartOfData
 from mmgfp.libraries.models import load_model
 from mmgfp.registry import SEARCHES
+from mmgfp.report.workdir import read_course
 from mmgfp.search.dcss import DCSS
 from mmgfp.slimming.structure import KEY
 
@@ -100,6 +101,27 @@ def test_files_of_a_search(tmp_path, search):
     for model in (built, from_config, plain):
         for found, wanted in zip(raw_outputs(model, (8, 8)), expected):
             torch.testing.assert_close(found, wanted)
+
+
+def test_the_page_shows_the_course_of_widths(tmp_path):
+    train(search_config(tmp_path, hook=dict(report=True)))
+    groups, course = read_course(tmp_path / f'{STEM}_search.json')
+    assert groups == ['stem', 'conv1']
+    assert [step for step, _ in course] == list(range(1, 25))
+    assert course[0][1] == [1.0, 1.0] and max(course[-1][1]) <= 1
+    page = (tmp_path / 'report.html').read_text('utf-8')
+    assert 'expected widths over the search' in page
+    assert (tmp_path / 'report' / f'widths_{STEM}.png').exists()
+
+
+@pytest.mark.parametrize(
+    'text', ['', '[]', '{"groups": ["a"], "course": []}', '{"groups": 3}']
+)
+def test_files_that_are_no_course(tmp_path, text):
+    path = tmp_path / 'flops_0.50_search.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match='is no course of a search'):
+        read_course(path)
 
 
 def test_no_gate_is_left_behind(tmp_path):
