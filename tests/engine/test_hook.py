@@ -699,8 +699,10 @@ def test_config_is_dumped_for_finetuning(tmp_path):
     assert config.train_cfg == runner.cfg.train_cfg
 
 
-def test_no_print():
+def test_only_commands_print():
     for path in (ROOT / 'mmgfp').rglob('*.py'):
+        if path.parent.name == 'commands':
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 assert getattr(node.func, 'id', '') != 'print', path

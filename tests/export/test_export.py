@@ -524,7 +524,7 @@ def test_onnx_is_missing(monkeypatch, written):
 def test_help_and_exit_status(cases, tmp_path):
     done = run_tool('export.py', '--help')
     assert done.returncode == 0
-    assert 'as an ONNX file' in done.stdout
+    assert 'standalone ONNX file' in done.stdout
     assert 'example: mmgfp export' in done.stdout
     case = cases('resnet')
     out = tmp_path / 'model.onnx'
