@@ -99,8 +99,8 @@ def page(file: Path, out: Path) -> list[str]:
         '',
         *config.about.strip().splitlines(),
         f'The baseline comes to {baseline:.2f} % top-1{trained_on}.',
-        'Cells are top-1 accuracy in percent before and after fine-tuning;'
-        ' with several seeds the mean, then the accuracy of each seed.',
+        'Cells are top-1 accuracy in percent before and after fine-tuning;',
+        'with several seeds the mean, then the accuracy of each seed.',
     ]
     for kind, amounts in found.items():
         text += ['', f'## {TITLES[kind]}', '', *table(amounts)]
@@ -114,7 +114,7 @@ def page(file: Path, out: Path) -> list[str]:
         *config.commands.strip().splitlines(),
         '```',
         '',
-        f'{with_what(results[-1]["machine"])}; {results[-1]["precision"]}.',
+        f'In {results[-1]["precision"]}. {with_what(results[-1]["machine"])}',
     ]
     return text
 

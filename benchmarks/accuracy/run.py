@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog='example: python benchmarks/accuracy/run.py cifar10 '
         '--data-root DATA/cifar10 --weights DATA/cifar10_resnet20.th --jobs 2',
     )
-    lists = sorted(p.name for p in (HERE / 'configs').iterdir() if p.is_dir())
+    lists = sorted(p.name for p in (HERE / 'configs').glob('[!_]*/'))
     parser.add_argument('list', choices=lists, help='folder in configs/')
     parser.add_argument(
         '--data-root', required=True, help='folder of the data set'

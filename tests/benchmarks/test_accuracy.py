@@ -68,7 +68,7 @@ def configured(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    'path', sorted(HARNESS.glob('configs/*/[!_]*.py')), ids=str
+    'path', sorted(HARNESS.glob('configs/[!_]*/[!_]*.py')), ids=str
 )
 def test_configs(path):
     """Each makes a network that its hook prunes, but for the unpruned."""
@@ -549,8 +549,9 @@ def test_decoding_twice_at_once(tmp_path, monkeypatch):
 
 def test_cropped_batches(tmp_path):
     """Every image is a crop of its own, half of them mirrored."""
-    import data
     from mmengine.runner import Runner
+
+    import data
 
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (2, 6, 5, 3), np.uint8)

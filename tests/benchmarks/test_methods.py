@@ -1,0 +1,75 @@
+"""The comparison of methods on a short schedule: its configs and its page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.registry import HOOKS
+from torch import nn
+
+HARNESS = Path(__file__).resolve().parents[2] / 'benchmarks' / 'accuracy'
+sys.path.append(str(HARNESS))
+
+import methods  # noqa: E402
+import methods_report  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+
+from mmgfp.utils.environment import machine  # noqa: E402
+
+LISTS = sorted((HARNESS / 'configs' / '_methods').glob('*.py'))
+
+
+@pytest.mark.parametrize('path', LISTS, ids=lambda path: path.stem)
+def test_every_experiment_has_hooks_and_a_name(path):
+    config = Config.fromfile(path, import_custom_modules=False)
+    for name, phases in config.experiments.items():
+        method, kind, amount = methods_report.parts(name)
+        assert method in methods_report.NAMES or not phases
+        for phase, hook in phases.items():
+            assert phase in config
+            HOOKS.build(dict(hook))
+            if kind == 'density':
+                assert hook['density'] == amount
+            else:
+                assert hook['target'] == {kind: amount}
+
+
+def test_shares_of_weights_that_are_not_zero():
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Linear(2, 1))
+    model[0].weight.data = model[0].weight.data.fill_(1)
+    model[0].weight.data[0, 0] = 0
+    model[2].weight.data.zero_()
+    assert methods.densities(model) == {'0': 0.75, '2': 0.0}
+
+
+def test_page(tmp_path):
+    def result(name: str, seed: int, before: float, after: float) -> dict:
+        return dict(
+            experiment=name,
+            seed=seed,
+            baseline={'accuracy/top1': 90.0},
+            pruned={'accuracy/top1': before},
+            finetuned={'accuracy/top1': after},
+            density={'backbone.conv1': 0.5, 'head.fc': 0.1},
+            machine=machine('cpu'),
+            precision='float32',
+        )
+
+    rows = [
+        result('unpruned', 0, 90.0, 90.5),
+        result('nap_density_0.1', 0, 50.0, 80.0),
+        result('nap_density_0.1', 1, 52.0, 81.0),
+        result('magnitude_density_0.1', 0, 40.0, 82.0),
+        result('dcss_flops_0.5', 0, 70.0, 88.0),
+    ]
+    file = tmp_path / 'cifar10.jsonl'
+    file.write_text('\n'.join(json.dumps(row) for row in rows))
+    text = '\n'.join(methods_report.page(file, tmp_path))
+    assert 'to 90.00 % top-1, and to 90.50 % when it is trained on.' in text
+    assert '| NAP | 51.00 -> 80.50 (80.00, 81.00) |' in text
+    assert text.index('| magnitude |') < text.index('| NAP |')
+    assert '| DCSS on Fisher | 70.00 -> 88.00 |' in text
+    assert (tmp_path / 'methods_cifar10_density.png').exists()
