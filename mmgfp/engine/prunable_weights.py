@@ -22,7 +22,7 @@ def prunable_weights(
     run: Callable[[nn.Module], Any],
     ignore: Sequence[str],
     shapes: Shapes,
-    tell: Callable[[str], object],
+    log: Callable[[str], object],
 ) -> dict[str, int]:
     """Weights of convolutions and linear layers that can be pruned.
 
@@ -32,7 +32,7 @@ def prunable_weights(
         run (Callable): Runs the network on demo input.
         ignore (Sequence[str]): Patterns of layers, as in :mod:`fnmatch`.
         shapes (Shapes): What goes together.
-        tell (Callable): Is told which weights stay whole, and why.
+        log (Callable): Logs which weights stay whole, and why.
 
     Returns:
         dict[str, int]: By name of the parameter, the axis of its outputs.
@@ -61,7 +61,7 @@ def prunable_weights(
         else:
             found[name] = axis
     for why, layers in whole.items():
-        tell(
+        log(
             f'the weights of {len(layers)} layers stay whole, because they '
             f'{why}: {", ".join(layers[:5])}'
             f'{", ..." if len(layers) > 5 else ""}'

@@ -7,7 +7,7 @@ pruning is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmengine.runner import Runner
@@ -95,7 +95,7 @@ def pruned_before(
     model: nn.Module,
     density: Mapping[str, Density],
     state: Mapping[str, Any],
-    tell: Any,
+    warn: Callable[[str], object],
 ) -> dict[str, Tensor]:
     """Which weights of a loaded network are pruned.
 
@@ -104,7 +104,7 @@ def pruned_before(
         density (Mapping[str, Density]): As recorded in its structure.
         state (Mapping[str, Any]): From :func:`read_sparse_state`; empty if
             training does not resume.
-        tell (Callable): Is told of zeros that were not pruned before.
+        warn (Callable): Warns of zeros that were not pruned before.
 
     Raises:
         ValueError: See :func:`~mmgfp.slimming.element_masks.pruned_weights`.
@@ -116,7 +116,7 @@ def pruned_before(
         if (lost := int(gone.sum()))
     }
     if any(more.values()):
-        tell(
+        warn(
             f'{sum(more.values())} weights are zero that were not pruned '
             f'({_some([name for name, n in more.items() if n])}); they stay '
             'zero like the others'

@@ -183,7 +183,7 @@ class SparsityHook(ResumesExactly):
         self._structure = self._with_cost(runner, count_cost(model, calls)[''])
         self._axes = prunable_weights(
             *(model, calls, run, self.ignore, self.shapes),
-            tell=runner.logger.info,
+            log=runner.logger.info,
         )
         self.masks = WeightMasks(model)
         pruned = {
@@ -192,7 +192,7 @@ class SparsityHook(ResumesExactly):
         }
         pruned |= pruned_before(
             *(model, self._structure.density, self._resumed),
-            tell=runner.logger.warning,
+            warn=runner.logger.warning,
         )
         put_masks(runner, self.masks, pruned)
         for optimizer in optimizers(runner):

@@ -56,7 +56,7 @@ class StructureHook(Hook):
             self._masks = WeightMasks(model)
             pruned = pruned_before(
                 *(model, self._structure.density, self._resumed),
-                tell=runner.logger.warning,
+                warn=runner.logger.warning,
             )
             put_masks(runner, self._masks, pruned)
 

@@ -44,15 +44,15 @@ class Progress:
     """Says what is being done and how much time is left.
 
     Args:
-        tell (Callable): Shows a line.
+        log (Callable): Prints a line.
         images (int): That networks will run on in this process.
         processes (int): That will measure memory after that.
     """
 
     def __init__(
-        self, tell: Callable[[str], None], images: int, processes: int
+        self, log: Callable[[str], None], images: int, processes: int
     ) -> None:
-        self._tell = tell
+        self._log = log
         self._images, self._processes = images, processes  # still to come
         self._done = 0
         self._took = PROCESS
@@ -86,7 +86,7 @@ class Progress:
             pace = (self._told - self._began) / self._done
             seconds = pace * self._images + self._took * self._processes
             left = f', about {duration(seconds)} left'
-        self._tell(f'{self._what}{left}')
+        self._log(f'{self._what}{left}')
 
 
 class Comparison:
@@ -198,7 +198,7 @@ def compare(
     batches: Sequence[int],
     rounds: int,
     with_modules: bool,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Result:
     """Measure networks of a config.
 
@@ -209,7 +209,7 @@ def compare(
         batches (Sequence[int]): Images in a batch.
         rounds (int): In which every network runs once.
         with_modules (bool): Whether to time the top-level modules, too.
-        tell (Callable): Shows a line of progress.
+        log (Callable): Prints a line of progress.
 
     Raises:
         BackendError: If a backend does not work here, or not with a network.
@@ -217,13 +217,13 @@ def compare(
     """
     subjects = []
     for name, checkpoint in zip(names_of(checkpoints), checkpoints):
-        tell(f'loading {name}')
+        log(f'loading {name}')
         subjects.append(load(setting, checkpoint, name))
-    tell('trying the backends')
+    log('trying the backends')
     check_backends(backends, setting.device)
     turns = (len(backends) + with_modules) * (rounds + WARMUP)
     images = turns * len(subjects) * sum(batches)
-    progress = Progress(tell, images, len(subjects))
+    progress = Progress(log, images, len(subjects))
     clock = clock_of(setting.device)
     comparison = Comparison(
         setting, subjects, batches, rounds, progress, clock
