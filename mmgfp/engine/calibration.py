@@ -182,6 +182,7 @@ def train_loader(
         dataset (Any): If it is built already.
 
     Raises:
+        FileNotFoundError: If the data set is not on this machine.
         ValueError: If the config has no train data.
     """
     loader = config.get('train_dataloader')
@@ -196,7 +197,13 @@ def train_loader(
     settings.pop('persistent_workers', None)
     if least > (settings.get('batch_size') or 1):
         settings['batch_size'] = least
-    return Runner.build_dataloader(settings, seed=seed)
+    try:
+        return Runner.build_dataloader(settings, seed=seed)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'the data set of train_dataloader is not here: {error}. '
+            'Download it, or correct its paths in the config.'
+        ) from error
 
 
 @contextmanager

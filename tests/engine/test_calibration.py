@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 from toy import load, make_config, pruning_hook, removals, train
 
@@ -16,11 +19,29 @@ from mmgfp.engine.calibration import (
     calibrate,
     other_loader,
     show_features,
+    train_loader,
 )
 from mmgfp.groups import UnitSpace
 
 pytestmark = pytest.mark.usefixtures('waits')
 KINDS = dict(criterion=dict(type='KFAC', batches=3), normalize_by='none')
+
+
+def test_train_data_that_is_missing(tmp_path):
+    annotations = str(tmp_path / 'no_such.json')
+    config = Config(
+        dict(
+            train_dataloader=dict(
+                batch_size=1,
+                sampler=dict(type='DefaultSampler'),
+                dataset=dict(type=BaseDataset, ann_file=annotations),
+            )
+        )
+    )
+    with pytest.raises(FileNotFoundError) as error:
+        train_loader(config, 0)
+    words = 'data set of train_dataloader is not here: .*no_such.json.*paths'
+    assert re.search(words, str(error.value))
 
 
 class Counting(KFAC):
