@@ -32,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names."""
     parser = ArgumentParser(
         prog='mmgfp',
-        description='Prune channels of MMDetection and MMPretrain models.',
+        description='Prune channels of MMDetection and MMPretrain models. '
+        'mmgfp COMMAND --help describes a command.',
         epilog='example: mmgfp groups '
-        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py '
-        '(mmgfp COMMAND --help describes a command)',
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -6,7 +6,12 @@ import json
 import os
 import re
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    HelpFormatter,
+    Namespace,
+)
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,15 @@ from mmengine.config import Config, DictAction
 
 from ..libraries.config import load_config
 from ..utils.atomic import complete
+
+
+class _Help(HelpFormatter):
+    """Keeps the example in one line, so that it can be copied to a shell."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith('example: '):
+            return indent + text
+        return super()._fill_text(text, width, indent)
 
 
 def command_parser(
@@ -32,6 +46,7 @@ def command_parser(
         prog=f'mmgfp {name}',
         description=purpose,
         epilog=f'example: mmgfp {name} {example}',
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     add_debug_option(parser)
