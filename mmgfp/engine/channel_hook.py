@@ -73,7 +73,7 @@ class ChannelHook(ResumesExactly):
         )
 
     def _shape(self, runner: Runner) -> tuple[int, int]:
-        """Returns (H, W) that cost is counted at; fixed once pruning began."""
+        """Returns (H, W) that cost is counted at, the same for a whole run."""
         if self._structure is not None and self._structure.input_shape:
             height, width = self._structure.input_shape
             return height, width

@@ -435,7 +435,7 @@ class SearchHook(ChannelHook):
             self._cut(runner)
 
     def _slope(self, runner: Runner, values: Tensor) -> Tensor:
-        """The loss's gradient by the gates, on a batch of the other data.
+        """Gradient of the loss by the gates, on a batch for the search.
 
         Statistics of batch norms and gradients of weights stay as they are.
         """

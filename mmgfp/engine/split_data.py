@@ -16,10 +16,10 @@ from .resume import separate_loader
 
 
 class PartOfData(Dataset):
-    """Some samples of a data set, as often as it has samples.
+    """Some samples of a data set, repeated up to the length of the data set.
 
-    Its length is that of the data set, so that an epoch has as many
-    iterations as before and schedules stay what they are.
+    So an epoch has as many iterations as before, and schedules do not
+    change.
 
     Args:
         dataset (Dataset): All samples.
@@ -37,14 +37,14 @@ class PartOfData(Dataset):
         return self._dataset[self._there(index)]
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """A whole batch, where the data set makes those at once."""
+        """A batch from a data set that makes whole batches."""
         there = [self._there(index) for index in indices]
         if hasattr(self._dataset, '__getitems__'):
             return self._dataset.__getitems__(there)
         return [self._dataset[index] for index in there]
 
     def get_data_info(self, index: int) -> Any:
-        """What samplers ask for, such as the shape of an image."""
+        """What samplers read, such as the shape of an image."""
         return self._dataset.get_data_info(self._there(index))
 
     def __getattr__(self, name: str) -> Any:
@@ -111,7 +111,7 @@ def validation_data(runner: Runner) -> DataLoader:
 
 
 def _loader(runner: Runner, dataset: Any, number: int) -> DataLoader:
-    """A loader like that of the runner; those of other numbers differ."""
+    """A loader like that of the runner; its order depends on the number."""
     seed = (runner.seed or 0) + number
     loader = train_loader(runner.cfg, seed, dataset=dataset)
     separate_loader(loader, seed)
@@ -145,7 +145,7 @@ class Batches:
         return batch
 
     def resume(self, epoch: int, taken: int) -> None:
-        """Continue where another one was; reads the batches before it."""
+        """Continue at a recorded place; earlier batches are read again."""
         self.epoch = epoch
         self._begin()
         assert self._iterator is not None

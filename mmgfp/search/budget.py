@@ -1,4 +1,4 @@
-"""What a search of widths may spend, and which widths it may choose."""
+"""The cost that a search may leave, and the widths it may choose."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Gates:
             ]
 
     def detach(self) -> None:
-        """Let the network be what it was."""
+        """Run the network without the gates."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -51,7 +51,7 @@ _METRICS = ('flops', 'acts', 'params')
 
 
 class ITPruner:
-    """Groups whose features have little in common with others stay wide.
+    """Keeps groups wide whose features have little in common with others.
 
     Args:
         beta (float, optional): How much redundancy counts. Defaults to twice

@@ -87,7 +87,7 @@ class Knapsack:
     def _improved(self, chosen: np.ndarray) -> np.ndarray:
         """Solve linearised problems until none gains any more.
 
-        One that gains nothing has led too far: the next is solved nearer by.
+        After one that gains nothing, the next allows smaller changes of width.
         """
         table, reach = self._candidates, 1.0
         while reach >= _NEAREST:

@@ -84,7 +84,7 @@ class TrainedSearch(Search, Protocol):
         """Start, with this number of steps to come in all."""
 
     def detach(self) -> None:
-        """Let the network be what it was."""
+        """Run the network without what the search has learnt."""
 
     def step(self, gradient: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Learn from a batch.

@@ -22,8 +22,8 @@ class Shapes:
     """What goes together, and what every layer keeps.
 
     Attributes:
-        block (tuple[int, int]): Output channels and input channels that share
-            their fate. The last ones of a layer may be fewer.
+        block (tuple[int, int]): Output channels and input channels that
+            go together. The last ones of a layer may be fewer.
         pattern (tuple[int, int], optional): (n, m): of m neighbours along the
             inputs, n stay.
         min_density (float): Share of its weights that every layer keeps, and

@@ -39,7 +39,7 @@ See = Callable[[str, Tensor, dict[str, Tensor]], None]
 
 @dataclass
 class Call:
-    """What one call of a consumer told.
+    """What was observed in one call of a consumer.
 
     Attributes:
         source (Tensor): Its input.

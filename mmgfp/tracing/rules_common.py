@@ -1,4 +1,4 @@
-"""What the label rules share.
+"""Functions that several label rules use.
 
 A rule is a function ``(tracer, func, args, kwargs, out)`` that sets the labels
 of ``out`` and tells the tracer which slots are coupled or frozen.
@@ -29,7 +29,7 @@ def unknown(
 ) -> None:
     """Freeze everything an operation touches and everything it makes.
 
-    With advice, this is the reason to tell rather than others.
+    A reason with advice is reported rather than others.
     """
     what = what or f'the operation {name_of(func)}, which has no rule,'
     reason = f'{what} in {tr.where()}{advice}'

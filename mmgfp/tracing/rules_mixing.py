@@ -53,7 +53,7 @@ def convolve(
     out: Tensor,
     transposed: bool = False,
 ) -> None:
-    """What every kind of convolution with a parameter does."""
+    """The common part of all kinds of convolution with a parameter."""
     name = tr.tag(weight).weight
     if name is None:
         for operand in (source, weight):
@@ -93,8 +93,8 @@ def convolve(
 def _issue_lost(tr: LabelTracer, kernel: Tensor, axis: int, what: str) -> None:
     """Register the outputs of a layer whose kernel has lost its labels.
 
-    They stay, but they are there. Which axis of the parameter they are is
-    told by a label that is left, or by their number, or else it is the first.
+    They are registered, and frozen. Their axis of the parameter follows from
+    a label that is left, or else from their number; the default is the first.
     """
     slots = _axis_slots(tr, kernel, axis % kernel.dim())
     if slots is not None and 0 <= slots[0] < len(tr.table):

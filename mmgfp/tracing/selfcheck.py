@@ -497,7 +497,7 @@ def _is_steady(double: nn.Module, run: Run) -> bool:
 
 
 def _numbers(model: nn.Module, run: Run) -> list[Tensor] | None:
-    """What comes out; None for an error or numbers that are not finite."""
+    """Returns the outputs; None for an error or if one is not finite."""
     try:
         with torch.no_grad():
             outputs = values_in(run(model))
