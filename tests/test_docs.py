@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from functools import cache
 
 import pytest
+from mmengine.registry import HOOKS
 from test_layering import ROOMS
 from toy import ROOT
 
@@ -21,6 +23,7 @@ PAGES = [
 ]
 LINK = re.compile(r'\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)')
 SCRIPT = re.compile(r'\b(tools|benchmarks)/[\w/]+\.py|\bmmgfp [a-z]')
+PYTHON = re.compile(r'^```python\n(.*?)^```', re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r'^```bash\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
@@ -65,6 +68,34 @@ def test_links(page):
             heads = re.findall(r'^#+ (.*)$', file.read_text(), re.MULTILINE)
             known = {re.sub(r'[^\w -]', '', h.lower()) for h in heads}
             assert anchor[1:] in {h.replace(' ', '-') for h in known}, anchor
+
+
+def hooks() -> list[tuple[str, str]]:
+    """Page and code of the hooks that configs on the pages have.
+
+    Without those that need a file or a criterion of the user's.
+    """
+    found = []
+    for page in PAGES:
+        for block in PYTHON.findall(page.read_text(encoding='utf-8')):
+            if 'custom_hooks' not in block:
+                continue
+            for node in ast.walk(ast.parse(block)):
+                code = ast.unparse(node)
+                if code.startswith("dict(type='mmgfp.") and not re.search(
+                    'latency_table|_base_|RootMagnitude', code
+                ):
+                    found.append((page.name, code))
+    return found
+
+
+def test_hooks_in_configs():
+    found = hooks()
+    assert {'README.md', 'sparsity.md', 'dcss.md'} <= {
+        page for page, _ in found
+    }
+    for _, code in found:
+        HOOKS.build(eval(code))
 
 
 def test_files_that_are_named():
