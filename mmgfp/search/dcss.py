@@ -50,9 +50,9 @@ class DCSS:
 
     The loss is ``task + weight * log(cost)``. By default the weight of the
     cost is adapted in every step so that the expected cost is that of a goal,
-    which falls from the current cost to the target. Logits follow the
-    averaged gradient by the probabilities (mirror descent on the simplex), so
-    that a width which is improbable now can become probable again.
+    which falls from the current cost to the target. Probabilities move
+    slowly towards the softmax of the averaged gradient (mirror descent on the
+    simplex), so that an improbable width can become probable again.
 
     Args:
         candidates (int): Widths of each group, in equal steps up to the full
@@ -157,8 +157,8 @@ class DCSS:
         self._slopes = torch.zeros(shape, dtype=torch.float64)
         # the network starts at its full widths
         last = self._there.sum(1, keepdim=True) - 1
-        self._logits = torch.full(shape, -math.inf, dtype=torch.float64)
-        self._logits.scatter_(1, last, 0.0)
+        self._probabilities = torch.zeros(shape, dtype=torch.float64)
+        self._probabilities.scatter_(1, last, 1.0)
         self._values = self._gates_now()
 
     def attach(self, steps: int) -> None:
@@ -189,7 +189,7 @@ class DCSS:
 
     def probabilities(self) -> Tensor:
         """Returns (G, K) probabilities of the candidates; padded with 0."""
-        return self._logits.softmax(1)
+        return self._probabilities
 
     def _tail_masses(self) -> Tensor:
         """Returns (U,) the mass of the candidates that keep each unit."""
@@ -248,10 +248,11 @@ class DCSS:
         self._learnt += 1
         rate = max(1 / self._learnt, 1 / (1 + _WINDOW * self._steps))
         self._slopes += rate * (new - self._slopes)
-        self._set_logits()
+        self._follow()
 
-    def _set_logits(self) -> None:
+    def _follow(self) -> None:
         """Let probabilities follow the slopes of the loss and of the cost."""
+        before = self._probabilities
         mean = (self._slopes * self._there).sum(1) / self._there.sum(1)
         spread = (self._slopes - mean[:, None])[self._there].std()
         task = self._slopes / spread.clamp(min=1e-30)
@@ -260,10 +261,10 @@ class DCSS:
         (by_width,) = torch.autograd.grad(cost, widths)
         costs = by_width[:, None] * self._widths / cost.detach()
         if self.cost_weight is None:
-            self._weight = self._solved(task, costs)
+            self._weight = self._solved(before, task, costs)
         else:  # of the cost itself, not of its logarithm
             self._weight = float(self.cost_weight * cost.detach() / spread)
-        self._put(task, costs, self._weight)
+        self._put(before, task, costs, self._weight)
         if self.cost_weight is not None and not any(self._nearest()):
             raise ValueError(
                 f'cost_weight={self.cost_weight} outweighs the loss: every '
@@ -271,15 +272,24 @@ class DCSS:
                 'it adapted'
             )
 
-    def _put(self, task: Tensor, costs: Tensor, weight: float) -> None:
-        logits = -(task + weight * costs) / self._temperature()
-        self._logits = logits.masked_fill(~self._there, -math.inf)
+    def _put(
+        self, before: Tensor, task: Tensor, costs: Tensor, weight: float
+    ) -> None:
+        """Move probabilities towards those that the slopes want.
 
-    def _solved(self, task: Tensor, costs: Tensor) -> float:
+        Slopes hold near the widths of now; those of a group that has become
+        too narrow grow, and draw it back.
+        """
+        logits = -(task + weight * costs) / self._temperature()
+        wanted = logits.masked_fill(~self._there, -math.inf).softmax(1)
+        rate = 1 / (1 + _WINDOW * self._steps)
+        self._probabilities = before + rate * (wanted - before)
+
+    def _solved(self, before: Tensor, task: Tensor, costs: Tensor) -> float:
         """The weight with which the expected cost is that of the goal."""
 
         def above(weight: float) -> float:
-            self._put(task, costs, weight)
+            self._put(before, task, costs, weight)
             return self.expected_cost() - self._goal()
 
         # negative ones draw groups to their full width
@@ -347,7 +357,7 @@ class DCSS:
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`mmgfp.search.search.TrainedSearch.state_dict`."""
         return {
-            'logits': self._logits,
+            'probabilities': self._probabilities,
             'slopes': self._slopes.clone(),
             'weight': self._weight,
             'done': self._done,
@@ -361,15 +371,15 @@ class DCSS:
         Raises:
             ValueError: If it is of other groups or candidates.
         """
-        logits = state['logits']
-        if logits.shape != self._logits.shape:
+        found = state['probabilities']
+        if found.shape != self._probabilities.shape:
             raise ValueError(
-                f'the checkpoint holds a search of {tuple(logits.shape)} '
-                f'candidates, expected {tuple(self._logits.shape)}: resume '
-                'with the config that was interrupted'
+                f'the checkpoint holds a search of {tuple(found.shape)} '
+                f'candidates, expected {tuple(self._probabilities.shape)}: '
+                'resume with the config that was interrupted'
             )
         # a runner may have put the checkpoint on another device
-        self._logits = logits.cpu()
+        self._probabilities = found.cpu()
         self._slopes = state['slopes'].cpu()
         self._weight = state['weight']
         self._done, self._learnt = state['done'], state['learnt']

@@ -49,8 +49,8 @@ def started(net: Prunable, ratio: float = 0.5, **settings) -> DCSS:
 
 
 def put(search: DCSS, *probabilities: list[float]) -> None:
-    """Set the logits that give these probabilities."""
-    search._logits = torch.tensor(probabilities, dtype=torch.float64).log()
+    """Set the probabilities of the candidates."""
+    search._probabilities = torch.tensor(probabilities).double()
 
 
 def test_tail_masses_of_known_probabilities():
@@ -122,7 +122,8 @@ def test_raising_the_least_width_lowers_the_cost():
     search = started(find(chain(8, 12)), candidates=4)
     put(search, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
     before = search.expected_cost()
-    search._logits[0, 0] += 3
+    search._probabilities[0, 0] += 0.2
+    search._probabilities[0, 3] -= 0.2
     assert search.expected_cost() < before
 
 
@@ -210,7 +211,7 @@ def test_widths_of_real_gradients():
 
 def test_resumed_is_uninterrupted():
     def at(search: DCSS) -> torch.Tensor:
-        return search._logits
+        return search._probabilities
 
     def gradient(values: torch.Tensor) -> torch.Tensor:
         return torch.sin(torch.arange(len(values))).to(values)
@@ -240,9 +241,9 @@ def test_resumed_is_uninterrupted():
 def test_gradients_that_are_not_finite_teach_nothing():
     search = started(find(chain(8)), warmup=0)
     search.attach(10)
-    before = search._logits.clone()
+    before = search._probabilities.clone()
     search.step(lambda values: values * math.nan)
-    assert search._logits.equal(before)
+    assert search._probabilities.equal(before)
 
 
 def test_what_only_grouped_layers_read_keeps_its_width():
