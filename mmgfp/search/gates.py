@@ -7,6 +7,7 @@ widths or choose them by gradients train such values.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ from torch import Tensor, nn
 
 from ..criteria.layer_rows import is_matrix_layer
 from ..groups import Tap, UnitSpace
+
+# PyTorch before 2.1 calls no hook of a module that has failed; its weight is
+# put back in the next call then.
+_ALWAYS: dict[str, Any] = {}
+if 'always_call' in signature(nn.Module.register_forward_hook).parameters:
+    _ALWAYS['always_call'] = True
 
 
 class Gates:
@@ -51,7 +58,7 @@ class Gates:
             module = modules[tap.module]
             self._handles += [
                 module.register_forward_pre_hook(gate.before),
-                module.register_forward_hook(gate.after, always_call=True),
+                module.register_forward_hook(gate.after, **_ALWAYS),
             ]
 
     def detach(self) -> None:
@@ -107,6 +114,7 @@ class _Gate:
 
     def before(self, module: nn.Module, args: tuple) -> tuple[Any, ...]:
         """Multiply the weight or the first argument."""
+        self.after(module)
         values = self._values()
         picked = values[..., self._unit.to(values.device)]
         if picked.dim() == 1 and _is_linear_in_weight(module):
@@ -123,7 +131,7 @@ class _Gate:
                 picked = picked.T
         return (source * picked.reshape(shape).to(source.dtype), *args[1:])
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after(self, module: nn.Module, *_: Any) -> None:
         """Put the weight back, whether or not the layer has failed."""
         if self._full:
             module._parameters['weight'] = self._full.pop()
