@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .unpickler import (
-    Limits,
+    ReadLimits,
     RefusedError,
     Source,
     Storage,
@@ -91,7 +91,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
 
     program = archive.read(_record(records, 'data.pkl'))
     source = Source(BytesIO(program), len(program))
-    return load(source, Limits(size), storage)
+    return load(source, ReadLimits(size), storage)
 
 
 def _records(
@@ -133,7 +133,7 @@ def _record(
 
 
 def _read_pickles(file: IO[bytes], size: int) -> Any:
-    source, limits = Source(file, size), Limits(size)
+    source, limits = Source(file, size), ReadLimits(size)
     if load(source, limits) != MAGIC or load(source, limits) != PROTOCOL:
         raise ValueError('it does not begin like a checkpoint')
     load(source, limits)  # a description of the machine

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['Limits', 'RefusedError', 'Source', 'Storage', 'StorageType']
+__all__ = ['ReadLimits', 'RefusedError', 'Source', 'Storage', 'StorageType']
 
 
 # A checkpoint of a training run has less than 100 000 operations; a million
@@ -82,7 +82,7 @@ class Source:
         return data[:-1].decode('ascii')
 
 
-class Limits:
+class ReadLimits:
     """Limits of memory and operations for one file.
 
     Args:
@@ -196,7 +196,7 @@ def _kind(value: Any) -> str:
 # -- functions that a file may call -------------------------------------------
 
 
-def _make_ordered_dict(limits: Limits, pairs: Any = ()) -> OrderedDict:
+def _make_ordered_dict(limits: ReadLimits, pairs: Any = ()) -> OrderedDict:
     if type(pairs) not in (tuple, list) or not all(
         type(pair) in (tuple, list) and len(pair) == 2 for pair in pairs
     ):
@@ -204,7 +204,7 @@ def _make_ordered_dict(limits: Limits, pairs: Any = ()) -> OrderedDict:
     return OrderedDict((_key(key), value) for key, value in pairs)
 
 
-def _make_counter(limits: Limits, counts: Any) -> Counter:
+def _make_counter(limits: ReadLimits, counts: Any) -> Counter:
     """Milestones of a learning rate."""
     if type(counts) is not dict or not all(
         type(count) is int for count in counts.values()
@@ -216,7 +216,7 @@ def _make_counter(limits: Limits, counts: Any) -> Counter:
 def _make_set(
     kind: type[set] | type[frozenset],
 ) -> Callable[..., Any]:
-    def make(limits: Limits, values: Any = ()) -> Any:
+    def make(limits: ReadLimits, values: Any = ()) -> Any:
         if type(values) not in (tuple, list):
             raise RefusedError(f'a {kind.__name__} of a {_kind(values)}')
         return kind(map(_key, values))
@@ -224,7 +224,9 @@ def _make_set(
     return make
 
 
-def _make_bytes(limits: Limits, text: Any = '', encoding: Any = '') -> bytes:
+def _make_bytes(
+    limits: ReadLimits, text: Any = '', encoding: Any = ''
+) -> bytes:
     """Bytes in the protocol that torch uses."""
     if type(text) is not str or type(encoding) is not str:
         raise RefusedError(f'bytes of a {_kind(text)}')
@@ -234,16 +236,18 @@ def _make_bytes(limits: Limits, text: Any = '', encoding: Any = '') -> bytes:
     return text.encode('latin1')
 
 
-def _make_ignored(limits: Limits, *_: Any) -> _Ignored:
+def _make_ignored(limits: ReadLimits, *_: Any) -> _Ignored:
     """Log buffers refer to their own methods."""
     return _Ignored()
 
 
-def _make_size(limits: Limits, sizes: Any) -> torch.Size:
+def _make_size(limits: ReadLimits, sizes: Any) -> torch.Size:
     return torch.Size(_naturals(sizes))
 
 
-def _make_device(limits: Limits, kind: Any, index: Any = 0) -> torch.device:
+def _make_device(
+    limits: ReadLimits, kind: Any, index: Any = 0
+) -> torch.device:
     if (
         type(kind) is not str
         or not re.fullmatch(r'[a-z]{1,20}(:\d{1,3})?', kind)
@@ -257,7 +261,7 @@ def _make_device(limits: Limits, kind: Any, index: Any = 0) -> torch.device:
 
 
 def _make_dtype(
-    limits: Limits, kind: Any, align: Any = False, copy: Any = True
+    limits: ReadLimits, kind: Any, align: Any = False, copy: Any = True
 ) -> _DType:
     # Numbers, truth values and text. Objects would be pointers.
     if type(kind) is not str or not re.fullmatch(
@@ -268,7 +272,7 @@ def _make_dtype(
 
 
 def _make_empty_array(
-    limits: Limits, kind: Any, shape: Any, code: Any
+    limits: ReadLimits, kind: Any, shape: Any, code: Any
 ) -> np.ndarray:
     """An array whose state comes next."""
     if kind is not _ARRAY:
@@ -276,7 +280,7 @@ def _make_empty_array(
     return np.empty(0)
 
 
-def _make_scalar(limits: Limits, dtype: Any, data: Any) -> np.generic:
+def _make_scalar(limits: ReadLimits, dtype: Any, data: Any) -> np.generic:
     if type(dtype) is not _DType or type(data) is not bytes:
         raise ValueError('a number of numpy without a type or bytes')
     if len(data) != dtype.dtype.itemsize:
@@ -284,7 +288,7 @@ def _make_scalar(limits: Limits, dtype: Any, data: Any) -> np.generic:
     return np.frombuffer(data, dtype.dtype)[0]
 
 
-def _set_array(limits: Limits, array: np.ndarray, state: Any) -> None:
+def _set_array(limits: ReadLimits, array: np.ndarray, state: Any) -> None:
     if type(state) is not tuple or len(state) != 5:
         raise ValueError('the state of an array')
     _, shape, dtype, fortran, data = state
@@ -324,7 +328,7 @@ def _set_dtype(dtype: _DType, state: Any) -> None:
 
 
 def _make_tensor(
-    limits: Limits,
+    limits: ReadLimits,
     storage: Any,
     offset: Any,
     size: Any,
@@ -357,7 +361,7 @@ def _make_tensor(
 
 
 def _make_parameter(
-    limits: Limits, data: Any, requires_grad: Any, hooks: Any
+    limits: ReadLimits, data: Any, requires_grad: Any, hooks: Any
 ) -> torch.nn.Parameter:
     if type(data) is not Tensor or type(requires_grad) is not bool:
         raise RefusedError(f'a parameter of a {_kind(data)}')
@@ -445,7 +449,7 @@ class _Machine:
     """State of reading one pickle: a stack, marks on it, and a memo."""
 
     source: Source
-    limits: Limits
+    limits: ReadLimits
     storage: Callable[[Any], Storage] | None
     stack: list[Any] = field(default_factory=list)
     marks: list[list[Any]] = field(default_factory=list)
@@ -766,14 +770,14 @@ def _measure(
 
 def load(
     source: Source,
-    limits: Limits,
+    limits: ReadLimits,
     storage: Callable[[Any], Storage] | None = None,
 ) -> Any:
     """Read one pickle.
 
     Args:
         source (Source): Is positioned after the pickle afterwards.
-        limits (Limits): Limits of the whole file.
+        limits (ReadLimits): ReadLimits of the whole file.
         storage (Callable, optional): Returns the storage of a persistent id.
 
     Raises:
