@@ -10,7 +10,6 @@ pruning = dict(
     channels_per_step='auto',
     prune_share=1.0,
     normalize_by='acts',
-    round_to='auto',  # widths that runtimes are fast with
     finetune=dict(
         train_cfg=dict(max_epochs=finetune_epochs, val_interval=2),
         optim_wrapper=dict(optimizer=dict(lr=1e-3)),

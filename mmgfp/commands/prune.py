@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
 from typing import get_args
 
@@ -274,21 +273,12 @@ def search_widths(
                 f'{option} is for pruning without a search, but --search is '
                 f'{args.search}. Remove one of them.'
             )
-    kind = SEARCHES.get(args.search)
-    criterion = dict(type=args.criterion)
-    ranks = 'order' if 'order' in signature(kind).parameters else 'criterion'
-    search = read_search({'type': args.search, ranks: criterion})
+    search = read_search(dict(type=args.search))
+    search.criterion = read_criterion(dict(type=args.criterion))
     search.criterion.attach(net.model, net.units)
     there = np.ones(len(net.units), bool)
     scores = net.units.split(search.criterion.scores(there))
-    unscored = frozenset(
-        group.name
-        for group, found in zip(net.units.groups, scores)
-        if np.isnan(found).any()
-    )
-    budget = Budget(*read_target(args.target), floor, unscored)
-    budget.check(net)
-    search.start(net, budget, scores)
+    search.start(net, Budget(*read_target(args.target), floor), scores)
     if isinstance(search, FeatureSearch):
         loader = train_loader(config, 0, search.batch)
         show_features(net.model, loader, search, logging.warning)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine import dist
 from mmengine.runner import Runner
 
+from ..cost.model import Metric
 from ..groups import ChannelGroup
 from ..libraries.models import unwrap
 from ..libraries.pipeline import input_shape as config_shape
@@ -22,10 +26,11 @@ from .runner import (
     is_training,
     network_has_changed,
 )
+from .saved import save_ratio
 from .start import prepare_groups
 
 
-class ChannelHook(ResumesExactly):
+class ChannelHook(ResumesExactly, ABC):
     """Finds channel groups, and keeps the network and its structure together.
 
     Args:
@@ -33,6 +38,9 @@ class ChannelHook(ResumesExactly):
         ignore (Sequence[str]): Patterns of layers.
         input_shape (tuple[int, int], optional): (H, W) that cost is counted
             at. By default that of the config's pipelines.
+        finetune (Mapping): Overrides for the fine-tuning config.
+        after_target (str): 'stop' to end training once the network is slim,
+            or 'train'.
         report (bool): Whether to write a page when training ends.
     """
 
@@ -47,21 +55,25 @@ class ChannelHook(ResumesExactly):
         scope: str,
         ignore: Sequence[str],
         input_shape: tuple[int, int] | None,
+        finetune: Mapping[str, Any],
+        after_target: str,
         report: bool,
     ) -> None:
         super().__init__()
         self.scope = scope
         self.ignore = ignore
         self.input_shape = input_shape
+        self.finetune = finetune
+        self.after_target = after_target
         self.report = report
         # of a checkpoint that was loaded
         self._structure: Structure | None = None
         self._groups: list[ChannelGroup] | None = None
         self._resumed: dict[str, Any] = {}
 
+    @abstractmethod
     def read_state(self, state: Any) -> dict[str, Any]:
         """Returns the checked state of a checkpoint, under ``state_key``."""
-        raise NotImplementedError
 
     def _find_groups(self, runner: Runner) -> list[ChannelGroup]:
         return prepare_groups(
@@ -108,6 +120,25 @@ class ChannelHook(ResumesExactly):
         for average in averaged_models(runner):
             structure.apply(unwrap(average.module))
         network_has_changed(runner)
+
+    def _write(
+        self, runner: Runner, net: Prunable, metric: Metric, stem: str
+    ) -> None:
+        """Write the files of a ratio; called by the main process."""
+        structure = self._structure_of(runner, net)
+        path, *others = save_ratio(runner, structure, stem, self.finetune)
+        names = ', '.join(os.path.basename(other) for other in others)
+        ratio = net.ratio(metric)
+        runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')
+
+    def _log_next(self, runner: Runner, stem: str) -> None:
+        config = Path(runner.work_dir, f'{stem}_finetune.py')
+        if config.is_file():
+            runner.logger.info(f'to recover accuracy, train with {config}')
+
+    def _stop_if_wanted(self, runner: Runner) -> None:
+        if self.after_target == 'stop':
+            runner.train_loop.stop_training = True
 
     def _report(self, runner: Runner) -> None:
         """Write the page about the run, if it is wanted."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, get_args
 
 from mmengine.hooks import Hook
@@ -35,7 +33,7 @@ from .runner import (
     sum_over_ranks,
     true_on_all_ranks,
 )
-from .saved import check_finetune_config, save_ratio, stems
+from .saved import check_finetune_config, stems
 from .settings import (
     flag,
     named_arguments,
@@ -166,7 +164,8 @@ class PruningHook(ChannelHook):
         flag('isomorphic', isomorphic)
         flag('report', report)
         super().__init__(
-            scope, read_ignore(ignore), read_shape(input_shape), report
+            *(scope, read_ignore(ignore), read_shape(input_shape)),
+            *(read_overrides(finetune), after_target, report),
         )
         self.schedule = read_schedule(
             target, interval, channels_per_step, prune_share
@@ -175,7 +174,6 @@ class PruningHook(ChannelHook):
         self.normalize_by = normalize_by
         self.save_at = read_save_at(save_at, self.schedule.target)
         self._stems = stems(self.schedule.metric, self.save_at)
-        self.after_target = after_target
         self.floor = read_floor(min_channels, min_ratio, round_to)
         self.cut_to = read_cut_to(cut_to)
         self.ratios = read_ratios(ratios)
@@ -183,7 +181,6 @@ class PruningHook(ChannelHook):
         self.latency = read_latency(
             latency_table, normalize_by, self.schedule.metric
         )
-        self.finetune = read_overrides(finetune)
 
         self.pruner: Pruner | None = None
         self._guard: StepGuard | None = None  # while pruning
@@ -238,7 +235,7 @@ class PruningHook(ChannelHook):
             self._compare_targets(runner, self._resumed.get('target'))
             if ratio <= self.schedule.target:
                 runner.logger.info('the target was reached before')
-                self._log_next(runner)
+                self._log_next(runner, self._stems[self.schedule.target])
                 self._finish(runner)
                 return
         else:
@@ -406,7 +403,7 @@ class PruningHook(ChannelHook):
             runner.logger.info(
                 f'target reached: {metric} at {ratio:.4f} of the original'
             )
-            self._log_next(runner)
+            self._log_next(runner, self._stems[self.schedule.target])
             self._finish(runner)
 
     def _log_unscored(
@@ -417,12 +414,6 @@ class PruningHook(ChannelHook):
             self._unscored = names
             line = unscored_line(names, waits)
             runner.logger.warning(f'iteration {runner.iter + 1}: {line}')
-
-    def _log_next(self, runner: Runner) -> None:
-        stem = self._stems[self.schedule.target]
-        config = Path(runner.work_dir, f'{stem}_finetune.py')
-        if config.is_file():
-            runner.logger.info(f'to recover accuracy, train with {config}')
 
     def _settle(self, runner: Runner) -> None:
         """Cut masked channels before the network is saved or tested."""
@@ -442,8 +433,7 @@ class PruningHook(ChannelHook):
         """Stop pruning; training continues without its overhead."""
         self._settle(runner)
         self._stop_observing()
-        if self.after_target == 'stop':
-            runner.train_loop.stop_training = True
+        self._stop_if_wanted(runner)
 
     def _stop_observing(self) -> None:
         assert self.pruner is not None
@@ -480,15 +470,12 @@ class PruningHook(ChannelHook):
 
     def _save(self, runner: Runner, share: float) -> None:
         stem = self._stems[share]
-        on_main_process(f'saving {stem}', lambda: self._write(runner, stem))
-
-    def _write(self, runner: Runner, stem: str) -> None:
         assert self.pruner is not None
-        structure = self._structure_of(runner, self.pruner.net)
-        path, *others = save_ratio(runner, structure, stem, self.finetune)
-        ratio = self.pruner.net.ratio(self.schedule.metric)
-        names = ', '.join(os.path.basename(other) for other in others)
-        runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')
+        net, metric = self.pruner.net, self.schedule.metric
+        on_main_process(
+            f'saving {stem}',
+            lambda: self._write(runner, net, metric, stem),
+        )
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Cut masked channels before the checkpoint of this epoch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from ..libraries.models import unwrap
 from ..registry import HOOKS
 from ..search.budget import Budget
 from ..search.prunable import Prunable
+from ..search.schedule import left_after
 from ..search.search import FeatureSearch, TrainedSearch, cut_to_widths
-from ..search.sparsity import left_after
 from ..slimming.structure import KEY
 from ..utils.atomic import complete
 from ..utils.modes import buffers_kept
@@ -42,7 +41,7 @@ from .runner import (
     sum_over_ranks,
     true_on_all_ranks,
 )
-from .saved import check_finetune_config, save_ratio, stems
+from .saved import check_finetune_config, stems
 from .search_state import (
     SEARCH_KEY,
     Tally,
@@ -154,7 +153,8 @@ class SearchHook(ChannelHook):
         one_of('after_target', after_target, ('stop', 'train'))
         flag('report', report)
         super().__init__(
-            scope, read_ignore(ignore), read_shape(input_shape), report
+            *(scope, read_ignore(ignore), read_shape(input_shape)),
+            *(read_overrides(finetune), after_target, report),
         )
         self.search = read_search(search)
         self.metric, self.ratio = read_target(target)
@@ -170,10 +170,8 @@ class SearchHook(ChannelHook):
         self.steps = steps
         self.search_share = search_share
         self.split = read_split(split)
-        self.after_target = after_target
         self.floor = read_floor(min_channels, min_ratio, round_to)
         self.latency = read_latency(latency_table, 'none', self.metric)
-        self.finetune = read_overrides(finetune)
 
         self.net: Prunable | None = None
         self._guard: StepGuard | None = None  # while searching
@@ -221,7 +219,7 @@ class SearchHook(ChannelHook):
             before_each_batch(runner, self.random.restore)
         if self._tally.phase == 'done':
             runner.logger.info('the target was reached before')
-            self._log_next(runner)
+            self._log_next(runner, self._stem)
             self._finish(runner)
             return
         self._guard = StepGuard(
@@ -374,7 +372,7 @@ class SearchHook(ChannelHook):
             return
         tally.phase = 'done'
         self._save(runner)
-        self._log_next(runner)
+        self._log_next(runner, self._stem)
         self._finish(runner)
 
     # -- each iteration ---------------------------------------------------
@@ -463,27 +461,21 @@ class SearchHook(ChannelHook):
     # -- end --------------------------------------------------------------
 
     def _save(self, runner: Runner) -> None:
-        on_main_process(f'saving {self._stem}', lambda: self._write(runner))
+        stem, net = self._stem, self.net
+        assert net is not None
 
-    def _write(self, runner: Runner) -> None:
-        assert self.net is not None
-        structure = self._structure_of(runner, self.net)
-        path, *others = save_ratio(
-            runner, structure, self._stem, self.finetune
-        )
-        if course := getattr(self.search, 'course', []):
-            others.append(f'{Path(path).with_suffix("")}_search.json')
-            data = dict(groups=self._names, course=course)
-            with complete(others[-1]) as partial:
-                Path(partial).write_text(json.dumps(data))
-        names = ', '.join(os.path.basename(other) for other in others)
-        ratio = self.net.ratio(self.metric)
-        runner.logger.info(f'saved {path}, at {ratio:.3f}, with {names}')
+        def write() -> None:
+            self._write(runner, net, self.metric, stem)
+            course = getattr(self.search, 'course', [])
+            path = Path(runner.work_dir, f'{stem}_search.json')
+            if course:
+                data = dict(groups=self._names, course=course)
+                with complete(path) as partial:
+                    Path(partial).write_text(json.dumps(data))
+            else:  # one of an earlier run was of another search
+                path.unlink(missing_ok=True)
 
-    def _log_next(self, runner: Runner) -> None:
-        config = Path(runner.work_dir, f'{self._stem}_finetune.py')
-        if config.is_file():
-            runner.logger.info(f'to recover accuracy, train with {config}')
+        on_main_process(f'saving {stem}', write)
 
     def _finish(self, runner: Runner) -> None:
         """Training continues without the search, or ends."""
@@ -491,8 +483,7 @@ class SearchHook(ChannelHook):
         if self._guard is not None:
             self._guard.detach()
             self._guard = None
-        if self.after_target == 'stop':
-            runner.train_loop.stop_training = True
+        self._stop_if_wanted(runner)
 
     def after_train(self, runner: Runner) -> None:
         """Cut the network if skipped batches left the search short."""

@@ -20,7 +20,8 @@ from ..libraries.models import builds_slim, unwrap
 from ..libraries.pipeline import input_shape as config_shape
 from ..registry import HOOKS
 from ..report.table import density_table, render
-from ..search.sparsity import LayerNorm, choose, left_after
+from ..search.schedule import left_after
+from ..search.sparsity import LayerNorm, choose
 from ..slimming.element_masks import Density, WeightMasks
 from ..slimming.structure import KEY, Structure
 from .calibration import calibrate

@@ -78,10 +78,8 @@ class Candidates:
         self.choices, self.worth = choices, worth
         self.last = np.array([len(widths) - 1 for widths in choices])
         self._widths, self._worth = _padded(choices), _padded(worth)
-        self._cost, self._metric = (
-            Cost(net.cost_model, net.units.sizes),
-            budget.metric,
-        )
+        self._cost = Cost(net.cost_model, net.units.sizes)
+        self._metric = budget.metric
         self._full = net.cost_before[budget.metric]
         self._budget, self._net = budget, net
 
@@ -134,17 +132,22 @@ class Candidates:
                 beyond = middle
         return chosen(within)
 
-    def fit(self, chosen: np.ndarray) -> np.ndarray:
+    def fit(self, chosen: np.ndarray, spend: bool = False) -> np.ndarray:
         """Returns a choice near to this one that the budget just allows.
 
         Above the budget, the group goes one width down that loses the least
         worth per cost, again and again. Then the group goes one width up that
         gains the most per cost, as long as the budget holds. Ties go to the
         first group.
+
+        Args:
+            chosen (np.ndarray): (G,).
+            spend (bool): Whether what is left of the budget is spent where
+                that loses worth, too. Defaults to False.
         """
         while not self._within(chosen):
             chosen = self._narrowed(chosen)
-        while (wider := self._widened(chosen)) is not None:
+        while (wider := self._widened(chosen, spend)) is not None:
             chosen = wider
         return chosen
 
@@ -156,11 +159,12 @@ class Candidates:
         saved = np.maximum(saved, _NOTHING)
         return others[np.argmin(loss / saved)]
 
-    def _widened(self, chosen: np.ndarray) -> np.ndarray | None:
+    def _widened(self, chosen: np.ndarray, spend: bool) -> np.ndarray | None:
         others, loss, saved = self._moved(chosen, 1)
         price = loss / np.maximum(-saved, _NOTHING)
         for index in np.argsort(price, kind='stable'):
-            if price[index] < 0 and self._within(others[index]):
+            gains = spend or price[index] < 0
+            if gains and self._within(others[index]):
                 return others[index]
         return None
 

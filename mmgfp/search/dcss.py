@@ -6,18 +6,18 @@ filters, and gradients that balance the task with cost. The formulation here
 is our reading of it; docs/methods/dcss.md says what is ours.
 
 Each group has K candidate widths ``n_1 < .. < n_K`` with probabilities
-``p = softmax(logits / temperature)``. A candidate keeps the units with the
-greatest scores. What a layer computes from all candidates at once,
-``sum_k p_k conv(x[:n_k], W[:, :n_k])``, is ``conv(x, W * q)`` with the tail
-masses ``q_j = sum_{k: n_k > j} p_k`` of the unit that is the j-th of its
-group. So one convolution serves all candidates, and the expected width is
-``sum_j q_j``.
+``p_k``. A candidate keeps the units with the greatest scores. What a layer
+computes from all candidates at once, ``sum_k p_k conv(x[:n_k], W[:, :n_k])``,
+is ``conv(x, W * q)`` with the tail masses ``q_j = sum_{k: n_k > j} p_k`` of
+the unit that is the j-th of its group. So one convolution serves all
+candidates, and the expected width is ``sum_j q_j``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from ..cost.polynomial import Cost
 from ..criteria.base import Criterion
 from ..criteria.magnitude import L1
 from .budget import Budget
+from .candidates import Candidates, without_unscored
 from .gates import Gates, gated_groups
 from .prunable import Prunable
 
@@ -107,7 +108,7 @@ class DCSS:
         #: (step, ratio of each group's units that is expected) in order
         self.course: list[tuple[int, list[float]]] = []
         self._gates: Gates | None = None
-        self._weight = 0.0  # of the cost, in units of the logits
+        self._weight = 0.0  # of the cost, in units of the slopes' spread
         self._done = self._steps = self._learnt = 0
 
     # -- start ------------------------------------------------------------
@@ -127,29 +128,28 @@ class DCSS:
             if group.name not in gated | budget.fixed
         ]
         self._net = net
-        self._budget = budget = Budget(
-            budget.metric,
-            budget.ratio,
-            budget.floor,
-            budget.fixed | frozenset(self.ungated),
+        self._budget = without_unscored(
+            replace(budget, fixed=budget.fixed | frozenset(self.ungated)),
+            net,
+            scores,
         )
-        budget.check(net)
-        self._choices = budget.choices(net, self.candidates)
+        choices = self._budget.choices(net, self.candidates)
+        # of their worth nothing is known yet
+        self._table = Candidates(net, self._budget, choices, choices)
         self._cost = Cost(net.cost_model, net.units.sizes)
         self._full = net.cost_before[budget.metric]
         self._start = budget.cost(net, net.units.sizes)
-        most = max(map(len, self._choices))
-        shape = (len(self._choices), most)
+        shape = (len(choices), max(map(len, choices)))
         self._widths = torch.zeros(shape, dtype=torch.float64)
         self._there = torch.zeros(shape, dtype=torch.bool)
         first = []
-        for g, (choices, found) in enumerate(zip(self._choices, scores)):
-            self._widths[g, : len(choices)] = torch.from_numpy(choices)
-            self._there[g, : len(choices)] = True
+        for g, (widths, found) in enumerate(zip(choices, scores)):
+            self._widths[g, : len(widths)] = torch.from_numpy(widths)
+            self._there[g, : len(widths)] = True
             # 0 for the unit with the greatest score
             rank = np.empty(len(found), int)
             rank[np.argsort(-found, kind='stable')] = np.arange(len(found))
-            first.append(np.searchsorted(choices, rank, side='right'))
+            first.append(np.searchsorted(widths, rank, side='right'))
         # for each unit, its group and the first candidate that keeps it
         self._group = torch.from_numpy(net.units.group_of)
         self._first = torch.from_numpy(np.concatenate(first))
@@ -230,7 +230,7 @@ class DCSS:
             self.course.append((self._done, ratios))
         metric = self._budget.metric
         return {
-            metric: self._ratio(self._nearest()),
+            metric: float(self._table.ratios(self._nearest())),
             f'expected_{metric}': self.expected_cost(),
             'cost_weight': self._weight,
             'temperature': self._temperature(),
@@ -265,7 +265,7 @@ class DCSS:
         else:  # of the cost itself, not of its logarithm
             self._weight = float(self.cost_weight * cost.detach() / spread)
         self._put(before, task, costs, self._weight)
-        if self.cost_weight is not None and not any(self._nearest()):
+        if self.cost_weight is not None and not self._nearest().any():
             raise ValueError(
                 f'cost_weight={self.cost_weight} outweighs the loss: every '
                 'group has its least width. Lower it, or leave it out to have '
@@ -307,50 +307,25 @@ class DCSS:
 
     # -- widths -------------------------------------------------------------
 
-    def _nearest(self) -> list[int]:
-        """Index of each group's candidate nearest to the expected width."""
-        distance = (self._widths - self.expected_widths()[:, None]).abs()
-        return distance.masked_fill(~self._there, math.inf).argmin(1).tolist()
-
-    def _ratio(self, chosen: Sequence[int]) -> float:
-        widths = [w[k] for w, k in zip(self._choices, chosen)]
-        return self._budget.cost(self._net, widths)
+    def _nearest(self) -> np.ndarray:
+        """(G,) index of the candidate nearest to the expected width."""
+        return self._table.nearest(self.expected_widths().numpy())
 
     def widths(self) -> np.ndarray:
         """See :meth:`mmgfp.search.search.Search.widths`.
 
-        The candidates nearest to the expected widths. Above the budget, the
-        group takes its next narrower candidate that moves least away from its
-        expected width per cost saved, until the budget holds. What is left of
-        the budget is spent on wider ones in the same way.
+        The candidates nearest to the expected widths, brought within the
+        budget by those that move least away from them per cost. What is left
+        of the budget is spent in the same way.
         """
-        chosen = self._nearest()
-        while self._ratio(chosen) > self._budget.ratio * (1 + 1e-9):
-            chosen = self._moved(chosen, -1)
-        while (wider := self._moved(chosen, 1)) != chosen:
-            chosen = wider
-        return np.array([w[k] for w, k in zip(self._choices, chosen)])
-
-    def _moved(self, chosen: list[int], way: int) -> list[int]:
-        """One group has its next candidate; the same if none is possible."""
-        expected = self.expected_widths().tolist()
-        now = self._ratio(chosen)
-        best, found = math.inf, chosen
-        for g, (k, choices) in enumerate(zip(chosen, self._choices)):
-            if not 0 <= k + way < len(choices):
-                continue
-            other = [*chosen[:g], k + way, *chosen[g + 1 :]]
-            ratio = self._ratio(other)
-            if way > 0 and ratio > self._budget.ratio * (1 + 1e-9):
-                continue
-            before, after = (
-                ((choices[i] - expected[g]) / choices[-1]) ** 2
-                for i in (k, k + way)
+        worth = [
+            -(((widths - expected) / widths[-1]) ** 2)
+            for widths, expected in zip(
+                self._table.choices, self.expected_widths().tolist()
             )
-            price = (after - before) / max(abs(ratio - now), 1e-12)
-            if price < best:
-                best, found = price, other
-        return found
+        ]
+        table = Candidates(self._net, self._budget, self._table.choices, worth)
+        return table.widths(table.fit(self._nearest(), spend=True))
 
     # -- resuming -------------------------------------------------------------
 

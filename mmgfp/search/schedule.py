@@ -73,3 +73,19 @@ class Schedule:
             self.channels_per_step != 'auto'
             and choices >= self.channels_per_step
         )
+
+
+def left_after(step: int, steps: int, start: float, target: float) -> float:
+    """Returns the ratio that remains after a step.
+
+    Every step keeps the same ratio of what there was before.
+
+    Args:
+        step (int): From 1.
+        steps (int): All of them.
+        start (float): Ratio before the first one.
+        target (float): Ratio after the last one.
+    """
+    if step == steps:
+        return target
+    return start * (target / start) ** (step / steps)

@@ -62,22 +62,6 @@ class Shapes:
         return math.prod(min(n, b) for n, b in zip(shape, self.block))
 
 
-def left_after(step: int, steps: int, start: float, density: float) -> float:
-    """Share of the weights that stays after a step, of so many.
-
-    Every step keeps the same share of what there was before.
-
-    Args:
-        step (int): From 1.
-        steps (int): All of them.
-        start (float): Share that was there before the first one.
-        density (float): Share after the last one.
-    """
-    if step == steps:
-        return density
-    return start * (density / start) ** (step / steps)
-
-
 def choose(
     scores: Mapping[str, np.ndarray],
     pruned: Mapping[str, np.ndarray],

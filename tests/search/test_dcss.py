@@ -57,7 +57,7 @@ def test_tail_masses_of_known_probabilities():
     """Widths 8, 16, 24, 32 of 32 with p = .1, .2, .3, .4."""
     net = find(chain(32, 32))
     search = started(net, candidates=4)
-    assert [c.tolist() for c in search._choices] == [[8, 16, 24, 32]] * 2
+    assert [c.tolist() for c in search._table.choices] == [[8, 16, 24, 32]] * 2
     put(search, [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4])
     order = np.argsort(-scores(net)[0], kind='stable')
     masses = search._tail_masses()[:32][order]
@@ -156,7 +156,7 @@ def test_the_target_is_met_where_it_matters_least(ratio):
     budget = Budget('flops', ratio)
     assert budget.meets(net, widths)
     # no group can have one more step
-    for g, choices in enumerate(search._choices):
+    for g, choices in enumerate(search._table.choices):
         wider = widths.copy()
         at = list(choices).index(widths[g])
         if at + 1 < len(choices):
@@ -173,7 +173,8 @@ def test_the_cost_follows_its_goal():
     search = learnt(net, 0.4, steps=400)
     assert search.expected_cost() == pytest.approx(0.4, rel=1e-3)
     chosen = [
-        choices[k] for choices, k in zip(search._choices, search._nearest())
+        choices[k]
+        for choices, k in zip(search._table.choices, search._nearest())
     ]
     assert Budget('flops', 0.4).cost(net, chosen) == pytest.approx(
         0.4, abs=0.06
@@ -258,7 +259,7 @@ def test_what_only_grouped_layers_read_keeps_its_width():
     )
     search = started(find(model))
     assert search.ungated == []  # the layer behind it reads them, too
-    assert len(search._choices[0]) > 1
+    assert len(search._table.choices[0]) > 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mmgfp.search.sparsity import Shapes, choose, left_after
+from mmgfp.search.schedule import left_after
+from mmgfp.search.sparsity import Shapes, choose
 
 
 def layers(*shapes, seed=0, ties=False) -> dict[str, np.ndarray]:
