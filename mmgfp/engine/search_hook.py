@@ -367,6 +367,12 @@ class SearchHook(ChannelHook):
             f'{type(self.search).__name__}, step {tally.step} of '
             f'{self.steps}: {ratios}'
         )
+        # coarse widths may leave less than the next steps want
+        while (
+            tally.step < self.steps
+            and net.ratio(self.metric) <= self._budget(net).ratio
+        ):
+            tally.step += 1
         if tally.step < self.steps:
             self._score_or_wait(runner)
             return

@@ -103,6 +103,16 @@ def test_files_of_a_search(tmp_path, search):
             torch.testing.assert_close(found, wanted)
 
 
+def test_a_step_may_leave_less_than_the_next_one_wants(tmp_path):
+    """One of eight channels is more than a step of twenty removes."""
+    search = dict(type='Knapsack', criterion=dict(type='L1'))
+    config = search_config(tmp_path, hook=dict(search=search, steps=20))
+    hook = hook_of(train(config))
+    assert hook.net.masks.cuts < 20
+    assert 0.3 < hook.net.ratio('flops') <= 0.5
+    assert (tmp_path / f'{STEM}.pth').exists()
+
+
 def test_the_page_shows_the_course_of_widths(tmp_path):
     train(search_config(tmp_path, hook=dict(report=True)))
     groups, course = read_course(tmp_path / f'{STEM}_search.json')
