@@ -191,7 +191,7 @@ def load(model: nn.Module, path: str) -> None:
     missing = [name for name in missing if 'shortcut' not in name]
     if unknown or missing:
         raise SystemExit(
-            f'error: {path} does not fit {type(model.backbone).__name__}: '
+            f'error: {path} does not fit {type(model).__name__}: '
             f'missing {missing or "nothing"}, unknown {unknown or "nothing"}; '
             'give the weights that the list names'
         )

@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE))
 
 from experiment import cost_of, load, read_config, test, train  # noqa: E402
 from precision import precision  # noqa: E402
-from results import read_results, score  # noqa: E402
+from results import read_results  # noqa: E402
 
 from mmgfp.engine.progress import duration  # noqa: E402
 from mmgfp.libraries.models import build_model  # noqa: E402
@@ -122,9 +122,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines.write(json.dumps(result) + '\n')
         done += 1
         rest = (time.monotonic() - began) / done * (left - 1)
+        (metric, unit), *_ = config.metrics.items()
         print(
-            f'{name}, seed {seed}: {score(result["pruned"]):.2f} -> '
-            f'{score(result["finetuned"]):.2f} '
+            f'{name}, seed {seed}: {result["pruned"][metric]:.2f} -> '
+            f'{result["finetuned"][metric]:.2f} {unit} '
             f'(at most {duration(rest)} left)',
             flush=True,
         )
@@ -135,16 +136,23 @@ def train_baseline(args: argparse.Namespace, folder: Path) -> Path:
     path = folder / 'model.pth'
     if not path.exists():
         args.seed = 0
-        config = read_config(args)
+        config, _ = read_list(args)
         model = start(config, 0, args.weights)
         model = train(config, model, 'baseline', folder)
         metrics = test(config, model, folder)
-        print(f'baseline: {score(metrics):.2f}', flush=True)
+        (metric, unit), *_ = config.metrics.items()
+        print(f'baseline: {metrics[metric]:.2f} {unit}', flush=True)
         with complete(folder / 'baseline.json') as partial:
             Path(partial).write_text(json.dumps(metrics))
         with complete(path) as partial:
             torch.save(dict(state_dict=model.state_dict()), partial)
     return path
+
+
+def read_list(args: argparse.Namespace) -> tuple[Config, Mapping[str, Any]]:
+    """Its config without experiments, and these: runners print configs."""
+    config = read_config(args)
+    return config, config.pop('experiments')
 
 
 def start(config: Config, seed: int, weights: str | None) -> nn.Module:
@@ -167,8 +175,8 @@ def run(
         of ``flops``, ``acts`` and ``params`` and of the weights of every
         layer; the hooks and the machine.
     """
-    config = read_config(args)
-    hooks: Mapping[str, Any] = config.experiments[name]
+    config, experiments = read_list(args)
+    hooks = experiments[name]
     began = time.time()
     model = start(config, args.seed, str(baseline))
     before = cost_of(model, config.input_shape)

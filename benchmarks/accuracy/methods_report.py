@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-from results import read_results, score  # noqa: E402
+from results import read_results  # noqa: E402
 
 from mmgfp.utils.atomic import complete  # noqa: E402
 from mmgfp.utils.environment import with_what  # noqa: E402
@@ -30,6 +30,7 @@ Runs = Sequence[Mapping[str, Any]]  # of one experiment, by seed
 NAMES = {
     'fisher': 'Fisher',
     'fisher_acts': 'Fisher per activation',
+    'fisher_flops': 'Fisher per multiply-accumulate',
     'taylor': 'Taylor',
     'l1': 'L1',
     'nap_sum': "NAP, aggregate='sum'",
@@ -90,20 +91,21 @@ def page(file: Path, out: Path) -> list[str]:
             found[kind][amount][method].append(result)
         else:
             plain.append(result)
-    baseline = score(results[0]['baseline'])
-    trained_on = (
-        f', and to {mean(plain):.2f} % when it is trained on' if plain else ''
-    )
     text = [
         f'# Methods compared: {config.title}',
         '',
         *config.about.strip().splitlines(),
-        f'The baseline comes to {baseline:.2f} % top-1{trained_on}.',
-        'Cells are top-1 accuracy in percent before and after fine-tuning;',
-        'with several seeds the mean, then the accuracy of each seed.',
+        *(
+            begin(m, unit, results, plain)
+            for m, unit in config.metrics.items()
+        ),
+        'Cells are before and after fine-tuning; with several seeds the mean,',
+        'then each seed after fine-tuning.',
     ]
     for kind, amounts in found.items():
-        text += ['', f'## {TITLES[kind]}', '', *table(amounts)]
+        for metric, unit in config.metrics.items():
+            text += ['', f'## {TITLES[kind]}: {unit}', '']
+            text += table(amounts, metric)
     if 'density' in found:
         picture = f'methods_{file.stem}_density.png'
         draw(found['density'], out / picture)
@@ -122,23 +124,38 @@ def page(file: Path, out: Path) -> list[str]:
 def parts(experiment: str) -> tuple[str, str, float]:
     """Method, 'flops' or 'density', and how much of it stays."""
     for kind in TITLES:
-        method, found, amount = experiment.partition(f'_{kind}_')
+        method, found, amount = experiment.rpartition(f'_{kind}_')
         if found:
             return method, kind, float(amount)
     return experiment, '', 1.0
 
 
-def mean(runs: Runs, phase: str = 'finetuned') -> float:
-    return statistics.mean(score(run[phase]) for run in runs)
+def begin(metric: str, unit: str, results: Runs, plain: Runs) -> str:
+    """What the baseline comes to, also if it is not pruned."""
+    baseline = f'{results[0]["baseline"][metric]:.2f}'
+    trained_on = (
+        f', and to {mean(plain, metric):.2f} when it is trained on'
+        if plain
+        else ''
+    )
+    return f'The baseline comes to {baseline} {unit}{trained_on}.'
 
 
-def table(amounts: Mapping[float, Mapping[str, Runs]]) -> list[str]:
+def mean(runs: Runs, metric: str, phase: str = 'finetuned') -> float:
+    return statistics.mean(run[phase][metric] for run in runs)
+
+
+def table(
+    amounts: Mapping[float, Mapping[str, Runs]], metric: str
+) -> list[str]:
     """Methods in rows, the best last column first; amounts in columns."""
     columns = sorted(amounts, reverse=True)
     methods = {method for runs in amounts.values() for method in runs}
     order = sorted(
         methods,
-        key=lambda m: max(mean(r[m]) for r in amounts.values() if m in r),
+        key=lambda m: max(
+            mean(r[m], metric) for r in amounts.values() if m in r
+        ),
         reverse=True,
     )
     lines = [
@@ -146,17 +163,18 @@ def table(amounts: Mapping[float, Mapping[str, Runs]]) -> list[str]:
         '|---' * (len(columns) + 1) + '|',
     ]
     for method in order:
-        cells = [cell(amounts[c].get(method, ())) for c in columns]
+        cells = [cell(amounts[c].get(method, ()), metric) for c in columns]
         lines.append(f'| {NAMES[method]} | {" | ".join(cells)} |')
     return lines
 
 
-def cell(runs: Runs) -> str:
+def cell(runs: Runs, metric: str) -> str:
     if not runs:
         return ''
-    words = f'{mean(runs, "pruned"):.2f} -> {mean(runs):.2f}'
+    before, after = (mean(runs, metric, p) for p in ('pruned', 'finetuned'))
+    words = f'{before:.2f} -> {after:.2f}'
     if len(runs) > 1:
-        each = ', '.join(f'{score(run["finetuned"]):.2f}' for run in runs)
+        each = ', '.join(f'{run["finetuned"][metric]:.2f}' for run in runs)
         words += f' ({each})'
     return words
 

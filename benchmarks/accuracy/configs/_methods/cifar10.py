@@ -11,6 +11,7 @@ python benchmarks/accuracy/methods.py cifar10 --data-root DATA/cifar10 \\
     --weights DATA/cifar10_resnet20.th
 python benchmarks/accuracy/methods_report.py
 """
+metrics = {'accuracy/top1': '% top-1'}
 train_dataloader = dict(
     collate_fn=dict(type='as_it_is'),
     dataset=dict(
