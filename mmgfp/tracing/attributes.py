@@ -1,9 +1,9 @@
-"""From sizes that the code uses to attributes that shrink with channels.
+"""Attributes whose value shrinks with the channels that they count.
 
 An attribute that counts channels is treated like a vector with one slot per
-channel: it is coupled with what it counts, belongs to channel groups like any
+channel: it is coupled with these channels, belongs to channel groups like any
 tensor axis, and loses positions with them. The numbers of a layer that follow
-from its tensors (``conv.in_channels``) stand for the axes of these.
+from its tensors (``conv.in_channels``) stand for the axes of these tensors.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def settle_sizes(
     extent_labels: Extents,
     own: Mapping[str, np.ndarray],
 ) -> Trace:
-    """Add to a trace what follows from the sizes that the code uses.
+    """Add edges and frozen slots that the sizes in the code require.
 
     Args:
-        trace (Trace): Of the operations.
-        sizes (SizeRecord): Seen at the same time.
-        extent_labels (Callable): Gives the labels of an axis, (n, k).
+        trace (Trace): The trace of the operations; changed in place.
+        sizes (SizeRecord): The sizes recorded in the same forward.
+        extent_labels (Callable): Returns the labels of an axis, (n, k).
         own (Mapping): The slots that the numbers of layers stand for, (n,),
             by the attribute's name.
     """
@@ -53,10 +53,10 @@ def settle_sizes(
 
 
 def _columns(trace: Trace, choices: Sequence[Choice]) -> list[np.ndarray]:
-    """Decide for each view whether its rows or its columns go.
+    """Decide for each view whether rows or columns are cut.
 
-    Where something sums over whole rows (attention heads), each row is in
-    one piece already. Otherwise columns go, the same of each row.
+    If an operation sums over whole rows (attention heads), each row is one
+    component already. Otherwise the same columns of each row are cut.
     """
     component = _Components(trace)
     edges = []
@@ -69,16 +69,20 @@ def _columns(trace: Trace, choices: Sequence[Choice]) -> list[np.ndarray]:
 
 
 class _Components:
-    """The component of every slot."""
+    """The connected component of every slot."""
 
     def __init__(self, trace: Trace) -> None:
-        self._of = np.append(trace.components(), -1)  # -1 has none
+        # label -1 has no component
+        self._of = np.append(trace.components(), -1)
 
     def of(self, labels: np.ndarray) -> np.ndarray:
         return self._of[labels]
 
     def common(self, labels: np.ndarray) -> np.ndarray:
-        """The component that a whole row of labels is in, else -1; (n,)."""
+        """Returns the component of each row of (n, k) labels, (n,).
+
+        A row with labels of several components has -1.
+        """
         found = self._of[labels]
         return np.where((found == found[:, :1]).all(1), found[:, 0], -1)
 
@@ -121,14 +125,19 @@ def couple_unread(
     counted: Mapping[str, Sequence[np.ndarray]],
     unread: Callable[[Mapping[str, int]], set[str]],
 ) -> Trace:
-    """Let attributes follow that nothing reads, where it is clear what.
+    """Couple attributes that the forward does not read with their channels.
+
+    Attributes that may count channels of several groups stay as they are.
 
     Args:
-        trace (Trace): Of the operations, with the sizes that code uses.
-        counted (Mapping): By attribute the (n, k) labels of everything that
-            it may count.
-        unread (Callable): Given other numbers, tells which of the attributes
-            have no effect.
+        trace (Trace): The trace with :func:`settle_sizes` applied.
+        counted (Mapping): The (n, k) labels of all channels that an
+            attribute may count, by the attribute's name.
+        unread (Callable): Given other values of the attributes, returns the
+            names of those without effect on the outputs.
+
+    Returns:
+        Trace: The trace with more edges; it shares the slot table.
     """
     component, table = _Components(trace), trace.table
     stay = [component.of(slots) for slots, _ in trace.frozen]
@@ -166,9 +175,9 @@ def couple_unread(
 
 
 def _removable(component: _Components, labels: np.ndarray) -> np.ndarray:
-    """The unit that takes each position with it, else -1; (n,)."""
+    """Returns the component that each position is cut with, else -1; (n,)."""
     found = component.common(labels)
-    if (found == found[0]).all():  # never one without the others
+    if (found == found[0]).all():  # all positions are one unit
         return np.full_like(found, -1)
     return found
 
@@ -179,12 +188,12 @@ def _freeze_misfits(
     extent_labels: Extents,
     own: Mapping[str, np.ndarray],
 ) -> Trace:
-    """Freeze units without which a computed size would be wrong."""
+    """Freeze units whose removal makes a computed size wrong."""
     component = _Components(trace)
     frozen = list(trace.frozen)
     known: dict[
         Attribute | Extent, np.ndarray
-    ] = {}  # component of what each source counts
+    ] = {}  # components of the channels that each source counts
 
     def counted(term: Attribute | Extent) -> np.ndarray:
         if term not in known:
@@ -214,7 +223,7 @@ def _freeze_misfits(
             fact.term, left.__getitem__
         )
         lost = _count(needed, units)
-        # where all of them are one unit, that is the reason
+        # if all positions are one unit, the freeze has that reason
         wrong = units[~np.isclose(fewer, lost) & (lost < len(needed))]
         if wrong.size:
             every = np.arange(len(trace.table))
@@ -224,7 +233,7 @@ def _freeze_misfits(
 
 
 def _count(found: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """How many positions each unit has."""
+    """Returns the number of positions of each unit, (units,)."""
     return (found[:, None] == units).sum(0)
 
 

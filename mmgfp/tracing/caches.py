@@ -1,12 +1,11 @@
-"""Results that functions remember by the numbers they were given.
+"""Clearing of ``functools.lru_cache`` while a network is traced.
 
-A function with a ``functools.lru_cache`` that has been called before returns
-what it computed then, and what it computed from one attribute where another
-one of the same value is given. While a network is traced it has to compute
-from what it is given.
+A cached function returns the result of an earlier call with equal arguments.
+The tracer follows sizes from the attribute they come from, so a result that
+was computed from another attribute of the same value would mislead it.
 
-What code keeps in a dict of its own cannot be told from a table. It stays, and
-when the trace is over there are plain numbers in it.
+A dict that code uses as a cache cannot be distinguished from a table. Its
+entries stay; sizes in it are replaced by plain numbers after the trace.
 """
 
 from __future__ import annotations
@@ -30,20 +29,20 @@ _OTHERS = frozenset(('torch', 'mmgfp', *sys.stdlib_module_names))
 
 @contextmanager
 def nothing_remembered(model: nn.Module) -> Iterator[None]:
-    """What functions remember of numbers and modules is forgotten.
+    """Clear cached results of functions of numbers and modules.
 
-    Before and afterwards, so that no size of a trace stays anywhere, and
-    whenever something is looked up by a size.
+    Caches are cleared before and after the trace, so that they keep no size
+    of it, and whenever a size is used as a key.
 
     Args:
-        model (nn.Module): The network that is traced.
+        model (nn.Module): The traced network.
     """
     caches = [
         found
         for found in gc.get_referrers(_Cached)  # each refers to its type
         if type(found) is _Cached and _is_own(found)
     ]
-    known = dict.fromkeys(caches, 0)  # calls after which there was nothing
+    known = dict.fromkeys(caches, 0)  # misses at the last clearing
 
     def forget() -> None:
         for cached, before in known.items():
@@ -54,7 +53,7 @@ def nothing_remembered(model: nn.Module) -> Iterator[None]:
                 known[cached] = cached.cache_info().misses
 
     forget()
-    Size.on_hash = forget  # the key of a cache is hashed before it looks
+    Size.on_hash = forget  # a cache hashes its key before the lookup
     try:
         yield
     finally:
@@ -64,7 +63,7 @@ def nothing_remembered(model: nn.Module) -> Iterator[None]:
 
 
 def _make_plain(model: nn.Module) -> None:
-    """Leave plain numbers where a network's classes and their files do."""
+    """Replace sizes in a network's classes and their files by numbers."""
     classes = {c for m in model.modules() for c in type(m).__mro__}
     own = {found for found in classes if _is_own(found)}
     files = {sys.modules.get(found.__module__) for found in own} - {None}
@@ -86,17 +85,17 @@ def _make_plain(model: nn.Module) -> None:
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # nothing has been put into it
+    except ValueError:  # the cell is empty
         return None
 
 
 def _is_own(found: Any) -> bool:
-    """Whether a class or function may compute from sizes of networks."""
+    """Returns whether a class or function may compute from sizes."""
     return str(found.__module__).partition('.')[0] not in _OTHERS
 
 
 def _keys(cached: Any) -> list[Any]:
-    """What a cached function has been called with."""
+    """Returns the keys of a cache: arguments of earlier calls."""
     tables = (t for t in gc.get_referents(cached) if type(t) is dict)
     return [key for table in tables for key in list(table)]
 

@@ -1,4 +1,4 @@
-"""Finds and proves the channel groups of a model."""
+"""Search and proof of the channel groups of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .trace import trace_labels
 
 
 class NoOutputsError(TypeError):
-    """The outputs of a network hold nothing that can be compared."""
+    """Raised if the outputs of a network hold no tensor to compare."""
 
 
 def find_groups(
@@ -42,15 +42,16 @@ def find_groups(
     Args:
         model (nn.Module): A built model.
         run (Callable): ``run(model)`` runs it on demo input and returns its
-            outputs: tensors, in lists, mappings or attributes of objects,
-            and maybe numbers.
+            outputs: tensors, or lists, mappings or objects with tensors.
+            Numbers are allowed beside them.
         images (int): Images in the demo input. Two or more are needed to find
             the image of each row of a layer's input. Defaults to 1.
-        train (Callable, optional): Computes the model's losses on the same
-            number of images, in training mode but for norms and dropout. If
-            it works, it is traced, too, with layers that only training uses.
-        log (Callable, optional): Called with a line at the beginning of each
-            stage; a large model takes a minute or more.
+        train (Callable, optional): ``train(model)`` returns the losses on
+            the same number of images, in training mode except for norms and
+            dropout. If it raises no error, it is traced, too, with layers
+            that only training uses.
+        log (Callable, optional): Called with one line at the beginning of
+            each stage; a large model takes a minute or more.
 
     Raises:
         RuntimeError: If the model does not run on the demo input.
@@ -59,7 +60,7 @@ def find_groups(
         UnsteadyError: If rounding errors decide the outputs.
 
     Returns:
-        list[ChannelGroup]: In execution order, frozen ones included.
+        list[ChannelGroup]: Prunable and frozen groups in execution order.
     """
     run, train = _looking_into(run), train and in_training(train)
     log = log or (lambda stage: None)
@@ -90,7 +91,7 @@ def find_groups(
 
 @contextmanager
 def _values_kept(model: nn.Module) -> Iterator[None]:
-    """Restore parameters and buffers that forwards write into."""
+    """Restore parameters and buffers that a forward writes into."""
     tensors = list(named_tensors(model).values())
     before = [t.detach().clone() for t in tensors]
     try:
@@ -145,7 +146,7 @@ def _trace(model: nn.Module, run: Run, train: Run | None) -> Trace:
             train and (lambda: train(model)),
         )
     except Exception:
-        _try(model, run)  # raises if the forward is the cause
+        _try(model, run)  # raises a clear error if the forward itself fails
         raise
 
 
@@ -185,7 +186,8 @@ def restrict_groups(
     Args:
         groups (Sequence[ChannelGroup]): All groups.
         scope (str): 'all', or 'internal' for channels that one layer makes
-            and one layer reads (the paper's "-I"). Defaults to 'all'.
+            and one layer reads ("-I" in the Group Fisher paper). Defaults to
+            'all'.
         ignore (Sequence[str]): Patterns as in :mod:`fnmatch`; a group is
             frozen if a layer whose outputs are cut matches.
 

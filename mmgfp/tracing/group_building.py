@@ -1,9 +1,9 @@
 """From the trace of a network to its channel groups.
 
 The slots of a :class:`~mmgfp.tracing.slots.Trace` that are coupled, directly
-or not, form a unit (paper, Section 3.2 and Algorithm 1, here as connected
-components, which do not depend on the order of the layers). Units that live in
-the same places form a channel group.
+or not, form a unit (Group Fisher paper, Section 3.2 and Algorithm 1; here
+connected components, which do not depend on the order of the layers). Units
+with slots in the same axes form a channel group.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from .slots import Trace, Use
 def build_groups(trace: Trace) -> list[ChannelGroup]:
     """Turn a trace into channel groups, in execution order.
 
+    Args:
+        trace (Trace): The facts of one forward.
+
     Returns:
-        list[ChannelGroup]: Prunable ones and frozen ones; the latter carry
-        the reason. Channels that nothing consumes or produces are left out.
+        list[ChannelGroup]: Prunable groups, and frozen groups with the
+        reason. Channels without consumers and producers are left out.
     """
     table = trace.table
     component = trace.components()
@@ -39,7 +42,7 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
     slots = slots[np.argsort(component[slots], kind='stable')]
     pieces = np.split(slots, np.flatnonzero(np.diff(component[slots])) + 1)
     alike: dict[tuple[str, bytes], list[np.ndarray]] = defaultdict(list)
-    for piece in pieces:  # ascending, so its axes are in order as well
+    for piece in pieces:  # slots ascend, so axes are in order, too
         if piece.size:
             reason = reasons.get(int(component[piece[0]]), '')
             alike[reason, axis_of[piece].tobytes()].append(piece)
@@ -55,7 +58,7 @@ def build_groups(trace: Trace) -> list[ChannelGroup]:
 
 
 def _reasons(trace: Trace, component: np.ndarray) -> dict[int, str]:
-    """Why a component is frozen; the first reason found counts."""
+    """Returns the first reason found for each frozen component."""
     reasons: dict[int, str] = {}
     for slots, reason in trace.frozen:
         for c in np.unique(component[slots]):
@@ -82,10 +85,10 @@ def _group(
     roles: dict[tuple[str, int], Role],
     reason: str,
 ) -> ChannelGroup | None:
-    """Build one group from (size, slots per unit) slots."""
+    """Build one group from slots, (size, slots per unit)."""
     table = trace.table
     members = []
-    axes = axis_of[units[0]]  # the same for every unit
+    axes = axis_of[units[0]]  # equal for all units of a group
     for axis_id in np.unique(axes):
         tensor, axis = table.axes[axis_id]
         index = units[:, axes == axis_id]
@@ -131,7 +134,7 @@ def _taps(
     uses: Sequence[tuple[Use, np.ndarray]],
     units: np.ndarray,
 ) -> tuple[tuple[Tap, ...], str]:
-    """Observation points of the units; a reason if one cannot be observed."""
+    """Returns the taps of the units; a reason if a consumer has no tap."""
     unit_of = np.full(len(trace.table), -1)
     unit_of[units] = np.arange(len(units))[:, None]
     taps, seen = [], set()
@@ -172,7 +175,7 @@ def _rank(group: ChannelGroup, trace: Trace) -> tuple:
 
 
 def _named(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-    """Name groups after their first producer, numbering the repeated."""
+    """Name groups after their first producer; number repeated names."""
     count: dict[str, int] = defaultdict(int)
     named = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""Label layers: int64 tensors that say which slot each element belongs to."""
+"""Label layers: int64 tensors with the slot of each element."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def canonical(layer: Tensor) -> Tensor:
-    """Give axes along which nothing differs the stride 0."""
+    """Returns the layer with stride 0 along axes without differences."""
     shape = layer.shape
     for d, n in enumerate(shape):
         if n > 1 and layer.stride(d) != 0:
@@ -21,7 +21,7 @@ def canonical(layer: Tensor) -> Tensor:
 
 
 def squeezed(layer: Tensor, like: Tensor | None = None) -> Tensor:
-    """Without the repetitions along axes of stride 0 (of ``like``)."""
+    """Returns the layer with size 1 along axes of stride 0 (of ``like``)."""
     reference = layer if like is None else like
     for d, n in enumerate(layer.shape):
         if n > 1 and reference.stride(d) == 0:
@@ -30,7 +30,7 @@ def squeezed(layer: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def along(layer: Tensor, axis: int) -> np.ndarray:
-    """The labels along one axis at the origin of the others, (size,)."""
+    """Returns the labels along an axis at index 0 of the others, (size,)."""
     for d in range(layer.dim()):
         if d != axis % layer.dim():
             layer = layer.narrow(d, 0, 1)
@@ -38,7 +38,7 @@ def along(layer: Tensor, axis: int) -> np.ndarray:
 
 
 def spread(labels: np.ndarray, axis: int, shape: Sequence[int]) -> Tensor:
-    """Labels along one axis, the same everywhere else, shape ``shape``."""
+    """Returns labels (size,) along one axis, expanded to ``shape``."""
     view = [1] * len(shape)
     view[axis] = len(labels)
     return (
@@ -49,15 +49,15 @@ def spread(labels: np.ndarray, axis: int, shape: Sequence[int]) -> Tensor:
 
 
 def axis_labels(layers: Sequence[Tensor], axis: int, slots: int) -> np.ndarray:
-    """All labels at each position of an axis, (n, k).
+    """Returns all labels at each position of an axis, (n, k).
 
     Args:
-        layers (Sequence[Tensor]): Label layers, one at least.
-        axis (int): Of the layers.
-        slots (int): Labels from here on are of no slots.
+        layers (Sequence[Tensor]): At least one label layer.
+        axis (int): Axis of the layers.
+        slots (int): Number of slots; larger labels are opaque.
 
     Returns:
-        np.ndarray: -1 for what is no slot.
+        np.ndarray: Slots; -1 for opaque labels.
     """
     columns = [np.full((layers[0].shape[axis], 0), -1)]
     for layer in map(canonical, layers):

@@ -1,15 +1,16 @@
-"""Channel labels: which slice of which parameter does an element belong to.
+"""Channel labels: the parameter slice to which each element belongs.
 
 Every slice of every parameter and buffer is a *slot*, ``(tensor, axis,
 index)``, numbered from 0. One real forward runs under a dispatch mode; each
-tensor carries *label layers*, int64 tensors of its own shape that hold the
-slot an element belongs to (-1: none). Structure operations (view, cat, slice,
-...) are simply repeated on the layers; element-wise operations couple the
-slots that meet; convolutions and linear layers couple their input's slots
-with the weight's input axis and issue the slots of the weight's output axis.
-Whatever is not understood is frozen with the reason, never guessed.
+tensor has *label layers*, int64 tensors of its own shape that hold the slot of
+each element (-1: none). Structure operations (view, cat, slice, ...) are
+repeated on the layers; element-wise operations couple the slots at the same
+element; convolutions and linear layers couple their input's slots with the
+weight's input axis and issue the slots of the weight's output axis.
+Operations without a rule freeze their channels with the reason.
 
-This file knows operations and slots. It does not know groups, scores or cost.
+This file handles operations and slots. Groups, scores and cost follow from
+them in other files.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .origins import MIXING
 from .sizes import SizeRecord
 from .slots import SlotTable, Use
 
-# what a tensor is that no operation made
+# reason for freezing channels coupled with a tensor of unknown origin
 _UNSEEN = 'comes from the input, or from an operation PyTorch does not see'
 
 Rule = Callable[..., None]  # (tracer, func, args, kwargs, out)
@@ -42,16 +43,15 @@ Rule = Callable[..., None]  # (tracer, func, args, kwargs, out)
 class _Tag:
     """Labels of one tensor.
 
-    ``weight`` names the parameter the values come from, as long as no
-    activation had a part in them; ``sources`` names all that they are computed
-    from, by any operations, and is None if the network's input or another
-    activation is among it; ``writable`` marks labels of freshly
-    allocated tensors, whose views alias them like the tensors' own do.
-    ``opaque`` is set if there is nothing to remove anywhere in it.
-    ``pending`` holds labels to freeze, and why, as soon as the value is used.
-    ``absent`` holds labels of what was multiplied by zero. ``known`` holds
-    the layers in canonical form, once they were asked for and if nothing can
-    be written into them.
+    ``weight``: the parameter whose values the tensor has; None after an
+    operation with an activation. ``sources``: all parameters from which the
+    values are computed; None if the network's input or another activation is
+    among the operands. ``writable``: whether the tensor was freshly
+    allocated; views of its labels alias them as views of the tensor do.
+    ``opaque``: whether no element has a slot. ``pending``: labels to freeze,
+    with the reason, when the value is used. ``absent``: labels of values
+    that were multiplied by zero. ``known``: the layers in canonical form, set
+    when first read unless the labels are writable.
     """
 
     layers: tuple[Tensor, ...] = ()
@@ -87,10 +87,10 @@ class Record:
     )
 
     def follow(self, kept: Record) -> None:
-        """Add what modules made of their weights before the forward.
+        """Add facts about weights computed before the forward.
 
-        They did so in the order of registration, which decides nothing where
-        the forward has an order of its own.
+        They are in the order of registration. The order of the forward takes
+        precedence.
         """
         self.edges.extend(kept.edges)
         self.frozen.extend(kept.frozen)
@@ -103,7 +103,7 @@ class Record:
 
 
 def _is_one(layer: Tensor) -> bool:
-    """Whether it is one label, repeated."""
+    """Returns whether the layer is one repeated label."""
     return all(
         n == 1 or step == 0 for n, step in zip(layer.shape, layer.stride())
     )
@@ -112,8 +112,8 @@ def _is_one(layer: Tensor) -> bool:
 class LabelTracer(TorchDispatchMode):
     """Dispatch mode that computes the labels of every result.
 
-    Frozen sources (the image, results of unknown operations) get slots of
-    their own behind the table's; an edge to such a slot freezes the other end.
+    Frozen sources (the image, results of unknown operations) get slots after
+    those of the table. An edge to such a slot freezes the other slot.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class LabelTracer(TorchDispatchMode):
         self.modules = dict(model.named_modules())
         self.module_names = {id(m): n for n, m in self.modules.items()}
         self.stack: list[Frame] = []
-        self._sources: tuple[str, ...] | None = ()  # of the result at hand
+        # parameters from which the current result is computed
+        self._sources: tuple[str, ...] | None = ()
         self.entered: set[nn.Module] = set()
         self.suspended = False
         self.trained = False
@@ -157,7 +158,7 @@ class LabelTracer(TorchDispatchMode):
         return tuple(layers)
 
     def tag(self, tensor: Tensor) -> _Tag:
-        """The tag of a tensor; a tensor never seen before is an input."""
+        """Returns a tensor's tag; one without a tag counts as an input."""
         tag = self._tags.get(tensor)
         if tag is None:
             tag = _Tag()
@@ -168,7 +169,7 @@ class LabelTracer(TorchDispatchMode):
         return tag
 
     def layers(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """Label layers in canonical form: constant axes have stride 0."""
+        """Returns the label layers; constant axes have stride 0."""
         tag = self.tag(tensor)
         for labels, reason in tag.pending:
             self.freeze(labels, reason)
@@ -184,19 +185,19 @@ class LabelTracer(TorchDispatchMode):
         return layers
 
     def opaque(self, tensor: Tensor, reason: str) -> Tensor:
-        """A layer that freezes whatever meets it."""
+        """Returns a layer that freezes all labels coupled with it."""
         if reason not in self.reasons:
             self.reasons.append(reason)
         slot = len(self.table) + self.reasons.index(reason)
         return torch.tensor(slot).expand(tensor.shape)
 
     def is_opaque(self, layer: Tensor) -> bool:
-        """Whether nothing in a layer can be removed."""
+        """Returns whether a layer holds no slot of the table."""
         labels = squeezed(layer)
         return bool(labels.numel()) and int(labels.min()) >= len(self.table)
 
     def varying(self, layer: Tensor) -> set[int]:
-        """The axes along which a layer's labels differ."""
+        """Returns the axes along which a layer's labels differ."""
         if self.is_opaque(layer):
             return {d for d, n in enumerate(layer.shape) if n > 1}
         return {
@@ -207,17 +208,17 @@ class LabelTracer(TorchDispatchMode):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done with labels in between is no part of the network."""
+        """Suspend the tracer: operations inside are not the network's."""
         before, self.suspended = self.suspended, True
         try:
             yield
         finally:
             self.suspended = before
 
-    # -- what is learned --------------------------------------------------
+    # -- record -----------------------------------------------------------
 
     def couple(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Slots that meet one to one; a -1 meets nothing."""
+        """Couple slots pairwise; pairs with a -1 are skipped."""
         a, b = np.broadcast_arrays(np.asarray(a), np.asarray(b))
         meet = (a >= 0) & (b >= 0) & (a != b)
         if meet.any():
@@ -229,13 +230,13 @@ class LabelTracer(TorchDispatchMode):
     def freeze(
         self, labels: Tensor | np.ndarray, reason: str, cause: bool = False
     ) -> None:
-        """Keep these slots for ever.
+        """Freeze slots.
 
         Args:
             labels (Tensor | np.ndarray): The slots; -1 is none.
-            reason (str): Why.
-            cause (bool): Whether to tell this reason rather than others
-                that were found before. Defaults to False.
+            reason (str): The reason that reports show.
+            cause (bool): Whether this reason takes precedence over reasons
+                found before. Defaults to False.
         """
         if isinstance(labels, Tensor):
             labels = squeezed(labels).numpy()
@@ -246,11 +247,12 @@ class LabelTracer(TorchDispatchMode):
             kind.append((slots, reason))
 
     def where(self) -> str:
-        """The layer of the operation at hand, for messages.
+        """Returns the layer of the current operation, for messages.
 
-        A hook computes a layer's weight before the layer is entered: what is
-        made of weights alone belongs to the layer that owns the largest.
-        Everything else belongs to the innermost module being executed.
+        A result computed from weights alone belongs to the layer that owns
+        the largest of them, because a hook computes a layer's weight before
+        the layer is entered. Other results belong to the innermost module
+        being executed.
         """
         if self._sources and layer_of(self._sources[0]) in self.modules:
             return layer_of(self._sources[0])
@@ -263,10 +265,10 @@ class LabelTracer(TorchDispatchMode):
     def _sources_of(
         self, func: Any, operands: Sequence[Tensor]
     ) -> tuple[str, ...] | None:
-        """The parameters that a result is computed from, the largest first.
+        """Returns the parameters of a result, the largest first.
 
-        None if an activation has a part in it; also one without labels, such
-        as an image that the run makes up, if a layer is given it.
+        Returns None if an operand is an activation. The input of a layer
+        counts as one even without labels, such as an image made in ``run``.
         """
         names: set[str] = set()
         mixing = func._schema.name in MIXING
@@ -299,7 +301,7 @@ class LabelTracer(TorchDispatchMode):
         operands = [
             t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
         ]
-        for tensor in operands:  # before an in-place result replaces them
+        for tensor in operands:  # an in-place result replaces their tags
             weight = self.tag(tensor).weight
             if weight is not None:
                 self.record.order.setdefault(weight, len(self.record.order))
@@ -313,11 +315,14 @@ class LabelTracer(TorchDispatchMode):
         for result in tree_leaves(out) if sources != () else ():
             if isinstance(result, Tensor):
                 self.tag(result).sources = sources
-        self._sources = ()  # extension operators do not come through here
+        self._sources = ()  # extension operators are not dispatched here
         return out
 
     def _stays_opaque(self, operands: Sequence[Tensor], out: Any) -> bool:
-        """Spare the rules what losses do with outputs: nothing new in it."""
+        """Returns whether all operands are opaque, so no rule is needed.
+
+        Losses compute many such results from the outputs.
+        """
         tags = [self.tag(tensor) for tensor in operands]
         opaque = [tag for tag in tags if tag.opaque]
         if not opaque or any(
@@ -342,7 +347,7 @@ class LabelTracer(TorchDispatchMode):
         writable: bool = False,
         pending: Sequence[tuple[Tensor, str]] = (),
     ) -> None:
-        """Give a tensor its label layers, each of the tensor's shape."""
+        """Set the label layers of a tensor, each of the tensor's shape."""
         for layer in layers:
             assert layer.shape == tensor.shape, (layer.shape, tensor.shape)
         opaque = len(layers) == 1 and not writable and _is_one(layers[0])

@@ -1,9 +1,9 @@
-"""Which parameters the kernels of convolutions and products come from.
+"""The parameters from which kernels of convolutions and products come.
 
-A layer need not use its weight as it is stored: it may be standardised,
-divided by its norm, summed with another one or scaled. While a network runs,
-every tensor's storage is known to come from parameters and buffers, element
-by element, and whether the network's input had a part in it.
+A layer may standardise its stored weight, divide it by its norm, scale it or
+add another one. While a network runs, this file records for every tensor's
+storage the parameters and buffers it was computed from element by element,
+and whether the network's input was used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..utils.trees import tree_leaves
 
-# Their result is made of all elements of a factor: no longer its values.
+# Each element of their result depends on all elements of a factor.
 PRODUCTS = {
     'aten::mm': (0, 1),
     'aten::bmm': (0, 1),
@@ -34,12 +34,12 @@ MIXING = {*PRODUCTS, 'aten::convolution', 'torchvision::deform_conv2d'}
 
 @dataclass(frozen=True)
 class Origin:
-    """What a tensor was computed from.
+    """Origin of a tensor.
 
     Attributes:
-        data (bool): Whether the network's input had a part in it.
-        weights (frozenset[str]): Parameters and buffers whose values are in
-            it; those that went through a product are not.
+        data (bool): Whether it was computed from the network's input.
+        weights (frozenset[str]): Parameters and buffers from which it was
+            computed element by element, without products.
     """
 
     data: bool
@@ -50,10 +50,10 @@ _OUTSIDE = Origin(data=True)
 
 
 class Origins:
-    """Where the tensors of a running network come from.
+    """Origins of the tensors of a running network.
 
-    Tensors are recognised by their storage, so that views count; not by its
-    address, which all tensors on the meta device share.
+    Tensors are identified by their storage, so that views are included. The
+    address is not used: all tensors on the meta device have the same.
 
     Args:
         model (nn.Module): The network.
@@ -79,7 +79,7 @@ class Origins:
                 self._names.setdefault(key, []).append(name)
 
     def of(self, tensor: Tensor) -> Origin:
-        """What a tensor comes from; of others, from outside, the input."""
+        """Returns a tensor's origin; an unknown tensor counts as input."""
         if tensor.layout != torch.strided:
             return _OUTSIDE
         key = StorageWeakRef(tensor.untyped_storage())
@@ -93,7 +93,7 @@ class Origins:
 
     @contextmanager
     def inputs(self) -> Iterator[None]:
-        """What the network itself is called with is its input."""
+        """Record the arguments of the network's calls as its input."""
 
         def mark(module: nn.Module, args: tuple, kwargs: dict) -> None:
             for value in tree_leaves((args, kwargs)):
@@ -107,7 +107,7 @@ class Origins:
             handle.remove()
 
     def note(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
-        """What an operation's results come from."""
+        """Record the origin of an operation's results."""
         given = [
             self.of(t)
             for t in tree_leaves((args, kwargs))
@@ -123,7 +123,7 @@ class Origins:
                 self._set(result, Origin(data, weights))
 
     def stored_in(self, tensor: Tensor) -> str | None:
-        """The parameter or buffer that a tensor is a view of."""
+        """Returns the parameter or buffer that a tensor is a view of."""
         if tensor.layout != torch.strided:
             return None
         key = StorageWeakRef(tensor.untyped_storage())
@@ -135,11 +135,10 @@ class Origins:
         return None
 
     def weight_of(self, kernel: Tensor) -> str | None:
-        """The parameter or buffer whose values a kernel has.
+        """Returns the parameter or buffer whose values a kernel has.
 
-        Of several matrices or kernels that it was computed from, the first
-        one with as many elements. Otherwise one of which it is a part, or
-        that it repeats for every image.
+        Of several candidates, the first with as many elements counts, else
+        one of which the kernel is a part or that it repeats for every image.
         """
         direct = self.stored_in(kernel)
         if direct is not None:
@@ -162,12 +161,12 @@ class Origins:
         return larger[0] if len(larger) == 1 else None
 
     def output_axis(self, name: str, kernel: Tensor, axis: int) -> int | None:
-        """The axis of a parameter that is a kernel's; None if not known.
+        """Returns the parameter's axis of a kernel's axis; None if unknown.
 
         Args:
-            name (str): See :meth:`weight_of`.
-            kernel (Tensor): Computed from it, or a view of it.
-            axis (int): Of the kernel.
+            name (str): Name of the parameter, see :meth:`weight_of`.
+            kernel (Tensor): A view of the parameter or computed from it.
+            axis (int): Axis of the kernel.
         """
         whole = self.stored[name]
         if kernel.dim() == whole.dim() > 2 and kernel.shape == whole.shape:

@@ -1,12 +1,12 @@
-"""Find out which image each row of every consumer's input belongs to.
+"""Find the image of each row of every consumer's input.
 
 A copy of the network runs on the demo images, and again with one image
-changed a little: the rows of a layer's input that change are that image's. A
-layout that predicts this for every image and every call is taken; a group with
-a consumer that has none is frozen.
+changed slightly: the rows of a layer's input that change belong to that image.
+A tap gets the layout that predicts these rows for every image and every call.
+A group with a consumer without such a layout is frozen.
 
-Where the network can train on the demo images, that is the forward looked at:
-layers may see other rows in training than in inference.
+If the losses can be computed on the demo images, the training forward is
+observed, because layers may get other rows in training than in inference.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from ..utils.modes import nothing_recomputed
 from ..utils.precision import Run
 from .selfcheck import randomize_
 
-# is told the name of a consumer, its input and whose the RoIs so far are
+# called with a consumer's name, its input and the images of the RoIs so far
 See = Callable[[str, Tensor, dict[str, Tensor]], None]
 
 
 @dataclass
 class Call:
-    """What was observed in one call of a consumer.
+    """Observations of one call of a consumer.
 
     Attributes:
-        source (Tensor): Its input.
+        source (Tensor): The consumer's input.
         trained (bool): Whether a gradient reaches the input.
         rois (dict[str, Tensor]): By extractor, the latest last, the image of
             every RoI extracted before.
         picked (Tensor, optional): See :func:`picked_images`.
-        changed (list): Per image and axis which positions of the input change
-            with that image, as a bool vector; None if it gets another shape.
+        changed (list): Per image and axis a bool vector of the positions that
+            change with that image; None if the input changes its shape.
     """
 
     source: Tensor
@@ -68,27 +68,30 @@ def find_layouts(
     images: int,
     train: Run | None = None,
 ) -> list[ChannelGroup]:
-    """Give every tap its layout; freeze groups that would lack scores.
+    """Set every tap's layout; freeze groups with a tap without a layout.
 
     Args:
         model (nn.Module): In eval mode; not changed.
-        groups (Sequence[ChannelGroup]): As found.
+        groups (Sequence[ChannelGroup]): Groups with taps without layouts.
         run (Callable): ``run(model)`` runs it on the demo images.
-        images (int): How many these are.
-        train (Callable, optional): Runs it for its losses on as many.
+        images (int): Number of demo images.
+        train (Callable, optional): Returns its losses on as many images.
+
+    Returns:
+        list[ChannelGroup]: The same groups in the same order.
     """
     taps = {t.module: t for g in groups if not g.frozen for t in g.taps}
     found, listed = _layouts(model, taps, run, images, train)
     batches = False
-    if listed and _unknown(found):  # a list may hold something else
+    if listed and _unknown(found):  # e.g. lists of batches
         others, _ = _layouts(model, taps, run, images, train, batches=True)
         batches = _unknown(others) < _unknown(found)
         found = others if batches else found
     silent = [name for name in taps if found[name] == _silent(name)]
-    if silent:  # what untrained weights make may die out on the way
+    if silent:  # activations of untrained weights may vanish with depth
         lively = whole_copy(model)
         randomize_(lively, seed=0)
-        with suppress(Exception):  # boxes, for one, cannot be any numbers
+        with suppress(Exception):  # a forward may reject the values
             again, _ = _layouts(lively, taps, run, images, train, batches)
             found |= {name: again[name] for name in silent}
     return [_with_layouts(group, found) for group in groups]
@@ -102,16 +105,16 @@ def _layouts(
     train: Run | None,
     batches: bool = False,
 ) -> tuple[dict[str, Layout | str], bool]:
-    """Layout of each consumer's input, or why there is none, by name.
+    """Returns the layout of each consumer's input, or a reason, by name.
 
-    And whether the network is given a list of tensors, which may be images
-    or, with ``batches``, are batches.
+    The second result is whether the network gets a list of tensors. Its
+    tensors count as images, or as batches with ``batches``.
     """
     seen: tuple[Calls, bool] | None = None
     if train is not None:
         try:
             seen = _observe(model, taps, train, images, batches)
-        except Exception:  # the demo may lack what these losses need
+        except Exception:  # the demo input may lack data for the losses
             seen = None
     if seen is None:
         seen = _observe(model, taps, run, images, batches)
@@ -163,7 +166,7 @@ def _observe(
     images: int,
     batches: bool,
 ) -> tuple[Calls, bool]:
-    """The calls of the consumers; whether the images came as a list."""
+    """Returns consumers' calls and whether the images came as a list."""
     listed = False
     calls: dict[str, list[Call]] = defaultdict(list)
 
@@ -182,13 +185,13 @@ def _observe(
         listed |= change.listed
         for some in calls.values():
             for call in some:
-                if len(call.changed) == image:  # not called this time
+                if len(call.changed) == image:  # not called in this run
                     call.changed.append(None)
     return calls, listed
 
 
 def _comparison(calls: Calls) -> See:
-    """Notes where inputs differ from what they were in the same call."""
+    """Returns an observer of changes of inputs since the first run."""
     number: dict[str, int] = defaultdict(int)
 
     def compare(name: str, source: Tensor, rois: dict[str, Tensor]) -> None:
@@ -201,10 +204,10 @@ def _comparison(calls: Calls) -> See:
 
 
 def _changes(before: Tensor, after: Tensor) -> list[Tensor] | None:
-    """See :attr:`Call.changed`."""
+    """Returns one element of :attr:`Call.changed`."""
     if before.shape != after.shape:
         return None
-    differs = (before != after).cpu().numpy()  # torch takes longer
+    differs = (before != after).cpu().numpy()  # NumPy reduces faster
     axes = range(differs.ndim)
     return [
         torch.from_numpy(
@@ -222,7 +225,7 @@ def _watch(
     see: See,
     change: ImageChange | None = None,
 ) -> None:
-    """Run a copy, and see the inputs of consumers and the RoIs so far."""
+    """Run a copy; observe the inputs of consumers and the RoIs so far."""
     model = whole_copy(model)
     rois: dict[str, Tensor] = {}
 
@@ -232,7 +235,7 @@ def _watch(
             if owners is not None and bool(
                 ((owners >= 0) & (owners < images)).all()
             ):
-                rois.pop(name, None)  # so that the latest is the last
+                rois.pop(name, None)  # the latest is the last
                 rois[name] = owners.cpu()
 
         return hook
@@ -257,34 +260,34 @@ def _watch(
 def _layout(
     tap: Tap, calls: Sequence[Call], images: int, moved: bool
 ) -> Layout | str:
-    """The layout of a consumer's input, or why there is none."""
+    """Returns the layout of a consumer's input, or a reason for none."""
     name = tap.module
     if not calls:
         return f'{name} does not run in training'
     if not all(call.trained for call in calls):
         return (
-            f'no gradient reaches the input of {name}: what is before it does '
-            'not train (frozen_stages=-1 unfreezes the stages of backbones), '
-            'or has a backward of its own'
+            f'no gradient reaches the input of {name}: the layers before it '
+            'do not train (frozen_stages=-1 unfreezes the stages of '
+            'backbones), or have a backward of their own'
         )
-    if not moved:  # one image, or none that could be changed
+    if not moved:  # a single image, or no image could be changed
         if all(Layout().fits(len(call.source), images) for call in calls):
             return Layout()
         return (
-            f'the first axis of the input of {name} is not the images of the '
-            'batch'
+            f'the first axis of the input of {name} is not the axis of the '
+            'images'
         )
     depends = [False] * images
     for call in calls:
         for image, changed in enumerate(call.changed):
             if changed is None:
                 return (
-                    f'how many rows the input of {name} has changes with the '
-                    'least change of an image, so that it is not known which '
-                    'belong to it'
+                    f'the number of rows of the input of {name} changes with '
+                    'the smallest change of an image, so the rows of an image '
+                    'cannot be identified'
                 )
             depends[image] |= any(map(torch.any, changed))
-            # of the rows that were picked none may be of the image
+            # the picked rows may include none of the image
             depends[image] |= call.picked is not None and not bool(
                 (call.picked == image).any()
             )
@@ -294,7 +297,7 @@ def _layout(
 
 
 def _agreed(tap: Tap, calls: Sequence[Call], images: int) -> Layout | str:
-    """The first layout that all calls agree with."""
+    """Returns the first layout that all calls agree with, or a reason."""
     shape = calls[0].source.shape
     axes = [a for a in range(len(shape)) if a != tap.channel_axis % len(shape)]
 
@@ -306,21 +309,21 @@ def _agreed(tap: Tap, calls: Sequence[Call], images: int) -> Layout | str:
     rois = first('rois', list(reversed(calls[-1].rois)))
     if plain and rois:
         return (
-            'the demo forward has one RoI per image, so that it cannot be '
-            f'told whether {tap.module} sees RoIs or images'
+            'the demo forward has one RoI per image, so the rows of the input '
+            f'of {tap.module} may be RoIs or images'
         )
     found = plain or rois or first('picked')
     found = found or first('blocks') or first('turns')
     if found:
         return found[0]
     return (
-        f'it cannot be told which image each row of the input of {tap.module} '
-        'belongs to: images are mixed there, or rows were selected'
+        f'the image of each row of the input of {tap.module} is unknown: '
+        'images are mixed there, or rows were selected'
     )
 
 
 def _agrees(layout: Layout, calls: Sequence[Call], images: int) -> bool:
-    """Whether only the rows of an image change with it, in all calls."""
+    """Returns whether only an image's rows change with it in all calls."""
     for call in calls:
         if layout.axis >= call.source.dim():
             return False

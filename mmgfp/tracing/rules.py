@@ -1,7 +1,7 @@
-"""Which rule an operation has.
+"""The table of label rules by name of operation.
 
-An operation without a rule freezes what it touches, with its name as the
-reason.
+An operation without a rule freezes the channels of its operands and results.
+The reason of the freeze holds the operation's name.
 """
 
 from __future__ import annotations
@@ -127,10 +127,13 @@ for _rule, _ops in {
 
 @cache
 def find_rule(func: Any) -> Rule:
-    """The rule of an operation, by its name or its pointwise tag.
+    """Returns the rule of an operation, by its name or its pointwise tag.
 
     Args:
-        func (OpOverload): As handed to ``__torch_dispatch__``.
+        func (OpOverload): The operation given to ``__torch_dispatch__``.
+
+    Returns:
+        Callable: The rule; :func:`~.rules_common.unknown` if there is none.
     """
     name = name_of(func)
     rule = RULES.get(name) or RULES.get(name.rstrip('_'))
@@ -143,7 +146,7 @@ def find_rule(func: Any) -> Rule:
     return unknown
 
 
-# Element-wise operations that older torch releases do not tag as such.
+# Element-wise operations without the pointwise tag in older torch releases.
 _POINTWISE_NAMES = """
     add sub mul div relu relu6 sigmoid tanh silu gelu hardswish
     hardsigmoid hardtanh leaky_relu elu clamp clamp_min clamp_max exp log sqrt
@@ -159,5 +162,8 @@ _POINTWISE = frozenset(_POINTWISE_NAMES.split())
 
 
 def _is_binary(func: Any) -> bool:
-    """``max(a, b)`` shares its name with ``max(a)``."""
+    """Returns whether the overload has two operands, such as ``max(a, b)``.
+
+    The reduction ``max(a)`` has the same name.
+    """
     return func._overloadname == 'other'

@@ -33,10 +33,10 @@ from .rules_common import (
 def pointwise(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Labels that meet at an element are coupled.
+    """Couple the labels of operands at the same element.
 
-    Layers that differ along different axes (a channel label and a positional
-    table's token label) do not meet: the result keeps both.
+    Layers that vary along different axes (a channel label and a positional
+    table's token label) are not coupled: the result has both.
     """
     operands = [
         t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
@@ -47,19 +47,20 @@ def pointwise(
     if name_of(func) == 'mul' and any(
         a is not None and _is_zero(a) for a in args
     ):
-        tr.set(out, [])  # whatever it was multiplied with
+        tr.set(out, [])
         tr.tag(out).absent = tuple(
             labels
             for tag in map(tr.tag, operands)
             for labels, _ in tag.pending
-            if tag.weight is None  # not one that only keeps parameters in use
+            # sums of weights times zero only keep parameters in use
+            if tag.weight is None
         )
         return
     absent = tuple(x for t in operands for x in tr.tag(t).absent)
     shape = results[0].shape
     merged: list[Tensor] = []
     unknown: list[Tensor] = []
-    # the labels of the largest one count where they meet
+    # where labels are coupled, the result has those of the largest operand
     for operand in sorted(operands, key=Tensor.numel):
         if len(operand.shape) > len(shape):
             continue
@@ -69,7 +70,7 @@ def pointwise(
             else:
                 merged = merge(tr, merged, layer.expand(shape))
     for layer in unknown:
-        # a mask that is the same for all channels does not meet them
+        # a mask that is constant over all channels is not coupled with them
         ahead = len(shape) - layer.dim()
         own = {d + ahead for d, n in enumerate(layer.shape) if n > 1}
         if not merged or any(tr.varying(other) & own for other in merged):
@@ -82,7 +83,7 @@ def pointwise(
         for result in results:
             tr.set(result, merged, weight)
     if absent and results[0].numel() > 1:
-        present = tr.tag(results[0]).layers  # as they will be in the end
+        present = tr.tag(results[0]).layers  # later rules may extend the list
         tr.record.absent.append((absent, present, tr.where()))
     elif absent:
         tr.tag(results[0]).absent = absent
@@ -93,11 +94,11 @@ def _is_zero(value: Any) -> bool:
 
 
 def _write(tr: LabelTracer, target: Tensor, layers: list[Tensor]) -> None:
-    """Write labels into a fresh tensor, or a view that its base sees."""
+    """Write labels into the labels of a fresh tensor or of a view of it."""
     if len(layers) == 1:
         target.copy_(layers[0])
         return
-    for layer in layers:  # there is room for one label per element
+    for layer in layers:  # the target holds one label per element
         tr.freeze(
             layer,
             f'written into a new tensor in {tr.where()}, on top of others',
@@ -107,14 +108,14 @@ def _write(tr: LabelTracer, target: Tensor, layers: list[Tensor]) -> None:
 def overwrite(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """``copy_`` and ``fill_``: like element-wise, into the target."""
+    """``copy_`` and ``fill_``: element-wise, written into the target."""
     pointwise(tr, func, args, kwargs, out)
 
 
 def constant(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Fresh tensors have no labels; what is written into them leaves some."""
+    """A fresh tensor has no labels until labelled values are written."""
     for result in (t for t in tree_leaves(out) if isinstance(t, Tensor)):
         blank = torch.full(result.shape, -1, dtype=torch.int64)
         tr.set(result, [blank], writable=True)
@@ -125,8 +126,8 @@ def spatial(
 ) -> None:
     """Pooling and interpolation of ``(N, C, *)`` tensors.
 
-    What comes besides, such as the indices of unpooling, is of the same
-    channels.
+    Further arguments of the same shape, such as the indices of unpooling,
+    have the same channels.
     """
     name, shape = name_of(func), args[0].shape
     (dims,) = map(int, re.findall(r'(\d)d', name))
@@ -156,7 +157,7 @@ def halves(
 def beside_buffer(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Element-wise; the second result is for the backward alone."""
+    """Element-wise; only the backward pass reads the second result."""
     pointwise(tr, func, args, kwargs, out[0])
     tr.set(out[1], [])
 
@@ -164,7 +165,7 @@ def beside_buffer(
 def unfold(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """``F.unfold``: each channel becomes as many as the kernel has places."""
+    """``F.unfold``: a channel becomes one channel per kernel position."""
     source = args[0]
     channel = source.dim() - 3
     count = out.shape[-2] // source.shape[channel]
@@ -181,7 +182,7 @@ def unfold(
 def fold(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """``F.fold``: the places of the kernel become one channel again."""
+    """``F.fold``: the kernel positions of a channel become one channel."""
     source = args[0]
     channel = out.dim() - 3
     channels = out.shape[channel]
@@ -200,7 +201,7 @@ def fold(
 def reduction(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Sums, means and extrema keep the labels of the axes that remain."""
+    """Sums, means and extrema keep the labels of the remaining axes."""
     source = args[0]
     dims = _reduced_dims(source, func, args, kwargs)
     layers, lost = [], []
@@ -210,7 +211,7 @@ def reduction(
             layers.append(layer)
         elif has_rows(tr, layer, mixed):
             layers.append(whole(tr, layer, mixed))
-        else:  # multiplied by zero, the result will not have been used
+        else:  # pending: a later product with zero discards the result
             what = f'{name_of(func)} over these channels in {tr.where()}'
             if tr.tag(source).weight is not None:
                 what += ', which computes its kernel from all its inputs'
@@ -237,7 +238,7 @@ def _reduced_dims(
 def softmax(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """Softmax mixes along one axis."""
+    """Softmax mixes the channels along one axis."""
     dim = argument('dim', func, args, kwargs) % out.dim()
     layers = without(
         tr, args[0], [dim], f'{name_of(func)} over these channels'
@@ -254,10 +255,10 @@ def _drop(layer: Tensor, dims: Sequence[int]) -> Tensor:
 def batch_norm(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Each channel meets its own weight, bias and statistics.
+    """Couple each channel with its own weight, bias and statistics.
 
-    In training mode, as weights may be standardised, the statistics are those
-    of all other axes.
+    In training mode (also used to standardise weights) the statistics are
+    taken over all other axes.
     """
     source, result = args[0], tree_leaves(out)[0]
     vectors = [t for t in args[1:5] if isinstance(t, Tensor)]
@@ -297,9 +298,9 @@ def weight_norm(
 def _own_rows(
     tr: LabelTracer, layers: Sequence[Tensor], dims: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """Labels of a weight that is normalised along some of its axes.
+    """Freeze the labels of a weight that vary along normalised axes.
 
-    What differs along those must stay, but is still what it is.
+    The labels themselves do not change.
     """
     for layer in layers:
         if not tr.is_opaque(layer) and tr.varying(layer) & set(dims):
@@ -314,10 +315,10 @@ def _own_rows(
 def group_norm(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """The channels of one norm group go together.
+    """Couple the channels of each norm group.
 
-    Whole norm groups can be removed: the statistics of the others do not
-    change.
+    Whole norm groups can be cut: the statistics of the other norm groups do
+    not change.
     """
     source, weight, bias, _, channels, _, groups = args[:7]
     _affine(tr, source, 1, [t for t in (weight, bias) if t is not None])
@@ -337,7 +338,7 @@ def group_norm(
 def layer_norm(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Statistics over the normalised axes change when one channel goes."""
+    """Freeze normalised channels: cutting one changes the statistics."""
     source, shape = args[:2]
     affine = [
         layer.expand(source.shape)
@@ -351,7 +352,7 @@ def layer_norm(
     for layer in tr.layers(source):
         mixed = normalised & tr.varying(layer)
         if mixed and not tr.is_opaque(layer) and has_rows(tr, layer, mixed):
-            layer = whole(tr, layer, mixed)  # each head by itself
+            layer = whole(tr, layer, mixed)  # each head is normalised alone
             for own in affine:
                 tr.freeze(own, f'normalises alike in {tr.where()}')
         else:

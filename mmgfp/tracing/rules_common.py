@@ -1,7 +1,7 @@
 """Functions that several label rules use.
 
 A rule is a function ``(tracer, func, args, kwargs, out)`` that sets the labels
-of ``out`` and tells the tracer which slots are coupled or frozen.
+of ``out`` and records coupled and frozen slots in the tracer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def unknown(
     what: str = '',
     advice: str = '',
 ) -> None:
-    """Freeze everything an operation touches and everything it makes.
+    """Freeze the labels of an operation's operands and results.
 
-    A reason with advice is reported rather than others.
+    A reason with advice takes precedence in reports.
     """
     what = what or f'the operation {name_of(func)}, which has no rule,'
     reason = f'{what} in {tr.where()}{advice}'
@@ -47,12 +47,12 @@ def unknown(
 def fake_quantised(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Values rounded as in integer arithmetic, by scales that were observed.
+    """Freeze channels of fake-quantised tensors.
 
-    The scales and what observes them do not follow removed channels.
+    The observed scales and their observers are not cut with the channels.
     """
     name = name_of(func).strip('_').partition('_cachemask')[0]
-    name = name.replace('_fq_helper', '_fake_quant')  # as it is called
+    name = name.replace('_fq_helper', '_fake_quant')  # the public name
     what = f'the fake quantisation {name}'
     advice = ': prune first, then quantise'
     unknown(tr, func, args, kwargs, out, what, advice)
@@ -62,12 +62,15 @@ _MOST_PICKED = 4
 
 
 def merge(tr: LabelTracer, layers: list[Tensor], new: Tensor) -> list[Tensor]:
-    """Add a layer of full shape to others, coupling what meets."""
+    """Add a layer of full shape to others, coupling labels that coincide.
+
+    Layers coincide where they vary along a common axis.
+    """
     rest, dims = [], tr.varying(new)
-    if not dims and layers:  # one label everywhere: nothing to meet
+    if not dims and layers:  # one label everywhere: no common axis
         if tr.is_opaque(new):
             return layers
-        if len(layers) > _MOST_PICKED:  # losses pick thousands
+        if len(layers) > _MOST_PICKED:  # losses pick thousands of elements
             tr.freeze(new, f'a single one is picked in {tr.where()}')
             return layers
     for old in layers:
@@ -85,7 +88,7 @@ def merge(tr: LabelTracer, layers: list[Tensor], new: Tensor) -> list[Tensor]:
 
 
 def _shrink(*layers: Tensor) -> tuple[Tensor, ...]:
-    """Drop the axes along which none of the layers differs."""
+    """Drop the axes along which no layer varies."""
     for d, n in enumerate(layers[0].shape):
         if n > 1 and all(t.stride(d) == 0 for t in layers):
             layers = tuple(t.narrow(d, 0, 1) for t in layers)
@@ -93,10 +96,10 @@ def _shrink(*layers: Tensor) -> tuple[Tensor, ...]:
 
 
 def common_weight(tr: LabelTracer, operands: Sequence[Tensor]) -> str | None:
-    """The parameter behind all labelled operands, the largest of them.
+    """Returns the parameter of the largest labelled operand.
 
-    The last one of several; so it is with labels that meet. None if an
-    activation has a part in it.
+    Returns None if any labelled operand is an activation. Of operands of
+    equal size the last counts, as in :func:`merge`.
     """
     found = [(t.numel(), tr.tag(t).weight) for t in operands if tr.layers(t)]
     names = [name for _, name in sorted(found, key=lambda pair: pair[0])]
@@ -106,11 +109,12 @@ def common_weight(tr: LabelTracer, operands: Sequence[Tensor]) -> str | None:
 def without(
     tr: LabelTracer, source: Tensor, dims: Sequence[int], reason: str
 ) -> list[Tensor]:
-    """The layers without differences along ``dims``.
+    """Returns the layers of a source that do not vary along ``dims``.
 
-    Those that differ along ``dims`` alone are frozen. In those that differ
-    along other axes too, such as the heads of an attention, what is mixed
-    goes together: without a whole head, the other heads' sums are the same.
+    Layers that vary along ``dims`` alone are frozen and left out. In layers
+    that also vary along other axes, such as the heads of an attention, the
+    labels along ``dims`` are coupled: cutting a whole head does not change
+    the sums of the other heads.
     """
     return unmixed(tr, tr.layers(source), dims, reason)
 
@@ -118,7 +122,7 @@ def without(
 def unmixed(
     tr: LabelTracer, layers: Sequence[Tensor], dims: Sequence[int], reason: str
 ) -> list[Tensor]:
-    """See :func:`without`."""
+    """:func:`without` for given layers."""
     kept = []
     for layer in layers:
         mixed = set() if tr.is_opaque(layer) else tr.varying(layer) & set(dims)
@@ -132,10 +136,10 @@ def unmixed(
 
 
 def has_rows(tr: LabelTracer, layer: Tensor, dims: set[int]) -> bool:
-    """Whether a layer has rows, such as heads, of which ``dims`` are one.
+    """Returns whether ``dims`` span one row of a layer, such as one head.
 
-    They differ along other axes, all of them. A class token in front of
-    others makes no rows: the others are all alike.
+    All rows must have different labels. A class token in front of other
+    tokens makes no rows: the other tokens have equal labels.
     """
     if not tr.varying(layer) - dims:
         return False
@@ -146,7 +150,7 @@ def has_rows(tr: LabelTracer, layer: Tensor, dims: set[int]) -> bool:
 
 
 def whole(tr: LabelTracer, layer: Tensor, dims: set[int]) -> Tensor:
-    """Couple what differs only along ``dims``; the labels that are left."""
+    """Couple labels that differ only along ``dims``; return one of each."""
     first = layer
     for d in dims:
         first = first.narrow(d, 0, 1)
@@ -163,7 +167,7 @@ def whole(tr: LabelTracer, layer: Tensor, dims: set[int]) -> Tensor:
 
 
 def resized(layer: Tensor, shape: Sequence[int]) -> Tensor:
-    """The layer with the axes whose size changed repeated to fit."""
+    """Returns the layer expanded along the axes whose size changed."""
     for d, (old, new) in enumerate(zip(layer.shape, shape)):
         if old != new:
             layer = layer.narrow(d, 0, 1)
@@ -171,13 +175,16 @@ def resized(layer: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def freeze_holes(tr: LabelTracer, labels: np.ndarray) -> None:
-    """Freeze the rows of (groups, k) labels in which one is missing."""
+    """Freeze the rows of (groups, k) labels with a missing label."""
     rows = (labels < 0).any(1)
     tr.freeze(labels[rows], 'shares a group with channels that must stay')
 
 
 def argument(name: str, func: Any, args: tuple, kwargs: dict) -> Any:
-    """An argument by name; where it stands differs between operations."""
+    """Returns an argument by name; None if the operation has none such.
+
+    The position of an argument differs between operations.
+    """
     for place, argument in enumerate(func._schema.arguments):
         if argument.name == name:
             if place < len(args):
@@ -187,20 +194,20 @@ def argument(name: str, func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def beside_labels(arguments: Any) -> Any:
-    """The same on the CPU, where labels are, wherever the network is."""
+    """Returns arguments with their tensors on the CPU, as labels are."""
     return tree_map_only(Tensor, Tensor.cpu, arguments)
 
 
 def name_of(func: Any) -> str:
-    """Name of an operation without its namespace, such as ``'add_'``."""
+    """Returns the name of an operation without namespace, as ``'add_'``."""
     return func._schema.name.split('::')[-1]
 
 
 def rows_of(tr: LabelTracer, layer: Tensor, axis: int) -> np.ndarray:
-    """One label per index of an axis, (size,).
+    """Couple all labels at each index of an axis; return one each, (size,).
 
-    All labels at the same index go together: four channels that became the
-    pixels of one (pixel shuffle) leave together, or not at all.
+    Example: pixel shuffle makes the pixels of one channel from four
+    channels, which are cut together.
     """
     if tr.is_opaque(layer) or tr.varying(layer) == {axis}:
         return along(layer, axis)

@@ -1,9 +1,9 @@
-"""Label rules of compiled operations, most of them mmcv's.
+"""Label rules of compiled operations, most of them from mmcv.
 
-The dispatcher does not see inside them: they are autograd functions around
-compiled code. :func:`watch_compiled` puts the rules around their forward,
-recognised by name, so that no library has to be imported. Such a function
-without a rule that returns something new freezes what it was given.
+They are autograd functions around compiled code, whose inner operations do
+not reach the dispatcher. :func:`watch_compiled` applies the rules around
+their forward. It finds the rule by class name, so no library is imported.
+A function without a rule that returns a new tensor freezes its operands.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ CompiledRule = Callable[[LabelTracer, dict[str, Any], Any], None]
 
 @contextmanager
 def watch_compiled(tracer: LabelTracer) -> Iterator[None]:
-    """Give autograd functions that are not torch's own their rules."""
+    """Apply rules to autograd functions that torch does not define.
+
+    Args:
+        tracer (LabelTracer): Receives the labels of the results.
+    """
 
     def around(cls: type, call: Callable, args: Sequence[Any]) -> Any:
         if tracer.suspended:
@@ -56,7 +60,10 @@ def _tensors(out: Any) -> list[Tensor]:
 def _is_new(
     tracer: LabelTracer, result: Tensor, given: Sequence[Tensor]
 ) -> bool:
-    """Whether compiled code made or filled it: it has no labels of theirs."""
+    """Returns whether compiled code made or filled a result.
+
+    Such a result has no labels of the operands.
+    """
     if not result.is_floating_point() or any(t is result for t in given):
         return False
     labels = _opaque_labels(tracer, result)
@@ -65,7 +72,7 @@ def _is_new(
 
 
 def _opaque_labels(tracer: LabelTracer, tensor: Tensor) -> set[int] | None:
-    """What marks a tensor as made by something unknown; None if labelled."""
+    """Returns the labels of unknown origin; None if others exist, too."""
     layers = tracer.layers(tensor)
     if not all(tracer.is_opaque(layer) for layer in layers):
         return None
@@ -89,10 +96,13 @@ def _freeze_all(
 def _channels_pass(
     source: str, positions: str, parts: str = ''
 ) -> CompiledRule:
-    """Channels of one argument, (N, C, *), are those of the result.
+    """Returns a rule whose result has the channels of one argument.
 
-    Another says where they are read, or by which weights; a third one in how
-    many equal parts of the channels, each by its own.
+    Args:
+        source (str): Name of that argument, of shape (N, C, *).
+        positions (str): Name of the argument with positions or masks.
+        parts (str): Name of the argument with the number of equal parts of
+            the channels, of which each has its own masks. Defaults to ''.
     """
 
     def rule(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
@@ -105,7 +115,7 @@ def _channels_pass(
 
 
 def _keep(tr: LabelTracer, positions: Any) -> None:
-    """The channels of positions and masks have a fixed meaning."""
+    """Freeze the channels of positions and masks: their meaning is fixed."""
     for layer in tr.layers(positions) if isinstance(positions, Tensor) else ():
         tr.freeze(
             layer, f'offsets, positions or masks that {tr.where()} reads'
@@ -113,7 +123,7 @@ def _keep(tr: LabelTracer, positions: Any) -> None:
 
 
 def _parts_in_step(tr: LabelTracer, source: Tensor, parts: int) -> None:
-    """Equal parts of the channels (N, C, *) lose the same ones each."""
+    """Couple the channels (N, C, *) at the same place of equal parts."""
     for layer in tr.layers(source) if parts > 1 else ():
         if not tr.is_opaque(layer) and 1 in tr.varying(layer):
             in_step(tr, rows_of(tr, layer, 1), parts)
@@ -133,7 +143,7 @@ def _pass_channels(tr: LabelTracer, source: Tensor, out: Tensor) -> None:
 def roi_pool(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """Torchvision's RoI operations: (N, C, H, W) and boxes to (R, C, h, w)."""
+    """RoI operations of torchvision: (N, C, H, W), boxes to (R, C, h, w)."""
     _keep(tr, args[1])
     _pass_channels(tr, args[0], out)
 
@@ -141,7 +151,7 @@ def roi_pool(
 def sample(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """``grid_sample``: channels read at positions that are computed."""
+    """``grid_sample``: reads channels at computed positions."""
     _keep(tr, args[1])
     _pass_channels(tr, args[0], out)
 
@@ -149,7 +159,7 @@ def sample(
 def deformable(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """Torchvision's deformable convolution."""
+    """Deformable convolution of torchvision."""
     names = [a.name for a in func._schema.arguments]
     given = dict(zip(names, args))
     _deformable(
@@ -168,9 +178,9 @@ def deformable(
 
 
 def _deformable(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
-    """A convolution whose sampling positions another layer computes.
+    """A convolution at sampling positions computed by another layer.
 
-    Several groups of positions divide the input channels into equal parts.
+    Offset groups divide the input channels into equal parts.
     """
     source = given['input']
     _keep(tr, given['offset'])
@@ -188,7 +198,7 @@ def _deformable(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
 
 
 def _masked(tr: LabelTracer, given: dict[str, Any], out: Any) -> None:
-    """A convolution at some positions only."""
+    """A convolution evaluated at some positions only."""
     convolve(tr, given['features'], given['weight'], given['bias'], 1, out)
 
 

@@ -1,8 +1,8 @@
 """Label rules of operations that pick, sort or place elements by position.
 
-Which rows are picked may depend on the data (the best proposals, the boxes of
-one pyramid level); channels that do not differ along the picked axes are not
-concerned.
+Picked rows may depend on the data (the best proposals, the boxes of one
+pyramid level). Channels whose labels do not vary along the picked axes stay
+prunable.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from .rules_structure import structure
 def index(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """``x[:, positions]``: constants move labels, computed positions may not.
+    """``x[:, positions]``: constant positions move the labels.
 
-    With computed positions the labels along the indexed axes are lost.
+    With computed positions, labels that vary along the indexed axes are
+    frozen.
     """
     positions = args[1]
     if not any(tr.layers(t) for t in positions if t is not None):
@@ -49,12 +50,12 @@ def index(
 
 
 def resized_to(layer: Tensor, out: Tensor) -> Tensor:
-    """No rows were picked: nothing has labels."""
+    """Returns empty labels in the shape of a result without elements."""
     return torch.full((), -1, dtype=torch.int64).expand(out.shape)
 
 
 def _indexed_axes(positions: Sequence[Tensor | None]) -> list[int]:
-    """The axes that positions pick along; a mask picks along all of its."""
+    """Returns the indexed axes; a mask indexes one axis per dimension."""
     dims: list[int] = []
     axis = 0
     for position in positions:
@@ -70,7 +71,7 @@ def _indexed_axes(positions: Sequence[Tensor | None]) -> list[int]:
 def index_along(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """``index_select`` and ``gather``: positions along one axis."""
+    """``index_select`` and ``gather``: pick positions along one axis."""
     source = args[0]
     positions = argument('index', func, args, kwargs)
     if not tr.layers(positions):
@@ -84,7 +85,7 @@ def index_along(
 def embedding(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """Rows of a table."""
+    """``F.embedding``: picks rows of a table."""
     table, positions = args[:2]
     if not tr.layers(positions):
         structure(tr, func, args, kwargs, out)
@@ -111,10 +112,9 @@ def order(
 def place(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """``x[rows] = values``: labels follow the values.
+    """``x[rows] = values``: the target takes the labels of the values.
 
-    Written into a tensor without labels, they are all it has; where other
-    rows have labels already, the channels meet.
+    Labels that other rows of the target have already are coupled with them.
     """
     target, positions, values = args[0], args[1], args[2]
     mutable = func._schema.is_mutable
@@ -145,7 +145,7 @@ def place(
 def _as_target(
     tr: LabelTracer, layer: Tensor, dims: set[int], target: Tensor
 ) -> Tensor | None:
-    """Labels of the values as labels of the target, if rows do not matter."""
+    """Returns labels of values in the target's shape; None if rows matter."""
     tail = target.dim() - (max(dims) + 1 if dims else 0)
     varying = {d - layer.dim() for d in tr.varying(layer)}
     if tr.is_opaque(layer) or any(-d > tail for d in varying):

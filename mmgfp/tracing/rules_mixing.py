@@ -30,9 +30,9 @@ def convolution(
 ) -> None:
     """Plain, grouped, depthwise and transposed convolution.
 
-    Plain: the input's labels are coupled with the weight's input axis, the
-    output axis issues the labels of the result. Grouped: a convolution group
-    is one unit, inputs and outputs together.
+    Plain: the labels of the input are coupled with the weight's input axis;
+    the weight's output axis issues the labels of the result. Grouped: the
+    inputs and outputs of a convolution group are one unit.
     """
     source, weight, bias = args[:3]
     transposed, groups = args[6], args[8]
@@ -53,7 +53,7 @@ def convolve(
     out: Tensor,
     transposed: bool = False,
 ) -> None:
-    """The common part of all kinds of convolution with a parameter."""
+    """Set the labels of a convolution with a parameter as kernel."""
     name = tr.tag(weight).weight
     if name is None:
         for operand in (source, weight):
@@ -91,10 +91,10 @@ def convolve(
 
 
 def _issue_lost(tr: LabelTracer, kernel: Tensor, axis: int, what: str) -> None:
-    """Register the outputs of a layer whose kernel has lost its labels.
+    """Register and freeze the outputs of a layer whose kernel has no labels.
 
-    They are registered, and frozen. Their axis of the parameter follows from
-    a label that is left, or else from their number; the default is the first.
+    The axis of the parameter is found by a remaining label, else by the
+    number of outputs, else it is the first.
     """
     slots = _axis_slots(tr, kernel, axis % kernel.dim())
     if slots is not None and 0 <= slots[0] < len(tr.table):
@@ -164,7 +164,7 @@ def mv(
 ) -> None:
     """``a @ b`` of a matrix and a vector, or of two vectors.
 
-    Of weights alone it belongs to a norm, such as a spectral one.
+    A product of weights alone is part of a norm, such as a spectral norm.
     """
     what = 'a product with a single vector'
     if all(tr.tag(factor).weight is not None for factor in args[:2]):
@@ -205,9 +205,9 @@ def _matmul(
 
 
 def _is_matrix(tr: LabelTracer, name: str, factor: Tensor) -> bool:
-    """Whether a weight takes part as one matrix, or repeated in a batch.
+    """Returns whether a factor is one matrix, or one repeated in a batch.
 
-    Linear layers repeat theirs where their input cannot be viewed as a matrix.
+    Linear layers repeat their weight if the input has no view as a matrix.
     """
     if factor.dim() == 2:
         return True
@@ -218,7 +218,7 @@ def _is_matrix(tr: LabelTracer, name: str, factor: Tensor) -> bool:
 def _activation_product(
     tr: LabelTracer, func: Any, a: Tensor, b: Tensor, out: Tensor
 ) -> None:
-    """Two computed factors: the summed channels must stay, the others pass."""
+    """A product of two computed factors: its summed channels are frozen."""
     reason = 'summed over by a product of activations'
     left = without(tr, a, [a.dim() - 1], reason)
     right = without(tr, b, [b.dim() - 2], reason)
@@ -227,7 +227,7 @@ def _activation_product(
         unknown(tr, func, (a, b), {}, out, what)
         made = [bool(tr.tag(factor).sources) for factor in (a, b)]
         for factor, axis, other in ((a, -2, made[1]), (b, -1, made[0])):
-            if not other:  # of two weights, it is no layer
+            if not other:  # a product of two weights is no layer
                 _issue_lost(tr, factor, axis, what)
         return
     layers: list[Tensor] = []
@@ -239,10 +239,10 @@ def _activation_product(
 def attention(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """``softmax(q @ k^T + mask) @ v``: whole heads can go.
+    """``softmax(q @ k^T + mask) @ v``: heads are cut as a whole.
 
-    Channels that a head sums over go together, and with them the head. Where
-    several heads of the query share one of key and value, so do they.
+    The channels that a head sums over are coupled with the head. Query heads
+    that share a head of key and value are coupled.
     """
     query, key, value = args[:3]
     result = tree_leaves(out)[0]
@@ -273,7 +273,7 @@ def attention(
 
 
 def _for_each_query(layer: Tensor, shape: Sequence[int]) -> Tensor:
-    """Labels of heads, of which each serves as many of the query."""
+    """Returns labels of key or value heads, repeated per query head."""
     heads = layer.dim() - 3
     times = shape[heads] // layer.shape[heads] if heads > 0 else 1
     return layer.repeat_interleave(times, heads) if times > 1 else layer
@@ -291,7 +291,7 @@ def batched_add(
 
 
 def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:
-    """The labels of the channels that a mixing operation consumes."""
+    """Returns the labels of consumed channels, (size,); -1 for none."""
     axis %= source.dim()
     found: np.ndarray = np.full(source.shape[axis], -1)
     for layer in tr.layers(source):
@@ -303,7 +303,7 @@ def _channel_labels(tr: LabelTracer, source: Tensor, axis: int) -> np.ndarray:
 
 
 def _blank(tr: LabelTracer, source: Tensor) -> str:
-    """Why an input may have no labels along the axis that is consumed."""
+    """Returns why an input may have no labels along the consumed axis."""
     if tr.layers(source):
         return 'reads positions or other fixed numbers of values, no channels'
     return 'reads the image or another constant'
@@ -312,7 +312,7 @@ def _blank(tr: LabelTracer, source: Tensor) -> str:
 def _axis_slots(
     tr: LabelTracer, weight: Tensor, axis: int
 ) -> np.ndarray | None:
-    """The slots of a weight along one axis; None if it has size 1."""
+    """Returns the slots of a weight's axis, (size,); None for size 1."""
     for layer in tr.layers(weight):
         if tr.varying(layer) == {axis}:
             return along(layer, axis)
@@ -320,7 +320,7 @@ def _axis_slots(
 
 
 def _stored(tr: LabelTracer, slots: np.ndarray) -> tuple[str, int]:
-    """The parameter and its axis that labels of a kernel belong to."""
+    """Returns the parameter and its axis to which kernel labels belong."""
     return tr.table.axes[int(tr.table.axis_ids(slots[0]))]
 
 
@@ -332,9 +332,9 @@ def _consume(
     channel_axis: int,
     blank: str,
 ) -> None:
-    """Couple a weight's input axis with the labels that come in.
+    """Couple a weight's input axis with the labels of the input.
 
-    Where there are none, ``blank`` says why.
+    Slots without a label are frozen with the reason ``blank``.
     """
     if slots is None:
         tr.freeze(inputs, f'the only channel into {tr.where()}')
@@ -372,7 +372,7 @@ def _add_use(
     input_labels: np.ndarray,
     slots: np.ndarray,
 ) -> None:
-    """Register that ``weight`` consumes channels in this call."""
+    """Register ``weight`` as a consumer of channels in this call."""
     module = _observable(tr, weight, channel_axis, input_labels)
     use = Use(
         weight,
@@ -391,7 +391,7 @@ def _add_use(
 def _observable(
     tr: LabelTracer, weight: str, channel_axis: int, input_labels: np.ndarray
 ) -> str | None:
-    """The module that owns the weight and is handed these channels."""
+    """Returns the module that owns the weight and receives the channels."""
     if not tr.stack:
         return None
     frame = tr.stack[-1]

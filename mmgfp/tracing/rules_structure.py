@@ -1,4 +1,4 @@
-"""Label rules of operations that move elements: they are simply repeated."""
+"""Label rules of operations that move elements, repeated on the labels."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .sizes import Choice, attributes_in
 def structure(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """The operation itself, on the labels of its first argument."""
+    """Apply the operation to the labels of its first argument."""
     source = args[0]
-    tr.layers(source)  # so that what is pending is settled
+    tr.layers(source)  # settles pending labels
     tag = tr.tag(source)
     if func in _AS_RESHAPE:
         func = torch.ops.aten.reshape.default
@@ -67,10 +67,10 @@ _AS_RESHAPE = {
 def _split_axis(tr: LabelTracer, before: Tensor, after: Tensor) -> Tensor:
     """A channel axis viewed as (g, C / g).
 
-    Where g is fixed in the code (channel shuffle), each of the g rows has to
-    lose the same columns. Where g comes from an attribute (``num_heads``) and
-    may become smaller, what happens later decides whether rows or columns
-    go. Rows of a fixed length can only go as a whole.
+    If g is fixed in the code (channel shuffle), each of the g rows loses the
+    same columns. If g comes from an attribute (``num_heads``) and may become
+    smaller, later operations decide whether rows or columns are cut. Rows of
+    a fixed length are cut as a whole.
     """
     before, after = canonical(before), canonical(after)
     if len(tr.varying(before)) != 1 or tr.is_opaque(before):
@@ -91,7 +91,7 @@ def _split_axis(tr: LabelTracer, before: Tensor, after: Tensor) -> Tensor:
 
 
 def _same_rows(tr: LabelTracer, layer: Tensor, axis: int) -> Tensor:
-    """Couple what differs only along an axis; the labels that are left."""
+    """Couple labels that differ only along an axis; return one of each."""
     first = layer.narrow(axis, 0, 1)
     tr.couple(squeezed(first, like=layer).numpy(), squeezed(layer).numpy())
     if bool((squeezed(layer) < 0).any()):
@@ -102,11 +102,11 @@ def _same_rows(tr: LabelTracer, layer: Tensor, axis: int) -> Tensor:
 def split(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Any
 ) -> None:
-    """Equal parts of a channel axis lose channels in step.
+    """Couple the channels at the same place of equal parts of an axis.
 
-    The network computes where to cut from the number of channels, or has the
-    number written into its code; unequal parts can only be the latter. Where
-    attributes say how long the parts are, they follow.
+    The network computes the length of equal parts from the number of
+    channels. Unequal parts have a length fixed in the code and are frozen.
+    Lengths that attributes hold are reduced with the channels.
     """
     dim = args[2] if len(args) > 2 else kwargs.get('dim', 0)
     dim %= args[0].dim()
@@ -131,7 +131,7 @@ def cut(
 ) -> None:
     """A slice that is one of several equal parts counts as a split.
 
-    Every k-th channel is such a part too: k neighbours go together.
+    Every k-th channel is such a part, too: k neighbours are coupled.
     """
     source = args[0]
     dim, start, step = (
@@ -140,7 +140,7 @@ def cut(
     dim, start, step = (dim or 0) % source.dim(), start or 0, step or 1
     size, part = source.shape[dim], out.shape[dim]
     ends = {start, start + part, start + part - size}
-    follows = ends & tr.sizes.cuts  # attributes say where
+    follows = ends & tr.sizes.cuts  # an attribute holds the position
     if 0 < part < size and size % part == 0 and not follows:
         for layer in tr.layers(source):
             if dim not in tr.varying(layer) or tr.is_opaque(layer):
@@ -174,7 +174,7 @@ def restride(
 def channel_shuffle(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """A shuffle in a fixed number of rows: their columns go together."""
+    """A shuffle in a fixed number of rows: their columns are coupled."""
     for layer in tr.layers(args[0]):
         if 1 in tr.varying(layer) and not tr.is_opaque(layer):
             in_step(tr, along(layer, 1), args[1])
@@ -184,7 +184,7 @@ def channel_shuffle(
 def join(
     tr: LabelTracer, func: Any, args: tuple, kwargs: dict, out: Tensor
 ) -> None:
-    """Concatenation: layers are matched by the axes along which they differ.
+    """Concatenation: layers are matched by the axes along which they vary.
 
     Parts without labels are filled with -1, which a consumer freezes.
     """
@@ -218,8 +218,8 @@ def pad(
     """Constant padding.
 
     Along an axis where the label does not change, the border belongs to the
-    same channel. Along the channel axis the network adds channels of its own,
-    in a number written into its code: they must stay.
+    same channel. Along the channel axis, the number of added channels is
+    fixed in the code: they are frozen.
     """
     source, widths = args[0], list(args[1])
     padded = {source.dim() - 1 - i // 2 for i, w in enumerate(widths) if w}

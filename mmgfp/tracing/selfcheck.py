@@ -1,25 +1,25 @@
-"""Self-check: prove that removing channels equals masking them.
+"""Self-check: prove that cutting channels equals masking them.
 
-A part of every group is cut out of a copy of the network. The copy's outputs
-must equal those of another copy whose consumers' input slices are zeroed
-instead. Groups that cause a difference or an error are found near its place
-(see :mod:`mmgfp.tracing.suspects`) or by bisection, and are frozen with the
-reason. Only groups that passed can be pruned. If nothing was compared, no
-group passes.
+Some units of every group are cut out of a copy of the network. The copy's
+outputs must equal those of another copy whose consumers' input slices are
+zeroed instead. Groups that cause a difference or an error are found near its
+place (see :mod:`mmgfp.tracing.suspects`) or by bisection, and are frozen with
+the reason. Only groups that passed can be pruned. If the outputs hold no
+numbers, no group passes.
 
-The losses are compared, too, where they can be computed: they may read
-channels that no output shows, and compare them with a tensor of a fixed width.
+The losses are compared, too, if they can be computed: they may read channels
+that reach no output, and compare them with a tensor of a fixed width.
 
 Each group is cut by another ratio, so that code that needs two groups of equal
-width does not pass. All of this is done twice. The first turn cuts the first
-unit of every group, the second turn the last, so that channels picked by an
+width does not pass. The check runs twice. The first turn cuts the first unit
+of every group, the second turn the last unit, so that channels picked by an
 index in the code always move.
 
 The copies have random parameters and statistics, so that zero-initialised
 branches and untrained batch norms cannot hide a difference. Rounding errors
-grow with depth, and must not count as differences: where single precision does
-not agree, double precision decides, with weights that do not amplify rounding
-errors themselves.
+grow with depth and must not count as differences: if the outputs differ in
+single precision, double precision decides, with weights that do not amplify
+rounding errors.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ _NOT_RUNNING = 'the slim network does not run'
 _NOTHING = 'there are no numbers to compare'
 _LOSSES = 'where the losses are computed'
 
-# Groups among which a search takes no longer than to look at suspects.
+# Number of groups up to which bisection takes no longer than suspects().
 _FEW = 3
 
-# relative change of weights that has to change next to nothing
+# relative change of weights after which steady outputs stay within TOLERANCE
 _NUDGE = 1e-12
 
 
 class UnsteadyError(RuntimeError):
-    """Rounding errors decide a network's outputs on the demo input."""
+    """Raised if rounding errors decide the outputs on the demo input."""
 
 
 def check_groups(
@@ -72,17 +72,19 @@ def check_groups(
 
     Args:
         model (nn.Module): The network; not changed.
-        groups (Sequence[ChannelGroup]): All groups; frozen ones do not change.
-        run (Callable): ``run(model)`` runs a network on demo input and
+        groups (Sequence[ChannelGroup]): All groups; frozen groups do not
+            change.
+        run (Callable): ``run(model)`` runs a network on the demo input and
             returns its outputs.
-        train (Callable, optional): Computes its losses. Warns if they cannot
-            be computed.
+        train (Callable, optional): ``train(model)`` returns the losses. The
+            function warns if they cannot be computed.
         seed (int): Seed of the random parameters and the cut units. Defaults
             to 0.
 
     Raises:
-        UnsteadyError: If rounding errors decide the outputs with any weights.
-        ValueError: If the run is not deterministic.
+        UnsteadyError: If rounding errors decide the outputs with all tried
+            weights.
+        ValueError: If ``run`` is not deterministic.
 
     Returns:
         list[ChannelGroup]: The same groups in the same order.
@@ -129,7 +131,7 @@ def check_groups(
         found = [(p, d) for p in parts if (d := difference(p))]
         for part, why in found:
             bisect(part, why)
-        if not found:  # they fail only together: freeze the later half
+        if not found:  # only both halves together fail: freeze in the later
             bisect_together(parts, problem)
 
     def bisect_together(parts: list[Sequence[str]], problem: str) -> None:
@@ -143,11 +145,11 @@ def check_groups(
     for turn in range(2):
         removal = random_ratios(list(candidates.values()), seed + turn)
         for name, units in removal.items():
-            # they are in order: the first, and the last of several or then
+            # units are sorted; several units replace both ends
             for end in {-turn, turn - 1} if len(units) > 1 else {-turn}:
                 units[end] = range(candidates[name].size)[end]
         names = list(candidates)
-        alone: dict[str, str] = {}  # what differs without units of one group
+        alone: dict[str, str] = {}  # difference when one group is cut
         while (names := [n for n in names if n not in failed]) and (
             problem := difference(names)
         ):
@@ -166,25 +168,25 @@ def check_groups(
 
 
 class _Check:
-    """Compares masked and slim copies, in double precision if need be.
+    """Compares masked and slim copies, in double precision if necessary.
 
-    Some networks amplify rounding errors without bound with some weights:
-    exponentials that overflow, equal scores that a maximum picks from. Where
-    double precision finds a difference, the weights have to stand a test, or
-    others are taken.
+    With some weights, networks amplify rounding errors without bound:
+    exponentials overflow, a maximum picks among equal scores. If double
+    precision finds a difference, the weights are tested (see
+    :func:`_is_steady`) and replaced if they fail.
 
     Args:
         model (nn.Module): The network; not changed.
         run (Callable): Runs a network on demo input.
-        seed (int): For the random parameters.
+        seed (int): Seed of the random parameters.
     """
 
     def __init__(self, model: nn.Module, run: Run, seed: int) -> None:
         self.run = run
-        self.moved = False  # whether masking has changed what is compared
+        self.moved = False  # whether masking has changed an output
         self._model, self._seed = model, seed
         self._draws = iter(_DRAWS)
-        self._steady = False  # whether the weights stood the test
+        self._steady = False  # whether the weights passed _is_steady
         self._single: nn.Module = model
         self._double: nn.Module | None = None
         self._whole: list[Tensor] = []  # outputs of the unmasked copy
@@ -192,7 +194,7 @@ class _Check:
             self._take(_DRAWS[-1])
 
     def _draw(self) -> bool:
-        """Take the next weights with which the network gives numbers."""
+        """Take the next weights with finite outputs; return if there are."""
         for draw in self._draws:
             self._take(draw)
             outputs = _numbers(self._single, self.run)
@@ -203,24 +205,24 @@ class _Check:
 
     def _take(self, draw: Callable[[nn.Module, int], None]) -> None:
         copied = whole_copy(self._model)
-        copied.eval()  # a statement: some return nothing
+        copied.eval()  # not chained: some classes return None
         for parameter in copied.parameters():
             parameter.grad = None
         draw(copied, self._seed)
         self._single, self._double = copied, None
 
     def weights(self) -> nn.Module:
-        """A copy of the network with the weights in use."""
+        """Returns a copy of the network with the weights in use."""
         return self._single
 
     def difference(
         self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> str:
-        """What differs, or does not run, without some units; '' if nothing.
+        """Returns the difference or error without some units; '' for none.
 
         Args:
             groups (Sequence[ChannelGroup]): Groups that lose units.
-            removal (Sequence[np.ndarray]): Their units to remove.
+            removal (Sequence[np.ndarray]): Cut units of each group, (k,).
         """
         expected, found = _compare(
             self._single, groups, removal, self.run, optional=self.moved
@@ -233,7 +235,7 @@ class _Check:
         run = in_double(self.run)
         try:
             _, found = _compare(self._double, groups, removal, run)
-        except Exception:  # something may insist on single precision
+        except Exception:  # an operation may require single precision
             return found
         if not found or self._steady:
             return found
@@ -250,16 +252,17 @@ class _Check:
         removal: Sequence[np.ndarray],
         problem: str,
     ) -> list[list[str]]:
-        """Names of groups near to each place where trouble shows.
+        """Returns names of groups near each place with a difference.
 
         Args:
             groups (Sequence[ChannelGroup]): Groups that lose units.
-            removal (Sequence[np.ndarray]): Their units to remove.
+            removal (Sequence[np.ndarray]): Cut units of each group, (k,).
             problem (str): Result of :meth:`difference`.
         """
         if self._double is not None and _NOT_RUNNING not in problem:
             run = in_double(self.run)
-            with suppress(Exception):  # it may insist on single precision
+            # an operation may require single precision
+            with suppress(Exception):
                 return _suspects(self._double, groups, removal, run, problem)
         return _suspects(self._single, groups, removal, self.run, problem)
 
@@ -280,18 +283,18 @@ class _Check:
 
 
 class _LossCheck:
-    """Whether slim copies have the losses of masked ones, in training mode.
+    """Compares the losses of slim and masked copies, in training mode.
 
-    Often they only have to be computable: where they insist on single
-    precision, draw random numbers, or choose (such as boxes) by numbers that
-    rounding errors tell apart. Nor is compared what depends on weights but on
-    no image, such as a penalty.
+    The losses of the slim copy only have to be computable if they require
+    single precision, draw random numbers, or depend on rounding errors (such
+    as a choice between boxes). Losses that depend on no image, such as
+    penalties of weights, are not compared.
 
     Args:
         model (nn.Module): The network; not changed.
-        train (Callable): Runs it for its losses on demo input.
-        copied (nn.Module): A copy with the weights that are tried first.
-        seed (int): For other ones.
+        train (Callable): Returns its losses on the demo input.
+        copied (nn.Module): A copy with the weights to try first.
+        seed (int): Seed of further weights.
     """
 
     def __init__(
@@ -310,7 +313,7 @@ class _LossCheck:
     def moves(
         self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> bool:
-        """Whether masking changes a loss."""
+        """Returns whether masking changes a loss."""
         if not self._works:
             return False
         whole, masked = (whole_copy(self._single) for _ in range(2))
@@ -328,8 +331,8 @@ class _LossCheck:
                     self._single, groups, removal, self._run, whole_copy
                 )
                 if not _all_finite(expected):
-                    raise ArithmeticError('they are no finite numbers')
-            except Exception as error:  # not even with masks
+                    raise ArithmeticError('a loss is not finite')
+            except Exception as error:  # the masked copy fails
                 self._go_on(error)
                 continue
             if not found or (
@@ -353,7 +356,7 @@ class _LossCheck:
         )
 
     def _go_on(self, error: Exception) -> None:
-        """With gradients, or with other weights, or not at all."""
+        """Try with gradients, then with other weights, else give up."""
         draw = next(self._others, None) if self._with_grad else None
         if draw is not None:
             self._single = whole_copy(self._model).eval()
@@ -372,7 +375,7 @@ class _LossCheck:
     def _is_sure(
         self, groups: Sequence[ChannelGroup], removal: Sequence[np.ndarray]
     ) -> bool:
-        """Whether a difference is one of what losses make of images."""
+        """Returns whether the effect of an image on the losses differs."""
         double = whole_copy(self._single).double()
         run = in_double(self._effect)
         try:
@@ -382,11 +385,11 @@ class _LossCheck:
                 and _is_steady(double, run)
                 and not draws_numbers(lambda: run(double))
             )
-        except Exception:  # something may insist on single precision
+        except Exception:  # an operation may require single precision
             return False
 
     def _effect(self, model: nn.Module) -> list[Tensor]:
-        """What a change of an image does to the losses."""
+        """Returns the change of the losses when an image changes."""
         before = self._run(model)
         change = model.register_forward_pre_hook(
             ImageChange(0), with_kwargs=True
@@ -407,21 +410,21 @@ def _compare(
     copied: Callable[[nn.Module], nn.Module] | None = None,
     optional: bool = False,
 ) -> tuple[list[Tensor], str]:
-    """Compare masking and slicing.
+    """Compare masking and cutting.
 
     Args:
         model (nn.Module): In eval mode; not changed.
         groups (Sequence[ChannelGroup]): Groups that lose units.
-        removal (Sequence[np.ndarray]): Their units to remove.
+        removal (Sequence[np.ndarray]): Cut units of each group, (k,).
         run (Callable): See :func:`check_groups`.
-        copied (Callable, optional): Copies the model; :func:`shared_copy`
-            where nothing writes into parameters, as by default.
-        optional (bool): Whether the masked copy need not run where the slim
-            one does not. Defaults to False.
+        copied (Callable, optional): Copies the model. Defaults to
+            :func:`shared_copy`, valid if nothing writes into parameters.
+        optional (bool): Whether to skip the masked copy if the slim copy
+            does not run. Defaults to False.
 
     Returns:
-        tuple: What comes out of the masked copy, nothing if it did not run;
-        what differs, or ''.
+        tuple: The outputs of the masked copy, empty if it did not run; the
+        difference, or ''.
     """
     copied = copied or shared_copy
     expected: list[Tensor] = []
@@ -471,7 +474,7 @@ def _suspects(
     problem: str,
     copied: Callable[[nn.Module], nn.Module] | None = None,
 ) -> list[list[str]]:
-    """See :meth:`_Check.suspects`; the others as for :func:`_compare`."""
+    """See :meth:`_Check.suspects` and :func:`_compare`."""
     copied = copied or shared_copy
     return suspects(
         _slim(model, groups, removal, copied),
@@ -486,7 +489,7 @@ def _suspects(
 
 
 def _is_steady(double: nn.Module, run: Run) -> bool:
-    """Whether hardly different weights give hardly different outputs."""
+    """Returns whether the outputs stay when weights change by 1e-12."""
     near = shared_copy(double)
     for parameter in near.parameters():
         parameter.data = parameter.data * (1 + _NUDGE)
@@ -501,7 +504,7 @@ def _numbers(model: nn.Module, run: Run) -> list[Tensor] | None:
     try:
         with torch.no_grad():
             outputs = values_in(run(model))
-    except Exception:  # boxes, for one, cannot be any numbers
+    except Exception:  # a forward may reject values, such as those of boxes
         return None
     usable = _any_numbers(outputs) and _all_finite(outputs)
     return outputs if usable else None
@@ -510,7 +513,16 @@ def _numbers(model: nn.Module, run: Run) -> list[Tensor] | None:
 def random_removal(
     groups: Sequence[ChannelGroup], share: float, seed: int
 ) -> dict[str, np.ndarray]:
-    """Returns random units to cut per group, at least one, never all."""
+    """Returns random units to cut per group, at least one, never all.
+
+    Args:
+        groups (Sequence[ChannelGroup]): Groups of at least two units.
+        share (float): Ratio of the units to cut.
+        seed (int): Seed of the choice.
+
+    Returns:
+        dict[str, np.ndarray]: Sorted units of each group, (k,).
+    """
     rng = np.random.default_rng(seed)
     removal = {}
     for group in groups:
@@ -536,9 +548,9 @@ def random_ratios(
 def compare_outputs(
     expected: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> str:
-    """Returns the first difference beyond tolerance; '' if there is none.
+    """Returns the first difference beyond tolerance; '' for none.
 
-    Having nothing to compare counts as a difference.
+    Outputs without numbers count as a difference.
     """
     if not _any_numbers(expected):
         return _NOTHING
@@ -557,7 +569,7 @@ def compare_outputs(
 
 
 def relative_error(expected: Tensor, output: Tensor) -> float:
-    """Returns the largest difference over the largest magnitude."""
+    """Returns the largest difference divided by the largest magnitude."""
     if expected.numel() == 0:
         return 0.0
     if expected.is_complex() or output.is_complex():
@@ -587,15 +599,15 @@ def mask_consumers(
 
 
 def randomize_(model: nn.Module, seed: int, gain: float = 1.0) -> None:
-    """Random parameters and statistics that keep signals at a useful scale.
+    """Draw random parameters and statistics at the scale of trained ones.
 
     Matrices and kernels are scaled by their fan-in; vectors become scales
     around one or small offsets.
 
     Args:
         model (nn.Module): Changed in place.
-        seed (int): For the random numbers.
-        gain (float): Of matrices and kernels. Defaults to 1.
+        seed (int): Seed of the random numbers.
+        gain (float): Factor of matrices and kernels. Defaults to 1.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in named_tensors(model).items():
@@ -617,7 +629,7 @@ def randomize_(model: nn.Module, seed: int, gain: float = 1.0) -> None:
 
 
 def jitter_(model: nn.Module, seed: int) -> None:
-    """Multiply the parameters and statistics there are by 0.75 to 1.25."""
+    """Multiply parameters and statistics by factors from 0.75 to 1.25."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in named_tensors(model).values():
         if tensor.is_floating_point():
@@ -632,7 +644,7 @@ _DRAWS = (randomize_, partial(randomize_, gain=0.5), jitter_)
 
 
 def _as_it_is(model: nn.Module, seed: int) -> None:
-    """Weights that losses can be computed with, if with any."""
+    """Keep the given weights: the losses may need trained ones."""
 
 
 def _any_numbers(outputs: Sequence[Tensor]) -> bool:

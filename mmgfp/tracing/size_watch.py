@@ -1,7 +1,7 @@
-"""Which sizes the code hands to operations, and where they come from.
+"""Recording of the sizes that the network's code gives to operations.
 
-Operations get sizes as plain numbers from the dispatcher; here they are seen
-before that, as the network's code gives them.
+The dispatcher passes sizes as plain numbers. A torch function mode sees them
+before, with their origin.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .sizes import (
     traced_attributes,
 )
 
-# Torch takes an RMSNorm apart on some devices, and then no rule sees that the
-# heads of an attention are normalised one by one.
+# On some devices torch decomposes an RMSNorm. The rules of its parts cannot
+# recognise heads of an attention that are normalised one by one.
 _WHOLE = torch.library.Library('mmgfp', 'DEF')
 _WHOLE.define(
     '_fused_rms_norm(Tensor input, int[] normalized_shape, '
@@ -43,13 +43,13 @@ _WHOLE.impl(
 
 
 Before = Callable[['SizeWatch', tuple, Mapping], None]
-# given the result and what the operation was given as sizes, too
+# called with the result, too
 After = Callable[['SizeWatch', tuple, Mapping, Any, dict], None]
 
 
 @contextmanager
 def watch_sizes(model: nn.Module, tracer: LabelTracer) -> Iterator[None]:
-    """Record sizes in ``tracer.sizes`` while inside."""
+    """Record sizes in ``tracer.sizes`` inside the context."""
     watch = SizeWatch(tracer)
     Size.on_equal = watch.compared
     try:
@@ -62,7 +62,7 @@ def watch_sizes(model: nn.Module, tracer: LabelTracer) -> Iterator[None]:
 
 
 class SizeWatch(TorchFunctionMode):
-    """Mode that sees operations with the sizes as the code gives them."""
+    """Torch function mode that records sizes with their origin."""
 
     def __init__(self, tracer: LabelTracer) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class SizeWatch(TorchFunctionMode):
         return out
 
     def extents(self, tensor: Tensor, shape: torch.Size) -> torch.Size:
-        """Returns a shape whose sizes know the axis that they are of."""
+        """Returns a shape of sizes whose origin is their axis."""
         layers = self.tracer.tag(tensor).layers
         if not layers:
             return shape
@@ -120,7 +120,7 @@ class SizeWatch(TorchFunctionMode):
         )
 
     def compared(self, a: Size, b: Any) -> None:
-        """``assert x.shape[1] == self.width``: so it has to be later on."""
+        """Note two equal sizes, such as ``x.shape[1] == self.width``."""
         for size, other in ((a, b), (b, a)):
             term = term_of(other) if isinstance(other, Size) else None
             if isinstance(term, Extent) and attributes_in(size):
@@ -143,7 +143,7 @@ class SizeWatch(TorchFunctionMode):
                 self.note(size, labels, where or self.tracer.where())
 
     def note(self, size: Size, labels: np.ndarray, where: str) -> None:
-        """Note what a size counts, (n, k)."""
+        """Note the labels (n, k) that a size counts."""
         fact = SizeFact(size.term, labels, where)
         self.tracer.sizes.facts.append(fact)
 
@@ -174,7 +174,7 @@ def _unflatten_before(watch: SizeWatch, args: tuple, kwargs: Mapping) -> None:
 def _axes_after(
     watch: SizeWatch, args: tuple, kwargs: Mapping, out: Tensor, given: dict
 ) -> None:
-    """Each given size counts the positions of an axis of the result."""
+    """Note that each given size counts positions of a result's axis."""
     for axis, size in given.items():
         if isinstance(size, Size) and axis < out.dim():
             watch.add(size, watch.layers(out), axis)
@@ -193,7 +193,7 @@ def _expand_before(watch: SizeWatch, args: tuple, kwargs: Mapping) -> None:
 def _expand_after(
     watch: SizeWatch, args: tuple, kwargs: Mapping, out: Tensor, given: dict
 ) -> None:
-    """An axis that is as wide already stays as wide as it has to be."""
+    """Note given sizes of axes that are not expanded."""
     new = out.dim() - args[0].dim()
     for axis, size in given.items():
         if axis < new or args[0].shape[axis - new] != size:
@@ -240,7 +240,7 @@ def _cut_before(watch: SizeWatch, args: tuple, kwargs: Mapping) -> None:
 def _cut_after(
     watch: SizeWatch, args: tuple, kwargs: Mapping, out: Any, given: dict
 ) -> None:
-    """Bounds count the positions before, or behind if negative."""
+    """Note that a bound counts positions before it, after it if negative."""
     for dim, piece in _slices(args):
         for bound in (piece.start, piece.stop):
             if not attributes_in(bound):
@@ -278,7 +278,7 @@ def _narrow_after(
 def _fresh_after(
     watch: SizeWatch, args: tuple, kwargs: Mapping, out: Tensor, given: dict
 ) -> None:
-    """``x.new_zeros(n, self.width)``: what it counts shows later."""
+    """``x.new_zeros(n, self.width)``: labels are written in later."""
     where = watch.tracer.where()
     layers = watch.tracer.tag(out).layers
     for axis, size in enumerate(_fresh_sizes(args, kwargs)):
@@ -307,7 +307,7 @@ def _count_groups(watch: SizeWatch, groups: Any, out: Tensor) -> None:
 
 
 def _attention_before(watch: SizeWatch, args: tuple, kwargs: Mapping) -> None:
-    """``nn.MultiheadAttention`` divides its fixed embedding width."""
+    """Freeze the fixed embedding width of ``nn.MultiheadAttention``."""
     tracer = watch.tracer
     heads = _argument(args, kwargs, 4, 'num_heads')
     names = ('in_proj_weight', *(f'{n}_proj_weight' for n in 'qkv'))
@@ -325,18 +325,18 @@ def _attention_before(watch: SizeWatch, args: tuple, kwargs: Mapping) -> None:
             )
 
 
-# -- where their arguments hold sizes -------------------------------------
+# -- sizes among the arguments of operations ------------------------------
 
 
 def _argument(
     args: tuple, kwargs: Mapping, place: int, name: str, default: Any = None
 ) -> Any:
-    """An argument by its place or name."""
+    """Returns an argument by its position or name."""
     return args[place] if len(args) > place else kwargs.get(name, default)
 
 
 def _listed_sizes(args: tuple, kwargs: Mapping, *names: str) -> Sequence[Any]:
-    """Sizes given one by one, or as one list."""
+    """Returns sizes given one by one or as one list."""
     sizes: Any = args[1:] or [kwargs[name] for name in names if name in kwargs]
     if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
         sizes = sizes[0]
@@ -344,7 +344,7 @@ def _listed_sizes(args: tuple, kwargs: Mapping, *names: str) -> Sequence[Any]:
 
 
 def _fresh_sizes(args: tuple, kwargs: Mapping) -> Sequence[Any]:
-    """The sizes of a new tensor, given one by one or as a list."""
+    """Returns the sizes of a new tensor, given one by one or as a list."""
     found = [a for a in args if not isinstance(a, Tensor)]
     if not found:
         found = [kwargs[n] for n in ('size', 'shape') if n in kwargs]
@@ -354,7 +354,7 @@ def _fresh_sizes(args: tuple, kwargs: Mapping) -> Sequence[Any]:
 
 
 def _split_sizes(args: tuple, kwargs: Mapping) -> Any:
-    """How long the parts are: a number, or a list of numbers."""
+    """Returns the lengths of the parts: a number or a list of numbers."""
     found = _argument(args, kwargs, 1, 'split_size_or_sections')
     if found is None:
         found = kwargs.get('split_size', kwargs.get('split_sizes'))
@@ -362,7 +362,7 @@ def _split_sizes(args: tuple, kwargs: Mapping) -> Any:
 
 
 def _slices(args: tuple) -> Iterator[tuple[int, slice]]:
-    """The slices of ``x[...]`` with the axis of x that each cuts."""
+    """Yields each slice of ``x[...]`` with the axis of x that it cuts."""
     source, index = args[0], args[1]
     index = index if isinstance(index, tuple) else (index,)
     if not all(

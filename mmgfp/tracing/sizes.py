@@ -1,15 +1,13 @@
-"""Sizes that remember where they come from.
+"""Whole numbers with a record of their origin.
 
 While labels are traced, the whole numbers that modules store as attributes
-(``self.width``, ``self.dims[0]``) and the sizes that tensors tell
-(``x.shape[1]``) are of the type :class:`Size`. It computes like any whole
-number and remembers how: an operation that is handed a size tells exactly
-which attribute it is, however many others have the same value.
+(``self.width``, ``self.dims[0]``) and the sizes of tensors (``x.shape[1]``)
+have the type :class:`Size`. A size computes like any whole number and records
+the computation. Two attributes of equal value remain distinguishable.
 
-A size equals any number of its value, so that code which remembers results
-by sizes takes one for the other. What a trace has left behind is no more than
-a number in the next one, and :mod:`mmgfp.tracing.caches` isolates cached
-functions.
+A size equals any number of its value, so a cache of results by size may return
+the result of another size. A size of an earlier trace counts as a plain
+number, and :mod:`mmgfp.tracing.caches` clears cached functions.
 """
 
 from __future__ import annotations
@@ -26,16 +24,17 @@ from torch import Tensor, nn
 
 from ..slimming.surgery import own_numbers, own_positions
 
-# Numbers outside are no widths: one unit cannot go, or paths and counters.
+# Other numbers are no widths: a single unit is never cut, large numbers count
+# paths or iterations.
 _LEAST, _MOST = 2, 1 << 16
-_LONGEST = 64  # lists beyond hold data, not widths
-# What torch's own modules read, where no tensor of theirs tells it.
+_LONGEST = 64  # longer lists hold data, not widths
+# Attributes that torch's own modules read and that no tensor's shape holds.
 _READ_BY_TORCH = ('num_features', 'num_groups', 'unflattened_size')
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number that a module stores, such as ``'layer1.0.dims[0]'``."""
+    """A number stored by a module, such as ``'layer1.0.dims[0]'``."""
 
     name: str
     value: int
@@ -43,7 +42,7 @@ class Attribute:
 
 @dataclass(frozen=True, eq=False)
 class Extent:
-    """The size of one axis of a tensor that had these label layers."""
+    """The size of one axis of a tensor with these label layers."""
 
     layers: tuple[Tensor, ...]
     axis: int
@@ -52,7 +51,7 @@ class Extent:
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """What became of two of them, or of one and a number in the code."""
+    """A number computed from two terms, or from a term and a constant."""
 
     symbol: str
     left: Term | int
@@ -72,12 +71,12 @@ _OPERATORS: dict[str, Callable] = {
 
 @dataclass(frozen=True, eq=False)
 class SizeFact:
-    """A number that the code computes from attributes counts channels.
+    """A number that counts channels, with its origin.
 
     Attributes:
-        term (Term): How the number came about.
-        labels (np.ndarray): (n, k) slots at each of the n positions that it
-            counts; -1 where there are none.
+        term (Term): Origin of the number.
+        labels (np.ndarray): (n, k) slots at each of the n counted positions;
+            -1 for none.
         where (str): The module that was being executed.
     """
 
@@ -99,14 +98,14 @@ class Choice:
 
 @dataclass
 class SizeRecord:
-    """What was seen of sizes.
+    """Recorded sizes.
 
     Attributes:
-        given (dict): For the operation being executed: output axis -> size,
-            as far as the code gave one.
-        cuts (set): Numbers from attributes that it cuts at.
+        given (dict): Output axis -> size given by the code, for the operation
+            being executed.
+        cuts (set): Positions from attributes at which that operation cuts.
         made (list): Sizes of fresh tensors: (size, label layers, axis,
-            module). What they count shows when something is written there.
+            module). Their labels are set when values are written.
     """
 
     facts: list[SizeFact] = field(default_factory=list)
@@ -122,20 +121,20 @@ class Size(int):
     """A whole number with its origin.
 
     Attributes:
-        term (Term): How it came about.
-        trace (object): The trace that it is from; of the class: the present
-            one.
+        term (Term): Origin of the number.
+        trace (object): The trace of the number; the class attribute is the
+            current trace.
     """
 
     term: Term
     trace: object = None
     # called with both sides of each comparison that is true
     on_equal: Callable[[Any, Any], None] | None = None
-    # called before it is looked up anywhere
+    # called before each lookup by a size
     on_hash: Callable[[], None] | None = None
 
     def __new__(cls, value: int, term: Term | int) -> Any:
-        """A plain number if nothing is known of it."""
+        """Returns a plain number if the term is one."""
         if isinstance(term, int):
             return int(value)
         size = super().__new__(cls, value)
@@ -197,22 +196,22 @@ for _symbol, _operator in _OPERATORS.items():
 
 
 def has_origin(value: Any) -> bool:
-    """Whether a number is a size of the present trace."""
+    """Returns whether a number is a size of the current trace."""
     return isinstance(value, Size) and value.trace is Size.trace
 
 
 def term_of(value: Any) -> Term | int:
-    """The origin of a number; the number itself if it has none."""
+    """Returns the origin of a number; the number itself if it has none."""
     return value.term if has_origin(value) else int(value)
 
 
 def attributes_in(value: Any) -> list[Attribute]:
-    """The attributes that a number or term was computed from."""
+    """Returns the attributes from which a number or term was computed."""
     return [t for t in _sources(value) if isinstance(t, Attribute)]
 
 
 def extents_in(value: Any) -> list[Extent]:
-    """The sizes of tensors that a number or term was computed from."""
+    """Returns the tensor sizes from which a number or term was computed."""
     return [t for t in _sources(value) if isinstance(t, Extent)]
 
 
@@ -226,7 +225,7 @@ def _sources(value: Any) -> list[Term]:
 def evaluate(
     term: Term | int, value: Callable[[Attribute | Extent], Any]
 ) -> Any:
-    """Compute a term again from other values of what it came from.
+    """Compute a term again from other values of its sources.
 
     Divisions are not rounded, so that each change has an effect.
     """
@@ -240,7 +239,7 @@ def evaluate(
 
 
 def describe(term: Term | int) -> str:
-    """As code: ``96 // num_heads``."""
+    """Returns a term as code, such as ``96 // num_heads``."""
     if isinstance(term, Attribute):
         return term.name.rpartition('.')[2]
     if isinstance(term, Extent):
@@ -256,14 +255,14 @@ def describe(term: Term | int) -> str:
 
 @contextmanager
 def traced_attributes(model: nn.Module) -> Iterator[None]:
-    """Give the numbers that modules store their origin while inside."""
+    """Replace stored numbers of modules by sizes inside the context."""
     Size.trace = object()
     originals: list[tuple[dict, str, Any, Any]] = []
     for name, module in model.named_modules():
         of_torch = type(module).__module__.startswith('torch.')
         prefix = f'{name}.' if name else ''
         stored, own = vars(module), own_positions(module)
-        derived = {*own_numbers(module)} - {*own}  # slicing tells them
+        derived = {*own_numbers(module)} - {*own}  # slicing sets them
         for key, value in list(stored.items()):
             if key.startswith('_') or key in derived:
                 continue
@@ -279,7 +278,7 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
         for stored, key, value, traced in originals:
             if stored.get(key) is traced:
                 stored[key] = value
-        for module in model.modules():  # what the forward has stored itself
+        for module in model.modules():  # numbers that the forward stored
             for key, value in list(vars(module).items()):
                 plain = without_origin(value, set())
                 if plain is not value:
@@ -287,18 +286,20 @@ def traced_attributes(model: nn.Module) -> Iterator[None]:
 
 
 def without_origin(value: Any, seen: set[int]) -> Any:
-    """Without any size in it; what can be changed is changed in place.
+    """Returns a value with plain numbers in place of sizes.
+
+    Lists, dicts and objects are changed in place.
 
     Args:
-        value (Any): Anything.
-        seen (set[int]): The ids of what was changed before; is added to.
+        value (Any): Any value.
+        seen (set[int]): Ids of the values visited so far; extended.
     """
     if isinstance(value, Size):
         return int(value)
     if not isinstance(value, (dict, list, tuple, set)):
         return value
     if not isinstance(value, tuple):
-        if id(value) in seen:  # it may hold itself
+        if id(value) in seen:  # a container may contain itself
             return value
         seen.add(id(value))
     if isinstance(value, dict):
@@ -323,7 +324,7 @@ def without_origin(value: Any, seen: set[int]) -> Any:
 
 
 def _with_origin(value: Any, name: str) -> Any:
-    """A number, or a list or tuple of numbers, with origins; else None."""
+    """Returns a number, list or tuple with origins; None for other types."""
     if type(value) in (list, tuple, Shape) and 0 < len(value) <= _LONGEST:
         if not any(_is_width(v) for v in value):
             return None

@@ -1,6 +1,6 @@
-"""Slots: every slice of every parameter and buffer has a number.
+"""Slots: numbers for all slices of all parameters and buffers.
 
-This file holds the results of a trace, and no torch code.
+This file holds the data of a trace. It traces nothing itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..slimming.surgery import named_tensors
 class SlotTable:
     """Numbers the slots of all parameters and buffers of a model.
 
-    Axes of size 1 have no slots: there is nothing to remove from them.
+    Axes of size 1 have no slots, because nothing can be cut from them.
 
     Args:
         model (nn.Module): Shared tensors are numbered once, under the first
@@ -41,7 +41,7 @@ class SlotTable:
         self.starts = np.asarray(starts)
 
     def add_attribute(self, name: str, size: int) -> None:
-        """Number what an attribute of a module counts, behind the rest."""
+        """Append slots for the channels that a module's attribute counts."""
         self._axis_id[name, ATTRIBUTE] = len(self.axes)
         self.axes.append((name, ATTRIBUTE))
         self.starts = np.append(self.starts, self.starts[-1] + size)
@@ -53,23 +53,23 @@ class SlotTable:
         return name_and_axis in self._axis_id
 
     def slots(self, name: str, axis: int) -> np.ndarray:
-        """The slots of one axis in order, shape (size,)."""
+        """Returns the slots of one axis in order, shape (size,)."""
         i = self._axis_id[name, axis]
         return np.arange(self.starts[i], self.starts[i + 1])
 
     def axis_ids(self, slots: np.ndarray) -> np.ndarray:
-        """For each slot the position of its axis in :attr:`axes`."""
+        """Returns each slot's position of its axis in :attr:`axes`."""
         return np.searchsorted(self.starts, slots, side='right') - 1
 
     def describe(self, slot: int) -> tuple[str, int, int]:
-        """``(tensor name, axis, index)`` of a slot."""
+        """Returns ``(tensor name, axis, index)`` of a slot."""
         i = int(self.axis_ids(np.asarray(slot)))
         return (*self.axes[i], int(slot - self.starts[i]))
 
 
 @dataclass(frozen=True)
 class Use:
-    """One weight that consumes channels.
+    """A weight that consumes channels.
 
     Attributes:
         weight (str): Name of the weight.
@@ -77,10 +77,9 @@ class Use:
             plain layer, 0 for a grouped convolution.
         grouped (bool): Whether removing a channel removes a convolution
             group, input and output together.
-        module (str | None): The module whose first argument carries these
-            channels; None if the weight is used in some other way, so that
-            its input cannot be observed from outside.
-        channel_axis (int): The axis of that argument which carries them.
+        module (str | None): The module whose first argument has these
+            channels; None if a hook on a module cannot observe the input.
+        channel_axis (int): The channel axis of that argument.
         slots (tuple[int, ...]): The weight slot of every input channel.
     """
 
@@ -97,18 +96,18 @@ class Trace:
     """Facts about the slots of a model from one forward."""
 
     table: SlotTable
-    edges: np.ndarray  # (2, E) pairs of slots that go together
-    frozen: list[tuple[np.ndarray, str]]  # slots that must stay, and why
+    edges: np.ndarray  # (2, E) pairs of coupled slots
+    frozen: list[tuple[np.ndarray, str]]  # frozen slots and the reason
     uses: list[Use]  # consumers in order of execution
     issued: list[tuple[str, int, int]]  # producers: (weight, axis, channels)
     order: dict[str, int]  # tensor name -> first use, in execution order
-    unused: list[str]  # parameters that took no part
-    trained: bool  # whether the losses were traced as well
-    # attributes named like widths of which it is not known what they count
+    unused: list[str]  # parameters that no traced operation used
+    trained: bool  # whether the losses were traced, too
+    # attributes named like widths whose channels were not found
     unclear: list[str] = field(default_factory=list)
 
     def components(self) -> np.ndarray:
-        """The connected component of every slot, shape (slots,)."""
+        """Returns the connected component of every slot, shape (slots,)."""
         a, b = self.edges
         shape = (len(self.table), len(self.table))
         ones = np.ones(a.size, dtype=bool)

@@ -1,9 +1,9 @@
-"""Where a slim network goes wrong, and which groups that speaks against.
+"""Groups near the place where a slim network fails or differs.
 
-Of many groups that lose channels at once, those are at fault, as a rule, whose
-layers run just before the slim network raises an error, or whose consumer is
-given something else than in the masked network. To look at these first spares
-a search through all groups.
+When many groups lose channels at once, the cause is usually a group whose
+layers run just before the slim network raises an error, or whose consumer
+gets another input than in the masked network. Checking these groups first
+avoids a search through all groups.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from ..groups import ChannelGroup
 from ..utils.precision import Run
 
-# tells what differs in the second from the first; '' if nothing does
+# describes how the second differs from the first; '' for no difference
 Differs = Callable[[Sequence[Tensor], Sequence[Tensor]], str]
 
-# Groups to look at for each place.
+# Largest number of groups returned for each place.
 _MOST = 3
 
 
@@ -35,20 +35,20 @@ def suspects(
     run: Run,
     differs: Differs,
 ) -> list[list[str]]:
-    """Names of the groups to look at, the nearest first, for each place.
+    """Returns the names of groups to check, the nearest first, per place.
 
     Args:
         slim (nn.Module): A copy of the network without the units.
-        masked (nn.Module, optional): Another one, whose consumers do not read
-            them. Needed where the slim one runs.
+        masked (nn.Module, optional): A copy whose consumers do not read the
+            units. None if the slim copy does not run.
         groups (Sequence[ChannelGroup]): Groups that lose units.
-        removal (Sequence[np.ndarray]): Their units to remove.
-        run (Callable): Runs either.
-        differs (Callable): Compares what consumers are given.
+        removal (Sequence[np.ndarray]): Cut units of each group, (k,).
+        run (Callable): Runs a network on the demo input.
+        differs (Callable): Compares inputs of consumers.
     """
     expected = _inputs(masked, groups, removal, run) if masked else {}
-    trail: list[str] = []  # layers that lose something, as they run
-    places: list[int] = []  # where along it something is wrong
+    trail: list[str] = []  # layers that lose channels, in execution order
+    places: list[int] = []  # lengths of the trail where an input differs
 
     def compare(name: str, args: tuple) -> tuple | None:
         trail.append(name)
@@ -56,7 +56,7 @@ def suspects(
         if right is None or not args or not differs([right], [args[0]]):
             return None
         places.append(len(trail))
-        # what comes behind is right again, so that all places are found
+        # later layers get the expected input, so that all places are found
         return (right, *args[1:]) if right.shape == args[0].shape else None
 
     layers = {m.layer for group in groups for m in group.members}
@@ -74,7 +74,7 @@ def _inputs(
     removal: Sequence[np.ndarray],
     run: Run,
 ) -> Mapping[str, Iterator[Tensor | None]]:
-    """What consumers are given that stays, by name, in order of the calls."""
+    """Returns the kept channels of consumers' inputs, in order of calls."""
     masked_units: dict[str, list[np.ndarray]] = defaultdict(list)
     axes: dict[str, int] = {}
     for group, units in zip(groups, removal):
@@ -103,7 +103,7 @@ def _inputs(
 def _watching(
     model: nn.Module, layers: Iterable[str], see: Callable[[str, tuple], Any]
 ) -> Iterator[None]:
-    """Show what some layers are given, before they run, without gradients."""
+    """Call ``see`` with some layers' inputs in a run without gradients."""
     modules = dict(model.named_modules())
     handles = [
         modules[name].register_forward_pre_hook(
@@ -121,7 +121,7 @@ def _watching(
 
 
 def _near(trail: Sequence[str], groups: Sequence[ChannelGroup]) -> list[str]:
-    """Groups that the last layers read, make or scale, the nearest first."""
+    """Returns groups of the last layers of the trail, the nearest first."""
     found: dict[str, None] = {}
     for layer in dict.fromkeys(reversed(trail)):
         for roles in (('consumer', 'grouped'), ('producer', 'affine')):

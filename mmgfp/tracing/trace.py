@@ -1,4 +1,4 @@
-"""One forward under the tracer of labels, and what it has learned."""
+"""One forward under the label tracer, and its result as a trace."""
 
 from __future__ import annotations
 
@@ -29,22 +29,26 @@ def trace_labels(
     watch: Callable[[LabelTracer], AbstractContextManager] = nullcontext,
     train: Callable[[], Any] | None = None,
 ) -> Trace:
-    """Push labels through one forward, and another one if need be.
+    """Propagate labels through one forward, and a second one if necessary.
 
     Args:
-        model (nn.Module): The model; put in eval mode by the caller.
+        model (nn.Module): The model in eval mode.
         run (Callable): Runs the model on demo input, without arguments, and
-            returns its outputs. Its floating-point inputs that are not
+            returns its outputs. Floating-point inputs that are not
             parameters count as the image.
-        find_rule (Callable): Gives the rule of an operation.
-        watch (Callable): Context, given the tracer, in which operations that
-            the dispatcher does not see get their rules. Defaults to none.
-        train (Callable, optional): Runs the model for its losses. Called if
-            the first forward leaves parameters unused, which training may
-            use; operations before an error count.
+        find_rule (Callable): Returns the rule of an operation.
+        watch (Callable): Context manager, called with the tracer, that
+            applies the rules of operations that the dispatcher does not see.
+            Defaults to none.
+        train (Callable, optional): Computes the losses. Called if the first
+            forward leaves parameters unused, which training may use.
+            Operations before an error count.
 
     Raises:
         RuntimeError: If the forward itself fails.
+
+    Returns:
+        Trace: Couplings, frozen slots, consumers and producers.
     """
     tracer, passing = LabelTracer(model, find_rule), Passing.through(model)
     with (
@@ -63,7 +67,7 @@ def trace_labels(
             try:
                 _end(tracer, train())
                 tracer.trained = True
-            except Exception:  # the demo may lack what these losses need
+            except Exception:  # the demo input may lack data for the losses
                 tracer.stack.clear()
     slots = len(tracer.table)
     trace = settle_sizes(
@@ -80,7 +84,7 @@ def trace_labels(
 
 @contextmanager
 def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
-    """Keep the stack of modules that are being executed."""
+    """Track the stack of modules that are being executed."""
 
     def layers(tensor: Tensor) -> tuple[Tensor, ...]:
         return tracer.tag(tensor).layers
@@ -110,9 +114,9 @@ def _module_stack(tracer: LabelTracer, passing: Passing) -> Iterator[None]:
 
 @contextmanager
 def _input_marked(model: nn.Module, tracer: LabelTracer) -> Iterator[None]:
-    """Mark the inputs of the network as none of its weights.
+    """Mark the inputs of the network as activations.
 
-    Buffers may have had a part in it, which normalised the images.
+    Buffers that normalise images would otherwise count as their source.
     """
 
     def mark(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -136,10 +140,10 @@ def _end(tracer: LabelTracer, outputs: Any) -> None:
 
 
 def _unused(tracer: LabelTracer) -> list[str]:
-    """Returns parameters that no operation used, and such attributes.
+    """Returns the names of parameters and attributes that were not used.
 
-    The attributes are those of modules that were not run, if modules of the
-    same class count channels with theirs.
+    An attribute is included if its module did not run and modules of the
+    same class count channels with it.
     """
     terms = [
         *(fact.term for fact in tracer.sizes.facts),
@@ -210,11 +214,11 @@ def learned(tracer: LabelTracer) -> Trace:
 
 
 def _half_known(tracer: LabelTracer, component: np.ndarray) -> list:
-    """Returns reasons for sums of which the forward shows only a part.
+    """Returns reasons for sums with terms that the forward left out.
 
-    Such as RoI features read from another level of a pyramid, which
-    depends on the RoIs: if no other operation couples the channels of
-    the levels, they are frozen.
+    Example: the pyramid level from which RoI features are read depends on
+    the RoIs. If no other operation couples the channels of the levels, they
+    are frozen.
     """
     frozen = []
     for absent, present, where in tracer.record.absent:

@@ -1,9 +1,9 @@
 """Attributes that count channels although no forward reads them.
 
 Blocks whose branches are merged after training (``switch_to_deploy``,
-``fuse``) make new layers from numbers such as ``in_channels``. Which channels
-these count is told by their names, where the channels that a module is given,
-puts out or has in its layers are as many.
+``fuse``) build new layers from numbers such as ``in_channels``. The name of
+such a number says whether it counts the module's inputs, its outputs or the
+channels of its layers. It must be equal to their number.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SIDES: dict[str, Side] = {
 }
 
 
-# the sides of a layer's own numbers that an attribute may stand for
+# sides ('in', 'out', ...) of a layer's numbers that an attribute may mean
 _INSIDE: dict[Side, tuple[Side, ...]] = {
     'in': ('in',),
     'out': ('out',),
@@ -57,7 +57,7 @@ _INSIDE: dict[Side, tuple[Side, ...]] = {
 
 @dataclass(frozen=True)
 class Width:
-    """An attribute with the name of a width, or an element of one."""
+    """An attribute named like a width, or an element of one."""
 
     name: str
     value: int
@@ -67,11 +67,11 @@ class Width:
 
 @dataclass
 class Passing:
-    """What went into modules with such attributes, and came out of them.
+    """Inputs and outputs of the modules with such attributes.
 
     Attributes:
-        widths (dict): By module.
-        seen (dict): By module and side, the label layers and the place of
+        widths (dict): The attributes by module.
+        seen (dict): By module and side, the label layers and the position of
             each tensor.
     """
 
@@ -81,7 +81,7 @@ class Passing:
 
     @classmethod
     def through(cls, model: nn.Module) -> Passing:
-        """Of the modules of a network."""
+        """Returns an empty record for the modules of a network."""
         widths = {
             module: found
             for name, module in model.named_modules()
@@ -96,7 +96,7 @@ class Passing:
         value: Any,
         layers: Callable[[Tensor], tuple[Tensor, ...]],
     ) -> None:
-        """See what goes into a module, or comes out of it."""
+        """Record the input or the output of a module."""
         if module in self.widths:
             tensors = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
             for place, tensor in enumerate(tensors):
@@ -105,7 +105,7 @@ class Passing:
     def counted(
         self, table: SlotTable, slots: int
     ) -> dict[str, list[np.ndarray]]:
-        """By attribute, the (n, k) labels of all that it may count."""
+        """Returns by attribute the labels (n, k) that it may count."""
         names = {id(tensor): name for name, tensor in table.tensors.items()}
         found = {}
         for module, widths in self.widths.items():
@@ -122,7 +122,7 @@ class Passing:
                 if width.side == 'any':
                     there += within
                 elif width.side == 'groups':
-                    there = within or there  # no convolution: depthwise
+                    there = within or there  # none within: depthwise
                 else:
                     there = there or within
                 there = there or [labels for labels, _ in fitting]
@@ -167,10 +167,10 @@ def _widths(prefix: str, module: nn.Module) -> Iterator[Width]:
 def _numbers_inside(
     module: nn.Module, table: SlotTable, names: Mapping[int, str]
 ) -> Iterator[tuple[Side, np.ndarray, bool]]:
-    """What the numbers of layers inside count, and if they are near.
+    """Returns the labels counted by layers inside, and whether near.
 
-    Near are those of a module's own layers; numbers of groups always are,
-    because all of a block's are grouped alike.
+    The numbers of a module's direct layers are near. Numbers of groups
+    always are, because all layers of a block have equally many groups.
     """
     children = set(_children(module))
     for layer in module.modules():
@@ -183,7 +183,7 @@ def _numbers_inside(
 
 
 def _children(module: nn.Module) -> Iterator[nn.Module]:
-    """Also those in the containers of torch."""
+    """Yields child modules, also those in containers of torch."""
     for child in module.children():
         if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             yield from _children(child)
@@ -194,12 +194,12 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
 def own_labels(
     module: nn.Module, table: SlotTable, names: Mapping[int, str]
 ) -> dict[str, np.ndarray]:
-    """The slots that the numbers of a layer count.
+    """Returns the slots that the numbers of a layer count, (n,) by name.
 
     Args:
-        module (nn.Module): Any.
-        table (SlotTable): Of the network.
-        names (Mapping): Names of its tensors by their id.
+        module (nn.Module): Any module.
+        table (SlotTable): Slots of the network.
+        names (Mapping): Names of the network's tensors by their id.
     """
     found = {}
     for key, (tensor, axis, at) in own_positions(module).items():
@@ -212,12 +212,12 @@ def own_labels(
 def unread(
     model: nn.Module, run: Callable[[], Any], widths: Mapping[str, int]
 ) -> set[str]:
-    """The attributes without which the outputs are the same.
+    """Returns the attributes whose value has no effect on the outputs.
 
     Args:
-        model (nn.Module): In eval mode; as it was afterwards.
+        model (nn.Module): In eval mode; restored afterwards.
         run (Callable): Runs it on demo input.
-        widths (Mapping): Other numbers, as they might become.
+        widths (Mapping): Smaller values of the attributes by name.
     """
     before = {name: read_width(model, name) for name in widths}
     owners: dict[str, list[str]] = defaultdict(list)
@@ -237,7 +237,7 @@ def unread(
                 write_width(model, name, before[name] or 0)
 
     def search(parts: list[list[str]]) -> list[str]:
-        """Modules as a whole as long as there are several."""
+        """Bisect by modules, then by attributes of one module."""
         names = [name for part in parts for name in part]
         if not names or has_no_effect(names):
             return names

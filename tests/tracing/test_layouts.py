@@ -408,7 +408,7 @@ class Selecting(TwoStage):
 
 def test_selected_rows_are_frozen_before_training():
     found = reasons(find_groups(make(Selecting), run, 2, train))
-    assert 'each row of the input of mask1 belongs' in found['stem']
+    assert 'the image of each row of the input of mask1' in found['stem']
     assert 'rows were selected' in found['mask1']
     assert found['fc1'] == ''
     # inference alone does not show it
@@ -498,7 +498,7 @@ def test_rows_that_do_not_fit_are_an_error():
     message = str(error.value)
     assert 'the input of fc1 has 4 rows' in message
     assert 'as many for each of the 3 images' in message
-    assert "that fc1 reads alone: ignore=['conv']" in message
+    assert "that fc1 reads: ignore=['conv']" in message
     pruner.detach()
 
 
@@ -658,7 +658,7 @@ def test_rows_mixed_after_they_were_picked_are_frozen():
             lambda m: m(DATA[:2], lambda x: x[[0, 1, 1]]),
         )
     )
-    assert 'belongs to: images are mixed there' in found['conv']
+    assert 'is unknown: images are mixed there' in found['conv']
 
 
 # -- the parts ----------------------------------------------------------------
