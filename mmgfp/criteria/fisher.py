@@ -18,7 +18,7 @@ class Fisher(MaskGradients):
 class BatchFisher(MaskGradients):
     """``sum_b (sum_n dL_n / dm)^2``: squares the gradient of each batch.
 
-    Cheaper variants of Fisher pruning do so; there it depends on the batch
+    Cheaper variants of Fisher pruning do so. The result depends on the batch
     size.
     """
 

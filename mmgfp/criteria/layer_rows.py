@@ -1,9 +1,9 @@
-"""What convolutions and linear layers multiply, as rows of matrices.
+"""Inputs and gradients of convolutions and linear layers as matrix rows.
 
 A layer computes ``y = W a`` for many vectors ``a``: one for each position of
-each image, each call and, with groups, each group of the convolution. Two
-views of a batch are enough for its curvature: the vectors ``a`` and the
-gradients of the loss with respect to ``y``.
+each image, each call and, with groups, each group of the convolution. Its
+curvature is computed from the vectors ``a`` and the gradients of the loss with
+respect to ``y``.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _BLOCK = 1 << 24
 
 
 def is_matrix_layer(module: nn.Module) -> bool:
-    """Whether the curvature of a layer's weight can be measured."""
+    """Returns whether the curvature of a layer's weight can be measured."""
     return isinstance(module, (_ConvNd, nn.Linear))
 
 
 def computes_as_known(module: nn.Module, source: Tensor, out: Tensor) -> bool:
-    """Whether a layer computes what its class of PyTorch computes.
+    """Returns whether a layer has the result of its PyTorch base class.
 
     Args:
         module (nn.Module): A layer; its class may have another forward.
-        source (Tensor): What it was given.
-        out (Tensor): What it has returned.
+        source (Tensor): Its input.
+        out (Tensor): Its result.
     """
     base = next(
         kind
@@ -47,48 +47,48 @@ def computes_as_known(module: nn.Module, source: Tensor, out: Tensor) -> bool:
 
 
 def conv_groups(module: nn.Module) -> int:
-    """Groups of a convolution; 1 for a linear layer."""
+    """Returns the groups of a convolution; 1 for a linear layer."""
     return int(getattr(module, 'groups', 1))
 
 
 def kernel_size(module: nn.Module) -> int:
-    """Elements of a convolution's kernel; 1 for a linear layer."""
+    """Returns the kernel elements of a convolution; 1 for a linear layer."""
     assert isinstance(module.weight, Tensor)
     return module.weight[0, 0].numel()
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether patches are cut out of what the layer returns.
+    """Returns whether a convolution is transposed.
 
-    The weight of a transposed convolution has an input in each row.
+    Its weight has an input in each row. Patches are cut from its result.
     """
     return isinstance(module, _ConvTransposeNd)
 
 
 def input_rows(module: nn.Module, source: Tensor) -> Iterator[Tensor]:
-    """The vectors that a layer's weight is multiplied with.
+    """Yields the vectors that a layer's weight is multiplied with.
 
     Args:
         module (nn.Module): A convolution or linear layer.
         source (Tensor): Its input.
 
     Yields:
-        Tensor: (g, R, d) for g groups, in blocks of rows; d is the inputs of
-        a group times the kernel, the inputs alone if it is transposed.
+        Tensor: (g, R, d) for g groups, in blocks of rows; d is the number of
+        inputs of a group, times the kernel unless transposed.
     """
     return _rows(module, source, not is_transposed(module))
 
 
 def gradient_rows(module: nn.Module, gradient: Tensor) -> Iterator[Tensor]:
-    """The gradients with respect to what a layer returns.
+    """Yields the gradients with respect to a layer's output.
 
     Args:
         module (nn.Module): A convolution or linear layer.
-        gradient (Tensor): Of the loss, of the shape of its output.
+        gradient (Tensor): Gradient of the loss in the shape of the output.
 
     Yields:
-        Tensor: (g, R, d) as in :func:`input_rows`, d being the outputs of a
-        group; times the kernel if the convolution is transposed.
+        Tensor: (g, R, d) as in :func:`input_rows`; d is the number of outputs
+        of a group, times the kernel if transposed.
     """
     return _rows(module, gradient, is_transposed(module))
 
@@ -111,15 +111,15 @@ def _rows(module: nn.Module, tensor: Tensor, cut: bool) -> Iterator[Tensor]:
         tensor = tensor.movedim(-1, 2 + space)
     elements = tensor[:, 0].numel()
     for images in tensor.split(max(1, _BLOCK // elements), 1):
-        # a single one may be too large; a part of its first axis is not
+        # a single image may be too large, so its first axis is divided
         lines = max(1, images.shape[2] * _BLOCK // images.numel())
         for block in images.split(lines, 2):
             yield block.flatten(1, 1 + space).flatten(2)
 
 
 def _patches(module: _ConvNd, tensor: Tensor) -> Tensor:
-    """What the kernel comes to lie on, (N, C, positions ..., kernel ...)."""
-    kind = module.padding_mode  # transposed ones have zeros only
+    """Returns the kernel's patches, (N, C, positions ..., kernel ...)."""
+    kind = module.padding_mode  # 'zeros' for transposed convolutions
     tensor = pad(
         tensor,
         module._reversed_padding_repeated_twice,

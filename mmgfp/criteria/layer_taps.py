@@ -15,7 +15,7 @@ See = Callable[[str, nn.Module, Tensor, Tensor], None]
 
 
 class LayerTaps:
-    """Shows each call of some layers, once its gradient is known.
+    """Calls a function for each call of some layers, in the backward pass.
 
     Args:
         model (nn.Module): The network.
@@ -25,9 +25,9 @@ class LayerTaps:
             loss with respect to the output, both detached.
 
     Attributes:
-        images (int): How many the network was called on in this batch.
-        strangers (set[str]): Layers that compute something else than their
-            class in PyTorch; they are not shown.
+        images (int): Number of images in this batch.
+        strangers (set[str]): Layers whose result differs from that of their
+            PyTorch class; ``see`` is not called for them.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class LayerTaps:
                 return
             version = source._version
 
-            # Not shown before: where the forward is recomputed to save
-            # memory, only one of the two has gradients.
+            # In the backward, because only one of the two forwards has
+            # gradients if the forward is recomputed to save memory.
             def show(gradient: Tensor) -> None:
                 if source._version != version:
                     raise RuntimeError(
                         f'the input of {name} was changed in place before '
-                        'the backward; expected what the layer was given'
+                        'the backward; expected an unchanged input'
                     )
                 if source.numel():
                     self._see(name, module, source, gradient.detach())

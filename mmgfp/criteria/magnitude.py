@@ -1,8 +1,8 @@
-"""Criteria that look at weights alone; no data, no training.
+"""Criteria that use weights alone: they need no data and no training.
 
 Most are means over the layers of a group, divided by the group's mean, so that
-groups are comparable: Torch-Pruning's ``reduction='mean'`` and
-``normalizer='mean'``.
+groups are comparable. This corresponds to ``reduction='mean'`` and
+``normalizer='mean'`` in Torch-Pruning.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .weights import Weights
 
 
 class LayerMeans(Weights):
-    """What is measured on a unit's weights, averaged over the layers."""
+    """Base class of criteria that average a measure over layers."""
 
-    roles: ClassVar[tuple[Role, ...]]  # of the layers that count
+    roles: ClassVar[tuple[Role, ...]]  # of measured layers
 
     @abstractmethod
     def measure(self, slices: Tensor) -> Tensor:
         """Score units by their weights in one layer.
 
         Args:
-            slices (Tensor): (size, n), those of a unit in a row.
+            slices (Tensor): (size, n), one row per unit.
 
         Returns:
-            Tensor: (size,).
+            Tensor: Scores, (size,).
         """
 
     def of_group(
@@ -43,7 +43,7 @@ class LayerMeans(Weights):
         tensors: Mapping[str, Tensor],
         numbers: np.ndarray,
     ) -> np.ndarray | None:
-        """See :meth:`Weights.of_group`; 1 on average."""
+        """See :meth:`Weights.of_group`; the mean of the scores is 1."""
         found = []
         for member in group.members:
             if member.role in self.roles and _is_weight(member.tensor):
@@ -60,8 +60,8 @@ class LayerMeans(Weights):
 class L1(LayerMeans):
     """Sum of the absolute weights of a unit (Li et al., 2017).
 
-    Those of all layers that lose something with it, as Torch-Pruning's
-    ``GroupMagnitudeImportance(p=1)``.
+    All layers that lose weights with the unit are included, as in
+    ``GroupMagnitudeImportance(p=1)`` of Torch-Pruning.
     """
 
     roles: ClassVar[tuple[Role, ...]] = (
@@ -74,7 +74,7 @@ class L1(LayerMeans):
 
 
 class Magnitude(L1):
-    """Absolute value of single weights; of units their sum, as :class:`L1`."""
+    """Absolute value of single weights; scores of units as :class:`L1`."""
 
     def elements(self, names: Sequence[str]) -> dict[str, Tensor]:
         """See :meth:`mmgfp.criteria.base.ElementCriterion.elements`."""
@@ -95,7 +95,7 @@ class L2(LayerMeans):
 class BNScale(L1):
     """Absolute weights of normalisation layers (Liu et al., 2017).
 
-    Groups without such layers have no score and lose nothing.
+    Groups without such layers have no score and are not pruned.
     """
 
     roles = ('affine',)
@@ -115,10 +115,10 @@ class FPGM(LayerMeans):
 
 
 class Random(Weights):
-    """Random scores, the same for a unit as long as it is there.
+    """Random scores that stay the same for a unit.
 
     Args:
-        seed (int): Defaults to 0.
+        seed (int): Seed of the scores. Defaults to 0.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -137,7 +137,7 @@ class Random(Weights):
 
 
 def _is_weight(name: str) -> bool:
-    """Whether a tensor is no bias and no statistic."""
+    """Returns whether a tensor is neither bias nor statistic."""
     return name.rpartition('.')[2] not in (
         *('bias', 'running_mean', 'running_var', 'num_batches_tracked'),
     )

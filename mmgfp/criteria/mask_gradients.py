@@ -17,14 +17,14 @@ from .taps import Taps
 
 
 class MaskGradients(Criterion):
-    """Criteria that sum something of each batch's mask gradients.
+    """Criteria that sum a function of each batch's mask gradients.
 
     Args:
-        decay (float): Share of the sums that outlives a pruning step.
-            Defaults to 0, as in the paper.
+        decay (float): Factor of the sums after a pruning step. Defaults to 0,
+            as in the Group Fisher paper.
 
     Raises:
-        ValueError: If the share is not in [0, 1).
+        ValueError: If ``decay`` is not in [0, 1).
     """
 
     when = 'training'
@@ -32,8 +32,8 @@ class MaskGradients(Criterion):
     def __init__(self, decay: float = 0.0) -> None:
         if not 0 <= decay < 1:
             raise ValueError(
-                f'decay={decay!r}: expected the share of the scores that '
-                'outlives a pruning step, at least 0 and less than 1'
+                f'decay={decay!r}: expected the factor of the scores after '
+                'a pruning step, at least 0 and less than 1'
             )
         self.decay = decay
         self._taps: Taps | None = None
@@ -42,14 +42,14 @@ class MaskGradients(Criterion):
 
     @abstractmethod
     def of_batch(self, gradients: Tensor) -> Tensor:
-        """Returns what a batch adds to the sums.
+        """Returns the summand of a batch.
 
         Args:
             gradients (Tensor): (N, U) mask gradients, each of the loss of its
                 image alone; loss scales are divided out.
 
         Returns:
-            Tensor: (U,).
+            Tensor: Summand of each unit, (U,).
         """
 
     def attach(self, model: nn.Module, units: UnitSpace) -> None:
@@ -75,9 +75,9 @@ class MaskGradients(Criterion):
     ) -> Tensor:
         """See :meth:`Criterion.end_batch`.
 
-        The loss is taken to be a mean over the images, as losses are; it is
-        multiplied by their number, so that batches of unequal size count
-        every image alike.
+        The loss is assumed to be a mean over the images. Gradients are
+        multiplied by their number, so that every image has the same weight in
+        batches of unequal size.
         """
         batch = self._sums.empty()
         finite = torch.ones((), dtype=torch.bool, device=batch.device)
@@ -98,7 +98,7 @@ class MaskGradients(Criterion):
         for group in taps.take_unreached():
             unreached[group] += 1
         gradients = taps.take()
-        if gradients is None:  # other processes may have some
+        if gradients is None:  # other processes may have gradients
             return torch.ones((), dtype=torch.bool, device=batch.device)
         if isinstance(scale, Tensor):
             scale = scale.double().to(gradients.device)
@@ -114,9 +114,9 @@ class MaskGradients(Criterion):
     def scores(self, there: np.ndarray) -> np.ndarray:
         """See :meth:`Criterion.scores`.
 
-        A group has none since the last step if no consumer had a gradient, or
-        all had zeros only, or the input of one was out of reach of gradients,
-        as where a hook froze what is before it.
+        A group has none if, since the last step, no consumer had a gradient,
+        all gradients were zero, or no gradient reached the input of one
+        consumer, for example because a hook froze the layers before it.
         """
         scores, images, unreached = self._sums.split(self._sums.total())
         lacks = ((images == 0) | (unreached > 0)).cpu().numpy()

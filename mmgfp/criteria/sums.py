@@ -1,4 +1,4 @@
-"""Sums over batches: of each unit, with what each group has had so far."""
+"""Sums over batches for each unit, with counts for each group."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..groups import UnitSpace
 
 
 class UnitSums:
-    """What was summed since the last pruning step, in one flat vector.
+    """Sums since the last pruning step in one flat vector, (U + 2 G,).
 
     It holds the sums of the U units; for each of the G groups the number of
     images with a mask gradient; and for each group the number of iterations
-    in which one of its consumers was out of reach of gradients.
+    in which no gradient reached the input of one of its consumers.
 
     Args:
         units (UnitSpace): The units.
-        device (torch.device): Where the vector is.
+        device (torch.device): Device of the vector.
     """
 
     def __init__(self, units: UnitSpace, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class UnitSums:
         self._shared = self.empty()
 
     def empty(self) -> Tensor:
-        """Returns the vector of a batch to which nothing was added yet."""
+        """Returns a vector of zeros for a batch."""
         return torch.zeros_like(self._own)
 
     def split(self, vector: Tensor) -> Sequence[Tensor]:
@@ -51,14 +51,17 @@ class UnitSums:
         self._shared, self._own = self.total(), self.empty()
 
     def total(self) -> Tensor:
-        """Returns the vector of everything that was added."""
+        """Returns the sums of all processes and of this one's last batches.
+
+        The last batches are those since the last :meth:`all_reduce`.
+        """
         return self._shared + self._own
 
     def reset(self, factors: np.ndarray) -> None:
-        """Multiply the sums of the units and count from zero.
+        """Multiply the sums of the units and set the counts to zero.
 
         Args:
-            factors (np.ndarray): (U,).
+            factors (np.ndarray): Factor of each unit, (U,).
         """
         total = self.total()
         sums, *counts = self.split(total)
@@ -76,7 +79,7 @@ class UnitSums:
         self.units = units
 
     def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
-        """Returns what resuming needs, by name of the group.
+        """Returns the state for a checkpoint, by name of the group.
 
         Args:
             stays (np.ndarray): (U,) whether the sum of a unit is kept.
@@ -99,12 +102,12 @@ class UnitSums:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
+        """Restore the result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If it is of other groups.
+            ValueError: If its groups differ from the present ones.
         """
-        # earlier versions knew one criterion
+        # earlier versions had a single criterion
         saved = state.get('sums', state.get('fisher', {}))
         for group in self.units.groups:
             found = saved.get(group.name)
@@ -117,7 +120,7 @@ class UnitSums:
                 )
         names = [group.name for group in self.units.groups]
         images, unreached = state.get('images'), state.get('unreached')
-        if images is None or unreached is None:  # earlier versions had none
+        if images is None or unreached is None:  # of an earlier version
             images = {name: int(saved[name].any()) for name in names}
             unreached = dict.fromkeys(names, 0)
         counts = [float(c[n]) for c in (images, unreached) for n in names]

@@ -4,8 +4,8 @@ Notation: N images, C channels, U units of all groups in one flat vector.
 
 The mask gradient of a unit and image n, whose loss is L_n, is
 ``dL_n / dm = sum_x sum_{positions} A_n[x] * dL_n / dA_n[x]``, summed over all
-channels x that share the mask entry - coupled layers, the channels of a
-convolution group, the calls of a shared head, the RoIs of the image (paper,
+channels x with this mask entry: coupled layers, the channels of a convolution
+group, the calls of a shared head, the RoIs of the image (Group Fisher paper,
 Equations 4 and 5).
 
 Batch norm in training mode mixes the images of a batch; dL_n then means the
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from ..groups import ChannelGroup, Tap, UnitSpace
 from ..rows import count_images, images_of_rois, picked_images
 
-# Elements of a block of products. On CPUs 4 MB in single precision, which
-# stays in the cache: smaller ones lose more in starting two threads, all at
-# once is up to five times as slow. On GPUs starting an operation costs more
-# than its memory; 64 MB bounds what is taken besides.
+# Elements of a block of products. On CPUs 4 MB in single precision, which fits
+# the cache: smaller blocks cost more for starting threads, a single block is
+# up to five times as slow. On GPUs starting an operation costs more than its
+# memory; 64 MB limits the additional memory.
 _BLOCK = {'cpu': 1 << 20}
 _LARGE_BLOCK = 1 << 24
 
-# Elements below which it does not pay to sum in one pass.
+# Number of elements below which a sum in one pass is not faster.
 _SMALL = 1 << 15
 
 
@@ -39,21 +39,21 @@ class Taps:
     """Observes the consumers of channel groups during training.
 
     Every consumer's input passes through an identity whose backward adds the
-    mask gradients of this call to one ``(N, U)`` buffer. Nothing is stored
-    but that buffer: the input is the one the consumer keeps anyway.
+    mask gradients of this call to one ``(N, U)`` buffer. No other memory is
+    needed, because the consumer keeps its input for the backward.
 
     Args:
-        model (nn.Module): The network that trains.
-        units (UnitSpace): Of its prunable groups.
+        model (nn.Module): The trained network.
+        units (UnitSpace): Units of its prunable groups.
     """
 
     def __init__(self, model: nn.Module, units: UnitSpace) -> None:
         self.units = units
         self.buffer: Tensor | None = None
-        # of the latest forward: how many images, and whose the RoIs are
+        # of the latest forward: number of images, and the image of each RoI
         self.images: int | None = None
         self.rois: dict[str, Tensor] = {}
-        # numbers of groups with a consumer out of reach of gradients
+        # numbers of groups with a consumer whose input got no gradient
         self.unreached: set[int] = set()
         self._group = torch.from_numpy(units.group_of)
         modules = dict(model.named_modules())
@@ -90,8 +90,8 @@ class Taps:
 
         Args:
             gradients (Tensor): (N, C).
-            index (Tensor): (C,) unit of each channel; U collects the channels
-                that belong to no unit.
+            index (Tensor): (C,) unit of each channel; U for channels that
+                belong to no unit.
 
         Raises:
             RuntimeError: If N differs within one iteration.
@@ -109,25 +109,25 @@ class Taps:
         self.buffer.index_add_(1, index, gradients)
 
     def take(self) -> Tensor | None:
-        """The mask gradients of this iteration, (N, U), and forget them.
+        """Return the mask gradients of this iteration and clear the buffer.
 
         Returns:
-            Tensor | None: None if no consumer got a gradient.
+            Tensor | None: (N, U); None if no consumer got a gradient.
         """
         buffer, self.buffer = self.buffer, None
         return None if buffer is None else buffer[:, :-1]
 
     def take_unreached(self) -> list[int]:
-        """Groups with a consumer that no gradient can reach, and forget them.
+        """Return groups with a consumer without gradient; clear the list.
 
-        Their mask gradients in this iteration lack a part.
+        The mask gradients of these groups are incomplete in this iteration.
         """
         numbers = sorted(self.unreached)
         self.unreached.clear()
         return numbers
 
     def images_per_group(self, gradients: Tensor) -> Tensor:
-        """How many images have a mask gradient other than zero, (G,).
+        """Returns the number of images with a nonzero gradient, (G,).
 
         Args:
             gradients (Tensor): (N, U).
@@ -141,9 +141,9 @@ class Taps:
 
 
 class _Watcher:
-    """A hook of the network that copies, also pickled ones, do not have.
+    """A hook that is replaced by :func:`_ignore` in copies of the network.
 
-    They have :func:`_ignore` in its place.
+    Pickled copies are included.
     """
 
     def __init__(self, taps: Taps) -> None:
@@ -154,16 +154,16 @@ class _Watcher:
 
 
 def _do_nothing() -> Callable:
-    """What a copied hook is made by."""
+    """Returns the hook of a copy."""
     return _ignore
 
 
 def _ignore(*args: Any) -> None:
-    """What a copied hook does."""
+    """Hook of a copy; it does nothing."""
 
 
 class _ImageCounter(_Watcher):
-    """Forward pre-hook of the network: how many images the batch has."""
+    """Forward pre-hook of the network; counts the images of the batch."""
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if torch.is_grad_enabled():
@@ -172,7 +172,7 @@ class _ImageCounter(_Watcher):
 
 
 class _RoIWatcher(_Watcher):
-    """Forward hook of what extracts RoIs: whose they are."""
+    """Forward hook of an RoI extractor; records the image of each RoI."""
 
     def __init__(self, taps: Taps, name: str) -> None:
         super().__init__(taps)
@@ -214,12 +214,12 @@ class _PreHook(_Watcher):
         return (_Tap.apply(source, self, images, owners), *args[1:])
 
     def _owners(self, source: Tensor) -> tuple[int, Tensor | None]:
-        """How many images there are, and which one each row belongs to.
+        """Returns the number of images and the image of each row, (rows,).
 
-        The rows are the images themselves if there is no such tensor.
+        The second is None if each row is one image.
 
         Raises:
-            RuntimeError: If the rows are not those of the images.
+            RuntimeError: If the number of rows does not fit the images.
         """
         layout, images = self.tap.layout, self.taps.images
         rows = source.shape[layout.axis]
@@ -248,9 +248,9 @@ def _misfit(
 ) -> str:
     if images is None:
         return (
-            f'the layer {tap.module} was called, but not the network that it '
-            'is in, so that the number of images in the batch is not known: '
-            'call the network itself on the batch'
+            f'the layer {tap.module} was called without a call of the '
+            'network, so the number of images in the batch is unknown: call '
+            'the network itself on the batch'
         )
     expected = {
         'images': f'{images}, one for each image of the batch',
@@ -263,9 +263,9 @@ def _misfit(
     return (
         f'the input of {tap.module} has {rows} rows along axis '
         f'{tap.layout.axis}, expected {expected}, as in the demo forward. '
-        'Scores need to know the image of every row. Known are rows that were '
+        'Scores need the image of every row. It is known for rows that were '
         'picked by a mask, by numbers or by a slice from a batch with a row '
-        f'per image. Leave the channels that {tap.module} reads alone: '
+        f'per image. Exclude the channels that {tap.module} reads: '
         f'ignore={[name for group in read for name in group.producers]}'
     )
 
@@ -303,7 +303,7 @@ class _Tap(torch.autograd.Function):
 def mask_gradients(
     source: Tensor, grad: Tensor, channel_axis: int, row_axis: int = 0
 ) -> Tensor:
-    """``sum`` of ``source * grad`` over all axes but rows and channels.
+    """Returns ``source * grad``, summed over all axes but rows and channels.
 
     Args:
         source (Tensor): Input of a consumer.
@@ -334,10 +334,10 @@ def _in_one_pass(source: Tensor, grad: Tensor) -> bool:
 
 
 def _sum_planes(source: Tensor, grad: Tensor) -> Tensor:
-    """Products of planes that lie in one piece, summed while they are read.
+    """Returns sums of products of contiguous planes in one pass.
 
-    The gradient of a batch norm's weight is that sum, for means of zero and
-    deviations of one; no other operation of torch does it in one pass.
+    The gradient of a batch norm's weight is this sum for means of 0 and
+    deviations of 1. No other operation of torch computes it in one pass.
     """
     rows, channels = source.shape[:2]
     planes = rows * channels
@@ -353,10 +353,10 @@ def _sum_planes(source: Tensor, grad: Tensor) -> Tensor:
 def _sum_products(
     source: Tensor, grad: Tensor, kept: tuple[int, int]
 ) -> Tensor:
-    """Sum over all axes that are not kept; these become 1 long.
+    """Sum over all axes that are not kept; these have size 1 afterwards.
 
-    Done in blocks: products as large as the tensors would be written to memory
-    and read again, and raise the peak.
+    The sum runs in blocks. Products as large as the tensors would raise the
+    peak of memory and be written and read again.
     """
     block = _BLOCK.get(source.device.type, _LARGE_BLOCK)
     if source.numel() <= block:

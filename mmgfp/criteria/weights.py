@@ -16,7 +16,7 @@ from .base import AllRanks, Criterion
 
 
 class Weights(Criterion):
-    """Criteria that look at the weights alone: no data, no training."""
+    """Criteria that use weights alone: they need no data and no training."""
 
     when = 'weights'
 
