@@ -105,7 +105,7 @@ def weights_of(
     """Returns the weights in a checkpoint, with or without other parts.
 
     Args:
-        checkpoint (Mapping): As loaded.
+        checkpoint (Mapping): The loaded checkpoint.
         path (str | os.PathLike): Its file, for the message.
 
     Raises:
@@ -134,7 +134,7 @@ def meta_of(
     """Returns the entry ``meta`` of a checkpoint; empty if it has none.
 
     Args:
-        checkpoint (Mapping): As loaded.
+        checkpoint (Mapping): The loaded checkpoint.
         path (str | os.PathLike): Its file, for the message.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Masks of single weights: pruned ones are zero, and stay it.
+"""Masks of single weights: pruned weights are zero and stay zero.
 
-What training keeps of a pruned weight - gradient, momentum, averaged copies -
-is zero as well. After every step of an optimiser pruned weights are made zero
-again, so that no weight decay and no state of another shape revives them.
+The gradient, momentum and averaged copies of a pruned weight are zero, too.
+Pruned weights are set to zero after every optimiser step, so that optimiser
+state of another shape cannot change them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .surgery import named_tensors
 
 
 class Density(NamedTuple):
-    """How many weights a parameter has, and how many are not pruned."""
+    """Number of weights of a parameter, and number of unpruned weights."""
 
     weights: int
     left: int
@@ -32,8 +32,8 @@ class WeightMasks:
         model (nn.Module): The network.
 
     Attributes:
-        pruned (dict[str, Tensor]): By name of a parameter, which of its
-            elements are pruned.
+        pruned (dict[str, Tensor]): By name of a parameter, booleans of its
+            shape: whether each element is pruned.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,13 +47,13 @@ class WeightMasks:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
     ) -> None:
-        """Prune weights in place of those pruned before, which stay zero.
+        """Replace the masks; weights pruned before keep the value zero.
 
         Args:
             pruned (Mapping[str, Tensor]): By name of a parameter, booleans of
                 its shape.
-            optimizers (Sequence[Optimizer]): That train the network; the
-                state they have of pruned weights becomes zero.
+            optimizers (Sequence[Optimizer]): Optimisers that train the
+                network; their state of pruned weights is set to zero.
             copies (Sequence[nn.Module]): Copies of the network (EMA).
 
         Raises:
@@ -87,14 +87,14 @@ class WeightMasks:
         ]
 
     def lift(self) -> None:
-        """Let gradients and weights be what they are; zeros stay."""
+        """Remove all hooks; the zeros stay until the next optimiser step."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self.pruned.clear()
 
     def density(self) -> dict[str, Density]:
-        """Of each parameter that has lost weights."""
+        """Returns the density of each parameter with pruned weights."""
         return {
             name: Density(gone.numel(), gone.numel() - lost)
             for name, gone in self.pruned.items()
@@ -102,10 +102,10 @@ class WeightMasks:
         }
 
     def zeros_that_stay(self) -> dict[str, Tensor]:
-        """Positions of weights that are zero, but not pruned.
+        """Returns the positions of weights that are zero, but not pruned.
 
-        Together with the zeros themselves they tell what is pruned, see
-        :func:`pruned_weights`. Mostly there are none.
+        :func:`pruned_weights` needs them to find the pruned weights. Usually
+        there are none.
         """
         tensors = named_tensors(self._model)
         found = {}
@@ -121,22 +121,22 @@ def pruned_weights(
     density: Mapping[str, Density],
     zeros_that_stay: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Which weights of a network are pruned: those that are zero.
+    """Returns which weights of a network are pruned, from its zeros.
 
     Args:
-        model (nn.Module): With the weights of a checkpoint.
-        density (Mapping[str, Density]): Of the parameters that have lost
-            weights, as it was recorded.
-        zeros_that_stay (Mapping[str, Tensor], optional): Positions that are
-            not pruned, see :meth:`WeightMasks.zeros_that_stay`. By default
-            every zero is pruned.
+        model (nn.Module): The network with the weights of a checkpoint.
+        density (Mapping[str, Density]): Recorded density of the parameters
+            with pruned weights.
+        zeros_that_stay (Mapping[str, Tensor], optional): Positions of zeros
+            that are not pruned, see :meth:`WeightMasks.zeros_that_stay`. By
+            default every zero is pruned.
 
     Returns:
         dict[str, Tensor]: See :attr:`WeightMasks.pruned`.
 
     Raises:
-        ValueError: If there is no such parameter, it has another size, or
-            fewer zeros than were pruned.
+        ValueError: If a parameter is missing, has another size, or has
+            fewer zeros than pruned weights.
     """
     tensors = named_tensors(model)
     pruned = {}
@@ -152,8 +152,8 @@ def pruned_weights(
         lost, expected = int(gone.sum()), known.weights - known.left
         if lost < expected:
             raise ValueError(
-                f'{name} has {lost} zeros, expected {expected}: so many of '
-                f'its {known.weights} weights were pruned. The weights are '
+                f'{name} has {lost} zeros, expected {expected}, the number of '
+                f'pruned weights among its {known.weights}. The weights are '
                 'not those that the structure was saved with, or were trained '
                 'without it.'
             )
@@ -184,10 +184,10 @@ def _misfit(
 def _element_state(
     optimizer: torch.optim.Optimizer, parameter: Tensor
 ) -> Iterator[Tensor]:
-    """What an optimiser keeps of single weights.
+    """Returns the optimiser state in the shape of its parameter.
 
-    State of another shape is not a weight's own. It may stay: zeros are
-    restored after every step.
+    State of another shape needs no change, because zeros are restored after
+    every step.
     """
     for part in tree_leaves(optimizer.state.get(parameter, {})):
         if isinstance(part, Tensor) and part.shape == parameter.shape:
@@ -196,9 +196,9 @@ def _element_state(
 
 @unserializable_hook
 class _Fill:
-    """Hook of a parameter: zeros in its gradient, before it is summed.
+    """Hook of a parameter that sets pruned elements of its gradient to zero.
 
-    Copies of the parameter, also pickled ones, do without.
+    Copies of the parameter, also pickled ones, have no such hook.
     """
 
     def __init__(self, gone: Tensor) -> None:
@@ -209,7 +209,7 @@ class _Fill:
 
 
 class _Restore:
-    """Hook of an optimiser: pruned weights are zero again after its step."""
+    """Hook of an optimiser that sets pruned weights to zero after a step."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, masked: Mapping[int, Tensor]

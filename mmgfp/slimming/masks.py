@@ -1,8 +1,9 @@
-"""Masks: units that were chosen have no effect, and are cut out when it pays.
+"""Masks: chosen units have no effect and are cut out when that saves time.
 
 Units are masked by zeroing the slices of the consumers' weights that read
-them (paper, Section 3.1). The gradients of the slices are zeroed, too. So they
-do not count when gradients are clipped, and the optimiser leaves them at zero.
+them (Group Fisher paper, Section 3.1). The gradients of the slices are zeroed,
+too, so that clipping of gradients ignores them and the optimiser leaves the
+slices at zero.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ class Masks:
 
     Args:
         model (nn.Module): The network.
-        units (UnitSpace): Those that are left of it.
-        structure (Structure): What it has lost before.
-        cut_to (int): Masked units are cut out once the rest of a group has a
-            multiple of this many channels; 0 for never, until :meth:`cut` is
-            called.
+        units (UnitSpace): Units of the network.
+        structure (Structure): Structure of the network before any masking.
+        cut_to (int): Masked units are cut out when the number of channels
+            left in a group is a multiple of this number. 0: units are cut
+            out only by :meth:`cut`.
 
     Attributes:
-        units (UnitSpace): Those that are there, with those that are masked.
-        masked (list[np.ndarray]): Per group, (size,), whether each is masked.
-        structure (Structure): With what was cut since.
-        cuts (int): How often units were cut out.
+        units (UnitSpace): Units of the network, including masked ones.
+        masked (list[np.ndarray]): Per group, (size,), whether each unit is
+            masked.
+        structure (Structure): Structure including all cuts so far.
+        cuts (int): Number of cuts so far.
         on_cut (list[Callable]): Called with the kept positions before a cut.
-        followers (list[Callable]): Called after a cut with the units that are
-            left, and whether each of those before is left, (U,).
+        followers (list[Callable]): Called after a cut with the units after
+            it, and whether each earlier unit was kept, (U,).
     """
 
     def __init__(
@@ -96,19 +98,19 @@ class Masks:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
     ) -> bool:
-        """Cut out all that is masked, as before saving the network.
+        """Cut out all masked units, as before saving the network.
 
         Args:
             optimizers (Sequence[Optimizer]): See :meth:`mask`.
             copies (Sequence[nn.Module]): See :meth:`mask`.
 
         Returns:
-            bool: Whether there was anything to cut.
+            bool: Whether units were cut out.
         """
         return self._cut(self._masked_units(), optimizers, copies)
 
     def unmasked(self) -> Keep:
-        """Returns the kept positions of each axis without what is masked."""
+        """Returns the kept positions of each axis without masked units."""
         groups = self.units.groups
         sizes = axis_sizes(self._model, groups)
         return kept_positions(groups, self._masked_units(), sizes)
@@ -170,7 +172,7 @@ class Masks:
         optimizers: Sequence[torch.optim.Optimizer],
         copies: Sequence[nn.Module],
     ) -> None:
-        """Zero the slices that read masked units, also after backwards."""
+        """Zero the slices that read masked units, and their gradients."""
         tensors = named_tensors(self._model)
         copied = [named_tensors(copy) for copy in copies]
         read = masked_positions(self.units.groups, self._masked_units())

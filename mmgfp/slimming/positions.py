@@ -71,7 +71,7 @@ def masked_positions(
         members = {(m.tensor, m.axis): m for m in group.members}
         for key, member in members.items() if len(units) else ():
             if member.role in ('consumer', 'grouped'):
-                # without a direction there is no norm to divide by
+                # a direction of zeros would divide by a norm of zero
                 length = (length_of(member.tensor), member.axis)
                 if length in members:
                     key, member = length, members[length]

@@ -67,8 +67,8 @@ class Structure:
         cost_after (dict): The same costs of the slim network.
         scores (Scores, optional): Scores that decided which units were
             chosen.
-        density (dict): By name of a slim parameter that has lost single
-            weights, how many there are and how many are left.
+        density (dict): By name of a slim parameter with pruned single
+            weights, the numbers of all and of unpruned weights.
     """
 
     axes: Mapping[tuple[str, int], Axis]
@@ -128,7 +128,8 @@ class Structure:
             where (str): Name of the origin in messages.
 
         Raises:
-            ValueError: If it is none, is damaged or has another version.
+            ValueError: If it is no structure, is damaged or has another
+                version.
         """
         found = data.get('format') if isinstance(data, dict) else data
         if type(found) is not str or found != FORMAT:
@@ -150,7 +151,7 @@ class Structure:
                 _numbers(plain_dict(data['cost'])[k])
                 for k in ('before', 'after')
             )
-            # a latency of before stays even if its table no longer exists
+            # an earlier latency stays even if its table no longer exists
             counted = before.keys() - {'latency'}
             if not counted <= after.keys() <= before.keys():
                 raise ValueError('cost and cost before have different metrics')
@@ -288,7 +289,7 @@ class Structure:
             )
 
     def fits_slim(self, model: nn.Module) -> bool:
-        """Whether a model has lost what this structure lost."""
+        """Returns whether a model has the shapes of this slim network."""
         tensors = named_tensors(model)
         return all(
             read_width(model, name) == len(entry.keep)

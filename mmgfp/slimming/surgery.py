@@ -151,7 +151,7 @@ def compute_again(model: nn.Module) -> None:
             model.eval()
         for module, training in modes.items():
             module.training = training
-            if not training:  # those have no graph, whoever ran them last
+            if not training:  # tensors made in eval mode have no graph
                 _keep_again(module)
 
 
@@ -200,7 +200,7 @@ def write_width(model: nn.Module, name: str, width: int) -> None:
 
 
 def _split_name(name: str) -> tuple[str, str, int | None]:
-    """``'block.dims[0]'`` -> ``('block', 'dims', 0)``."""
+    """Returns ``('block', 'dims', 0)`` for ``'block.dims[0]'``."""
     owner, _, key = name.rpartition('.')
     key, bracket, place = key.partition('[')
     return owner, key, int(place.rstrip(']')) if bracket else None
