@@ -51,7 +51,7 @@ def read_archive(path: str | os.PathLike) -> Any:
         path (str | os.PathLike): The file.
 
     Raises:
-        RefusedError: If it holds something that is not known to be safe.
+        RefusedError: If it names an object that is not on the list.
         Exception: Of any type, if it is damaged.
     """
     kind = kind_of_file(path)

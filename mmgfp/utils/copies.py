@@ -10,16 +10,16 @@ from torch import nn
 
 
 def whole_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with the network."""
+    """Returns a copy that shares no memory with the network."""
     return copy.deepcopy(model, _empty_ones(model))
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the modules whose parameters share memory with the model's.
+    """Returns a copy whose parameters share memory with the model's.
 
-    Parameters that are replaced in the copy, as slicing does, stay as they
-    are in the model; nothing must be written into them. Forwards may write
-    into buffers, which are copied.
+    Replacing a parameter's data in the copy, as cutting does, leaves the
+    model unchanged. Writing into a parameter changes both. Buffers are
+    copied, because forwards write into them.
     """
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.data, p.requires_grad)
@@ -29,9 +29,10 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def _empty_ones(model: nn.Module) -> dict[int, Any]:
-    """Copies of empty containers by their id, for :func:`copy.deepcopy`.
+    """Returns copies of empty containers by id, for :func:`copy.deepcopy`.
 
-    Each module has a dozen, for hooks, which take most of its time.
+    Each module has a dozen for hooks. Copying them takes most of the time of
+    ``deepcopy``.
     """
     return {
         id(value): type(value)()

@@ -26,7 +26,8 @@ PACKAGES = ('torch', 'mmcv', 'mmdet', _CLASSIFICATION)
 def processor() -> str:
     """Returns number and name of the processor's cores, and instruction set.
 
-    Processors of one name may differ in it, and so in the time of networks.
+    Processors of the same name may have different instruction sets, and so
+    different times.
     """
     try:
         text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
@@ -41,7 +42,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on, by import name."""
+    """Returns versions of packages that affect results, by import name."""
     owners = packages_distributions()
     found = {}
     for package in PACKAGES:
@@ -70,7 +71,7 @@ def with_what(where: Mapping[str, str]) -> str:
     """Returns a sentence with all of :func:`machine` but the device.
 
     Args:
-        where (Mapping): From :func:`machine`.
+        where (Mapping): Result of :func:`machine`.
     """
     packages = ', '.join(
         f'{package} {where[package]}'

@@ -1,4 +1,4 @@
-"""Messages of errors that other code raised."""
+"""Messages of errors raised by other code."""
 
 from __future__ import annotations
 

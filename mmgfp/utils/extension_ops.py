@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-# given the class, its forward and the arguments of a call; returns the result
+# called with class, forward and arguments of a call; returns its result
 Around = Callable[[type, Callable, Sequence[Any]], Any]
 
 
@@ -23,8 +23,8 @@ def around_compiled(around: Around) -> Iterator[None]:
     """Replace the forward of each autograd function that is not torch's.
 
     Args:
-        around (Callable): Is called in place of the function's forward, which
-            it may call itself.
+        around (Callable): Called in place of the function's forward. May call
+            that forward.
     """
     forwards = [
         (cls, cls.__dict__['forward'])

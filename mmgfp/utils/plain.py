@@ -47,7 +47,7 @@ def natural(value: Any) -> int:
     """Returns the value if it is a whole number from 0.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is another value.
     """
     if type(value) is int and 0 <= value < MAX_NATURAL:
         return value
@@ -58,7 +58,7 @@ def number(value: Any) -> float:
     """Returns the value if it is a finite number.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is another value.
     """
     if isinstance(value, (np.floating, np.integer)):  # in older checkpoints
         value = value.item()
@@ -71,7 +71,7 @@ def truth(value: Any) -> bool:
     """Returns the value if it is a bool.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is another value.
     """
     if type(value) is bool:
         return value
@@ -82,7 +82,7 @@ def text(value: Any) -> str:
     """Returns the text, with control characters escaped.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the value is not text.
     """
     if type(value) is not str:
         raise ValueError(f'{shown(value)} is not text')

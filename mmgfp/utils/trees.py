@@ -88,7 +88,7 @@ def parts_of(value: Any) -> list[Part]:
     """Returns the parts of a list, a mapping, an iterator or an object.
 
     Iterators are read to their end. Modules, functions, classes and strings
-    hold nothing.
+    have no parts.
     """
     if isinstance(value, _CLOSED):
         return []
@@ -135,7 +135,7 @@ def replaced(value: Any, parts: Sequence[Part]) -> Any:
     for part in parts:
         if part.kind == 'item':
             copied[part.key] = part.value
-        elif part.kind == 'attribute':  # whatever setting it would do
+        elif part.kind == 'attribute':  # without calling its setter
             vars(copied)[part.key] = part.value
         elif part.kind == 'slot':
             part.key.__set__(copied, part.value)  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""A reader of pickles that calls nothing that a file names.
+"""A reader of pickles that calls no function named in a file.
 
-It knows the operations that Python writes for protocols 2 to 4, and a closed
-list of constructors, whose arguments it checks. The results are tensors,
-arrays of numbers or text, and plain types. Their depth is limited, and so is
-their memory, to what the size of the file allows.
+It implements the operations that Python writes for protocols 2 to 4, and a
+closed list of constructors whose arguments are checked. The results are
+tensors, arrays of numbers or text, and plain types. Their depth is limited,
+and their memory by the size of the file.
 
 ``torch.load(weights_only=True)`` is no substitute (seen in torch 2.10). With
 the log buffers of mmengine allowed, it passes numpy a state that may declare
@@ -38,7 +38,7 @@ MAX_KEY = 2**60  # larger whole numbers can be chosen to have one hash
 
 
 class RefusedError(pickle.UnpicklingError):
-    """The file names something that is not known to be safe.
+    """Raised if a file names an object that is not on the list.
 
     Args:
         what (str): What was refused.
@@ -90,8 +90,8 @@ class ReadLimits:
     """
 
     def __init__(self, size: int) -> None:
-        # tensors that share memory, and bytes that are text first, count more
-        # than once; nothing counts as often as this
+        # shared memory and bytes read as text first count more than once,
+        # but fewer times than this factor
         self._bytes = 8 * size + 2**24
         self.operations = 0
 
@@ -110,7 +110,7 @@ class ReadLimits:
 
 @dataclass(frozen=True)
 class StorageType:
-    """Stands for a class of storages, which a file only names."""
+    """Placeholder of a class of storages that a file names."""
 
     dtype: torch.dtype
 
@@ -139,7 +139,7 @@ class Storage:
 
 
 class _Name:
-    """Stands for a class that a file only names."""
+    """Placeholder of a class that a file names."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -274,7 +274,7 @@ def _make_dtype(
 def _make_empty_array(
     limits: ReadLimits, kind: Any, shape: Any, code: Any
 ) -> np.ndarray:
-    """An array whose state comes next."""
+    """Returns an array whose state is read next."""
     if kind is not _ARRAY:
         raise RefusedError(f'an array that is a {_kind(kind)}')
     return np.empty(0)
@@ -307,7 +307,7 @@ def _set_array(limits: ReadLimits, array: np.ndarray, state: Any) -> None:
     if dtype.dtype.kind == 'b' and data.strip(b'\0\1'):
         raise ValueError('truth values that are neither 0 nor 1')
     limits.use_bytes(len(data))
-    # numpy's own, of values that are all known to be what they should be
+    # numpy's own method; all values were checked above
     whole: Any = (1, shape, dtype.dtype, fortran, data)
     array.__setstate__(whole)
 
@@ -461,7 +461,7 @@ class _Machine:
         return value
 
     def marked(self) -> list[Any]:
-        """Take what is on the stack above the last mark."""
+        """Remove and return the stack's items above the last mark."""
         values, self.stack = self.stack, self.marks.pop()
         return values
 
@@ -601,7 +601,7 @@ def _get(form: str) -> Operation:
     )
 
 
-# objects that are known by name
+# objects by name
 
 
 def _global(machine: _Machine) -> None:
@@ -776,13 +776,13 @@ def load(
     """Read one pickle.
 
     Args:
-        source (Source): Is positioned after the pickle afterwards.
-        limits (ReadLimits): ReadLimits of the whole file.
+        source (Source): Positioned after the pickle on return.
+        limits (ReadLimits): Limits of the whole file.
         storage (Callable, optional): Returns the storage of a persistent id.
 
     Raises:
-        RefusedError: If it names something that is not known to be safe.
-        Exception: Of any kind, if it is damaged.
+        RefusedError: If it names an object that is not on the list.
+        Exception: Of any type, if it is damaged.
     """
     before = limits.operations
     content = _run(_Machine(source, limits, storage))
