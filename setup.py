@@ -34,6 +34,11 @@ CLASSIFICATION = [
     'onedl-mmcv>=2.3.6',
     'onedl-mmpretrain>=1.3.6',
 ]
+SEGMENTATION = [
+    'onedl-mmengine>=0.10.12',
+    'onedl-mmcv>=2.3.6',
+    'onedl-mmsegmentation>=1.4.2',
+]
 
 setup(
     name='mmgfp',
@@ -66,6 +71,7 @@ setup(
     extras_require={
         'detection': DETECTION,
         'classification': CLASSIFICATION,
+        'segmentation': SEGMENTATION,
         'openmmlab-detection': [
             'mmengine>=0.10.7',
             'mmcv>=2.0.1',

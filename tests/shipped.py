@@ -18,10 +18,12 @@ def load(name: str | Path) -> Config:
     """Load a config, a shipped one or what it is based on."""
     stem = Path(name).stem.replace('-', '_')
     words = stem
-    for phase in ('prune_', 'finetune_', 'sparsify_'):
+    for phase in ('prune_', 'finetune_', 'sparsify_', 'search_'):
         words = words.removeprefix(phase)
-    classifies = words.startswith(CLASSIFIERS)
-    require('mmpretrain' if classifies else 'mmdet')
+    if words.startswith(CLASSIFIERS):
+        require('mmpretrain')
+    else:
+        require('mmseg' if words.startswith('fcn') else 'mmdet')
     return load_config(name)
 
 

@@ -3,7 +3,8 @@
 This file knows where installed packages keep their configs, but not the
 contents of configs. Only mmengine is imported; if the package of a short form
 is missing, that is the error. Importing this file lets MMEngine read
-``_base_ = 'mmgfp::...'`` as well.
+``_base_ = 'mmgfp::...'`` as well, and ``'mmseg::...'`` of whichever package
+brings mmseg.
 """
 
 from __future__ import annotations
@@ -103,22 +104,26 @@ def _did_you_mean(name: str, known: list[str]) -> str:
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
 
 
-def _add_own_configs() -> None:
-    """Let MMEngine find the configs that mmgfp brings as bases of others.
+def _find_more_configs() -> None:
+    """Let MMEngine find more configs that are bases of others.
 
     By itself it knows those of OpenMMLab's packages only, and not all its
     versions find a package that ``pip install -e`` installed. The scope of
-    types in a base is its package; these configs have no types of their own,
-    but those of the library whose models they prune: no scope.
+    types in a base is its package; the configs of mmgfp have no types of their
+    own, but those of the library whose models they prune: no scope. For mmseg
+    it asks for the package mmsegmentation, but onedl-mmsegmentation brings
+    mmseg, too.
     """
     others = Config._get_cfg_path
 
     def find(cfg_path: str, filename: str) -> tuple[str, str | None]:
-        if cfg_path.startswith('mmgfp::'):
-            return str(_installed_config(cfg_path)), None
+        package = cfg_path.partition('::')[0]
+        if '::' in cfg_path and package in _SCOPES:
+            return str(_installed_config(cfg_path)), _SCOPES[package]
         return others(cfg_path, filename)
 
     Config._get_cfg_path = staticmethod(find)
 
 
-_add_own_configs()
+_SCOPES = dict(mmgfp=None, mmseg='mmseg')
+_find_more_configs()

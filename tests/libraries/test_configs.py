@@ -93,6 +93,13 @@ PAPER = {
         'mmpretrain::regnet/regnetx-3.2gf_8xb64_in1k',
         *(25, 0.5, 0.004, 0.1, 32, 100),
     ),
+    # the paper has no segmentor; the length is in iterations
+    'fcn': (
+        'cityscapes',
+        'EncoderDecoder',
+        'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024',
+        *(10, 0.5, 0.002, 0.01, 2, 80000),
+    ),
 }
 FIELDS = (
     'dataset',
@@ -107,6 +114,7 @@ FIELDS = (
 )
 
 OF_NAP = ['retinanet', 'fcos', 'faster_rcnn', 'resnet50']
+OF_SEARCHES = [*OF_NAP, 'fcn']
 VARIANTS = pytest.mark.parametrize('normalize_by', ['acts', 'flops'])
 MODELS = pytest.mark.parametrize('model', PAPER)
 
@@ -179,7 +187,7 @@ def test_nap_differs_by_its_criterion_and_pace(model):
         assert nap[name] == acts[name]
 
 
-@pytest.mark.parametrize('model', OF_NAP)
+@pytest.mark.parametrize('model', OF_SEARCHES)
 @pytest.mark.parametrize('search', ['DCSS', 'ITPruner', 'Knapsack'])
 def test_searches_differ_by_their_hook(model, search):
     dataset = paper(model)['dataset']
@@ -266,7 +274,8 @@ def check_shared(config: Config, base: Config, expected: dict) -> None:
     """Check what pruning and fine-tuning have in common."""
     assert config.custom_imports['imports'] == ['mmgfp']
     assert config.default_scope == base.default_scope
-    assert config.train_cfg.max_epochs == expected['epochs']
+    by = 'max_iters' if expected['dataset'] == 'cityscapes' else 'max_epochs'
+    assert config.train_cfg[by] == expected['epochs']
     for same in (
         'param_scheduler',
         'val_dataloader',
@@ -275,7 +284,8 @@ def check_shared(config: Config, base: Config, expected: dict) -> None:
     ):
         assert plain(config[same]) == plain(base[same])
     assert config.train_dataloader.batch_size == expected['batch']
-    assert config.auto_scale_lr.base_batch_size == 8 * expected['batch']
+    if by == 'max_epochs':
+        assert config.auto_scale_lr.base_batch_size == 8 * expected['batch']
     data, base_data = (
         settings.train_dataloader.dataset for settings in (config, base)
     )
@@ -292,6 +302,8 @@ def check_shared(config: Config, base: Config, expected: dict) -> None:
         assert backbone.norm_eval is True
         # nothing is downloaded: load_from brings the whole detector
         assert backbone.init_cfg is None
+    elif expected['dataset'] == 'cityscapes':
+        assert config.model.pretrained is None
     else:
         assert not backbone.get('norm_eval', False)
     if expected['architecture'] == 'FSAF':

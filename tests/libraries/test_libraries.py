@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import cv2
-import mmcv
 import numpy as np
 import pytest
 import torch
@@ -17,11 +16,13 @@ from oracles import layout, masked_is_slim, outputs, worst_difference
 from stack import require
 from toy import ROOT
 
+from mmgfp import Structure
 from mmgfp.libraries.channel_groups import demo_groups
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import LIBRARIES, build_model, load_model
 from mmgfp.libraries.samples import _SAMPLES
+from mmgfp.slimming.checkpoint import load_plain_checkpoint
 from mmgfp.slimming.surgery import cut_model
 from mmgfp.tracing.finder import find_groups
 
@@ -284,25 +285,42 @@ def prune(
 
     runner = Runner.from_cfg(config)
     runner.train()
-    (hook,) = (h for h in runner.hooks if hasattr(h, 'pruner'))
-    assert hook.pruner.net.ratio('flops') <= 0.5
-    work = folder / 'work'
+    stem = folder / 'work' / 'flops_0.50'
+    structure = Structure.load(f'{stem}.json')
+    assert (
+        structure.cost_after['flops'] <= 0.5 * structure.cost_before['flops']
+    )
     averages = [h.ema_model for h in runner.hooks if hasattr(h, 'ema_model')]
     saved = averages[0].module if averages else runner.model
     expected = outputs(saved.eval(), run)
-    for source in (path, work / 'flops_0.50_finetune.py'):
-        slim = load_model(Config.fromfile(source), work / 'flops_0.50.pth')
+    structure.apply(full)
+    full.load_state_dict(load_plain_checkpoint(f'{stem}.pth')['state_dict'])
+    by_config = [
+        load_model(Config.fromfile(source), f'{stem}.pth')
+        for source in (path, f'{stem}_finetune.py')
+    ]
+    for slim in (full, *by_config):
         assert type(slim) is type(full)
         assert worst_difference(expected, outputs(slim, run)) < tolerance
         losses = demo_runner(shape, images=2, mode='loss')(slim)
         assert all(torch.isfinite(v).all() for v in losses.values())
 
 
-def test_segmentor(tmp_path, monkeypatch):
+def test_segmentor(tmp_path):
     require('mmseg')
-    # It refuses later ones by their number; all it uses is there.
-    monkeypatch.setattr(mmcv, '__version__', '2.1.0')
     prune(SEGMENTOR + TINY_SEGMENTOR, (64, 64), tmp_path, segments(tmp_path))
+
+
+@pytest.mark.parametrize('search', ['DCSS', 'Knapsack', 'ITPruner'])
+def test_searches_of_a_segmentor(tmp_path, search):
+    require('mmseg')
+    hook = dict(
+        type='mmgfp.SearchHook',
+        search=dict(type=search),
+        target=dict(flops=0.5),
+    )
+    text = f'{SEGMENTOR}custom_hooks = [{hook}]\n{TINY_SEGMENTOR}'
+    prune(text, (64, 64), tmp_path, segments(tmp_path))
 
 
 def test_pose_estimator(tmp_path):
