@@ -69,7 +69,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_shape_option(
         parser,
         'height and width of the input, each rounded up to a multiple of '
-        'what the model pads images to',
+        "the model's pad_size_divisor",
     )
     add_json_option(parser)
     add_device_option(parser)
@@ -115,7 +115,7 @@ def benchmark(args: argparse.Namespace) -> None:
     result = compare(
         setting,
         args.checkpoint,
-        # given twice is given once
+        # repeated values count once
         list(dict.fromkeys(args.backend)),
         list(dict.fromkeys(args.batch)),
         args.rounds,
@@ -125,7 +125,7 @@ def benchmark(args: argparse.Namespace) -> None:
     write_json(str(args.out / f'{setting.name}.json'), result)
     words = sys.stderr if args.json == '-' else sys.stdout
     for table in inference_tables(result):
-        # names of networks are long; numbers must not be cut
+        # wide enough for long names, so that numbers are not truncated
         width = Console(width=1000).measure(table).maximum
         print(render(table, width), file=words)
     if args.json:

@@ -1,4 +1,4 @@
-"""Errors in one line, for whoever runs a command."""
+"""Errors of commands in one line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
 
     A mistake of the user is a :exc:`ValueError`, :exc:`RuntimeError` or
     :exc:`FileNotFoundError` that mmgfp itself raised, possibly raised again by
-    a registry on the way. What other code raised may be a bug, or the end of
-    hours of training: its traceback is kept in a file that the line names.
-    Ctrl-C ends with status 130, as in a shell.
+    a registry. The traceback of other errors, which may be bugs, is written
+    to a file that the line names. Ctrl-C ends with status 130, as in a shell.
 
     Args:
-        debug (bool): Whether to let every error through. Defaults to False.
+        debug (bool): Whether to raise errors unchanged. Defaults to False.
     """
     try:
         yield
@@ -51,7 +50,7 @@ def errors_in_one_line(debug: bool = False) -> Iterator[None]:
 
 
 def _keep_traceback() -> str:
-    """Write that of the error at hand into a file; returns its path."""
+    """Write the traceback of the current error to a file; returns its path."""
     number, path = tempfile.mkstemp(prefix='mmgfp_error_', suffix='.txt')
     with open(number, 'w', encoding='utf-8') as file:
         file.write(traceback.format_exc())
@@ -59,7 +58,7 @@ def _keep_traceback() -> str:
 
 
 def _raised_by_mmgfp(error: BaseException) -> BaseException | None:
-    """Find the error in a chain of errors that a line of mmgfp raised."""
+    """Returns the error of a chain that mmgfp raised; None if none was."""
     link: BaseException | None = error
     while link is not None:
         frames = traceback.extract_tb(link.__traceback__)

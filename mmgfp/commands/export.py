@@ -56,7 +56,7 @@ from .options import (
     write_json,
 )
 
-# Images that --check compares.
+# Number of images that --check compares.
 IMAGES = 8
 
 
@@ -81,7 +81,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_shape_option(
         parser,
         'height and width of the input, each rounded up to a multiple of '
-        'what the model pads images to',
+        "the model's pad_size_divisor",
     )
     parser.add_argument(
         '--dynamic',
@@ -150,7 +150,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
-    # MMDetection's places of predictions call it in the old way
+    # MMDetection calls torch.meshgrid without the argument indexing
     warnings.filterwarnings('ignore', 'torch.meshgrid')
     with errors_in_one_line(args.debug):
         try:
@@ -202,7 +202,7 @@ def export(args: argparse.Namespace) -> None:
         if left_out(model):
             print(f'note: {left_out(model)} is left out, only boxes are kept')
         if not classes:
-            print('note: the names of the classes are not known')
+            print('note: the names of the classes are unknown')
         if rounded is not None:
             describe_rounding(rounded, args)
         describe(args, exported, preprocessing)
@@ -229,10 +229,10 @@ def save_rounded(rounded: Rounded, args: argparse.Namespace) -> None:
 
 
 def describe_rounding(rounded: Rounded, args: argparse.Namespace) -> None:
-    """What it costs and gains, in a table."""
+    """Print the change of each group and of the cost."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column('channel group', overflow='fold')
-    for title in ('at first', 'pruned', f'rounded to {args.round_to}'):
+    for title in ('original', 'pruned', f'rounded to {args.round_to}'):
         table.add_column(title, justify='right', no_wrap=True)
     moved = [c for c in rounded.changes if c.before != c.after]
     for c in moved:
@@ -248,8 +248,8 @@ def describe_rounding(rounded: Rounded, args: argparse.Namespace) -> None:
     )
     if rounded.changes and not moved and odd:
         print(
-            f'note: --round-to {args.round_to} changed nothing, for no group '
-            'has so many channels left; expected a smaller number'
+            f'note: --round-to {args.round_to} changed nothing, because no '
+            'group has that many channels left; expected a smaller number'
         )
     for metric, before in rounded.before.items():
         after = rounded.structure.cost_after[metric]
@@ -267,7 +267,7 @@ def describe_rounding(rounded: Rounded, args: argparse.Namespace) -> None:
 def find_pictures(
     args: argparse.Namespace, config: Any
 ) -> tuple[list[str], str]:
-    """Paths for the check, and where they are from."""
+    """Returns the paths of pictures for the check, and their source."""
     if args.images:
         return folder_pictures(args.images, IMAGES), args.images
     found = dataset_pictures(config, IMAGES)
@@ -277,7 +277,7 @@ def find_pictures(
 def prepare(
     pictures: Sequence[str], preprocessing: Preprocessing
 ) -> list[np.ndarray]:
-    """Inputs (1, C, H, W) made of pictures, or of noise."""
+    """Returns inputs (1, C, H, W) made of pictures, or of noise."""
     if not pictures:
         noise = example_images(preprocessing, IMAGES).numpy()
         return [noise[i : i + 1] for i in range(IMAGES)]
@@ -304,7 +304,7 @@ def describe(
 def describe_check(found: Agreement, source: str, half: bool) -> None:
     allowed = HALF if half else SINGLE
     what = (
-        f'random noise ({found.images} inputs), for there are no pictures'
+        f'random noise ({found.images} inputs), because there are no pictures'
         if source == 'noise'
         else f'{found.images} pictures of {source}'
     )
@@ -314,20 +314,20 @@ def describe_check(found: Agreement, source: str, half: bool) -> None:
         print(
             f'  {name}: largest difference {found.relative[name]:.1e} of its '
             f'largest value (allowed {found.allowed(name, allowed):.1e}); '
-            'the others are farther from what is allowed'
+            'the other outputs have a larger margin'
         )
     if found.boxes:
         print(
-            f'  {found.matched} of the {found.boxes} boxes that PyTorch finds '
-            f'are in the file; of those on either side without a partner, '
-            f'{found.unmatched} have more than a barely sufficient score '
+            f'  {found.matched} of the {found.boxes} boxes of PyTorch '
+            f'have a partner in the file; of the boxes without a partner, '
+            f'{found.unmatched} have a score clearly above the threshold '
             f'(allowed {allowed.unmatched:.0%}); scores differ by at most '
             f'{found.score:.1e} of the highest (allowed {allowed.score:g}), '
             f'corners by {found.pixels:.1e} pixels (allowed '
             f'{allowed.pixels:g})'
         )
     elif not found.relative:
-        print('  neither found a box: this says little')
+        print('  neither found a box, so the comparison is weak')
 
 
 def to_plain(
@@ -338,7 +338,7 @@ def to_plain(
     source: str,
     rounded: Rounded | None,
 ) -> dict[str, Any]:
-    """Everything as plain types, for JSON."""
+    """Returns the result as plain types, for JSON."""
     result: dict[str, Any] = dict(
         config=args.config,
         checkpoint=args.checkpoint,

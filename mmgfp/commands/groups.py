@@ -35,12 +35,15 @@ def flops_shares(
     groups: Sequence[ChannelGroup],
     rows: Mapping[str, Mapping[str, float]],
 ) -> dict[str, float]:
-    """Share of the flops in layers that lose channels of each group."""
+    """Returns each group's share of the flops, by name.
+
+    It is the share of all layers that lose channels of the group.
+    """
     return {
         group.name: sum(
             rows[layer]['flops']
             for layer in {*group.producers, *group.consumers}
-            if layer in rows  # others multiply with nothing
+            if layer in rows  # layers without multiply-accumulates have no row
         )
         / rows['']['flops']
         for group in groups
@@ -50,7 +53,7 @@ def flops_shares(
 def to_plain(
     group: ChannelGroup, share: float
 ) -> dict[str, str | int | float | bool | list[str]]:
-    """One group as plain types, for JSON."""
+    """Returns a group as plain types, for JSON."""
     return {
         'name': group.name,
         'units': group.size,

@@ -44,18 +44,18 @@ from .options import (
     read_config,
 )
 
-# Shares of the full widths that are measured; one channel besides.
+# Ratios of the full widths to measure; 0 is one channel.
 SHARES = (0, 0.125, 0.25, 0.5, 0.75, 1)
 
-# Operations are repeated until they have taken so many milliseconds.
+# Operations are repeated for at least this many milliseconds.
 LEAST = 2.0
 
-# Shares of random units whose removal is predicted and measured.
+# Ratios of random units whose removal is predicted and measured.
 CHECKED = (0.25, 0.5, 0.75)
 
-# A table is doubted where its layers add up to more than this many times the
-# network's time, or where it is wrong by more than this share of the latency.
-# Layers alone may be slower than in the network, whose memory is warm.
+# A warning follows if the sum of the layers exceeds this multiple of the
+# network's time, or the error exceeds this ratio of the latency. Layers alone
+# may be slower than in the network, whose memory is in the cache.
 MOST_LAYERS = 1.15
 MOST_ERROR = 0.1
 
@@ -137,22 +137,22 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def describe(args: argparse.Namespace, shape: Sequence[int]) -> dict[str, Any]:
-    """Where and with what is measured."""
+    """Returns the setting of the measurement, which a table records."""
     size = dict(batch=args.batch, shape=list(shape))
     return dict(config=args.config, **size, **machine(args.device))
 
 
 def key_of(operation: Operation) -> str:
-    """An operation in words that files can hold."""
+    """Returns a text that identifies an operation, for files."""
     return json.dumps(astuple(operation))
 
 
 class Measurements:
-    """What is measured so far, in a file that an interrupted run leaves.
+    """Measurements so far, in a file from which an interrupted run continues.
 
     Args:
-        file (Path): Where it is kept.
-        about (dict): What must be the same to go on with a file.
+        file (Path): Path of the file.
+        about (dict): Setting; a file with another setting is not used.
     """
 
     def __init__(self, file: Path, about: dict[str, Any]) -> None:
@@ -168,7 +168,7 @@ class Measurements:
                 }
 
     def measure(self, operation: Operation, device: str, rounds: int) -> None:
-        """Measure one at all widths, unless it is known, and keep it."""
+        """Measure an operation at all widths unless the file has it."""
         key = key_of(operation)
         if key in self.known:
             return
@@ -188,7 +188,7 @@ class Measurements:
 def with_time_left(
     operations: Sequence[Operation], known: dict[str, Measured]
 ) -> Iterator[tuple[Operation, str]]:
-    """Operations, each with words for the time that is left."""
+    """Yields each operation with a text of the remaining time."""
     began, done = time.monotonic(), 0
     todo = sum(key_of(operation) not in known for operation in operations)
     for operation in operations:
@@ -203,7 +203,7 @@ def with_time_left(
 
 
 def milliseconds(run: Callable[[], Any], device: str) -> float:
-    """Of one run."""
+    """Returns the duration of one run in milliseconds."""
     return 1000 * seconds_of(run, clock_of(device))
 
 
@@ -211,14 +211,14 @@ def milliseconds(run: Callable[[], Any], device: str) -> float:
 def operation_ms(
     operation: Operation, first: int, second: int, device: str, rounds: int
 ) -> float:
-    """Median of an operation at some width."""
+    """Returns the median time of an operation at a width, in milliseconds."""
     inputs = operation.inputs(first, second, device)
 
     def run(times: int = 1) -> None:
         for _ in range(times):
             run_operation(*inputs)
 
-    run()  # choosing a kernel takes long
+    run()  # the first run also chooses a kernel
     once = milliseconds(run, device)
     times = max(1, min(100, round(LEAST / max(once, 1e-3))))
     found = [
@@ -234,7 +234,10 @@ def whole_network(
     device: str,
     rounds: int,
 ) -> float:
-    """Median of a network's own forward, without making its input."""
+    """Returns the median time of a network's forward, in milliseconds.
+
+    The time to make its input is left out.
+    """
     found = []
     model.eval()
     forward = model.forward
@@ -257,7 +260,7 @@ def whole_network(
     return statistics.median(found[1:])
 
 
-# -- is the table right? -----------------------------------------------------
+# -- check of the table ------------------------------------------------------
 
 
 def compare(
@@ -268,7 +271,7 @@ def compare(
     device: str,
     rounds: int,
 ) -> list[dict[str, float]]:
-    """Networks without random units: what the table says, and their time."""
+    """Compare predicted and measured time of networks without random units."""
     run = cost_runner(shape, images)
     model.eval()
     groups: list[ChannelGroup] = [
@@ -302,7 +305,7 @@ def compare(
 def report(
     file: str, table: LatencyTable, checks: Sequence[dict[str, float]]
 ) -> None:
-    """Show the result to people."""
+    """Print the result."""
     console = Console()
     console.print(
         f'{file}: {len(table.operations)} operations of {len(table.shapes)} '
@@ -329,18 +332,18 @@ def report(
 def doubts(
     table: LatencyTable, checks: Sequence[dict[str, float]]
 ) -> list[str]:
-    """What speaks against a table, in words for people."""
+    """Returns warnings about a table that does not fit its measurements."""
     found = []
     if table.layers > MOST_LAYERS * table.whole:
         found.append(
             f'the layers add up to {table.layers / table.whole:.2f} times '
-            'what the network takes'
+            'the time of the network'
         )
     error = max(abs(c['predicted'] - c['measured']) for c in checks)
     if error > MOST_ERROR:
         found.append(f'the table is wrong by up to {error:.2f} of the latency')
     advice = (
-        '; expected of a machine where nothing else runs: measure again, '
-        'with more --rounds'
+        '; expected a machine without other load: measure again with more '
+        '--rounds'
     )
     return [doubt + advice for doubt in found]

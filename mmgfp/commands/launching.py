@@ -1,4 +1,4 @@
-"""Runners from the command line: how processes are started, on CPUs too."""
+"""Runners from the command line, and launchers of processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..libraries.models import CLASSIFICATION, config_library
 def parse_launched(
     parser: ArgumentParser, arguments: Sequence[str] | None
 ) -> Namespace:
-    """Parse what a launcher, too, may have written; adds its options."""
+    """Add the options of runners and launchers to a parser, and parse."""
     parser.add_argument(
         '--work-dir',
         metavar='FOLDER',
@@ -55,7 +55,7 @@ def parse_launched(
 
 
 def set_work_dir(config: Config, folder: str | None) -> None:
-    """Command line, then config, then the name of the config."""
+    """Set the work dir: command line, else config, else name of the config."""
     if folder is not None:
         config.work_dir = folder
     elif config.get('work_dir') is None:
@@ -63,9 +63,9 @@ def set_work_dir(config: Config, folder: str | None) -> None:
 
 
 def complete_dataloaders(config: Config) -> None:
-    """Fill in what MMPretrain leaves to its own tools.
+    """Add settings of dataloaders that MMPretrain's own tools add.
 
-    MMDetection's configs spell these settings out; what a config says stays.
+    MMDetection's configs contain these settings. Settings of the config stay.
 
     Args:
         config (Config): The config of the runner, changed in place.
@@ -81,8 +81,8 @@ def complete_dataloaders(config: Config) -> None:
             loader.setdefault('collate_fn', dict(type='default_collate'))
 
 
-# What launchers tell a process: its number, how many there are, and its number
-# on its machine.
+# Variables of launchers: number of the process, number of processes, number of
+# the process on its machine.
 _TOLD = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
@@ -92,9 +92,9 @@ _STARTERS = dict(pytorch='torchrun', slurm='srun', mpi="Open MPI's mpirun")
 
 
 def set_launcher(config: Config, launcher: str) -> None:
-    """Choose how processes were started, and make CPUs work with it.
+    """Set the launcher, and make it work without GPUs.
 
-    MMEngine picks a CUDA device for every process it is told of. Where there
+    MMEngine selects a CUDA device for every process of a launcher. If there
     is none, the process group is started here and the model is wrapped
     without devices.
 
@@ -124,10 +124,10 @@ def set_launcher(config: Config, launcher: str) -> None:
     if settings.get('timeout'):  # seconds, as MMEngine reads it
         limit['timeout'] = timedelta(seconds=settings['timeout'])
     torch.distributed.init_process_group('gloo', **limit)
-    # A thread of gloo that still holds the tensors of the last collective when
-    # Python ends aborts the process, or hangs it: about one in four hundred
-    # that exit right away (PyTorch 2.10). It needs the interpreter's lock once
-    # to let go of them.
+    # If a thread of gloo holds the tensors of the last collective when Python
+    # ends, the process aborts or hangs: about one in four hundred that exit
+    # at once (PyTorch 2.10). The thread needs the interpreter's lock once to
+    # release them.
     atexit.register(time.sleep, 0.5)
     wrapper = config.get('model_wrapper_cfg') or dict(
         broadcast_buffers=False,
@@ -137,7 +137,7 @@ def set_launcher(config: Config, launcher: str) -> None:
 
 
 def _find_master(launcher: str) -> None:
-    """Where processes meet, as MMEngine finds it."""
+    """Set the address of the first process like MMEngine."""
     os.environ.setdefault('MASTER_PORT', '29500')
     if 'MASTER_ADDR' in os.environ:
         return

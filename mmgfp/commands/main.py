@@ -1,6 +1,6 @@
-"""The command ``mmgfp``, which runs the others.
+"""The command ``mmgfp`` with its subcommands.
 
-Only the command that is chosen is imported: ``mmgfp --help`` needs no torch.
+Only the chosen subcommand is imported, so ``mmgfp --help`` needs no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command that the first argument names."""
+    """Run the subcommand named by the first argument."""
     parser = ArgumentParser(
         prog='mmgfp',
         description='Prune channels of MMDetection and MMPretrain models. '
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def purpose(command: str) -> str:
-    """What a command does, in one line: that of its file."""
+    """Returns the first line of a command's file as its description."""
     file = Path(__file__).with_name(f'{command.replace("-", "_")}.py')
     text = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8')))
     return (text or '').partition('\n')[0]

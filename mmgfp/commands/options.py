@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class _Help(HelpFormatter):
 def command_parser(
     name: str, purpose: str | None, example: str
 ) -> ArgumentParser:
-    """A parser with what every command has.
+    """Returns a parser with the options of every command.
 
     Args:
-        name (str): Of the command.
-        purpose (str, optional): What the command does, in one line.
-        example (str): Arguments that work.
+        name (str): Name of the command.
+        purpose (str, optional): Description of the command in one line.
+        example (str): Valid arguments, shown as an example.
     """
     parser = ArgumentParser(
         prog=f'mmgfp {name}',
@@ -56,14 +56,14 @@ def command_parser(
 def config_parser(
     name: str, purpose: str | None, example: str
 ) -> ArgumentParser:
-    """The same for a command that takes a config."""
+    """Returns the parser of a command with a config."""
     parser = command_parser(name, purpose, example)
     add_config_options(parser)
     return parser
 
 
 def add_config_options(parser: ArgumentParser) -> None:
-    """The config, and what changes it."""
+    """Add the config and the overrides of its settings."""
     parser.add_argument(
         'config',
         help='path of a config, or the short form of an installed one: '
@@ -80,34 +80,32 @@ def add_config_options(parser: ArgumentParser) -> None:
 
 
 def read_config(args: Namespace) -> Config:
-    """The config that :func:`add_config_options` asks for, overridden."""
+    """Returns the config of :func:`add_config_options` with overrides."""
     config = load_config(args.config)
     config.merge_from_dict(args.cfg_options or {})
     return config
 
 
 def add_debug_option(parser: ArgumentParser) -> None:
-    """The option that :func:`errors_in_one_line` wants to know of."""
+    """Add the option ``--debug`` for :func:`errors_in_one_line`."""
     parser.add_argument(
         '--debug', action='store_true', help='show the traceback of an error'
     )
 
 
 def add_cost_options(parser: ArgumentParser) -> None:
-    """Options of the commands that count cost."""
+    """Add the options of commands that count cost."""
     parser.add_argument(
         '--checkpoint',
         metavar='FILE',
         help='checkpoint of the model, pruned or not (default: none)',
     )
-    add_shape_option(
-        parser, 'height and width of the input that cost is counted at'
-    )
+    add_shape_option(parser, 'height and width of the input for counting cost')
     add_json_option(parser)
 
 
 def add_shape_option(parser: ArgumentParser, what: str) -> None:
-    """The option of commands that run a model on images of one size."""
+    """Add the option of commands that run a model on images of one size."""
     parser.add_argument(
         '--shape',
         nargs=2,
@@ -118,7 +116,7 @@ def add_shape_option(parser: ArgumentParser, what: str) -> None:
 
 
 def add_device_option(parser: ArgumentParser) -> None:
-    """The option of commands that measure."""
+    """Add the device option of commands that measure."""
     parser.add_argument(
         '--device',
         type=_device,
@@ -135,7 +133,7 @@ def _device(text: str) -> str:
 
 
 def add_json_option(parser: ArgumentParser) -> None:
-    """The option of commands whose result a program may want."""
+    """Add the option for a result as JSON."""
     parser.add_argument(
         '--json',
         metavar='FILE',
@@ -145,7 +143,7 @@ def add_json_option(parser: ArgumentParser) -> None:
 
 
 def write_json(file: str, result: Any) -> None:
-    """Write a result as the option ``--json`` has it."""
+    """Write a result as described for the option ``--json``."""
     text = json.dumps(result, indent=1) + '\n'
     if file == '-':
         sys.stdout.write(text)
@@ -155,10 +153,10 @@ def write_json(file: str, result: Any) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1, for argparse.
+    """Returns a whole number from 1, for argparse.
 
     Raises:
-        ArgumentTypeError: If it is none.
+        ArgumentTypeError: If the text is not such a number.
     """
     if text.isdecimal() and int(text) > 0:
         return int(text)
@@ -166,13 +164,13 @@ def positive(text: str) -> int:
 
 
 def file_to_write(*suffixes: str) -> Callable[[str], str]:
-    """Type of an option that names a file to write, for argparse.
+    """Returns the argparse type of an option for a file to write.
 
-    Says at once what writing would say after the work is done. Folders that
-    are missing are made when the file is written.
+    It reports an impossible path before the work starts. Missing folders are
+    made when the file is written.
 
     Args:
-        *suffixes (str): Those that the file may have, the usual one first.
+        *suffixes (str): Allowed suffixes, the usual one first.
     """
 
     def checked(text: str) -> str:
@@ -194,7 +192,7 @@ def file_to_write(*suffixes: str) -> Callable[[str], str]:
 
 
 class _Settings(DictAction):
-    """``KEY=VALUE ...``, with an error that says so."""
+    """``KEY=VALUE ...``, with a clear error for other forms."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Prune a trained model by its weights, without training.
+"""Prune a trained model by its weights without training.
 
 The command writes the same files as the pruning hook: a slim checkpoint, its
 structure, a fine-tuning config and a picture of the kept channels.
@@ -56,7 +56,7 @@ OF_WEIGHTS = [
 AT_ONCE = [
     name
     for name, kind in sorted(SEARCHES.module_dict.items())
-    if not hasattr(kind, 'step')  # those that are trained have one
+    if not hasattr(kind, 'step')  # trained searches have this method
 ]
 
 
@@ -73,8 +73,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--target',
         required=True,
         type=_target,
-        metavar='METRIC=SHARE',
-        help='remaining share of flops, acts or params to stop at, such as '
+        metavar='METRIC=RATIO',
+        help='remaining ratio of flops, acts or params to stop at, such as '
         'flops=0.5',
     )
     parser.add_argument(
@@ -89,21 +89,21 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=AT_ONCE,
         help='decide the widths of all groups together; the criterion says '
         'which channels stay. ITPruner reads images of the train dataloader. '
-        'By default the channels with the least scores go one after the other',
+        'By default the channels with the lowest scores are removed in turn',
     )
     parser.add_argument(
         '--normalize-by',
         default='none',
         choices=[n for n in get_args(Normalizer) if n != 'latency'],
-        help='cost that a channel saves, by which its score is divided '
+        help='saved cost of a channel, by which its score is divided '
         '(default: none)',
     )
     parser.add_argument(
         '--min-ratio',
         type=float,
         default=0.1,
-        metavar='SHARE',
-        help='share of its channels that every group keeps; at 0, layers may '
+        metavar='RATIO',
+        help='ratio of its channels that every group keeps; at 0, layers may '
         'be left with a single channel (default: 0.1)',
     )
     parser.add_argument(
@@ -119,16 +119,16 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='PATTERN',
-        help='layers that lose no outputs, and all layers coupled with them, '
-        "such as 'backbone.layer1.*'",
+        help='patterns of layers whose outputs, with all coupled channels, '
+        "are kept, such as 'backbone.layer1.*'",
     )
     parser.add_argument(
         '--ratio',
         nargs='+',
         default=[],
         type=_ratio,
-        metavar='PATTERN=SHARE',
-        help='share of its outputs that each of these layers keeps, such as '
+        metavar='PATTERN=RATIO',
+        help='ratio of its outputs that each of these layers keeps, such as '
         "'backbone.layer4.*=0.7'; other layers do not compete with them",
     )
     parser.add_argument(
@@ -141,9 +141,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar='FOLDER',
         help='folder for the files (default: work_dirs/NAME OF THE CONFIG)',
     )
-    add_shape_option(
-        parser, 'height and width of the input that cost is counted at'
-    )
+    add_shape_option(parser, 'height and width of the input for counting cost')
     return parser.parse_args(arguments)
 
 
@@ -155,8 +153,8 @@ def _target(text: str) -> dict[str, float]:
         raise ValueError(metric)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'{text!r}: expected one of {", ".join(METRICS)} and the share '
-            'that is to remain, such as flops=0.5'
+            f'{text!r}: expected one of {", ".join(METRICS)} and the '
+            'remaining ratio, such as flops=0.5'
         ) from None
 
 
@@ -170,8 +168,8 @@ def _ratio(text: str) -> tuple[str, float]:
         return pattern, float(share)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'{text!r}: expected a pattern of layer names and the share that '
-            "is to remain, such as 'backbone.layer4.*=0.7'"
+            f'{text!r}: expected a pattern of layer names and the remaining '
+            "ratio, such as 'backbone.layer4.*=0.7'"
         ) from None
 
 
@@ -230,7 +228,7 @@ def prune(args: argparse.Namespace) -> None:
 def remove_least(
     args: argparse.Namespace, config: Config, net: Prunable, floor: Floor
 ) -> None:
-    """Remove the channels with the least scores until the target is met."""
+    """Cut the channels with the lowest scores until the target is met."""
     metric, share = read_target(args.target)
     ratios = read_ratios(dict(args.ratio))
     pruner = Pruner(
@@ -252,8 +250,8 @@ def remove_least(
     if least > share:
         raise ValueError(
             f'target={args.target} cannot be reached: with {floor}, '
-            f'ratios={ratios}, ignore={args.ignore} and what '
-            f'{args.criterion} scores, at least {least:.3f} of {metric} '
+            f'ratios={ratios}, ignore={args.ignore} and the scores of '
+            f'{args.criterion}, at least {least:.3f} of {metric} '
             'stays. Raise the target or lower the floors.'
         )
     pruner.prune(lambda count: net.ratio(metric) <= share)
@@ -262,7 +260,7 @@ def remove_least(
 def search_widths(
     args: argparse.Namespace, config: Config, net: Prunable, floor: Floor
 ) -> None:
-    """Cut the network to the widths that a search finds."""
+    """Cut the network to the widths of a search."""
     for option, value in (
         ('--ratio', args.ratio),
         ('--isomorphic', args.isomorphic),

@@ -38,7 +38,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def score(text: str) -> float:
-    """A number from 0 to 1, for argparse."""
+    """Returns a number from 0 to 1, for argparse."""
     try:
         value = float(text)
     except ValueError:

@@ -53,14 +53,14 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--tta',
         action='store_true',
         help='test-time augmentation: merge the predictions for several views '
-        'of each image, which are those of tta_pipeline and tta_model in the '
-        'config, else the image and its mirror image',
+        'of each image: those of tta_pipeline and tta_model in the config, '
+        'else the image and its mirror image',
     )
     return parse_launched(parser, arguments)
 
 
 def make_config(args: argparse.Namespace) -> Config:
-    """Load the config and let the command line override it."""
+    """Load the config and apply the overrides of the command line."""
     config = read_config(args)
     set_work_dir(config, args.work_dir)
     check_checkpoint(args.checkpoint, args.trust_checkpoint)
@@ -76,7 +76,7 @@ def make_config(args: argparse.Namespace) -> Config:
 
 
 def show(config: Config, folder: str) -> None:
-    """Switch the visualization hook on, whose options differ by package."""
+    """Enable the visualization hook, whose options differ by package."""
     hook = config.default_hooks.visualization
     folder = str(Path(folder).resolve())
     if 'DetVisualizationHook' in kind_names(hook, HOOKS):
@@ -86,10 +86,14 @@ def show(config: Config, folder: str) -> None:
 
 
 def check_fit(runner: Runner, checkpoint: str) -> None:
-    """Complain where MMEngine would go on with the weights that do fit."""
+    """Raise if weights do not fit, which MMEngine only logs.
+
+    Raises:
+        ValueError: With the first weight that does not fit.
+    """
     hooks = (ChannelHook, SparsityHook, StructureHook)
     if any(isinstance(hook, hooks) for hook in runner.hooks):
-        return  # they do so
+        return  # these hooks check the weights themselves
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     weights = weights_of(loaded, checkpoint)
     load_weights(unwrap(runner.model), weights, checkpoint)

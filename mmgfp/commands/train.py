@@ -49,7 +49,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_config(args: argparse.Namespace) -> Config:
-    """Load the config and let the command line override it."""
+    """Load the config and apply the overrides of the command line."""
     config = read_config(args)
     set_work_dir(config, args.work_dir)
     if args.amp:
@@ -79,10 +79,10 @@ def make_config(args: argparse.Namespace) -> Config:
 
 
 def set_resume(config: Config, checkpoint: str) -> None:
-    """Resume from a checkpoint, or from the latest one where there is one.
+    """Resume from a checkpoint, or from the latest one if there is one.
 
-    A run that was interrupted before its first checkpoint starts anew, with
-    the weights that the config names.
+    A run that was interrupted before its first checkpoint starts again with
+    the weights of the config.
     """
     if checkpoint != 'auto':
         config.resume, config.load_from = True, checkpoint
@@ -92,7 +92,7 @@ def set_resume(config: Config, checkpoint: str) -> None:
         config.resume = False
         print_log(
             f'there is no checkpoint in {config.work_dir} to resume from: '
-            'training starts anew',
+            'training starts from the beginning',
             level=logging.WARNING,
         )
 
