@@ -1,4 +1,4 @@
-"""The cost that a search may leave, and the widths it may choose."""
+"""The budget of a search, and the widths that it may choose."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Budget:
 
     Attributes:
         metric (str): 'flops', 'acts', 'params' or 'latency'.
-        ratio (float): Of the unpruned network's cost that may remain.
-        floor (Floor): What stays of each group. Defaults to one channel.
+        ratio (float): Largest remaining ratio of the unpruned network's cost.
+        floor (Floor): Floors of all groups. Defaults to one channel.
         fixed (frozenset[str]): Names of groups that keep their width.
     """
 
@@ -31,14 +31,18 @@ class Budget:
     def choices(
         self, net: Prunable, most: int | None = None
     ) -> list[np.ndarray]:
-        """Returns per group the widths it may have, ascending.
+        """Returns the allowed widths of each group, ascending.
 
         A width is a number of units. The last one is the current width.
 
         Args:
             net (Prunable): The network, without masked units.
-            most (int, optional): Widths of each group, equally spaced and
-                rounded up to :attr:`Floor.round_to`. By default all.
+            most (int, optional): Largest number of widths of a group, equally
+                spaced and rounded up to :attr:`Floor.round_to`. Defaults to
+                all widths.
+
+        Returns:
+            list[np.ndarray]: Per group (k,) widths.
         """
         found = []
         for group, original in zip(net.units.groups, net.originals):
@@ -64,7 +68,7 @@ class Budget:
 
     def meets(self, net: Prunable, widths: Sequence[int] | np.ndarray) -> bool:
         """Returns whether networks with these widths are within the budget."""
-        # the sums of equal costs differ in the last digits
+        # rounding makes sums of equal costs differ
         return self.cost(net, widths) <= self.ratio * (1 + 1e-9)
 
     def check(self, net: Prunable) -> None:

@@ -1,7 +1,8 @@
-"""Widths that groups may have: what they are worth, and what they cost.
+"""Candidate widths of groups, with importance and cost.
 
-Searches that choose all widths at once have a worth for each width of each
-group; that of a network is their sum. Pure numbers, deterministic.
+Searches that choose all widths at once have an importance for each width of
+each group; the importance of a network is their sum. This file computes with
+numbers only and is deterministic.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from ..cost.polynomial import Cost
 from .budget import Budget
 from .prunable import Prunable
 
-# What a width that saves nothing is taken to save, as a ratio of the cost.
+# Assumed saving, as a ratio of the cost, of a width that saves nothing.
 _NOTHING = 1e-12
 
 
 def without_unscored(
     budget: Budget, net: Prunable, scores: Sequence[np.ndarray]
 ) -> Budget:
-    """Returns the budget with all groups fixed that have no scores.
+    """Returns the budget in which groups without scores keep their width.
 
     Args:
-        budget (Budget): Of the user.
+        budget (Budget): The user's budget.
         net (Prunable): The network.
-        scores (Sequence[np.ndarray]): Per group, (size,); one that is not
-            finite means that the group has none.
+        scores (Sequence[np.ndarray]): Scores per group, (size,); a group with
+            a score that is not finite counts as without scores.
 
     Raises:
-        ValueError: If the numbers of scores are others, or the budget cannot
-            be met, or is met already.
+        ValueError: If the number of scores is wrong, or the budget cannot be
+            met, or is met already.
     """
     found, sizes = [len(part) for part in scores], net.units.sizes.tolist()
     if found != sizes:
@@ -52,20 +53,20 @@ def without_unscored(
 
 
 class Candidates:
-    """Candidate widths of G groups, at most K of one.
+    """Candidate widths of G groups, at most K per group.
 
-    What is chosen is an index for each group, (G,).
+    A choice is one index per group, (G,).
 
     Args:
         net (Prunable): The network, without masked units.
-        budget (Budget): What may remain; the least widths meet it.
-        choices (Sequence[np.ndarray]): Per group its widths, ascending.
-        worth (Sequence[np.ndarray]): Per group what each of them is worth.
+        budget (Budget): The budget, which the smallest widths meet.
+        choices (Sequence[np.ndarray]): Per group (k,) widths, ascending.
+        worth (Sequence[np.ndarray]): Per group (k,) importance of each width.
 
     Attributes:
-        last (np.ndarray): (G,) the index of the full widths.
-        choices (Sequence[np.ndarray]): As given.
-        worth (Sequence[np.ndarray]): As given.
+        last (np.ndarray): (G,) index of the full widths.
+        choices (Sequence[np.ndarray]): The argument.
+        worth (Sequence[np.ndarray]): The argument.
     """
 
     def __init__(
@@ -84,33 +85,33 @@ class Candidates:
         self._budget, self._net = budget, net
 
     def widths(self, chosen: np.ndarray) -> np.ndarray:
-        """Returns the units of each group, (..., G), as chosen."""
+        """Returns the widths (..., G) of choices (..., G)."""
         return self._widths[np.arange(len(self.last)), chosen]
 
     def value(self, chosen: np.ndarray) -> np.ndarray:
-        """Returns what networks are worth, (...), as chosen, (..., G)."""
+        """Returns the total importance (...) of choices (..., G)."""
         return self._worth[np.arange(len(self.last)), chosen].sum(-1)
 
     def ratios(self, chosen: np.ndarray) -> np.ndarray:
-        """Returns what remains of the metric, (...), as chosen, (..., G)."""
+        """Returns the remaining ratios (...) of choices (..., G)."""
         widths = torch.from_numpy(self.widths(chosen))
         return self._cost(widths)[self._metric].numpy() / self._full
 
     def spare(self, chosen: np.ndarray) -> float:
-        """Returns the ratio that the budget has left."""
+        """Returns the unused ratio of the budget."""
         return self._budget.ratio - float(self.ratios(chosen))
 
     def nearest(self, widths: np.ndarray) -> np.ndarray:
-        """Returns for each group the choice next to a width, (G,)."""
+        """Returns the choice of the widths nearest to given ones, (G,)."""
         pairs = zip(self.choices, widths)
         return np.array([np.argmin(abs(c - width)) for c, width in pairs])
 
     def uniform(self) -> np.ndarray:
-        """Returns the largest choice within the budget at one ratio of all.
+        """Returns the largest choice with equal ratios within the budget.
 
-        Each group has the width next to that ratio of its units.
+        Each group has the width nearest to that ratio of its units, (G,).
         """
-        # ratios from which on a group has its next wider width
+        # ratios at which a group gets its next larger width
         steps = [
             (widths[1:] + widths[:-1]) / 2 / widths[-1]
             for widths in self.choices
@@ -123,7 +124,7 @@ class Candidates:
                 [np.searchsorted(s, ratio, 'right') for s in steps]
             )
 
-        within, beyond = 0, len(ratios)  # all are at their least at first
+        within, beyond = 0, len(ratios)
         while beyond - within > 1:
             middle = (within + beyond) // 2
             if self._within(chosen(middle)):
@@ -133,17 +134,20 @@ class Candidates:
         return chosen(within)
 
     def fit(self, chosen: np.ndarray, spend: bool = False) -> np.ndarray:
-        """Returns a choice near to this one that the budget just allows.
+        """Returns a similar choice that just meets the budget.
 
-        Above the budget, the group goes one width down that loses the least
-        worth per cost, again and again. Then the group goes one width up that
-        gains the most per cost, as long as the budget holds. Ties go to the
-        first group.
+        Above the budget, the group that loses the least importance per cost
+        gets its next smaller width, repeatedly. Then the group that gains the
+        most importance per cost gets its next larger width, as long as the
+        budget is met. Of equal groups the first counts.
 
         Args:
-            chosen (np.ndarray): (G,).
-            spend (bool): Whether what is left of the budget is spent where
-                that loses worth, too. Defaults to False.
+            chosen (np.ndarray): A choice, (G,).
+            spend (bool): Whether groups become wider even if that loses
+                importance. Defaults to False.
+
+        Returns:
+            np.ndarray: The new choice, (G,).
         """
         while not self._within(chosen):
             chosen = self._narrowed(chosen)
@@ -171,11 +175,10 @@ class Candidates:
     def _moved(
         self, chosen: np.ndarray, way: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All M choices in which one group has its next width.
+        """Returns all M choices in which one group has its next width.
 
         Returns:
-            tuple: (M, G) choices, (M,) the worth that each loses, and the
-            cost that it saves.
+            tuple: (M, G) choices, (M,) lost importance and (M,) saved cost.
         """
         to = chosen + way
         groups = np.flatnonzero((to >= 0) & (to <= self.last))
@@ -189,6 +192,6 @@ class Candidates:
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """(G, K); the last one of a row is repeated."""
+    """Returns rows as an array (G, K), padded with their last element."""
     most = max(map(len, rows))
     return np.stack([np.pad(r, (0, most - len(r)), 'edge') for r in rows])

@@ -3,14 +3,14 @@
 Of DCSS (arXiv 2010.14714) only the abstract was available: a continuous
 relaxation over channel sparsities, weights that candidates share within
 filters, and gradients that balance the task with cost. The formulation here
-is our reading of it; docs/methods/dcss.md says what is ours.
+is our interpretation; docs/methods/dcss.md lists our additions.
 
 Each group has K candidate widths ``n_1 < .. < n_K`` with probabilities
-``p_k``. A candidate keeps the units with the greatest scores. What a layer
-computes from all candidates at once, ``sum_k p_k conv(x[:n_k], W[:, :n_k])``,
-is ``conv(x, W * q)`` with the tail masses ``q_j = sum_{k: n_k > j} p_k`` of
-the unit that is the j-th of its group. So one convolution serves all
-candidates, and the expected width is ``sum_j q_j``.
+``p_k``. A candidate keeps the units with the greatest scores. The mixture of
+all candidates in a layer, ``sum_k p_k conv(x[:n_k], W[:, :n_k])``, is
+``conv(x, W * q)`` with the tail masses ``q_j = sum_{k: n_k > j} p_k`` of the
+j-th unit of the group. So one convolution computes all candidates, and the
+expected width is ``sum_j q_j``.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from .candidates import Candidates, without_unscored
 from .gates import Gates, gated_groups
 from .prunable import Prunable
 
-# Ratio of the steps with learning after which the goal is the target itself.
+# Ratio of the learning steps after which the goal is the target itself.
 _ARRIVAL = 0.7
 
 # Ratio of the steps over which gradients are averaged.
 _WINDOW = 0.1
 
-# Weights of the cost that are tried, in units of the slopes of the loss.
+# Range of weights of the cost, in units of the slopes of the loss.
 _REACH = 1e4
 
-# Widths in the record of a search.
+# Number of entries in the record of a search.
 _POINTS = 200
 
 
 class DCSS:
-    """Learns the widths of all groups beside the network's weights.
+    """Learns the widths of all groups together with the weights.
 
     The loss is ``task + weight * log(cost)``. By default the weight of the
-    cost is adapted in every step so that the expected cost is that of a goal,
+    cost is adapted in every step so that the expected cost equals a goal,
     which falls from the current cost to the target. Probabilities move
     slowly towards the softmax of the averaged gradient (mirror descent on the
     simplex), so that an improbable width can become probable again.
@@ -65,11 +65,11 @@ class DCSS:
             ``cost / full cost`` instead of the adapted one.
         warmup (float): Ratio of the steps in which widths are not learnt.
             Defaults to 0.1.
-        temperature (float): At the end; it falls from 1 geometrically.
+        temperature (float): Final temperature; it falls geometrically from 1.
             Defaults to 0.05.
 
     Raises:
-        ValueError: If an argument has an impossible value.
+        ValueError: If an argument is invalid.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DCSS:
         self.warmup = warmup
         self.temperature = temperature
         self.ungated: list[str] = []  # groups that keep their width
-        #: (step, ratio of each group's units that is expected) in order
+        #: (step, expected ratio of each group's units) in order
         self.course: list[tuple[int, list[float]]] = []
         self._gates: Gates | None = None
         self._weight = 0.0  # of the cost, in units of the slopes' spread
@@ -134,7 +134,7 @@ class DCSS:
             scores,
         )
         choices = self._budget.choices(net, self.candidates)
-        # of their worth nothing is known yet
+        # the importance of widths is not known yet
         self._table = Candidates(net, self._budget, choices, choices)
         self._cost = Cost(net.cost_model, net.units.sizes)
         self._full = net.cost_before[budget.metric]
@@ -177,10 +177,10 @@ class DCSS:
             self._gates.detach()
             self._gates = None
 
-    # -- what the network runs with -----------------------------------------
+    # -- gates ---------------------------------------------------------------
 
     def _progress(self) -> float:
-        """Ratio of the steps with learning that are done."""
+        """Returns the completed ratio of the learning steps."""
         done = self._done / max(1, self._steps) - self.warmup
         return min(1.0, max(0.0, done / (1 - self.warmup)))
 
@@ -197,7 +197,7 @@ class DCSS:
         return tail[self._group, self._first]
 
     def _gates_now(self) -> Tensor:
-        """The tail masses where and as the network needs them."""
+        """Returns the tail masses in the device and type of the network."""
         parameter = next(self._net.model.parameters())
         return self._tail_masses().to(parameter.device, torch.float32)
 
@@ -239,7 +239,7 @@ class DCSS:
     def _learn(self, gradient: Callable[[Tensor], Tensor]) -> None:
         self._values = self._values.requires_grad_()
         slope = gradient(self._values).detach().cpu().double()
-        if not slope.isfinite().all():  # as a loss scaler would do it
+        if not slope.isfinite().all():  # skipped, as by a loss scaler
             return
         # a candidate adds to the gates of all units that it keeps
         by_first = torch.zeros_like(self._slopes)
@@ -251,7 +251,7 @@ class DCSS:
         self._follow()
 
     def _follow(self) -> None:
-        """Let probabilities follow the slopes of the loss and of the cost."""
+        """Move probabilities by the slopes of the loss and of the cost."""
         before = self._probabilities
         mean = (self._slopes * self._there).sum(1) / self._there.sum(1)
         spread = (self._slopes - mean[:, None])[self._there].std()
@@ -267,18 +267,18 @@ class DCSS:
         self._put(before, task, costs, self._weight)
         if self.cost_weight is not None and not self._nearest().any():
             raise ValueError(
-                f'cost_weight={self.cost_weight} outweighs the loss: every '
-                'group has its least width. Lower it, or leave it out to have '
-                'it adapted'
+                f'cost_weight={self.cost_weight} dominates the loss: every '
+                'group has its smallest width. Lower it, or omit it for an '
+                'adapted weight'
             )
 
     def _put(
         self, before: Tensor, task: Tensor, costs: Tensor, weight: float
     ) -> None:
-        """Move probabilities towards those that the slopes want.
+        """Move probabilities towards the softmax of the slopes.
 
-        Slopes hold near the widths of now; those of a group that has become
-        too narrow grow, and draw it back.
+        Slopes are valid near the current widths. They grow for a group that
+        has become too narrow, so its width increases again.
         """
         logits = -(task + weight * costs) / self._temperature()
         wanted = logits.masked_fill(~self._there, -math.inf).softmax(1)
@@ -286,13 +286,13 @@ class DCSS:
         self._probabilities = before + rate * (wanted - before)
 
     def _solved(self, before: Tensor, task: Tensor, costs: Tensor) -> float:
-        """The weight with which the expected cost is that of the goal."""
+        """Returns the weight at which the expected cost equals the goal."""
 
         def above(weight: float) -> float:
             self._put(before, task, costs, weight)
             return self.expected_cost() - self._goal()
 
-        # negative ones draw groups to their full width
+        # negative weights increase widths
         reach = _REACH * max(1.0, float(task.abs().max()))
         if above(-reach) <= 0:
             return -reach
@@ -301,22 +301,22 @@ class DCSS:
         return float(brentq(above, -reach, reach, rtol=1e-6))
 
     def _goal(self) -> float:
-        """The ratio that the network should have by now."""
+        """Returns the expected ratio of the cost at the current step."""
         way = min(1.0, self._progress() / _ARRIVAL)
         return self._start * (self._budget.ratio / self._start) ** way
 
     # -- widths -------------------------------------------------------------
 
     def _nearest(self) -> np.ndarray:
-        """(G,) index of the candidate nearest to the expected width."""
+        """Returns the indices of the nearest candidates, (G,)."""
         return self._table.nearest(self.expected_widths().numpy())
 
     def widths(self) -> np.ndarray:
         """See :meth:`mmgfp.search.search.Search.widths`.
 
-        The candidates nearest to the expected widths, brought within the
-        budget by those that move least away from them per cost. What is left
-        of the budget is spent in the same way.
+        The candidates nearest to the expected widths are reduced to meet the
+        budget by moves with the smallest distance per cost. The rest of the
+        budget is used in the same way.
         """
         worth = [
             -(((widths - expected) / widths[-1]) ** 2)
@@ -344,7 +344,7 @@ class DCSS:
         """See :meth:`mmgfp.search.search.TrainedSearch.load_state_dict`.
 
         Raises:
-            ValueError: If it is of other groups or candidates.
+            ValueError: If its groups or candidates differ.
         """
         found = state['probabilities']
         if found.shape != self._probabilities.shape:

@@ -1,17 +1,17 @@
-"""How much the features of groups have in common, forward after forward.
+"""Dependence of the features of groups, estimated in each forward.
 
-The features of a group are what its consumers read, which all of its layers
-make together. A head that runs on several levels of a pyramid has features of
-every level. Each image has a row of features ``X_i``; its Gram matrix
-``X X^T`` holds all that is needed and adds up over channels, positions,
-consumers and calls. So features are never kept.
+The features of a group are the inputs of its consumers, to which all of its
+layers contribute. A head that runs on several levels of a pyramid has features
+of every level. Each image has a row of features ``X_i``. HSIC needs only the
+Gram matrix ``X X^T``, a sum over channels, positions, consumers and calls. So
+features are not stored.
 
-What two groups have in common is the Hilbert-Schmidt independence criterion
+The dependence of two groups is the Hilbert-Schmidt independence criterion
 (HSIC) of their Gram matrices. A Gram matrix needs all pairs of images, which
-only those of one forward have. So HSIC is estimated in each forward, and the
-mean is taken: minibatch CKA (Nguyen et al., ICLR 2021). The
-estimator is the unbiased one of Song et al. (JMLR 2012): the usual one depends
-on how many images there are at once.
+are available within one forward only. So HSIC is estimated in each forward and
+averaged: minibatch CKA (Nguyen et al., ICLR 2021). The estimator is the
+unbiased one of Song et al. (JMLR 2012), because the usual one depends on the
+number of images in a forward.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from torch import Tensor, nn
 from ..groups import Tap, UnitSpace
 from ..rows import Layout, count_images, images_of_rois
 
-# Least images of a forward for the unbiased estimator.
+# Smallest number of images of a forward for the unbiased estimator.
 LEAST_IMAGES = 4
 
-# Features that differ less, as a ratio of their squares, are the same for all
-# images: this is what single precision leaves.
+# Features whose variation is below this ratio of their squares count as equal
+# for all images: it is the rounding error of single precision.
 _SAME = 1e-10
 
 
 class Features:
-    """Observes what the consumers of groups read while a network runs.
+    """Observes the inputs of the consumers of groups while a network runs.
 
     Rows of RoIs are summed per image. Forwards with less than four images,
     and layers whose rows were picked by a mask, are left out.
 
     Args:
         model (nn.Module): The network.
-        units (UnitSpace): Of its G prunable groups.
+        units (UnitSpace): Units of its G prunable groups.
     """
 
     def __init__(self, model: nn.Module, units: UnitSpace) -> None:
@@ -83,7 +83,7 @@ class Features:
             )
 
     def detach(self) -> None:
-        """Count the latest forward and stop observing."""
+        """Add the latest forward and stop observing."""
         self._count()
         for handle in self._handles:
             handle.remove()
@@ -99,20 +99,20 @@ class Features:
 
     @property
     def images(self) -> int:
-        """How many were counted."""
+        """Returns the number of counted images."""
         return int(self._sums[-1])
 
     def nhsic(self) -> np.ndarray:
         """Returns the normalised HSIC of all pairs of groups, (G, G).
 
         1 for equal features, up to rotation and scale, and 0 for independent
-        ones (linear CKA). NaN for groups that were not read, or whose features
-        are the same for all images.
+        features (linear CKA). NaN for groups that were not read, or whose
+        features are equal for all images.
         """
         sums = self._sums[:-1].cpu().numpy().reshape(self._groups, -1)
         norm = np.sqrt(sums.diagonal())
         norm = np.where(norm > 0, norm, np.nan)
-        # an estimate below 0 says no more than 0
+        # estimates below 0 are noise of independent features
         return (sums / norm / norm[:, None]).clip(min=0)
 
     def _watcher(self, name: str) -> Callable:
@@ -150,7 +150,7 @@ class Features:
         return observe
 
     def _per_image(self, rows: Tensor, tap: Tap) -> Tensor:
-        """(N, C, ...) features from the (rows, C, ...) that a layer reads.
+        """Returns features (N, C, ...) of the rows (rows, C, ...) of an input.
 
         Raises:
             RuntimeError: If the images of the rows are not known.
@@ -166,7 +166,7 @@ class Features:
         if layout.order == 'images':
             return rows
         owners = layout.owners(len(rows), images, rois, rows.device)
-        if layout.order == 'rois':  # as many as were found
+        if layout.order == 'rois':  # any number of rows
             sums = rows.new_zeros(images, *rows.shape[1:])
             return sums.index_add_(0, owners, rows)
         together = rows[owners.argsort(stable=True)]
@@ -200,12 +200,12 @@ class Features:
 
 
 def _is_known(layout: Layout) -> bool:
-    """Whether the images of rows are known without gradients."""
+    """Returns whether the images of rows are known without gradients."""
     return layout.order != 'picked'
 
 
 def _centred_gram(features: Tensor) -> Tensor:
-    """Gram matrix (N, N) of features (N, ...), without their mean."""
+    """Returns the Gram matrix (N, N) of features (N, ...) minus their mean."""
     rows = features.flatten(1)
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     size = rows.square().sum().double()

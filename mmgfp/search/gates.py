@@ -1,7 +1,7 @@
-"""Gates: values that multiply what the consumers of units read.
+"""Gates: values that multiply the inputs of the consumers of units.
 
-A gate of 0 masks a unit, and gradients reach the values. Searches that learn
-widths or choose them by gradients train such values.
+A gate of 0 masks a unit. The values get gradients, which searches use to
+learn or choose widths.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..criteria.layer_rows import is_matrix_layer
 from ..groups import Tap, UnitSpace
 
-# PyTorch before 2.1 calls no hook of a module that has failed; its weight is
-# put back in the next call then.
+# PyTorch before 2.1 calls no hook after an error of a module; the next call
+# then restores its weight.
 _ALWAYS: dict[str, Any] = {}
 if 'always_call' in signature(nn.Module.register_forward_hook).parameters:
     _ALWAYS['always_call'] = True
@@ -33,13 +33,13 @@ class Gates:
 
     Args:
         model (nn.Module): The network.
-        units (UnitSpace): Of its prunable groups.
+        units (UnitSpace): Units of its prunable groups.
         values (Callable): Returns the gates, (U,), or (N, U) with one row per
-            image of the batch; it is called once for every consumer in every
+            image of the batch; called once for every consumer in every
             forward.
-        grouped (bool): Whether grouped convolutions are consumers, too. If
-            not, they pass their input on, and the layers behind them that
-            read the same units are multiplied. Defaults to True.
+        grouped (bool): Whether inputs of grouped convolutions are multiplied,
+            too. If not, only later layers that read the same units are
+            multiplied. Defaults to True.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Gates:
             ]
 
     def detach(self) -> None:
-        """Run the network without the gates."""
+        """Remove the gates from the network."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _checked(self) -> Tensor:
-        """The gates with a 1 at the end, for channels of no group."""
+        """Returns the gates with a 1 at the end, for channels of no group."""
         values = self._values()
         number = len(self._units)
         if values.dim() not in (1, 2) or values.shape[-1] != number:
@@ -110,7 +110,7 @@ class _Gate:
         self._tap = tap
         self._unit = unit
         self._values = values
-        self._full: list[nn.Parameter] = []  # of the calls that are running
+        self._full: list[nn.Parameter] = []  # weights of the current calls
 
     def before(self, module: nn.Module, args: tuple) -> tuple[Any, ...]:
         """Multiply the weight or the first argument."""
@@ -132,7 +132,7 @@ class _Gate:
         return (source * picked.reshape(shape).to(source.dtype), *args[1:])
 
     def after(self, module: nn.Module, *_: Any) -> None:
-        """Put the weight back, whether or not the layer has failed."""
+        """Restore the weight, also after an error of the layer."""
         if self._full:
             module._parameters['weight'] = self._full.pop()
 
@@ -145,12 +145,12 @@ class _Gate:
         shape = [1] * weight.dim()
         shape[self._tap.axis] = len(factors)
         self._full.append(weight)
-        # the module reads it as it would read a parameter
+        # the module reads it like a parameter
         scaled = weight * factors.view(shape).to(weight.dtype)
         module._parameters['weight'] = scaled  # type: ignore[assignment]
 
     def _images(self, source: Tensor, images: int) -> Tensor:
-        """The image of every row of the input."""
+        """Returns the image of every row of the input, (rows,)."""
         layout = self._tap.layout
         rows = source.shape[layout.axis]
         if layout.order in ('rois', 'picked') or not layout.fits(rows, images):
@@ -163,10 +163,10 @@ class _Gate:
 
 
 def _is_linear_in_weight(module: nn.Module) -> bool:
-    """Whether a multiple of a slice of the weight multiplies its input.
+    """Returns whether a factor of a weight slice acts like one of its input.
 
-    Layers with a forward of their own may normalise the weight, and those
-    with a parametrization compute it.
+    Not so for layers with another forward, which may normalise the weight,
+    and for layers with a parametrization, which compute it.
     """
     return (
         is_matrix_layer(module)

@@ -1,23 +1,23 @@
-"""Widths from what features have in common (ITPruner, arXiv 2108.08532).
+"""Widths by redundancy of features (ITPruner, arXiv 2108.08532).
 
-The paper's: the redundancy of a group is the sum of its normalised HSIC with
-all others, divided by that of all groups; its importance is
-``exp(-beta * redundancy)``; and the ratios ``x`` of the units that stay
-maximise ``sum_i importance_i * x_i`` where a cost that is quadratic in them
-meets the target. Which units stay, their absolute weights decide.
+From the paper: the redundancy of a group is the sum of its normalised HSIC
+with all others, divided by that of all groups. Its importance is
+``exp(-beta * redundancy)``. The ratios ``x`` of kept units maximise
+``sum_i importance_i * x_i`` such that a cost that is quadratic in ``x`` meets
+the target. The units with the largest absolute weights stay.
 
-Ours: features are those that consumers read, in evaluation mode, and HSIC is
-an unbiased estimate (:mod:`mmgfp.search.features`); the default of ``beta``;
-the cost is the exact one of the traced network; the programme, which is not
-convex, is solved from several starts; rounded widths are brought within the
-exact target; and ``least``. The optimum of the programme has nearly all groups
-at a bound. Without a floor it leaves a single channel of what many layers
-share, such as the outputs of ResNet-50's stages.
+Ours: features are the inputs of consumers in evaluation mode, and HSIC is an
+unbiased estimate (:mod:`mmgfp.search.features`); the default of ``beta``; the
+exact cost of the traced network; several starts, because the programme is not
+convex; rounded widths that meet the exact target; and ``least``. In the
+optimum of the programme nearly all groups are at a bound. Without a floor,
+groups of many layers, such as the outputs of ResNet-50's stages, keep a single
+channel.
 
-The widths that the paper prints are no optimum. Those of ResNet-50 and
-MobileNetV1 are, but for rounding, where SLSQP first meets the target on its
-way from the full widths if all importances are zero. It stops there, too, if
-they are as small as exp(-2000 / 37), the paper's for ResNet-50.
+The widths printed in the paper are no optimum. Those of ResNet-50 and
+MobileNetV1 are, up to rounding, the point where SLSQP first meets the target
+from full widths with all importances zero. Importances of exp(-2000 / 37), the
+paper's for ResNet-50, give the same point.
 """
 
 from __future__ import annotations
@@ -51,27 +51,28 @@ _METRICS = ('flops', 'acts', 'params')
 
 
 class ITPruner:
-    """Keeps groups wide whose features have little in common with others.
+    """Keeps groups wide whose features are least redundant.
 
     Args:
-        beta (float, optional): How much redundancy counts. Defaults to twice
-            the number of groups, where redundancies are about 1 / groups.
-        images (int): Images whose features are compared. Defaults to 100.
+        beta (float, optional): Factor of the redundancy. Defaults to twice
+            the number of groups, as redundancies are about 1 / groups.
+        images (int): Number of images whose features are compared. Defaults
+            to 100.
         order (Criterion, optional): Scores units. Defaults to
             :class:`mmgfp.criteria.magnitude.L1`.
-        least (float): What every group keeps, as a ratio of its width in a
-            network that meets the target with equal ratios of all groups.
-            Defaults to 0.5; 0 is the paper's.
+        least (float): Smallest width of every group, as a ratio of its width
+            in a network that meets the target with equal ratios of all
+            groups. Defaults to 0.5; 0 as in the paper.
 
     Attributes:
         batch (int): See :class:`mmgfp.search.search.FeatureSearch`.
         unseen (list[str]): Groups without features; they keep their width.
 
     Raises:
-        ValueError: If an argument has an impossible value.
+        ValueError: If an argument is invalid.
     """
 
-    batch = 8  # estimates from four are possible, but vary much
+    batch = 8  # estimates from four images have a large variance
 
     def __init__(
         self,
@@ -141,13 +142,13 @@ class ITPruner:
         """See :meth:`mmgfp.search.search.Search.widths`.
 
         Raises:
-            ValueError: If no image was seen, or groups without features leave
-                the budget out of reach.
+            ValueError: If there are no features, or groups without features
+                keep the cost above the budget.
         """
         if not self._features.images:
             raise ValueError(
-                f'ITPruner has seen no forward of at least {LEAST_IMAGES} '
-                'images, which it compares: raise the batch size'
+                f'ITPruner has observed no forward of at least {LEAST_IMAGES} '
+                'images: raise the batch size'
             )
         importance, budget, net = self.importance(), self._budget, self._net
         missing = np.isnan(importance)
@@ -173,8 +174,8 @@ def solve(
 
     Args:
         net (Prunable): The network, without masked units.
-        budget (Budget): What may remain; its metric is no latency.
-        importance (np.ndarray): (G,) of the whole of each group.
+        budget (Budget): A budget of another metric than latency.
+        importance (np.ndarray): (G,) importance of each whole group.
         least (float): See :class:`ITPruner`.
     """
     choices = budget.choices(net)
@@ -218,7 +219,7 @@ class Programme:
         self._importance = importance / (importance.max() or 1.0)
 
     def cost(self, x: np.ndarray) -> float:
-        """Returns what remains of the metric at ratios of units, (G,)."""
+        """Returns the remaining ratio of the cost at ratios of units, (G,)."""
         return float(self._constant + self._linear @ x + x @ self._pairs @ x)
 
     def slope(self, x: np.ndarray) -> np.ndarray:
@@ -226,11 +227,11 @@ class Programme:
         return self._linear + 2 * self._pairs @ x
 
     def solve(self, start: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """Returns a local optimum, (G,), or what is near to one.
+        """Returns ratios (G,) at or near a local optimum.
 
         Args:
-            start (np.ndarray): (G,).
-            lower (np.ndarray): (G,) bounds; the upper ones are 1.
+            start (np.ndarray): (G,) initial ratios.
+            lower (np.ndarray): (G,) lower bounds; the upper bounds are 1.
         """
         found = minimize(
             lambda x: -self._importance @ x,
@@ -247,5 +248,5 @@ class Programme:
             ],
             options=dict(maxiter=300, ftol=1e-9),
         )
-        # the search may have failed at a number that is none
+        # the solver may have failed with NaN
         return np.where(np.isfinite(found.x), found.x, start).clip(lower, 1)

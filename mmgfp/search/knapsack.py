@@ -1,14 +1,14 @@
-"""All widths at once: the most importance that a budget can hold.
+"""All widths at once: the greatest importance within a budget.
 
-The idea is that of HALP (Shen et al., NeurIPS 2022): what stays is a knapsack
-problem, with importance as the worth of channels and latency as their cost.
-The form is ours. Each group has a choice between widths, and a width is worth
-the sum of its greatest scores: a multiple-choice knapsack, solved exactly by
-HiGHS. The cost of a layer is bilinear in the widths before and behind it, so
-it is linearised at a choice that just meets the budget: each other width of a
-group costs what it changes if all other groups stay. The solution is brought
-into the budget by exact costs, and becomes the next such choice if it is worth
-more.
+HALP (Shen et al., NeurIPS 2022) prunes by a knapsack problem with importance
+as the value of channels and latency as their cost. The form here is ours. Each
+group has several candidate widths. The value of a width is the sum of its
+greatest scores: a multiple-choice knapsack, solved exactly by HiGHS. The cost
+of a layer is bilinear in the widths of its inputs and outputs, so it is
+linearised at a choice that just meets the budget: the cost of another width of
+a group is the change of the total with all other groups fixed. The solution is
+adjusted to the budget by exact costs. It is the next choice if it has more
+importance.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .budget import Budget
 from .candidates import Candidates, without_unscored
 from .prunable import Prunable
 
-# How far, in ratios of its units, a group may move in one step of the search
-# that fails to gain anything before the search ends.
+# Smallest limit of a change of width, as a ratio of a group's units. The search
+# ends if a step with this limit gains nothing.
 _NEAREST = 1 / 32
 
-# Gap to the optimum of a linearised problem, as a ratio. Nodes are bounded as
-# well: time limits would let processes differ.
+# Gap to the optimum of a linearised problem, as a ratio. The number of nodes
+# is limited, too; with a limit of time, processes could differ.
 _GAP = 1e-5
 _NODES = 2000
 
 
 class Knapsack:
-    """Keeps the most importance that is possible within the budget.
+    """Keeps the greatest importance within the budget.
 
     Args:
         criterion (Criterion, optional): Scores units. Defaults to
@@ -76,7 +76,7 @@ class Knapsack:
     def widths(self) -> np.ndarray:
         """See :meth:`mmgfp.search.search.Search.widths`.
 
-        The better one of the searches from what greedy pruning leaves, and
+        The better result of two searches, which start from greedy pruning and
         from equal ratios.
         """
         table = self._candidates
@@ -85,9 +85,9 @@ class Knapsack:
         return table.widths(max(found, key=table.value))
 
     def _improved(self, chosen: np.ndarray) -> np.ndarray:
-        """Solve linearised problems until none gains any more.
+        """Solve linearised problems as long as the importance grows.
 
-        After one that gains nothing, the next allows smaller changes of width.
+        After a problem without gain, smaller changes of width are allowed.
         """
         table, reach = self._candidates, 1.0
         while reach >= _NEAREST:
@@ -100,7 +100,7 @@ class Knapsack:
         return chosen
 
     def _solved(self, chosen: np.ndarray, reach: float) -> np.ndarray:
-        """Returns the optimum at costs that are linearised at a choice."""
+        """Returns the optimum with costs linearised at a choice."""
         groups, indices, worth, change = self._near(chosen, reach)
         table = self._candidates
         one_each = csr_matrix(
@@ -116,7 +116,7 @@ class Knapsack:
             ],
             options=dict(mip_rel_gap=_GAP, node_limit=_NODES),
         )
-        if solution.x is None:  # the bound of nodes came first
+        if solution.x is None:  # stopped by the limit of nodes
             return chosen
         taken = np.flatnonzero(solution.x > 0.5)
         found = chosen.copy()
@@ -126,11 +126,11 @@ class Knapsack:
     def _near(
         self, chosen: np.ndarray, reach: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """All M candidates within reach, one group's after the other's.
+        """Returns all M candidates within reach, ordered by group.
 
         Returns:
-            tuple: Their groups and indices; what each is worth, and the cost
-            that it adds if it takes the place of the chosen one. (M,) each.
+            tuple: Groups, indices, importance, and change of the cost if the
+            candidate replaces the chosen one; (M,) each.
         """
         table = self._candidates
         groups, indices = [], []
@@ -148,9 +148,9 @@ class Knapsack:
 
 
 def kept_importance(scores: np.ndarray) -> np.ndarray:
-    """Returns what the n units with the greatest scores have, n = 1, 2, ..
+    """Returns the sums of the n greatest scores for n = 1, 2, ..., (size,).
 
     Args:
-        scores (np.ndarray): (size,).
+        scores (np.ndarray): Scores of units, (size,).
     """
     return np.cumsum(np.sort(scores)[::-1])

@@ -1,4 +1,4 @@
-"""What must stay of each group, and which groups are compared."""
+"""Floors of each group, and which groups are compared."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .quotas import Quotas, group_kinds
 
 @dataclass(frozen=True)
 class Floor:
-    """Least that must stay of each group.
+    """Smallest width of each group.
 
     Attributes:
-        min_channels (int): Channels. Defaults to 1.
-        min_ratio (float): Share of the group's original units. Defaults to 0.
-        round_to (int | str): Channels are removed so that a multiple of this
-            stays; 'auto' for 8, and in groups that have less than 32 channels
+        min_channels (int): Number of channels. Defaults to 1.
+        min_ratio (float): Ratio of the group's original units. Defaults to 0.
+        round_to (int | str): Every group keeps a multiple of this number of
+            channels; 'auto' for 8, and in groups of less than 32 channels
             the largest power of two of which there are at least four.
             Defaults to 1.
     """
@@ -34,10 +34,10 @@ class Floor:
         return ', '.join(f'{k}={v}' for k, v in vars(self).items())
 
     def units(self, original: int, width: int) -> int:
-        """Units that must stay of a group.
+        """Returns the number of units that a group keeps.
 
         Args:
-            original (int): Units it had at first.
+            original (int): Units of the group in the unpruned network.
             width (int): Channels per unit.
         """
         least = max(
@@ -50,7 +50,7 @@ class Floor:
         return math.ceil(least / step) * step
 
     def step(self, original: int, width: int) -> int:
-        """Units that are removed together; see :meth:`units`."""
+        """Returns the number of units cut together; see :meth:`units`."""
         if self.round_to == 'auto':
             quarter = max(1, original * width // 4)
             multiple = min(8, 1 << (quarter.bit_length() - 1))
@@ -60,17 +60,17 @@ class Floor:
 
 
 class Limits:
-    """What must stay of each group of a network.
+    """Limits of each group of a network.
 
     Args:
         net (Prunable): The network.
-        floor (Floor): For all groups.
+        floor (Floor): Floors of all groups.
         isomorphic (bool): See :class:`mmgfp.search.pruner.Pruner`.
         ratios (Mapping[str, float]): See :class:`mmgfp.search.pruner.Pruner`.
 
     Attributes:
-        quotas (Quotas | None): Which groups are compared with each other;
-            None if all are.
+        quotas (Quotas | None): Groups that are compared with each other; None
+            for all.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Limits:
         ]
 
     def steps(self) -> list[int]:
-        """Returns per group the number of units that are removed together."""
+        """Returns per group the number of units that are cut together."""
         return [
             self.floor.step(original, group.width)
             for group, original in zip(
@@ -117,7 +117,7 @@ class Limits:
         """Returns the least remaining ratio of every metric.
 
         Args:
-            without (Sequence[str]): Groups that lose nothing.
+            without (Sequence[str]): Groups that are not pruned.
         """
         units = [
             0 if group.name in without else max(0, (~masked).sum() - least)

@@ -1,4 +1,4 @@
-"""What searches are given: a network, its units and its cost."""
+"""The input of searches: a network, its units and its cost."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ..tracing.finder import find_groups
 
 
 class Prunable:
-    """A network that loses units, and what it costs.
+    """A network with prunable units, and its cost.
 
     Args:
-        model (nn.Module): The network, bare (not wrapped for DDP).
+        model (nn.Module): The network without a DDP wrapper.
         groups (Sequence[ChannelGroup]): From
             :func:`mmgfp.tracing.finder.find_groups` on the unpruned network,
-            also if this one is slim; frozen ones are left alone.
+            also if this one is slim; frozen groups are not pruned.
         calls (Calls): From :func:`mmgfp.cost.model.record_calls`.
-        structure (Structure, optional): What the network has lost before.
+        structure (Structure, optional): Structure of a slim network.
         cut_to (int): See :class:`mmgfp.slimming.masks.Masks`. Defaults to 1:
             cut at once.
-        latency (LatencyTable, optional): Of the unpruned network; makes
+        latency (LatencyTable, optional): Table of the unpruned network; makes
             latency a metric.
 
     Attributes:
         masks (Masks): Masks units and cuts them out.
-        originals (list[int]): Units each group had in the unpruned network.
+        originals (list[int]): Units of each group in the unpruned network.
         cost_before (dict): Cost of the unpruned network, by metric.
-        cost_model (CostModel): Counts without what was taken.
-        history (Scores): The last score of every unit, and when it went.
+        cost_model (CostModel): Cost without units counted by :meth:`take`.
+        history (Scores): Last score and pruning step of every unit.
 
     Raises:
         ValueError: If there is no prunable group, or the structure does not
@@ -73,8 +73,8 @@ class Prunable:
         before = known or self.cost_model.total()
         if latency is not None:
             before['latency'] = latency.full
-        # what cannot be counted any more, as latency without its table, is
-        # not followed further
+        # metrics that cannot be counted, such as latency without its table,
+        # are left out
         self.cost_before = {metric: before[metric] for metric in self.cost()}
         self.history = self._known_history()
 
@@ -92,9 +92,12 @@ class Prunable:
         Args:
             model (nn.Module): The unpruned network.
             run (Callable): Runs it on demo images, the same in every call.
-            images (int): How many these are.
+            images (int): Number of demo images.
             train (Callable, optional): Computes its losses on demo images.
             **settings: ``cut_to`` and ``latency``.
+
+        Raises:
+            ValueError: If no channel group can be pruned.
         """
         groups = find_groups(model, run, images, train)
         was_training = model.training
@@ -104,7 +107,7 @@ class Prunable:
 
     @property
     def units(self) -> UnitSpace:
-        """Units of the groups that can be pruned, also the masked ones."""
+        """Units of the prunable groups, including masked ones."""
         return self.masks.units
 
     @property
@@ -113,7 +116,7 @@ class Prunable:
         return self.masks.masked
 
     def _known_history(self) -> Scores:
-        """The record so far; of groups that are not in it nothing is known."""
+        """Returns the record so far, with empty entries for other groups."""
         history = self.masks.structure.scores or Scores('none', {})
         groups = {}
         for group, numbers, size in zip(
@@ -151,7 +154,7 @@ class Prunable:
         return self.cost_model.marginal(metric)  # type: ignore[arg-type]
 
     def take(self, group: int, count: int) -> None:
-        """Count units of a group as removed, before they are masked."""
+        """Count units of a group as cut, before they are masked."""
         cut = np.zeros(len(self.masked))
         cut[group] = count
         self.cost_model.cut(cut)
@@ -171,7 +174,7 @@ class Prunable:
             cost_before=self.cost_before,
             cost_after=self.cost(),
             scores=self.history if self.history.step else None,
-            density={},  # training does not keep single weights at zero
+            density={},  # pruning channels does not keep weights at zero
         )
 
 
@@ -187,12 +190,12 @@ def _left_by(
 ) -> UnitSpace:
     """Returns the units of a slim network.
 
-    They come from those of the unpruned one, not from the slim network itself,
-    so that names and order do not depend on what was removed.
+    They are derived from the units of the unpruned network, so that names and
+    order do not depend on the cuts.
 
     Args:
-        structure (Structure): Of the slim network.
-        units (UnitSpace): Those of the unpruned network.
+        structure (Structure): Structure of the slim network.
+        units (UnitSpace): Units of the unpruned network.
         model (nn.Module): The slim network.
     """
     sizes = {

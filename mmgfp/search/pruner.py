@@ -1,8 +1,8 @@
-"""Greedy removal of the units with the least scores.
+"""Greedy removal of the units with the lowest scores.
 
-Needs torch alone. A training loop of any kind ends each batch with
-``pruner.criterion.end_batch()`` and calls :meth:`Pruner.prune` every so often;
-with a criterion that looks at weights alone one call does.
+It needs torch alone. A training loop of any kind ends each batch with
+``pruner.criterion.end_batch()`` and calls :meth:`Pruner.prune` at intervals.
+With a criterion of weights, one call is enough.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ class Pruner:
 
     Args:
         net (Prunable): The network.
-        criterion (Criterion, optional): Defaults to
-            :class:`mmgfp.criteria.fisher.Fisher`. It observes the network from
-            now on.
-        normalize_by (str): What scores are divided by: the 'acts', 'flops' or
-            'latency' that removing a unit saves now, or 'none'. Defaults to
-            'acts'.
-        floor (Floor, optional): What must stay of each group.
+        criterion (Criterion, optional): The criterion, which starts to observe
+            the network. Defaults to :class:`mmgfp.criteria.fisher.Fisher`.
+        normalize_by (str): Scores are divided by the 'acts', 'flops' or
+            'latency' that removing a unit saves at that moment, or by nothing
+            ('none'). Defaults to 'acts'.
+        floor (Floor, optional): Floors of all groups.
         isomorphic (bool): Whether only groups of one kind are compared with
             each other (:func:`mmgfp.search.quotas.group_kinds`). Defaults to
             False.
-        ratios (Mapping[str, float], optional): Share of its units that a
-            group keeps in the end, by its name. Such groups are compared with
-            no other; :attr:`Floor.min_ratio` does not hold for them.
+        ratios (Mapping[str, float], optional): Final ratio of its units that
+            a group keeps, by its name. Such groups are compared with no other
+            group; :attr:`Floor.min_ratio` does not apply to them.
 
     Attributes:
-        limits (Limits): What must stay of each group.
+        limits (Limits): Limits of each group.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Pruner:
     def scores(self) -> list[np.ndarray]:
         """Returns scores per group, (size,); NaN for groups without.
 
-        With several processes, ask after ``criterion.all_reduce``.
+        With several processes, call ``criterion.all_reduce`` before.
         """
         there = ~np.concatenate(self.net.masked)
         return self.net.units.split(self.criterion.scores(there))
@@ -84,11 +83,11 @@ class Pruner:
     def unscored(
         self, scores: Sequence[np.ndarray] | None = None
     ) -> list[str]:
-        """Returns the names of groups without scores; they lose nothing.
+        """Returns the names of groups without scores; they are not pruned.
 
         Args:
-            scores (Sequence[np.ndarray], optional): From :meth:`scores`,
-                where they are known.
+            scores (Sequence[np.ndarray], optional): Result of :meth:`scores`,
+                if it is known.
         """
         return [
             group.name
@@ -112,27 +111,28 @@ class Pruner:
         """Remove the least important units and reset the scores.
 
         They are masked at once, and cut out as far as ``cut_to`` allows.
-        Groups without scores (:meth:`unscored`) lose nothing and keep their
+        Groups without scores (:meth:`unscored`) are not pruned and keep their
         sums.
 
         Args:
             done (Callable): Called with the number of removals so far;
                 returns whether to stop. ``net.ratio`` is up to date then.
-            optimizers (Sequence[Optimizer]): Their state is sliced too.
+            optimizers (Sequence[Optimizer]): Their state is masked and cut.
             copies (Sequence[nn.Module]): Copies of the network (EMA) that
                 lose the same channels.
             reduce (Callable, optional): See :meth:`Criterion.all_reduce`.
-            scores (Sequence[np.ndarray], optional): From :meth:`scores`,
-                where they are known.
-            agree (Callable, optional): Given the choices in bytes, raises if
-                other processes have chosen otherwise.
+            scores (Sequence[np.ndarray], optional): Result of :meth:`scores`,
+                if it is known.
+            agree (Callable, optional): Called with the choices in bytes;
+                raises if those of other processes differ.
             iteration (int): Training iterations so far, for the record.
-            progress (Callable): Returns the share of the way to the target
-                that pruning has gone, by ``net.ratio``; groups in ``ratios``
-                go the same share of their way. By default all of it.
+            progress (Callable): Returns the completed ratio of pruning from
+                the start to the target, by ``net.ratio``; groups in
+                ``ratios`` lose the same ratio of their units to prune.
+                Defaults to 1.
 
         Returns:
-            list[Removal]: In order; empty if nothing can be removed.
+            list[Removal]: Removals in order; empty if no unit can be removed.
         """
         net = self.net
         if reduce is not None:
@@ -181,7 +181,7 @@ class Pruner:
         taken: list[np.ndarray] = [np.zeros(0, int) for _ in scores]
         removals: list[Removal] = []
         while not done(len(removals)) or (
-            # a ratio holds as exactly as the target
+            # ratios are met as exactly as the target
             progress() >= 1 and selector.is_behind()
         ):
             saving = net.saved(self.normalize_by)
@@ -200,35 +200,35 @@ class Pruner:
         optimizers: Sequence[torch.optim.Optimizer] = (),
         copies: Sequence[nn.Module] = (),
     ) -> bool:
-        """Cut out all that is masked: see :meth:`Masks.cut`.
+        """Cut out all masked units: see :meth:`Masks.cut`.
 
         Returns:
-            bool: Whether there was anything.
+            bool: Whether units were cut out.
         """
         return self.net.masks.cut(optimizers, copies)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what resuming needs besides the structure, in plain types.
+        """Returns the state for resuming besides the structure.
 
-        That of the network without what is masked.
+        It has plain types and describes the network without masked units.
         """
         stays = ~np.concatenate(self.net.masked)
         name = type(self.criterion).__name__
         return {'criterion': name, **self.criterion.state_dict(stays)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict` on the same slim network.
+        """Restore :meth:`state_dict` on the same slim network.
 
         Raises:
-            ValueError: If it is of other groups or another criterion.
+            ValueError: If groups or criterion differ.
         """
         mine = type(self.criterion).__name__
-        # earlier versions knew one criterion
+        # earlier versions had a single criterion
         saved = state.get('criterion', 'Fisher')
         if saved != mine:
             raise ValueError(
-                f'the checkpoint was pruned by the criterion {saved}, and the '
-                f'config says {mine}: resume with the config that was '
-                'interrupted, or prune on with load_from'
+                f'the checkpoint was pruned by the criterion {saved}, but the '
+                f'config has {mine}: resume with the interrupted config, or '
+                'continue with load_from'
             )
         self.criterion.load_state_dict(state)

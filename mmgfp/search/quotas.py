@@ -1,7 +1,7 @@
-"""Which groups a choice is between, where not all compete with each other.
+"""Groups that compete with each other in a choice.
 
-Scores of layers of different kinds are hard to compare. Users can give layers
-a ratio of their own, or have only groups of one kind compared with each other.
+Scores of layers of different kinds are hard to compare. Users can set ratios
+of layers, or compare only groups of one kind with each other.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..groups import ATTRIBUTE, ChannelGroup
 class Quotas:
     """Compares groups only with those of the same kind.
 
-    All kinds keep the same share of their units at any time, as far as whole
-    units allow. A group with a ratio of its own is compared with none: it
-    loses units in step with the way to the target.
+    All kinds keep the same ratio of their units at any time, up to whole
+    units. A group with a ratio of its own is compared with no other: it
+    loses units in proportion to the progress towards the target.
 
     Args:
         kinds (Sequence[int]): (G,) number of the kind of each group.
-        originals (Sequence[int]): (G,) units of each group at first.
-        ratios (np.ndarray): (G,) share of them that is to stay; NaN for
-            groups without a ratio of their own.
+        originals (Sequence[int]): (G,) units of each unpruned group.
+        ratios (np.ndarray): (G,) final ratio of units; NaN for groups without
+            a ratio of their own.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Quotas:
         """Returns which groups compete for the next removal, (G,).
 
         Args:
-            left (np.ndarray): (G,) units that each group has now.
-            possible (np.ndarray): (G,) whether a group can lose any.
-            progress (float): Share of the way to the target that pruning has
-                gone.
+            left (np.ndarray): (G,) current units of each group.
+            possible (np.ndarray): (G,) whether a group can lose a unit.
+            progress (float): Completed ratio of pruning from the start to the
+                target.
         """
         lag = self.lag(left, progress)
         behind = possible & (lag > 0)
@@ -67,9 +67,9 @@ class Quotas:
         return free & (kinds == kinds[np.argmax(share)])
 
     def lag(self, left: np.ndarray, progress: float) -> np.ndarray:
-        """Returns the share of its units that a group still has to lose, (G,).
+        """Returns the ratio of its units that a group must lose now, (G,).
 
-        0 or less for groups that are on their way; NaN for those without a
+        0 or less for groups that need to lose none; NaN for groups without a
         ratio of their own. Arguments are those of :meth:`next`.
         """
         goal = 1 - progress * (1 - self._ratios)
@@ -82,8 +82,8 @@ def group_kinds(
     """Returns the number of the kind of each group, by its name.
 
     Groups are of one kind if layers of the same types lose the same axes, in
-    equal numbers (isomorphic pruning, Fang et al., ECCV 2024). Sizes do not
-    count: the same block in another stage is of the same kind.
+    equal numbers (isomorphic pruning, Fang et al., ECCV 2024). Sizes are
+    ignored: the same block in another stage is of the same kind.
 
     Args:
         model (nn.Module): The network.
@@ -115,13 +115,13 @@ def group_ratios(
     """Returns ratios of groups, from those of patterns of layers.
 
     Args:
-        groups (Sequence[ChannelGroup]): As found, with the frozen ones.
-        ratios (Mapping[str, float]): Share of its units that a group keeps
+        groups (Sequence[ChannelGroup]): All groups, with frozen ones.
+        ratios (Mapping[str, float]): Ratio of its units that a group keeps
             if a layer that loses outputs with it matches the pattern
             (:mod:`fnmatch`).
 
     Returns:
-        dict[str, float]: By name of the group.
+        dict[str, float]: Ratio by name of the group.
 
     Raises:
         ValueError: If a pattern matches no layer whose outputs can be pruned,

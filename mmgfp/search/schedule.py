@@ -1,4 +1,4 @@
-"""When to stop within a pruning step: the paper's pace, or an even one."""
+"""Number of removals in each pruning step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from ..cost.model import Metric
 
 @dataclass(frozen=True)
 class Schedule:
-    """How much goes in each pruning step.
+    """Number of removals in each pruning step.
 
-    With a number, this many choices per step (the paper: 1). With ``'auto'``
-    the remaining share of the target's metric falls in equal amounts, one per
-    pruning step, from where pruning starts to the target over the first
-    ``prune_share`` of the training iterations.
+    With a number, this many choices per step (in the paper 1). With ``'auto'``
+    the remaining ratio of the target's metric falls by equal amounts per
+    pruning step, from its start to the target over the first ``prune_share``
+    of the training iterations.
 
     Attributes:
-        metric (str): What the target is about.
-        target (float): Remaining share to stop at.
+        metric (str): Metric of the target.
+        target (float): Remaining ratio to stop at.
         interval (int): Optimiser steps per pruning step.
         channels_per_step (int | str): Choices per step, or 'auto'.
-        prune_share (float): For 'auto'.
+        prune_share (float): Part of the training for 'auto'.
     """
 
     metric: Metric
@@ -38,12 +38,12 @@ class Schedule:
         start: float = 1.0,
         accumulation: int = 1,
     ) -> float:
-        """Remaining share to reach in the step after ``iteration``.
+        """Returns the remaining ratio to reach after an iteration.
 
         Args:
-            iteration (int): Iterations done, from 1.
+            iteration (int): Completed iterations, from 1.
             max_iterations (int): Iterations of the whole training.
-            start (float): Remaining share when pruning started. Defaults
+            start (float): Remaining ratio when pruning started. Defaults
                 to 1.
             accumulation (int): Iterations per optimiser step. Defaults to 1.
         """
@@ -53,19 +53,19 @@ class Schedule:
         pause = self.interval * accumulation
         steps = max(1, window // pause)
         step = max(1, iteration // pause)
-        # a skipped batch delays all later steps: the last one that fits in
-        # has to reach the target
+        # a skipped batch delays all later steps; the last possible step
+        # must reach the target
         if step >= steps or iteration + pause > window:
             return self.target  # exactly, without rounding
         return start - (start - self.target) * step / steps
 
     def step_is_done(self, choices: int, ratio: float, goal: float) -> bool:
-        """Whether a pruning step has removed enough.
+        """Returns whether a pruning step has removed enough.
 
         Args:
-            choices (int): Choices made in it.
-            ratio (float): Remaining share now.
-            goal (float): From :meth:`goal`.
+            choices (int): Choices made in the step.
+            ratio (float): Current remaining ratio.
+            goal (float): Result of :meth:`goal`.
         """
         if ratio <= max(goal, self.target):
             return True
@@ -78,11 +78,11 @@ class Schedule:
 def left_after(step: int, steps: int, start: float, target: float) -> float:
     """Returns the ratio that remains after a step.
 
-    Every step keeps the same ratio of what there was before.
+    Every step keeps the same ratio of the previous cost.
 
     Args:
-        step (int): From 1.
-        steps (int): All of them.
+        step (int): Number of the step, from 1.
+        steps (int): Number of all steps.
         start (float): Ratio before the first one.
         target (float): Ratio after the last one.
     """

@@ -1,9 +1,9 @@
-"""What searches of widths are, and cutting a network to what they found.
+"""Interfaces of searches, and cutting a network to their widths.
 
-A search decides how many units of each group stay within a budget. Which
-units these are, a criterion decides. One that chooses at once is a
-:class:`Search`; one that looks at features first is a :class:`FeatureSearch`;
-one that is trained with the network is a :class:`TrainedSearch`.
+A search decides how many units of each group stay within a budget. A criterion
+decides which units. A search that chooses at once is a :class:`Search`; one
+that observes features before is a :class:`FeatureSearch`; one that is trained
+with the network is a :class:`TrainedSearch`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Search(Protocol):
     """Chooses a width for each of G groups.
 
     Attributes:
-        criterion (Criterion): Scores the units of each group; those with the
-            least scores go first.
+        criterion (Criterion): Scores the units of each group; units with the
+            lowest scores are pruned first.
     """
 
     criterion: Criterion
@@ -35,38 +35,38 @@ class Search(Protocol):
     def start(
         self, net: Prunable, budget: Budget, scores: Sequence[np.ndarray]
     ) -> None:
-        """Begin with a network and the scores of its units.
+        """Start with a network and the scores of its units.
 
         Args:
-            net (Prunable): The network; nothing of it is masked.
-            budget (Budget): What may remain.
-            scores (Sequence[np.ndarray]): Per group, (size,).
+            net (Prunable): The network without masked units.
+            budget (Budget): The budget of the search.
+            scores (Sequence[np.ndarray]): Scores per group, (size,).
 
         Raises:
             ValueError: If an argument of the search does not fit them.
         """
 
     def widths(self) -> np.ndarray:
-        """Returns (G,) units of each group that stay, within the budget."""
+        """Returns the number of kept units of each group, (G,)."""
 
 
 @runtime_checkable
 class FeatureSearch(Search, Protocol):
-    """Searches that look at features in a calibration pass.
+    """Searches that observe features in a calibration pass.
 
     Attributes:
-        images (int): How many the pass has, over all processes.
-        batch (int): Least images of each forward of the pass.
+        images (int): Number of images of the pass over all processes.
+        batch (int): Smallest number of images in a forward of the pass.
     """
 
     images: int
     batch: int
 
     def observing(self) -> AbstractContextManager[None]:
-        """Context of the pass, between :meth:`start` and :meth:`widths`."""
+        """Returns the context of the pass, which follows :meth:`start`."""
 
     def all_reduce(self, reduce: Callable[[Tensor], None]) -> None:
-        """Sum over processes what each has seen, once after the pass.
+        """Sum the observations over processes, once after the pass.
 
         Args:
             reduce (Callable): Sums a tensor over processes, in place.
@@ -75,33 +75,33 @@ class FeatureSearch(Search, Protocol):
 
 @runtime_checkable
 class TrainedSearch(Search, Protocol):
-    """Searches that train parameters of their own beside the network.
+    """Searches that train their own parameters together with the network.
 
-    While attached, the network runs with what they have learnt so far.
+    While attached, the network runs with their current values.
     """
 
     def attach(self, steps: int) -> None:
-        """Start, with this number of steps to come in all."""
+        """Start learning for a total of ``steps`` steps."""
 
     def detach(self) -> None:
-        """Run the network without what the search has learnt."""
+        """Remove the search's values from the network."""
 
     def step(self, gradient: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Learn from a batch.
 
         Args:
-            gradient (Callable): Given the values that the network runs with,
-                returns the gradient of its loss with respect to them.
+            gradient (Callable): Called with the values of the search; returns
+                the gradient of the loss with respect to them.
 
         Returns:
-            dict[str, float]: What to log.
+            dict[str, float]: Values to log.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what resuming needs."""
+        """Returns the state for resuming."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`, attached."""
+        """Restore the result of :meth:`state_dict` while attached."""
 
 
 def cut_to_widths(
@@ -112,14 +112,14 @@ def cut_to_widths(
     copies: Sequence[nn.Module] = (),
     iteration: int = 0,
 ) -> None:
-    """Cut a network to the widths that a search has found.
+    """Cut a network to the widths of a search.
 
     Args:
-        net (Prunable): The network; nothing of it is masked.
-        search (Search): Has been started with it.
-        scores (Sequence[np.ndarray]): Per group, (size,); the units with the
-            greatest ones stay.
-        optimizers (Sequence[Optimizer]): Their state is sliced too.
+        net (Prunable): The network without masked units.
+        search (Search): The search, started with this network.
+        scores (Sequence[np.ndarray]): Scores per group, (size,); the units
+            with the greatest scores stay.
+        optimizers (Sequence[Optimizer]): Their state is cut, too.
         copies (Sequence[nn.Module]): Copies of the network (EMA) that lose
             the same channels.
         iteration (int): Training iterations so far, for the record.

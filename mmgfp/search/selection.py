@@ -1,4 +1,4 @@
-"""Selects the units to remove next. Pure numbers, deterministic."""
+"""Deterministic selection of the units to remove next."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ class Selector:
     """Offers units in order of importance, for one set of scores.
 
     Args:
-        scores (Sequence[np.ndarray]): Per group those of its units, (size,).
+        scores (Sequence[np.ndarray]): Scores of each group's units, (size,).
         least (Sequence[int]): (G,) units that must stay of each group.
-        step (Sequence[int]): (G,) units of each group that go together.
+        step (Sequence[int]): (G,) units of each group that are removed
+            together.
         compared (np.ndarray, optional): (G,) whether a group has scores; if
-            not, it loses nothing. By default all have.
-        quotas (Quotas, optional): Which groups are compared with each other.
-            By default all are.
+            not, it is not pruned. Defaults to true for all groups.
+        quotas (Quotas, optional): Groups that are compared with each other.
+            Defaults to all groups.
     """
 
     def __init__(
@@ -46,16 +47,16 @@ class Selector:
         """Select the least important units.
 
         Args:
-            cost (np.ndarray): (G,) what one unit of each group saves now;
+            cost (np.ndarray): (G,) current saving of one unit of each group;
                 ones for no normalisation. A bundle's importance is the sum
                 of its scores over the sum of its costs.
-            progress (float): Share of the way to the target that pruning has
-                gone; matters for groups with a share of their own.
+            progress (float): Completed ratio of pruning from the start to the
+                target; used for groups with a ratio of their own.
 
         Returns:
-            tuple[int, np.ndarray] | None: Group and its units; None when no
-            group can lose any. Ties go to the first group, then the first
-            unit.
+            tuple[int, np.ndarray] | None: Group and its units; None if no
+            group can lose a unit. Of equal ones the first group, then the
+            first unit, is chosen.
         """
         left, bundle, possible = self._possible()
         if self._quotas is not None:
@@ -66,10 +67,10 @@ class Selector:
         for g in np.flatnonzero(possible):
             a, b = self._taken[g], self._taken[g] + bundle[g]
             score = self._sorted[g][a:b].sum()
-            if cost[g] > 0:  # what saves nothing goes last
+            if cost[g] > 0:  # units without a saving go last
                 importance[g] = score / (bundle[g] * cost[g])
         best = int(np.argmin(np.where(possible, importance, np.inf)))
-        if not possible[best]:  # all that are possible are infinite
+        if not possible[best]:  # all possible ones have infinite scores
             best = int(np.flatnonzero(possible)[0])
         a = self._taken[best]
         self._taken[best] = b = a + bundle[best]

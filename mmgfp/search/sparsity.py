@@ -1,7 +1,7 @@
-"""Which single weights go: one list over all layers. Pure numbers.
+"""Choice of single weights to prune from one list over all layers.
 
-Scores of all layers are compared; the least go first, of equal ones those
-that come first. What goes together - a weight alone, or a block of them - is
+Scores of all layers are compared; the lowest are pruned first, of equal scores
+the first ones. Weights that are pruned together, or a single weight, are
 called a block here.
 """
 
@@ -19,15 +19,16 @@ LayerNorm = Literal['none', 'sum']
 
 @dataclass(frozen=True)
 class Shapes:
-    """What goes together, and what every layer keeps.
+    """Blocks or pattern of pruned weights, and the floor of every layer.
 
     Attributes:
-        block (tuple[int, int]): Output channels and input channels that
-            go together. The last ones of a layer may be fewer.
+        block (tuple[int, int]): Numbers of output channels and input channels
+            that are pruned together. The last block of a layer may be
+            smaller.
         pattern (tuple[int, int], optional): (n, m): of m neighbours along the
             inputs, n stay.
-        min_density (float): Share of its weights that every layer keeps, and
-            at least one weight.
+        min_density (float): Ratio of its weights that every layer keeps, at
+            least one weight.
     """
 
     block: tuple[int, int] = (1, 1)
@@ -35,17 +36,17 @@ class Shapes:
     min_density: float = 0.0
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a weight, outputs first, divides into the pattern."""
+        """Returns whether a shape, outputs first, fits the pattern."""
         if self.pattern is None:
             return True
         return math.ceil(shape[1] / self.block[1]) % self.pattern[1] == 0
 
     def floor(self, weights: int) -> int:
-        """Weights that a layer keeps of so many."""
+        """Returns the floor of a layer with this number of weights."""
         return max(1, math.ceil(round(self.min_density * weights, 6)))
 
     def least(self, shape: Sequence[int]) -> int:
-        """How many weights of a layer stay at least, outputs first.
+        """Returns the least number of kept weights of a shape, outputs first.
 
         With blocks of unequal sizes it may be one block more.
         """
@@ -69,24 +70,25 @@ def choose(
     shapes: Shapes,
     layer_norm: LayerNorm = 'none',
 ) -> dict[str, np.ndarray]:
-    """Choose the weights that go next.
+    """Choose the weights to prune next.
 
     Args:
-        scores (Mapping[str, np.ndarray]): By layer, of its weights: outputs,
-            inputs, and other axes. The least goes first.
-        pruned (Mapping[str, np.ndarray]): Which of them are gone already,
-            booleans; they stay so.
-        count (int): How many go. Where weights go in blocks, as many as whole
-            blocks allow.
-        shapes (Shapes): What goes together, and what stays.
-        layer_norm (str): 'sum' to divide the scores of a layer by the sum of
-            those that are there. Defaults to 'none'.
+        scores (Mapping[str, np.ndarray]): Scores by layer, with the axes
+            outputs, inputs, and others. The lowest are pruned first.
+        pruned (Mapping[str, np.ndarray]): Booleans of the same shapes for
+            weights pruned before; they stay pruned.
+        count (int): Number of weights to prune; with blocks, the largest
+            number of whole blocks within it.
+        shapes (Shapes): Blocks or pattern, and floors.
+        layer_norm (str): 'sum' to divide the scores of a layer by the sum
+            over its unpruned weights. Defaults to 'none'.
 
     Returns:
-        dict[str, np.ndarray]: By layer, which weights are gone now.
+        dict[str, np.ndarray]: By layer, booleans for pruned weights.
 
     Raises:
-        ValueError: If scores are not finite, or too few weights may go.
+        ValueError: If scores are not finite, or the floors keep too many
+            weights.
     """
     layers = [
         _Layer(name, values, pruned[name], shapes, layer_norm)
@@ -94,12 +96,12 @@ def choose(
     ]
     values = np.concatenate([layer.values for layer in layers])
     sizes = np.concatenate([layer.sizes for layer in layers])
-    # a floor can keep a whole block where a part of it may go
+    # a floor can keep a whole block of which a part could be pruned
     whole = len(layers) * (math.prod(shapes.block) - 1)
     if sizes.sum() + whole < count:
         raise ValueError(
-            f'{count} weights are to go, but only {int(sizes.sum())} may: '
-            'the others are kept by the floors of the layers. Raise density, '
+            f'{count} weights are to be pruned, but only {int(sizes.sum())} '
+            'can be: the floors of the layers keep the others. Raise density, '
             'or lower min_density.'
         )
     goes = _lightest(values, sizes, count)
@@ -110,9 +112,9 @@ def choose(
 
 
 class _Layer:
-    """The blocks of a layer that may go: scores and sizes, as vectors.
+    """The prunable blocks of a layer: scores and sizes, as vectors.
 
-    A block's score is the mean of its weights'.
+    A block's score is the mean score of its weights.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class _Layer:
         self.values, self.sizes = means.flat[self._at], left.flat[self._at]
 
     def gone_with(self, goes: np.ndarray) -> np.ndarray:
-        """Which weights are gone if some of these blocks go."""
+        """Returns which weights are pruned if some blocks are pruned."""
         blocks = np.zeros(self._shape, bool)
         blocks.flat[self._at[goes]] = True
         for axis, length in enumerate(self._block):
@@ -168,10 +170,10 @@ def _block_sums(values: np.ndarray, block: Sequence[int]) -> np.ndarray:
 def _beyond_pattern(
     values: np.ndarray, there: np.ndarray, pattern: tuple[int, int]
 ) -> np.ndarray:
-    """Which ones may go: of m neighbours, the m - n least."""
+    """Returns which may be pruned: of m neighbours, the m - n lowest."""
     n, m = pattern
     outputs, inputs, *rest = values.shape
-    ranked = np.where(there, values, -np.inf)  # what is gone counts as gone
+    ranked = np.where(there, values, -np.inf)  # pruned ones come first
     ranked = ranked.reshape(outputs, inputs // m, m, *rest)
     rank = ranked.argsort(2, kind='stable').argsort(2, kind='stable')
     return (rank < m - n).reshape(values.shape) & there
@@ -180,9 +182,9 @@ def _beyond_pattern(
 def _lightest(
     values: np.ndarray, sizes: np.ndarray, budget: int
 ) -> np.ndarray:
-    """The first in the order of values whose sizes fit a budget, booleans.
+    """Returns booleans of the lowest values whose sizes fit a budget.
 
-    Of equal values those that come first.
+    Of equal values the first ones are chosen.
     """
     if budget <= 0 or not len(values):
         return np.zeros(len(values), bool)
@@ -196,7 +198,7 @@ def _lightest(
 
 
 def _least(values: np.ndarray, count: int) -> np.ndarray:
-    """As many of the least as are asked for, without sorting all of them."""
+    """Returns booleans of the ``count`` lowest values, without a full sort."""
     if count >= len(values):
         return np.ones(len(values), bool)
     if count == 0:

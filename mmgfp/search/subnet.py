@@ -19,11 +19,11 @@ from ..utils.copies import whole_copy
 def first_units(
     units: UnitSpace, widths: Sequence[int] | np.ndarray
 ) -> list[np.ndarray]:
-    """Units that go if the first ones of each group stay.
+    """Returns the units to cut so that the first of each group stay.
 
     Args:
         units (UnitSpace): All units.
-        widths (Sequence[int]): (G,) how many of each group stay.
+        widths (Sequence[int]): (G,) number of kept units of each group.
     """
     order = [np.arange(size)[::-1] for size in units.sizes]
     return _worst(units, widths, order)
@@ -34,12 +34,12 @@ def best_units(
     widths: Sequence[int] | np.ndarray,
     scores: np.ndarray,
 ) -> list[np.ndarray]:
-    """Units that go if those with the greatest scores stay.
+    """Returns the units to cut so that those with the best scores stay.
 
     Args:
         units (UnitSpace): All units.
-        widths (Sequence[int]): (G,) how many of each group stay.
-        scores (np.ndarray): (U,); of equal ones the later units stay.
+        widths (Sequence[int]): (G,) number of kept units of each group.
+        scores (np.ndarray): Scores, (U,); of equal scores later units stay.
     """
     order = [np.argsort(s, kind='stable') for s in units.split(scores)]
     return _worst(units, widths, order)
@@ -64,13 +64,13 @@ def _worst(
 class Subnet(nn.Module):
     """Runs without some units, on slices of the full network's parameters.
 
-    Gradients reach these. Buffers, such as the statistics of batch norms, are
-    its own.
+    The full parameters get gradients. Buffers, such as the statistics of
+    batch norms, are copies.
 
     Args:
         model (nn.Module): The full network.
-        units (UnitSpace): Of its prunable groups.
-        cut (Sequence[np.ndarray]): Per group the units that it lacks.
+        units (UnitSpace): Units of its prunable groups.
+        cut (Sequence[np.ndarray]): Per group the units to leave out.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Subnet(nn.Module):
         keep = kept_positions(units.groups, cut, sizes)
         self.shell = whole_copy(model)
         cut_model(self.shell, keep)
-        # the full network is no part of this one
+        # the full network must not be a submodule
         self._full = [model]
         self._cuts = {
             name: {axis: torch.from_numpy(kept) for axis, kept in cuts.items()}
@@ -92,7 +92,7 @@ class Subnet(nn.Module):
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run as the full network would be."""
+        """Run with the arguments of the full network."""
         weights = {
             name: self._slice(name, parameter)
             for name, parameter in self._full[0].named_parameters()

@@ -1,4 +1,4 @@
-"""The same ratio of every group: the baseline of searches."""
+"""The same ratio for every group, as a baseline of searches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .prunable import Prunable
 class Uniform:
     """Every group keeps the same ratio of its units, the largest possible.
 
-    Widths are those of :class:`~mmgfp.search.budget.Budget` next to that
-    ratio; groups that keep their width are not counted.
+    Widths are those of :class:`~mmgfp.search.budget.Budget` nearest to the
+    ratio. Groups that keep their width are left out.
 
     Args:
         order (Criterion, optional): Scores units. Defaults to
