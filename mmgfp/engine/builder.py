@@ -23,7 +23,7 @@ def build_pruned_model(
     structure: str | os.PathLike,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build the user's model and make it slim; returns it bare.
+    """Build the user's model and make it slim, without a wrapper.
 
     In a config it replaces the model's type, everything else stays::
 
@@ -31,10 +31,13 @@ def build_pruned_model(
                      structure='work_dirs/prune/flops_0.50.json')
 
     Args:
-        architecture (str | type): Type of the model that was pruned.
+        architecture (str | type): Type of the pruned model.
         structure (str | os.PathLike): Structure file (.json), or a checkpoint
             that holds the structure.
         **kwargs: The model's own arguments.
+
+    Returns:
+        nn.Module: The slim model.
 
     Raises:
         FileNotFoundError: If there is no such structure.
@@ -50,12 +53,12 @@ def build_pruned_model(
 
 
 class _OnlySlimWeights:
-    """Complains of weights of another width before a model loads any.
+    """Hook that refuses weights of another width before a model loads them.
 
-    Those who load weights otherwise pass over what does not fit.
+    Loaders of MMEngine skip weights that do not fit.
 
     Args:
-        structure (Structure): What is left of the model's tensors.
+        structure (Structure): Structure of the slim model.
     """
 
     def __init__(self, structure: Structure) -> None:
@@ -75,13 +78,13 @@ class _OnlySlimWeights:
                 raise ValueError(
                     f'the weights do not fit the slim network: {name} has '
                     f'shape {shape}, expected {slim} along axis {axis}. They '
-                    f'are those of {state}; expected what was trained with '
-                    'this structure, or saved by pruning beside it.'
+                    f'are those of {state}; expected weights trained with '
+                    'this structure, or the checkpoint saved with it.'
                 )
 
 
 def _forget_pretrained(model: nn.Module) -> None:
-    """Full-size weights from elsewhere no longer fit."""
+    """Remove pretrained weights from ``init_cfg``: they do not fit."""
     for module in model.modules():
         found = getattr(module, 'init_cfg', None)
         steps = found if isinstance(found, (list, tuple)) else [found]

@@ -1,4 +1,4 @@
-"""A pass over training data that the network does not learn from."""
+"""A pass over training data without optimiser steps."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
     """Let a criterion observe the network on batches of its training data.
 
     The network is in evaluation mode and in full precision. Weights,
-    gradients, the train dataloader and random states stay as they are. The
-    criterion holds what all processes have seen.
+    gradients, the train dataloader and random states do not change. The
+    sums of the criterion include all processes.
 
     Args:
-        runner (Runner): Whose network trains.
+        runner (Runner): The runner of the training.
         criterion (Criterion): A :class:`~mmgfp.criteria.base.Calibrated` one;
             observes the pass.
-        units (UnitSpace): Of the network.
+        units (UnitSpace): Units of the network.
 
     Raises:
         ValueError: If there is no batch with a finite loss, or the criterion
-            wants labels that the network cannot draw.
+            needs labels that the network cannot draw.
     """
     criterion = cast(Calibrated, criterion)
     model = unwrap(runner.model)
@@ -69,7 +69,7 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
     sum_over_ranks(counted)
     if not counted:
         raise ValueError(
-            'the calibration pass has seen no batch with a finite loss: '
+            'the calibration pass had no batch with a finite loss: '
             'expected a trained network and a train dataloader with batches'
         )
     criterion.all_reduce(sum_over_ranks)
@@ -77,8 +77,8 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
         runner.logger.warning(
             f'{len(names)} layers were not measured in the calibration pass '
             f'and add nothing to scores: {", ".join(names[:5])}'
-            f'{", ..." if len(names) > 5 else ""}. They do not run in it, or '
-            'are no convolutions or linear layers with weights of their own'
+            f'{", ..." if len(names) > 5 else ""}. They do not run in the '
+            'pass, or are no convolutions or linear layers with own weights'
         )
 
 
@@ -88,14 +88,14 @@ def show_features(
     search: FeatureSearch,
     warn: Callable[[str], object],
 ) -> None:
-    """Let a search look at features of images of the training data.
+    """Let a search observe features of images of the training data.
 
     The network is in evaluation mode and in full precision. Weights and random
-    states stay as they are. The search holds what all processes have seen.
+    states do not change. The sums of the search include all processes.
 
     Args:
-        model (BaseModel): The network, bare.
-        loader (DataLoader): Of the images.
+        model (BaseModel): The network without wrapper.
+        loader (DataLoader): Loader of the images.
         search (FeatureSearch): Observes the pass.
         warn (Callable): Called with a message if there are not enough images.
     """
@@ -104,7 +104,7 @@ def show_features(
     number = min(len(loader), math.ceil(search.images / each))
     if number * each < search.images:
         warn(
-            f'the search looks at {number * each} images instead of '
+            f'the search uses {number * each} images instead of '
             f'{search.images}: the data set has no more'
         )
     try:
@@ -118,9 +118,9 @@ def show_features(
 
 
 def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
-    """Batches of this process that were counted."""
+    """Run the pass; returns the number of counted batches."""
     loader = other_loader(runner)
-    # as many in all processes: they agree on each batch
+    # the same number in all processes, which agree on each batch
     number = min(criterion.batches, len(loader))
     if number < criterion.batches:
         runner.logger.warning(
@@ -159,11 +159,11 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
 
 
 def other_loader(runner: Runner, least: int = 1) -> DataLoader:
-    """Returns another loader of the train data, in an order of its own.
+    """Returns another loader of the train data, in a separate order.
 
     Args:
-        runner (Runner): Whose data set it is.
-        least (int): Images in a batch, if training has less. Defaults to 1.
+        runner (Runner): The runner with the data set.
+        least (int): Least number of images in a batch. Defaults to 1.
     """
     seed = (runner.seed or 0) + runner.iter
     dataset = runner.train_dataloader.dataset
@@ -176,10 +176,10 @@ def train_loader(
     """Returns a loader of a config's train data.
 
     Args:
-        config (Config): With ``train_dataloader``.
-        seed (int): Of the order.
-        least (int): Images in a batch, if training has less. Defaults to 1.
-        dataset (Any): If it is built already.
+        config (Config): A config with ``train_dataloader``.
+        seed (int): Seed of the order.
+        least (int): Least number of images in a batch. Defaults to 1.
+        dataset (Any): The data set, if it is built already.
 
     Raises:
         FileNotFoundError: If the data set is not on this machine.
@@ -208,7 +208,7 @@ def train_loader(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients of parameters: nothing learns from them."""
+    """Disable the gradients of parameters inside the context."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -220,7 +220,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _with_gradients(data: Any) -> Any:
-    """The batch with images that gradients reach, for they start there."""
+    """Returns the batch with images that require gradients."""
     if isinstance(data, Mapping) and 'inputs' in data:
         return {**data, 'inputs': map_tensors(_leaf, data['inputs'])}
     return map_tensors(_leaf, data)
@@ -233,33 +233,33 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
-    """Which labels a network allows, and why, for the log."""
+    """Returns the kind of labels for a network, and a reason for the log."""
     try:
         with torch.no_grad():
             _class_scores(model, data)
-    except Exception as error:  # code of others, of any kind
+    except Exception as error:  # the user's code may raise anything
         return 'empirical', f': {type_and_line(error)}'
-    return 'true', ', drawn from what the network predicts'
+    return 'true', ', drawn from the predicted distribution'
 
 
 def _class_scores(model: BaseModel, data: Any) -> Tensor:
-    """(N, classes) outputs of the network.
+    """Returns the outputs of the network, (N, classes).
 
     Raises:
-        ValueError: If its outputs are something else.
+        ValueError: If the outputs have another form.
     """
     scores = model._run_forward(data, mode='tensor')
     if not isinstance(scores, Tensor) or scores.dim() != 2:
         raise ValueError(
             "fisher='true' needs a network whose mode='tensor' returns "
-            f'(N, classes) scores; {type(model).__name__} returns something '
-            "else. Use fisher='empirical'"
+            f'(N, classes) scores; the outputs of {type(model).__name__} have '
+            "another form. Use fisher='empirical'"
         )
     return scores
 
 
 def _drawn_loss(model: BaseModel, data: Any) -> Tensor:
-    """Cross entropy with labels from the network's own distribution."""
+    """Returns the cross entropy with labels drawn from the predictions."""
     scores = _class_scores(model, data).float()
     drawn = torch.multinomial(scores.detach().softmax(1), 1)[:, 0]
     return cross_entropy(scores, drawn)

@@ -1,4 +1,4 @@
-"""What hooks that prune channels have in common."""
+"""Base class of hooks that prune channels."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from .start import prepare_groups
 
 
 class ChannelHook(ResumesExactly, ABC):
-    """Finds channel groups, and keeps the network and its structure together.
+    """Finds channel groups, and stores the structure in checkpoints.
 
     Args:
         scope (str): 'all' or 'internal'.
         ignore (Sequence[str]): Patterns of layers.
-        input_shape (tuple[int, int], optional): (H, W) that cost is counted
-            at. By default that of the config's pipelines.
+        input_shape (tuple[int, int], optional): (H, W) for counting cost.
+            Defaults to the size in the config's pipelines.
         finetune (Mapping): Overrides for the fine-tuning config.
-        after_target (str): 'stop' to end training once the network is slim,
-            or 'train'.
+        after_target (str): 'stop' to end training when the network is slim,
+            or 'train' to continue.
         report (bool): Whether to write a page when training ends.
     """
 
@@ -85,7 +85,7 @@ class ChannelHook(ResumesExactly, ABC):
         )
 
     def _shape(self, runner: Runner) -> tuple[int, int]:
-        """Returns (H, W) that cost is counted at, the same for a whole run."""
+        """Returns (H, W) for counting cost, the same for a whole run."""
         if self._structure is not None and self._structure.input_shape:
             height, width = self._structure.input_shape
             return height, width
@@ -141,7 +141,7 @@ class ChannelHook(ResumesExactly, ABC):
             runner.train_loop.stop_training = True
 
     def _report(self, runner: Runner) -> None:
-        """Write the page about the run, if it is wanted."""
+        """Write the page about the run if ``report`` is true."""
         if not self.report or not dist.is_main_process():
             return
         # other code may raise any error; the training has succeeded

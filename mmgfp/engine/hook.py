@@ -116,7 +116,7 @@ class PruningHook(ChannelHook):
         isomorphic (bool): Whether channels are compared only with those of
             layers of the same types (Fang et al., ECCV 2024). Defaults to
             False.
-        input_shape (Sequence[int], optional): (H, W) that cost is counted at.
+        input_shape (Sequence[int], optional): (H, W) for counting cost.
             Defaults to the size in the config's pipelines.
         latency_table (str, optional): File of ``mmgfp latency-table``;
             needed if latency is the target or scores are divided by it.
@@ -127,7 +127,7 @@ class PruningHook(ChannelHook):
 
     Raises:
         FileNotFoundError: If there is no such latency table.
-        ValueError: If an argument has an impossible value.
+        ValueError: If an argument is invalid.
     """
 
     state_key = STATE_KEY

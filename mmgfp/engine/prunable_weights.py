@@ -1,4 +1,4 @@
-"""Which single weights of a network can be pruned."""
+"""Selection of the single weights that can be pruned."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def prunable_weights(
     shapes: Shapes,
     log: Callable[[str], object],
 ) -> dict[str, int]:
-    """Weights of convolutions and linear layers that can be pruned.
+    """Returns the prunable weights of convolutions and linear layers.
 
     Args:
         model (nn.Module): The network.
         calls (Calls): From :func:`mmgfp.cost.model.record_calls`.
         run (Callable): Runs the network on demo input.
         ignore (Sequence[str]): Patterns of layers, as in :mod:`fnmatch`.
-        shapes (Shapes): What goes together.
-        log (Callable): Logs which weights stay whole, and why.
+        shapes (Shapes): Blocks or pattern of weights pruned together.
+        log (Callable): Called with the excluded layers and the reason.
 
     Returns:
-        dict[str, int]: By name of the parameter, the axis of its outputs.
+        dict[str, int]: Axis of the outputs by name of the parameter.
 
     Raises:
         ValueError: If a pattern matches no layer, or nothing can be pruned.
@@ -45,7 +45,7 @@ def prunable_weights(
     found = {}
     whole: dict[str, list[str]] = {}
     if computed:
-        whole['multiply with what they compute of their weights'] = computed
+        whole['compute their kernels from their weights'] = computed
     for name in names:
         layer, weight = layer_of(name), model.get_parameter(name)
         module, axis = model.get_submodule(layer), calls.output_axis[name] or 0
@@ -56,20 +56,20 @@ def prunable_weights(
         if not weight.requires_grad:
             whole.setdefault('do not train', []).append(layer)
         elif not shapes.fits(outputs_first(weight, axis).shape):
-            why = 'have inputs that the pattern does not divide'
+            why = 'have a number of inputs that the pattern does not divide'
             whole.setdefault(why, []).append(layer)
         else:
             found[name] = axis
     for why, layers in whole.items():
         log(
-            f'the weights of {len(layers)} layers stay whole, because they '
-            f'{why}: {", ".join(layers[:5])}'
+            f'the weights of {len(layers)} layers are not pruned, because '
+            f'they {why}: {", ".join(layers[:5])}'
             f'{", ..." if len(layers) > 5 else ""}'
         )
     if not found:
         raise ValueError(
             'no weights can be pruned: expected convolutions or linear layers '
-            'that train, and that neither ignore nor pattern leaves out'
+            'that train and are not excluded by ignore or pattern'
         )
     return found
 
@@ -86,7 +86,7 @@ def _check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
 
 
 def outputs_first(tensor: Tensor, axis: int) -> np.ndarray:
-    """A weight, or what is of its shape, with its outputs as first axis."""
+    """Returns a tensor in a weight's shape with its outputs as first axis."""
     return tensor.detach().cpu().movedim(axis, 0).numpy()
 
 

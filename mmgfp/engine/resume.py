@@ -1,4 +1,4 @@
-"""Random states as plain types, so that a resumed run draws the same."""
+"""Random states in checkpoints, so that a resumed run draws the same."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .runner import saves_checkpoint
 
 
 class RandomKeeper:
-    """Notes random states where training can be continued from.
+    """Records random states at points from which training can be resumed.
 
     Only the main process writes checkpoints, so the states of all ranks are
-    gathered beforehand, at points that all of them pass.
+    gathered before, at points that all ranks reach.
     """
 
     def __init__(self) -> None:
@@ -27,51 +27,51 @@ class RandomKeeper:
         self._to_restore: Mapping[str, Any] | None = None
 
     def keep(self) -> None:
-        """Note the state of every rank; call on all of them."""
+        """Record the state of every rank; call on all ranks."""
         self._states = dist.all_gather_object(random_state())
 
     def forget(self) -> None:
-        """What was noted is out of date: training goes on."""
+        """Discard the recorded states, because training continues."""
         self._states = self._to_restore = None
 
     def states(self) -> list[dict[str, Any]]:
-        """By rank, as noted, or else of this rank now."""
+        """Returns the recorded states by rank, else this rank's current."""
         return self._states or [random_state()]
 
     def resume_from(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what :meth:`states` gave, when :meth:`restore` says."""
+        """Set the result of :meth:`states` for :meth:`restore`."""
         rank = dist.get_rank()
         self._to_restore = states[rank] if rank < len(states) else None
 
     def restore(self) -> None:
-        """Continue from the states of the checkpoint, if not yet forgotten."""
+        """Restore the states of the checkpoint unless discarded."""
         if self._to_restore is not None:
             set_random_state(self._to_restore)
 
     def rewind(self) -> None:
-        """Go back to what was noted, as if nothing had been drawn since."""
+        """Restore the recorded state of this rank."""
         if self._states is not None:
             set_random_state(self._states[dist.get_rank()])
 
 
 class ResumesExactly(Hook):
-    """Hooks after which a resumed run draws as an uninterrupted one.
+    """Base class of hooks whose resumed runs draw like uninterrupted ones.
 
-    They put what :attr:`random` tells into checkpoints, and give it back
-    before training.
+    The states in :attr:`random` are stored in checkpoints and restored before
+    training.
     """
 
     def __init__(self) -> None:
         self.random = RandomKeeper()
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Draw on from where a checkpoint was saved."""
+        """Restore the random states of a checkpoint."""
         self.random.restore()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """What was noted is out of date."""
+        """Discard the recorded random states."""
         self.random.forget()
 
     def after_train_iter(
@@ -81,31 +81,31 @@ class ResumesExactly(Hook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Get ready for a checkpoint of this iteration."""
+        """Record random states if this iteration saves a checkpoint."""
         if saves_checkpoint(runner):
             self.random.keep()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Get ready for a checkpoint of this epoch."""
+        """Record random states for a checkpoint of this epoch."""
         self.random.keep()
 
     def before_val(self, runner: Runner) -> None:
-        """Note random states; those of training do not count validation.
+        """Record random states before validation draws numbers.
 
-        A checkpoint of the best network may be saved after it.
+        A checkpoint of the best network may be saved after validation.
         """
         self.random.keep()
 
     def after_val(self, runner: Runner) -> None:
-        """Draw as if there had been no validation, which resuming skips."""
+        """Restore random states, because a resumed run skips validation."""
         self.random.rewind()
 
 
 def separate_loader(loader: DataLoader, seed: int) -> None:
-    """Let a loader seed its workers from a generator of its own.
+    """Seed the workers of a loader from a separate generator.
 
-    Otherwise making an iterator draws from the common one, and a resumed run
-    makes iterators at other times than an uninterrupted one.
+    By default, making an iterator draws from the global generator, and a
+    resumed run makes iterators at other times than an uninterrupted one.
     """
     if getattr(loader, 'generator', loader) is None:
         loader.generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What pruning needs to know of, or change in, an mmengine runner."""
+"""Access to, and changes of, an mmengine runner for pruning."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ..utils.errors import type_and_line
 
 
 def optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
-    """All optimisers of a runner."""
+    """Returns all optimisers of a runner."""
     return [part.optimizer for part in optim_wrappers(runner).values()]
 
 
 def optim_wrappers(runner: Runner) -> dict[str, OptimWrapper]:
-    """The wrapper of each optimiser by its name; '' for a single one."""
+    """Returns the wrapper of each optimiser by name; '' for a single one."""
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, OptimWrapperDict):
         return dict(wrapper.items())
@@ -39,15 +39,15 @@ def optim_wrappers(runner: Runner) -> dict[str, OptimWrapper]:
 
 
 class Trainers:
-    """Which optimisers train the channel groups of a runner's network.
+    """The optimisers that train the channel groups of a runner's network.
 
     With several optimisers, as of a generator and a discriminator, each has
-    its own loss scale, accumulates gradients on its own, and takes steps when
-    the model says so. Those without a weight of any group do not count.
+    its own loss scale and accumulation of gradients, and the model decides
+    when it takes steps. Optimisers without a weight of any group do not count.
 
     Args:
-        runner (Runner): That is going to train.
-        groups (Sequence[ChannelGroup]): The groups that may be pruned.
+        runner (Runner): The runner of the training.
+        groups (Sequence[ChannelGroup]): The prunable groups.
     """
 
     def __init__(self, runner: Runner, groups: Sequence[ChannelGroup]) -> None:
@@ -69,33 +69,33 @@ class Trainers:
             ]
             for group in groups
         }
-        # whose loss reaches what reads a group: who trains that
+        # the loss of a group is that of the optimiser of its consumers
         self._trainer = {g: (n or [first])[0] for g, n in names.items()}
         self._counted = {n for found in names.values() for n in found}
         self._counted = self._counted or {first}
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those whose steps count."""
+        """Returns the optimisers whose steps count."""
         return [self._wrappers[name].optimizer for name in self._counted]
 
     @property
     def accumulation(self) -> int:
-        """Iterations per optimiser step, as far as the wrappers know."""
+        """Returns the iterations per optimiser step set in the wrappers."""
         return min(
             int(getattr(self._wrappers[name], '_accumulative_counts', 1))
             for name in self._counted
         )
 
     def loss_factor(self, groups: Sequence[ChannelGroup]) -> float | Tensor:
-        """What the losses of this iteration are multiplied with.
+        """Returns the factor of the losses of this iteration.
 
         Args:
-            groups (Sequence[ChannelGroup]): As they are now.
+            groups (Sequence[ChannelGroup]): The current groups.
 
         Returns:
-            float | Tensor: One for all units or, with several optimisers,
-            shape (U,).
+            float | Tensor: One factor for all units or, with several
+            optimisers, shape (U,).
         """
         factors = {
             name: _loss_factor(wrapper, self._device)
@@ -122,11 +122,11 @@ def _reads(member: Member) -> bool:
 def _loss_factor(
     wrapper: OptimWrapper, device: torch.device
 ) -> float | Tensor:
-    """What a wrapper multiplies the loss of this iteration with.
+    """Returns the factor of a wrapper for the loss of this iteration.
 
-    The loss scale of mixed precision, divided by the number of batches whose
-    gradients are accumulated. A tensor where the scale is one, so that nobody
-    waits for it.
+    It is the loss scale of mixed precision divided by the number of batches
+    whose gradients are accumulated. If the scale is a tensor, so is the
+    result, and the host does not wait for it.
     """
     factor = float(wrapper.scale_loss(torch.ones(())))
     scaler = getattr(wrapper, 'loss_scaler', None)
@@ -137,7 +137,7 @@ def _loss_factor(
 
 
 def averaged_models(runner: Runner) -> Iterator[BaseAveragedModel]:
-    """The averaged copies of the model that EMA hooks keep."""
+    """Yields the averaged copies of the model in EMA hooks."""
     for hook in runner.hooks:
         if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model'):
             yield hook.ema_model
@@ -146,13 +146,13 @@ def averaged_models(runner: Runner) -> Iterator[BaseAveragedModel]:
 def cut_checkpoint(
     runner: Runner, checkpoint: dict[str, Any], keep: Keep
 ) -> None:
-    """Cut a checkpoint that is about to be saved; the runner stays as it is.
+    """Cut a checkpoint before it is saved; the runner does not change.
 
     Args:
-        runner (Runner): Whose checkpoint it is.
-        checkpoint (dict): With weights, averaged ones and state of optimisers
-            as far as they are saved.
-        keep (Keep): Positions that stay, see :mod:`mmgfp.slimming.surgery`.
+        runner (Runner): The runner that saves it.
+        checkpoint (dict): Checkpoint with weights and, if they are saved,
+            averaged weights and optimiser state; changed in place.
+        keep (Keep): Kept positions, see :mod:`mmgfp.slimming.surgery`.
     """
     model = unwrap(runner.model)
     cut_saved(checkpoint, model, keep)
@@ -169,18 +169,18 @@ def check_loaded(
     checkpoint: Mapping[str, Any],
     may_differ: Callable[[str, int], bool] | None = None,
 ) -> None:
-    """Load weights of a checkpoint before the runner does, but all of them.
+    """Load the weights of a checkpoint, and raise if some do not fit.
 
-    The runner goes on with random weights where names or shapes differ.
+    The runner itself continues with random weights if names or shapes differ.
 
     Args:
-        runner (Runner): Whose model loads them.
-        checkpoint (Mapping): As loaded.
+        runner (Runner): The runner with the model.
+        checkpoint (Mapping): The loaded checkpoint.
         may_differ (Callable, optional): See
             :func:`mmgfp.libraries.loading.load_weights`.
 
     Raises:
-        ValueError: If the model lacks some of them, or has others.
+        ValueError: If names or shapes differ from those of the model.
     """
     which = runner._load_from or 'that was loaded'
     weights = weights_of(checkpoint, which)
@@ -188,14 +188,14 @@ def check_loaded(
 
 
 def network_has_changed(runner: Runner) -> None:
-    """Let those who hold the network's tensors see that they were sliced."""
+    """Update all objects that hold the network's tensors after a cut."""
     model = unwrap(runner.model)
     for averaged in averaged_models(runner):
-        # With `update_buffers` they keep a state dict, whose tensors share
-        # memory with the parameters of the time when it was made.
+        # With `update_buffers` an averaged model has a state dict whose
+        # tensors share memory with the parameters from before the cut.
         if averaged.update_buffers:
             averaged.avg_parameters = averaged.module.state_dict()
-            # MMYOLO's keep one of what they average, too
+            # averaged models of MMYOLO have one of the source, too
             if hasattr(averaged, 'src_parameters'):
                 averaged.src_parameters = model.state_dict()
     if is_model_wrapper(runner.model):
@@ -203,13 +203,13 @@ def network_has_changed(runner: Runner) -> None:
 
 
 def _rewrap(runner: Runner) -> None:
-    """Wrap the model for distributed training anew: its buckets changed."""
+    """Wrap the model for distributed training again for its new buckets."""
     model = runner.model.module
     strategy = getattr(runner, 'strategy', None)  # of a FlexibleRunner
     runner.model = model
     if strategy is not None:
         strategy.model = model
-    gc.collect()  # the old wrapper's reducer lets go of the parameters
+    gc.collect()  # frees the old wrapper's reducer with its parameters
     if strategy is not None:
         runner.model = strategy.model = strategy._wrap_model(model)
     else:
@@ -219,15 +219,15 @@ def _rewrap(runner: Runner) -> None:
 
 
 def is_training(runner: Runner) -> bool:
-    """Whether a runner trains, and does not only validate or test."""
+    """Returns whether a runner trains, not only validates or tests."""
     return isinstance(runner._train_loop, BaseLoop)
 
 
 def check_whole(runner: Runner) -> None:
-    """Raise unless every process has the whole network in one piece.
+    """Raise unless every process has the whole network.
 
     Raises:
-        ValueError: Naming what takes it apart, and what to use.
+        ValueError: With the strategy or wrapper, and the expected ones.
     """
     strategy = getattr(runner, 'strategy', None)  # of a FlexibleRunner
     kinds = [base.__name__ for base in type(strategy).__mro__]
@@ -235,9 +235,9 @@ def check_whole(runner: Runner) -> None:
         'SingleDeviceStrategy' not in kinds or 'FSDPStrategy' in kinds
     ):
         raise ValueError(
-            f'the strategy {kinds[0]} gives the network, or the state of its '
-            'optimizer, to the processes in pieces, of which no channels can '
-            'be removed; expected SingleDeviceStrategy or DDPStrategy while '
+            f'the strategy {kinds[0]} divides the network, or the state of '
+            'its optimizer, among the processes, so no channels can be '
+            'removed; expected SingleDeviceStrategy or DDPStrategy while '
             'pruning'
         )
     model, bare = runner.model, unwrap(runner.model)
@@ -253,13 +253,13 @@ def check_whole(runner: Runner) -> None:
     wrapped += [
         (f'the parameter {name}', parameter)
         for name, parameter in bare.named_parameters()
-        if hasattr(parameter, 'full_tensor')  # it is a part of that
+        if hasattr(parameter, 'full_tensor')  # a distributed tensor
     ]
     for what, piece in wrapped[:1]:
         raise ValueError(
             f'{what} is wrapped by {type(piece).__name__}; expected a model '
             'without wrappers, or MMDistributedDataParallel around all of '
-            'it, while pruning: channels can be removed only where every '
+            'it, while pruning: channels can be removed only if every '
             'process has the whole network'
         )
 
@@ -270,7 +270,10 @@ def sum_over_ranks(tensor: Tensor) -> None:
 
 
 def true_on_all_ranks(value: Tensor) -> Tensor:
-    """Whether something is so in all processes, shape (); nobody waits."""
+    """Returns whether a flag is true in all processes, shape ().
+
+    The host does not wait for the result.
+    """
     if dist.get_world_size() == 1:
         return value
     exceptions = (~value).double()
@@ -279,22 +282,23 @@ def true_on_all_ranks(value: Tensor) -> Tensor:
 
 
 def on_main_process(what: str, work: Callable[[], None]) -> None:
-    """Let the main process do something; if it fails, all of them end.
+    """Run a function in the main process; if it fails, all processes end.
 
-    The others would wait for it in vain, until their timeout.
+    Without this check the others would wait until their timeout.
 
     Args:
-        what (str): Names the work in their message.
-        work (Callable): Called by the main process alone.
+        what (str): Name of the work, for their message.
+        work (Callable): Called in the main process alone.
 
     Raises:
-        RuntimeError: In the others; the main process raises what it met.
+        RuntimeError: In the other processes if the main process fails, which
+            raises its own error.
     """
     failure: Exception | None = None
     if dist.is_main_process():
         try:
             work()
-        except Exception as error:  # is raised below
+        except Exception as error:  # raised below
             failure = error
     told = [failure and type_and_line(failure)]
     dist.broadcast_object_list(told)
@@ -308,11 +312,12 @@ def same_on_all_ranks(choices: bytes, of: str = 'channels') -> None:
     """Raise unless all processes have made the same choices.
 
     Args:
-        choices (bytes): Of this process.
-        of (str): Names what was chosen, for the message.
+        choices (bytes): Choices of this process.
+        of (str): Kind of the choices, for the message. Defaults to
+            'channels'.
 
     Raises:
-        RuntimeError: Naming the processes that differ from the first.
+        RuntimeError: With the processes that differ from the first.
     """
     digest = hashlib.sha256(choices).digest()[:7]
     number = torch.tensor(int.from_bytes(digest, 'big'))
@@ -326,7 +331,7 @@ def same_on_all_ranks(choices: bytes, of: str = 'channels') -> None:
 
 
 class _Announcing:
-    """An iterator that calls something before each of its elements."""
+    """An iterator that calls a function before each of its elements."""
 
     def __init__(
         self, iterator: Iterator, announce: Callable[[], None]
@@ -343,10 +348,10 @@ class _Announcing:
 
 
 def before_each_batch(runner: Runner, announce: Callable[[], None]) -> None:
-    """Call something before each batch of a loop that counts iterations.
+    """Call a function before each batch of an iteration-based loop.
 
-    Resumed, such a loop first skips the batches of the past, which early
-    releases of mmengine load to that end; no hook is called in between.
+    A resumed loop first skips earlier batches, which early releases of
+    mmengine load without calling a hook.
     """
     loop = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop):
@@ -356,7 +361,7 @@ def before_each_batch(runner: Runner, announce: Callable[[], None]) -> None:
 
 
 def saves_checkpoint(runner: Runner) -> bool:
-    """Whether a checkpoint is saved after this iteration, on all ranks."""
+    """Returns whether this iteration saves a checkpoint, on all ranks."""
     return any(
         isinstance(hook, CheckpointHook)
         and not hook.by_epoch

@@ -1,9 +1,9 @@
-"""What a saved ratio leaves in the work dir.
+"""Files of a saved ratio in the work dir.
 
 ``flops_0.50.pth`` (slim checkpoint), ``flops_0.50.json`` (structure),
-``flops_0.50_finetune.py`` (ready config) and ``flops_0.50.png`` (picture; not
-where single weights were pruned, as in ``density_0.20.pth``). Each appears
-under its name only when it is complete.
+``flops_0.50_finetune.py`` (complete config) and ``flops_0.50.png`` (picture;
+not for pruned single weights, as in ``density_0.20.pth``). Each file has its
+final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from ..utils.errors import type_and_line
 
 
 def stems(metric: str, shares: Sequence[float]) -> dict[float, str]:
-    """Common part of the names of what is saved at each share.
+    """Returns the common part of the file names of each saved ratio.
 
-    Such as 'flops_0.50', or 'flops_0.500' if there is 0.499 as well.
+    It is 'flops_0.50', or 'flops_0.500' if 0.499 is saved, too.
 
     Args:
-        metric (str): That the shares are of.
-        shares (Sequence[float]): All that are saved.
+        metric (str): Metric of the ratios.
+        shares (Sequence[float]): All saved ratios.
     """
     names = {}
     for share in shares:
@@ -63,16 +63,16 @@ def save_ratio(
 ) -> list[str]:
     """Write all files of one ratio; call on the main process.
 
-    All of them appear, or none. Only the picture may be missing.
+    All files are written, or none. Only the picture may be missing.
 
     Args:
-        runner (Runner): Whose model is slim.
-        structure (Structure): Of that model.
+        runner (Runner): The runner with the slim model.
+        structure (Structure): Structure of that model.
         stem (str): Common part of the names, such as 'flops_0.50'.
         finetune (Mapping): Overrides for the fine-tuning config.
 
     Returns:
-        list[str]: Their paths; the checkpoint is the first.
+        list[str]: Paths of the files; the checkpoint is the first.
     """
     return write_ratio(
         os.path.join(runner.work_dir, stem),
@@ -96,19 +96,19 @@ def write_ratio(
 ) -> list[str]:
     """Write all files of one slim network.
 
-    All of them appear, or none. Only the picture may be missing.
+    All files are written, or none. Only the picture may be missing.
 
     Args:
-        path (str): Of the files, without their endings.
-        checkpoint (Mapping): With the slim weights.
-        structure (Structure): Of the model.
+        path (str): Path of the files without suffix.
+        checkpoint (Mapping): Checkpoint with the slim weights.
+        structure (Structure): Structure of the model.
         model (nn.Module): The slim model.
-        config (Config): That trains the full model.
+        config (Config): Config that trains the full model.
         finetune (Mapping): Overrides for the fine-tuning config.
         warn (Callable): Called with the reason if there is no picture.
 
     Returns:
-        list[str]: Their paths; the checkpoint is the first.
+        list[str]: Paths of the files; the checkpoint is the first.
     """
     stem = os.path.basename(path)
     saved = []
@@ -123,7 +123,7 @@ def write_ratio(
         if config.get('model'):
             text = finetune_config(config, stem, finetune)
             Path(partial('_finetune.py')).write_text(text, encoding='utf-8')
-        else:  # one of an earlier run had another network
+        else:  # the config of an earlier run is for another network
             Path(f'{path}_finetune.py').unlink(missing_ok=True)
     if not structure.density and _draw(structure, model, f'{path}.png', warn):
         saved.append(f'{path}.png')
@@ -136,7 +136,10 @@ def _draw(
     path: str,
     warn: Callable[[str], object],
 ) -> bool:
-    """Draw what was kept; nobody needs it, so that no failure ends a run."""
+    """Draw the kept channels; returns whether the picture was written.
+
+    A failure is only a warning, so that it does not end the run.
+    """
     try:
         from ..report.picture import (
             draw_kept_channels,  # matplotlib may be missing
@@ -151,11 +154,11 @@ def _draw(
 
 
 def slim_checkpoint(runner: Runner) -> dict[str, Any]:
-    """Weights (averaged ones where there are), meta and structure.
+    """Returns weights (averaged ones if there are any), meta and structure.
 
-    What only resuming needs is left out. Like mmengine's own checkpoints it
-    passes through the hooks: EMA hooks put their weights in its place, the
-    pruning hook adds the structure.
+    Entries for resuming are left out. Like mmengine's own checkpoints it
+    passes through the hooks: EMA hooks insert their weights, the pruning
+    hook adds the structure.
     """
     dataset = runner.train_dataloader.dataset
     checkpoint = dict(
@@ -179,7 +182,7 @@ def slim_checkpoint(runner: Runner) -> dict[str, Any]:
 def finetune_config(
     config: Config, stem: str, overrides: Mapping[str, Any]
 ) -> str:
-    """Text of a config that fine-tunes what a saved ratio left.
+    """Returns the text of a config that fine-tunes a saved network.
 
     It is complete: the work dir can be moved as a whole, and later runs in
     the same work dir do not change it.
@@ -190,7 +193,7 @@ def finetune_config(
         overrides (Mapping): Merged last, such as another learning rate.
 
     Raises:
-        ValueError: If something in it cannot be written into a file.
+        ValueError: If a value of the config cannot be written into a file.
     """
     here = '{{ fileDirname }}'
     child = copy.deepcopy(config)
@@ -213,7 +216,7 @@ def finetune_config(
             custom_imports=_with_mmgfp(config.get('custom_imports')),
             model=dict(
                 type='mmgfp.PrunedModel',
-                # a registry knows it by name, a class by its own
+                # a name is looked up in a registry, a class is used as it is
                 architecture=dotted_name(architecture) or architecture,
                 structure=structure,
             ),
@@ -224,30 +227,27 @@ def finetune_config(
         )
     )
     child.merge_from_dict(dict(overrides))
-    return (
-        f'# Fine-tunes the network that pruning left at {stem}.\n'
-        f'{config_text(child)}'
-    )
+    return f'# Fine-tunes the pruned network {stem}.\n{config_text(child)}'
 
 
 def check_finetune_config(
     config: Config, overrides: Mapping[str, Any]
 ) -> None:
-    """Raise before pruning what writing a config would raise after it.
+    """Check before pruning that the fine-tuning config can be written.
 
     Args:
         config (Config): The pruning config.
         overrides (Mapping): See :func:`finetune_config`.
 
     Raises:
-        ValueError: If something in it cannot be written into a file.
+        ValueError: If a value of the config cannot be written into a file.
     """
     if config.get('model'):
         finetune_config(config, 'slim', overrides)
 
 
 def without_pruning(hooks: Sequence[Any]) -> list[Any]:
-    """The custom hooks without those that prune, or keep what was pruned."""
+    """Returns the custom hooks without those of mmgfp."""
     return [hook for hook in hooks if not _is_pruning_hook(hook)]
 
 

@@ -1,4 +1,4 @@
-"""The training hook that searches how wide each channel group should be."""
+"""The training hook that searches the width of each channel group."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class SearchHook(ChannelHook):
             channels. Defaults to 1.
         ignore (Sequence[str]): Patterns of layers whose outputs are not
             pruned, such as 'backbone.layer1.*'. Defaults to ().
-        input_shape (Sequence[int], optional): (H, W) that cost is counted at.
+        input_shape (Sequence[int], optional): (H, W) for counting cost.
             Defaults to the size in the config's pipelines.
         latency_table (str, optional): File of a latency table; needed if
             latency is the target.
@@ -122,7 +122,7 @@ class SearchHook(ChannelHook):
 
     Raises:
         FileNotFoundError: If there is no such latency table.
-        ValueError: If an argument has an impossible value.
+        ValueError: If an argument is invalid.
     """
 
     state_key = SEARCH_KEY
@@ -175,9 +175,9 @@ class SearchHook(ChannelHook):
 
         self.net: Prunable | None = None
         self._guard: StepGuard | None = None  # while searching
-        self._scores: list[np.ndarray] = []  # that the search began with
+        self._scores: list[np.ndarray] = []  # at the start
         self._tally = Tally()
-        self._batches: Batches | None = None  # that a search learns from
+        self._batches: Batches | None = None  # batches of the search
 
     def read_state(self, state: Any) -> dict[str, Any]:
         """See :func:`mmgfp.engine.search_state.read_search_state`."""
@@ -191,7 +191,7 @@ class SearchHook(ChannelHook):
             check_whole(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Find and prove channel groups, count cost, begin the search."""
+        """Find and prove channel groups, count cost, start the search."""
         model = unwrap(runner.model)
         check_not_compiled(model)
         check_finetune_config(runner.cfg, self.finetune)
@@ -253,7 +253,7 @@ class SearchHook(ChannelHook):
             )
 
     def _planned(self, runner: Runner) -> int:
-        """Optimiser steps of the training that the search may take."""
+        """Returns the optimiser steps available to the search."""
         share = self.search_share
         if not isinstance(self.search, TrainedSearch):
             share = 1.0
@@ -264,7 +264,7 @@ class SearchHook(ChannelHook):
         return stems(self.metric, [self.ratio])[self.ratio]
 
     def _budget(self, net: Prunable) -> Budget:
-        """What the next step of the search may leave."""
+        """Returns the budget of the next step of the search."""
         ratio = left_after(
             self._tally.step + 1, self.steps, self._tally.start, self.ratio
         )
@@ -296,7 +296,7 @@ class SearchHook(ChannelHook):
     # -- the search -------------------------------------------------------
 
     def _score_or_wait(self, runner: Runner) -> None:
-        """Score units; a criterion that observes training does so first."""
+        """Score units, or wait for a criterion that observes training."""
         assert self.net is not None
         self._tally.phase, self._tally.steps = 'scoring', 0
         criterion = self.search.criterion
@@ -307,7 +307,7 @@ class SearchHook(ChannelHook):
             self._choose_or_learn(runner)
 
     def _choose_or_learn(self, runner: Runner) -> None:
-        """Units have scores: start the search."""
+        """Start the search with the scores of the units."""
         net = self.net
         assert net is not None
         criterion = self.search.criterion
@@ -349,7 +349,7 @@ class SearchHook(ChannelHook):
             )
 
     def _cut(self, runner: Runner) -> None:
-        """Cut the network to the widths that were found."""
+        """Cut the network to the widths of the search."""
         net, tally = self.net, self._tally
         assert net is not None
         cuts = net.masks.cuts
@@ -401,7 +401,7 @@ class SearchHook(ChannelHook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Observe, learn, and cut when it is time."""
+        """Observe and learn; cut at the end of a step of the search."""
         if self._guard is not None:
             self._observe(runner, self._guard)
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
@@ -439,9 +439,9 @@ class SearchHook(ChannelHook):
             self._cut(runner)
 
     def _slope(self, runner: Runner, values: Tensor) -> Tensor:
-        """Gradient of the loss by the gates, on a batch for the search.
+        """Returns the gradient of the loss by the gates, on a search batch.
 
-        Statistics of batch norms and gradients of weights stay as they are.
+        Statistics of batch norms and gradients of weights do not change.
         """
         assert self._batches is not None
         model: BaseModel = unwrap(runner.model)
@@ -478,7 +478,7 @@ class SearchHook(ChannelHook):
                 data = dict(groups=self._names, course=course)
                 with complete(path) as partial:
                     Path(partial).write_text(json.dumps(data))
-            else:  # one of an earlier run was of another search
+            else:  # the file of an earlier run is of another search
                 path.unlink(missing_ok=True)
 
         on_main_process(f'saving {stem}', write)
@@ -492,14 +492,14 @@ class SearchHook(ChannelHook):
         self._stop_if_wanted(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Cut the network if skipped batches left the search short."""
+        """Cut the network if skipped batches left too few search steps."""
         if self._tally.phase == 'learning':
             assert isinstance(self.search, TrainedSearch)
             self.search.detach()
             self._cut(runner)
         elif self._tally.phase == 'scoring':
             runner.logger.warning(
-                f'training has ended in step {self._tally.step + 1} of '
+                f'training ended in step {self._tally.step + 1} of '
                 f'{self.steps} of the search: the target was not reached. '
                 'Lower steps or the interval, or train longer'
             )

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps so that a search resumes exactly."""
+"""State of a search in checkpoints, for an exact resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTS = {
     'random': list,
 }
 _ADVICE = (
-    'Resume from another checkpoint, or search on from this one with '
+    'Resume from another checkpoint, or continue from this one with '
     'load_from and without resuming.'
 )
 
@@ -33,11 +33,11 @@ class Tally:
 
     Attributes:
         start (float): Remaining ratio when the search started.
-        step (int): Steps of the search that are done.
+        step (int): Completed steps of the search.
         phase (str): 'scoring' while a criterion observes training, 'learning'
             while the search is trained, 'done' when the network is cut.
         steps (int): Optimiser steps in this phase.
-        planned (int): Optimiser steps that learning has in all.
+        planned (int): Total of the optimiser steps for learning.
         skipped_in_a_row (int): Current streak of skipped batches.
     """
 
@@ -63,14 +63,14 @@ def stamped_search(
 
 
 def read_search_state(state: Any, search_type: str) -> dict[str, Any]:
-    """Check what :func:`stamped_search` gave.
+    """Check the result of :func:`stamped_search`.
 
     Args:
-        state (Any): As loaded.
+        state (Any): The loaded state.
         search_type (str): Name of the search in the config.
 
     Raises:
-        ValueError: If it is of another version or search, or incomplete.
+        ValueError: If it has another version or search, or is incomplete.
     """
     if not isinstance(state, Mapping):
         raise ValueError(
@@ -93,15 +93,15 @@ def read_search_state(state: Any, search_type: str) -> dict[str, Any]:
         raise _incomplete(f'tally.{name}')
     if state['type'] != search_type:
         raise ValueError(
-            f'the checkpoint holds a search by {shown(state["type"])}, and '
-            f'the config says {search_type}: resume with the config that was '
-            f'interrupted. {_ADVICE}'
+            f'the checkpoint holds a search by {shown(state["type"])}, but '
+            f'the config has {search_type}: resume with the interrupted '
+            f'config. {_ADVICE}'
         )
     return dict(state)
 
 
 def _incomplete(part: str) -> ValueError:
     return ValueError(
-        f'the checkpoint holds the state of a search of which {part} is '
-        f'missing or not known. {_ADVICE}'
+        f'the checkpoint holds the state of a search in which {part} is '
+        f'missing or unknown. {_ADVICE}'
     )

@@ -109,7 +109,7 @@ def read_target(target: Any) -> tuple[Metric, float]:
 
 
 def read_floor(min_channels: Any, min_ratio: Any, round_to: Any) -> Floor:
-    """Check what every group has to keep.
+    """Check the floors of every group.
 
     Raises:
         ValueError: Naming the argument, its value and what was expected.
@@ -310,7 +310,7 @@ def read_ratios(ratios: Any) -> dict[str, float]:
 
 
 def read_shape(shape: Any) -> tuple[int, int] | None:
-    """Check the (H, W) that cost is counted at.
+    """Check the (H, W) for counting cost.
 
     Raises:
         ValueError: If it is not a pair of positive whole numbers.

@@ -16,14 +16,13 @@ from .resume import separate_loader
 
 
 class PartOfData(Dataset):
-    """Some samples of a data set, repeated up to the length of the data set.
+    """Some samples of a data set, repeated up to its length.
 
-    So an epoch has as many iterations as before, and schedules do not
-    change.
+    An epoch has as many iterations as before, so schedules do not change.
 
     Args:
         dataset (Dataset): All samples.
-        part (np.ndarray): Indices of those that are used.
+        part (np.ndarray): Indices of the used samples, (k,).
     """
 
     def __init__(self, dataset: Any, part: np.ndarray) -> None:
@@ -37,14 +36,14 @@ class PartOfData(Dataset):
         return self._dataset[self._there(index)]
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """A batch from a data set that makes whole batches."""
+        """Returns a batch of a data set that makes whole batches."""
         there = [self._there(index) for index in indices]
         if hasattr(self._dataset, '__getitems__'):
             return self._dataset.__getitems__(there)
         return [self._dataset[index] for index in there]
 
     def get_data_info(self, index: int) -> Any:
-        """What samplers read, such as the shape of an image."""
+        """Returns information for samplers, such as the shape of an image."""
         return self._dataset.get_data_info(self._there(index))
 
     def __getattr__(self, name: str) -> Any:
@@ -60,12 +59,12 @@ def split_data(runner: Runner, ratio: float) -> DataLoader:
     """Let the runner train on a part of its data set.
 
     Args:
-        runner (Runner): Its train dataloader is replaced by one of the part.
-        ratio (float): Ratio of the samples for the other part; 0 for all of
-            them in both.
+        runner (Runner): Its train dataloader is replaced.
+        ratio (float): Ratio of the samples for the other part; 0 for all
+            samples in both parts.
 
     Returns:
-        DataLoader: Of the other part, with the same settings.
+        DataLoader: Loader of the other part, with the same settings.
 
     Raises:
         ValueError: If a part has less than one batch.
@@ -111,7 +110,7 @@ def validation_data(runner: Runner) -> DataLoader:
 
 
 def _loader(runner: Runner, dataset: Any, number: int) -> DataLoader:
-    """A loader like that of the runner; its order depends on the number."""
+    """Returns a loader like the runner's, with an order by the number."""
     seed = (runner.seed or 0) + number
     loader = train_loader(runner.cfg, seed, dataset=dataset)
     separate_loader(loader, seed)
@@ -122,7 +121,7 @@ class Batches:
     """Batches of a loader without end, in an order that resuming repeats.
 
     Args:
-        loader (DataLoader): Has at least one batch.
+        loader (DataLoader): A loader with at least one batch.
     """
 
     def __init__(self, loader: DataLoader) -> None:

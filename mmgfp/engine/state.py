@@ -1,6 +1,7 @@
-"""What a checkpoint keeps so that pruning resumes exactly.
+"""State of pruning in checkpoints, for an exact resume.
 
-Beside the structure, under :data:`STATE_KEY`: scores, counts, random states.
+Scores, counts and random states are beside the structure, under
+:data:`STATE_KEY`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from ..version import __version__
 from .progress import Tally
 
 STATE_KEY = 'mmgfp_pruning'
-# States of version 1 do not say so; from 3 on they name the criterion.
+# States of version 1 have no version; from 3 on they name the criterion.
 STATE_VERSION = 3
 
 _PARTS = {'pruner': dict, 'tally': dict, 'random': list}
 _ADVICE = (
-    'Resume from another checkpoint, or prune on from this one with load_from '
+    'Resume from another checkpoint, or continue from this one with load_from '
     'and without resuming.'
 )
 
 
 def stamped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Say which version of mmgfp a state is of.
+    """Returns the state with the versions of its format and of mmgfp.
 
     Args:
         state (Mapping): ``pruner``, ``tally``, ``target`` and ``random``.
@@ -34,13 +35,13 @@ def stamped(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_state(state: Any) -> dict[str, Any]:
-    """Check what :func:`stamped` gave, or what was saved before there was one.
+    """Check the result of :func:`stamped`, or a state of version 1.
 
     Args:
-        state (Any): As loaded.
+        state (Any): The loaded state.
 
     Raises:
-        ValueError: If it is of another version, or incomplete.
+        ValueError: If it has another version, or is incomplete.
     """
     if not isinstance(state, dict):
         raise ValueError(
@@ -66,6 +67,6 @@ def read_state(state: Any) -> dict[str, Any]:
 
 def _incomplete(part: str) -> ValueError:
     return ValueError(
-        f'the checkpoint holds a state of pruning of which {part} is missing '
-        f'or not known. {_ADVICE}'
+        f'the checkpoint holds a state of pruning in which {part} is missing '
+        f'or unknown. {_ADVICE}'
     )

@@ -31,8 +31,8 @@ class StepGuard:
     Args:
         model (nn.Module): The network that trains.
         optimizers (Sequence[Optimizer]): The network's optimisers.
-        waits (bool, optional): Whether to wait in every iteration. By default
-            on a CPU only.
+        waits (bool, optional): Whether to read the gradients in every
+            iteration. Defaults to true on a CPU only.
         counted (Sequence[Optimizer], optional): Optimisers whose steps set
             ``stepped``. By default all.
     """
@@ -166,7 +166,7 @@ class StepGuard:
         if self.waits:
             if not self._is_finite:
                 self._refused = True
-                # without gradients there is no decay, either
+                # without gradients an optimiser applies no decay, either
                 optimizer.zero_grad(set_to_none=True)
             return
         for gradient in gradients:

@@ -1,4 +1,4 @@
-"""The hook that keeps a slim network and its structure together."""
+"""The hook that stores the structure of a slim network in checkpoints."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .sparse_state import (
 
 @HOOKS.register_module()
 class StructureHook(Hook):
-    """Puts the structure of a slim network into its checkpoints.
+    """Adds the structure of a slim network to its checkpoints.
 
-    The configs that pruning generates have it, so that what they train can be
-    used with the config of the full network, too, and outlives the structure
-    file. Where single weights were pruned, it keeps them zero.
+    It is part of the configs that pruning generates. Their checkpoints can be
+    used with the config of the full network, too, and without the structure
+    file. It keeps pruned single weights at zero.
 
-    Weights have to fit the slim network. Layers that the config has changed
-    where pruning has cut nothing, such as a head for other classes, start
-    anew, with a warning.
+    Weights must fit the slim network. Layers without cuts that the config has
+    changed, such as a head for other classes, start from their initial
+    weights, with a warning.
 
     Args:
         structure (str | os.PathLike): Structure file (.json), or a checkpoint
@@ -47,7 +47,7 @@ class StructureHook(Hook):
     def __init__(self, structure: str | os.PathLike) -> None:
         self._structure = Structure.load(structure)
         self._masks: WeightMasks | None = None
-        self._resumed: dict[str, Any] = {}  # of a checkpoint that was loaded
+        self._resumed: dict[str, Any] = {}  # state of the loaded checkpoint
 
     def before_train(self, runner: Runner) -> None:
         """Keep pruned weights at zero."""
@@ -61,7 +61,7 @@ class StructureHook(Hook):
             put_masks(runner, self._masks, pruned)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Complain where the runner would go on with random weights."""
+        """Raise if weights do not fit, which the runner only logs."""
         cut = self._structure.axes
         if runner._resume and SPARSITY_KEY in checkpoint:
             self._resumed = read_sparse_state(checkpoint[SPARSITY_KEY])
@@ -70,7 +70,7 @@ class StructureHook(Hook):
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add it, unless a hook that prunes further has added its own."""
+        """Add the structure unless another hook has added its own."""
         if KEY in checkpoint:
             return
         structure = self._structure

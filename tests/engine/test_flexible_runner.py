@@ -101,7 +101,7 @@ def test_strategies_that_take_networks_apart(tmp_path, name, loads):
         kind = type(name, (STRATEGIES.BaseStrategy,), dict(vars(ONE_DEVICE)))
     runner.strategy.__class__ = kind
     text = refused(runner)
-    assert f'the strategy {name} gives the network' in text
+    assert f'the strategy {name} divides the network' in text
     assert 'expected SingleDeviceStrategy or DDPStrategy' in text
 
 

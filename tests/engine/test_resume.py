@@ -254,10 +254,10 @@ def test_state_says_its_version(interrupted):
         (dict(version=STATE_VERSION + 1, mmgfp='7.1'), "by mmgfp '7.1'"),
         (dict(version='2'), "in version '2'; this mmgfp .* versions 1 to 3"),
         (dict(version=0), 'in version 0'),
-        (dict(pruner=None), 'of which pruner is missing'),
-        (dict(random=3), 'of which random is missing'),
-        (dict(tally={}), r'of which tally\.removed is missing'),
-        (dict(tally=[]), 'of which tally is missing'),
+        (dict(pruner=None), 'in which pruner is missing'),
+        (dict(random=3), 'in which random is missing'),
+        (dict(tally={}), r'in which tally\.removed is missing'),
+        (dict(tally=[]), 'in which tally is missing'),
     ],
     ids=str,
 )
@@ -269,7 +269,7 @@ def test_states_that_cannot_be_resumed(change, words):
     with pytest.raises(ValueError, match=words) as error:
         read_state(dict(state, **change))
     assert '\n' not in str(error.value)
-    assert 'prune on from this one with load_from' in str(error.value)
+    assert 'continue from this one with load_from' in str(error.value)
 
 
 def test_state_of_a_later_release_is_not_resumed(interrupted, tmp_path):
@@ -337,6 +337,6 @@ def test_resume_before_the_first_checkpoint_starts_anew(tmp_path):
     result = run_tool('train.py', tmp_path / 'config.py', '--resume')
     assert result.returncode == 0, result.stderr[-3000:]
     output = result.stdout + result.stderr
-    assert 'no checkpoint' in output and 'starts anew' in output
+    assert 'no checkpoint' in output and 'starts from the beginning' in output
     used = Config.fromfile(tmp_path / 'work' / 'config.py')
     assert used.load_from == str(baseline) and not used.resume

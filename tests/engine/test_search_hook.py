@@ -321,7 +321,7 @@ def _parts() -> dict[str, Any]:
     [
         (lambda s: 3, 'holds 3 under'),
         (lambda s: {**s, 'version': 9}, 'in version 9'),
-        (lambda s: {**s, 'scores': None}, 'of which scores is missing'),
+        (lambda s: {**s, 'scores': None}, 'in which scores is missing'),
         (lambda s: {**s, 'tally': {}}, r'tally\.phase is'),
     ],
 )
