@@ -25,8 +25,8 @@ from .budget import Budget
 from .candidates import Candidates, without_unscored
 from .prunable import Prunable
 
-# Smallest limit of a change of width, as a ratio of a group's units. The search
-# ends if a step with this limit gains nothing.
+# Smallest limit of a change of width, as a ratio of a group's units. The
+# search ends if a step with this limit gains nothing.
 _NEAREST = 1 / 32
 
 # Gap to the optimum of a linearised problem, as a ratio. The number of nodes

@@ -230,6 +230,6 @@ def test_run_from_a_config(tmp_path):
     assert load(tmp_path / 'flops_0.50.pth')
     (log,) = tmp_path.glob('*/*.log')
     text = log.read_text()
-    assert 'calibration with true labels, drawn from what the' in text
+    assert 'calibration with true labels, drawn from the pred' in text
     assert 'calibration: 3 of 3 batches in' in text
     assert removals(tmp_path)
