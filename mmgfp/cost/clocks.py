@@ -23,7 +23,7 @@ class ProcessorClock:
     """Time on a CPU."""
 
     def wait(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: a CPU runs synchronously."""
 
     def mark(self) -> float:
         """Returns the current time."""

@@ -111,7 +111,7 @@ class LatencyTable:
                 '`mmgfp latency-table` wrote'
             )
         try:
-            return cls._from_dict(plain_dict(read_json(name, 'make it anew')))
+            return cls._from_dict(plain_dict(read_json(name, 'make it again')))
         except (KeyError, ValueError) as error:
             raise ValueError(
                 f'latency_table={name!r} is not a table of this mmgfp '
@@ -289,7 +289,7 @@ class LatencyModel:
         return self._milliseconds(calls, *widths[:, self._parameter])
 
     def total(self, widths: np.ndarray, acts: float) -> float:
-        """Milliseconds of the network.
+        """Returns the milliseconds of the network.
 
         Args:
             widths (np.ndarray): (2, T) sizes of the first two axes of every
@@ -322,7 +322,7 @@ class LatencyModel:
         return found, self._rest
 
     def marginal(self, widths: np.ndarray, acts: np.ndarray) -> np.ndarray:
-        """Milliseconds that cutting one unit of each group saves, (G,).
+        """Returns the milliseconds saved by a unit of each group, (G,).
 
         Args:
             widths (np.ndarray): See :meth:`total`.

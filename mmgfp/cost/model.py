@@ -101,11 +101,11 @@ class Calls:
     nonzero: dict[str, float] = field(default_factory=dict)
 
     def total_fixed(self, metric: str) -> float:
-        """Sum of ``flops`` or ``acts`` that belong to no weight."""
+        """Returns the ``flops`` or ``acts`` that belong to no weight."""
         return sum(cost[metric] for cost in self.fixed.values())
 
     def unattributed(self, flops: float) -> dict[str, float]:
-        """Ratios of the work that belongs to no weight.
+        """Returns the ratios of the work that belongs to no weight.
 
         Args:
             flops (float): Multiply-accumulates of the whole network.
@@ -261,7 +261,7 @@ class _CallRecorder(TorchDispatchMode):
         return macs
 
     def _product(self, a: Tensor, b: Tensor, out: Tensor) -> int:
-        """``a @ b``, where one factor is a weight or computed from weights."""
+        """Count ``a @ b`` with a factor that is computed from weights."""
         macs = a.numel() * (b.shape[-1] if b.dim() > 1 else 1)
         depends = [self.origins.of(factor).data for factor in (a, b)]
         stored = [self.origins.stored_in(factor) for factor in (a, b)]
@@ -288,7 +288,7 @@ class _CallRecorder(TorchDispatchMode):
         return macs
 
     def _fused(self, operation: str, args: tuple) -> int:
-        """Several linear layers, each on all rows of the first argument."""
+        """Count several linear layers on all rows of the first argument."""
         matrices = [
             t
             for t in tree_leaves(args[1:])
@@ -382,7 +382,7 @@ def record_calls(
         run()
     for operation in dict.fromkeys(recorder.unknown):
         warnings.warn(
-            f'{operation} takes a weight, but how it uses it is not known: '
+            f'{operation} takes a weight and has no rule: '
             'its cost counts as 0',
             stacklevel=2,
         )
@@ -535,7 +535,7 @@ class CostModel:
         self._latency = LatencyModel(table, list(self._row), units, acts)
 
     def _first_axes(self, sizes: np.ndarray) -> np.ndarray:
-        """(2, T) sizes of the first two axes, from those of the cut axes."""
+        """Returns sizes (2, T) of the first two axes, from the cut axes'."""
         return np.stack(
             [
                 np.choose(which, [*sizes, fixed])
@@ -578,7 +578,7 @@ class CostModel:
     def _set_outputs(
         self, calls: Calls, shapes: Mapping[str, tuple], outputs: np.ndarray
     ) -> None:
-        """Activations per output channel, on the axis that makes outputs."""
+        """Set the activations per output channel on the output axis."""
         self._outputs = np.zeros((2, len(self._row)))
         self._fixed_acts = calls.total_fixed('acts')
         for name, axis in calls.output_axis.items():
@@ -593,7 +593,7 @@ class CostModel:
     def _width_matrix(
         self, groups: Sequence[ChannelGroup], k: int
     ) -> csr_matrix:
-        """(G, T) slices that one unit takes from cut axis ``k``."""
+        """Returns the slices (G, T) that a unit takes from cut axis ``k``."""
         rows, columns, values = [], [], []
         for g, group in enumerate(groups):
             for member in group.members:

@@ -89,7 +89,7 @@ def run_operation(
     bias: Tensor | None,
     settings: tuple[Any, ...],
 ) -> Tensor:
-    """What is measured."""
+    """Run an operation; its time is measured."""
     if not settings:
         return nn.functional.linear(source, weight, bias)
     stride, padding, dilation, transposed, more, groups = settings

@@ -17,7 +17,7 @@ from ..utils.copies import whole_copy
 from ..utils.modes import modes_kept
 from .model import Calls, record_calls
 
-# Share of the elements that are zero in the trial.
+# Ratio of the elements that are zero in the trial.
 _TRIED = 0.5
 
 _BLOCK = 2**20  # bytes that are read at once
