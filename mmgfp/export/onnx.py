@@ -379,7 +379,8 @@ def check_provider(provider: str) -> None:
     """Raise at the beginning if ONNX files cannot be run here.
 
     Args:
-        provider (str): Of ONNX Runtime, such as ``CUDAExecutionProvider``.
+        provider (str): Provider of ONNX Runtime, such as
+            ``CUDAExecutionProvider``.
 
     Raises:
         ValueError: If a package or the provider is missing.

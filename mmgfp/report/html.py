@@ -1,7 +1,7 @@
 """Parts of an HTML page that needs no other file; page.html has the markup.
 
-Each part is safe HTML, which other parts take as it is; text is escaped. This
-file knows nothing of pruning.
+Each part is safe HTML that other parts insert unchanged; text is escaped. This
+file is independent of pruning.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class PruningRun:
 
     @property
     def metric(self) -> str:
-        """The accuracy to show: the first one found; '' for none."""
+        """Name of the accuracy to show: the first one found; '' for none."""
         for evaluation in self.all_evaluations():
             return next(iter(evaluation.metrics))
         return ''
@@ -111,7 +111,7 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
     networks = [Network('baseline', None, cost, baseline, tests)]
     for ratio in ratios:
         path = str(ratio.checkpoint)
-        # validated before anything changed the network that was saved
+        # validations of the saved network before training changed it
         same = [
             e
             for e in found
@@ -140,7 +140,7 @@ def _baseline_cost(path: str, slim: Structure) -> Mapping[str, float]:
         return slim.cost_before
     try:
         checkpoint = load_plain_checkpoint(path)
-    except ValueError:  # holds more than tensors: none of ours
+    except ValueError:  # holds other objects: not written by mmgfp
         return slim.cost_before
     if KEY not in checkpoint:
         return slim.cost_before

@@ -75,7 +75,7 @@ def write_report(
         sections=[
             ('Channels kept', _channels(run, figures)),
             (
-                'While it pruned',
+                'During pruning',
                 _progress(run, figures) + _widths(run, figures),
             ),
             ('Scores of the last step', _scores(run, figures)),
@@ -217,7 +217,7 @@ def _progress(run: PruningRun, folder: Path) -> Markup:
 
 
 def _widths(run: PruningRun, folder: Path) -> Markup:
-    """The course of a search that was trained; nothing for other runs."""
+    """Returns the figure of a trained search; nothing for other runs."""
     last = run.ratios[-1]
     if not last.course.is_file():
         return Markup()

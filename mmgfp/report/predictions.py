@@ -1,7 +1,7 @@
 """Predictions of a network on pictures, drawn by its library's visualizer.
 
 The network runs as its library tests it: with the config's test pipeline and
-the model's own ``test_step``. This file knows nothing of pruning.
+the model's own ``test_step``. This file is independent of pruning.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def predict(
     """Returns the samples of a network's test step, one per picture.
 
     Args:
-        model (nn.Module): Of a library of OpenMMLab; is put into eval mode.
-        config (Config): Has the test pipeline.
+        model (nn.Module): A model of OpenMMLab; set to eval mode.
+        config (Config): A config with a test pipeline.
         paths (Sequence[str]): Pictures.
 
     Raises:
@@ -71,7 +71,7 @@ def build_visualizer(config: Config, classes: Sequence[str]) -> Visualizer:
     """Build the visualizer of a config, without the backends of a training.
 
     Args:
-        config (Config): Has the visualizer.
+        config (Config): A config with a visualizer.
         classes (Sequence[str]): Names by label; empty if not known.
 
     Raises:
@@ -99,13 +99,13 @@ def draw_prediction(
     score_thr: float,
     path: str | os.PathLike,
 ) -> None:
-    """Draw what a network predicts on a picture, as PNG.
+    """Draw the predictions of a network on a picture, as PNG.
 
     Args:
         visualizer (Visualizer): From :func:`build_visualizer`.
         picture (str): Path of the picture.
         sample (BaseDataElement): From :func:`predict`.
-        score_thr (float): Objects of smaller scores are not drawn.
+        score_thr (float): Objects with smaller scores are not drawn.
         path (str | os.PathLike): File to write; complete or not at all.
     """
     import cv2

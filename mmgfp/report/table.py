@@ -71,10 +71,10 @@ def cost_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def density_table(density: Mapping[str, Density]) -> Table:
-    """One row per parameter, and the sum of all.
+    """Returns a table with a row per parameter, and the sum of all.
 
     Args:
-        density (Mapping): By name.
+        density (Mapping): Density by name of the parameter.
     """
     table = Table()
     table.add_column('weights of', overflow='fold')

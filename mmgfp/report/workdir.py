@@ -1,6 +1,6 @@
 """Reads the files that pruning and MMEngine wrote into a work dir.
 
-This file knows names and formats of files. No code in them is run.
+It depends on names and formats of files. No code in them is run.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether it has logged iterations of a training."""
+        """Whether the run has logged iterations of a training."""
         return any('iter' in record for record in self.records)
 
 
@@ -278,7 +278,7 @@ def validations(
                 m: float(last[m]) for m in (*METRICS, 'latency') if m in last
             }
             step = int(record.get('step', 0))
-            # MMEngine numbers validations by epoch, if not told otherwise
+            # MMEngine numbers validations by epoch unless configured otherwise
             by_epoch = 'epoch' in last or step < last.get('step', 0)
             when = f'{"epoch" if by_epoch else "iteration"} {step}'
             iteration = 0 if by_epoch else step
