@@ -5,7 +5,7 @@ about = """
 32 channels, four residual blocks, two times the height and width, 122 000
 parameters; its output is added to a bicubic enlargement, which alone comes to
 33.97 dB on Set5 and 30.56 dB on Set14. The baseline is trained from random
-weights for 2880 iterations, each of 16 parts of 24x24 pixels. Networks are
+weights for 2880 iterations, each of eight parts of 24x24 pixels. Networks are
 pruned to half of the flops during 360 iterations and fine-tuned for 720. PSNR
 is that of Y without the border of two pixels.
 """
@@ -26,7 +26,7 @@ data_preprocessor = dict(
     type='ImgDataPreprocessor', mean=[0, 0, 0], std=[255, 255, 255]
 )
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
@@ -42,7 +42,7 @@ test_dataloader = dict(
 test_evaluator = dict(type='PSNR', border=2)
 test_cfg = dict()
 default_hooks = dict(
-    checkpoint=dict(type='CheckpointHook', interval=60, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', interval=30, max_keep_ckpts=1),
     logger=dict(type='LoggerHook', interval=60),
 )
 optim_wrapper = dict(
@@ -50,10 +50,10 @@ optim_wrapper = dict(
 )
 
 input_shape = (128, 128)  # of the small picture, that cost is counted at
-# epochs of six iterations, and the learning rate of each phase
-baseline = dict(epochs=480, lr=0.001)
-prune = dict(epochs=60, lr=0.0005)
-finetune = dict(epochs=120, lr=0.001)
+# epochs of 12 iterations, and the learning rate of each phase
+baseline = dict(epochs=240, lr=0.001)
+prune = dict(epochs=30, lr=0.0005)
+finetune = dict(epochs=60, lr=0.001)
 experiments = {
     name: dict(prune=dict(input_shape=input_shape))
     for name in _base_.experiments
