@@ -248,7 +248,7 @@ def units_gone(
         if member.role in ('producer', 'grouped') and member.layer in widths:
             left, full = widths[member.layer]
             width = member.index.shape[1]
-            step = Floor(round_to=round_to).step(width)
+            step = Floor(round_to=round_to).step(full // width, width)
             # not less than one step, and halves go up
             steps = max(1, int(left / width / step + 0.5))
             return np.arange(max(0, full // width - steps * step))
