@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,12 @@ def test(config: Config, model: nn.Module, out: Path) -> dict[str, float]:
     phased.work_dir = str(out / 'test')
     for key in ('train_dataloader', 'optim_wrapper'):
         phased[key] = None
-    return make_runner(phased, model).test()
+    return plain(make_runner(phased, model).test())
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics that JSON can hold; some are numbers of NumPy."""
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def make_runner(config: Config, model: nn.Module) -> Runner:
@@ -190,8 +195,9 @@ def load(model: nn.Module, path: str) -> None:
     missing, unknown = model.load_state_dict(converted(weights), strict=False)
     missing = [name for name in missing if 'shortcut' not in name]
     if unknown or missing:
+        network = type(getattr(model, 'backbone', model)).__name__
         raise SystemExit(
-            f'error: {path} does not fit {type(model).__name__}: '
+            f'error: {path} does not fit {network}: '
             f'missing {missing or "nothing"}, unknown {unknown or "nothing"}; '
             'give the weights that the list names'
         )

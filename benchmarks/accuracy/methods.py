@@ -27,7 +27,14 @@ from torch import nn
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from experiment import cost_of, load, read_config, test, train  # noqa: E402
+from experiment import (  # noqa: E402
+    cost_of,
+    load,
+    plain,
+    read_config,
+    test,
+    train,
+)
 from precision import precision  # noqa: E402
 from results import read_results  # noqa: E402
 
@@ -50,7 +57,7 @@ class TestBeforeTraining(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Run the test loop before the first epoch."""
         if runner.epoch == 0:
-            TestBeforeTraining.metrics = runner.test_loop.run()
+            TestBeforeTraining.metrics = plain(runner.test_loop.run())
             runner.model.train()
 
 

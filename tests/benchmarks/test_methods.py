@@ -6,8 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from mmengine.registry import HOOKS
+from stack import require
 from torch import nn
 
 HARNESS = Path(__file__).resolve().parents[2] / 'benchmarks' / 'accuracy'
@@ -73,6 +76,42 @@ def test_a_table_for_each_metric(tmp_path):
             f'{rows[0]} {30 - less:.2f} -> {33.25 - less:.2f} |',
             f'{rows[1]} {31 - less:.2f} -> {33 - less:.2f} |',
         ]
+
+
+def test_a_search_on_a_segmentor(tmp_path, monkeypatch):
+    require('mmseg')
+    rng = np.random.default_rng(0)
+    for split, count in dict(train=8, test=2).items():
+        for kind in ('img', 'ann'):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(count):
+            labels = rng.integers(0, 11, (3, 4), dtype=np.uint8)
+            labels = labels.repeat(20, 0).repeat(20, 1)
+            picture = np.stack([labels * 20] * 3, -1)
+            cv2.imwrite(str(tmp_path / f'img/{split}/{i}.jpg'), picture)
+            labels[:20, :20] = 255
+            cv2.imwrite(str(tmp_path / f'ann/{split}/{i}.png'), labels)
+    (tmp_path / 'short.py').write_text(
+        f'_base_ = [{str(HARNESS / "configs/_methods/camvid.py")!r}]\n'
+        'train_dataloader = dict(batch_size=4)\n'
+        'input_shape = (60, 80)\n'
+        'baseline = dict(epochs=1)\n'
+        'prune = dict(epochs=3)\n'
+        'finetune = dict(epochs=1)\n'
+        'experiments = {"dcss_flops_0.5": dict(prune=dict(interval=1))}\n'
+    )
+    monkeypatch.setattr(methods, 'LISTS', tmp_path)
+    methods.main(
+        [
+            *('short', '--data-root', str(tmp_path), '--filter', 'dcss*'),
+            *('--seeds', '0', '--out', str(tmp_path)),
+            *('--work-dir', str(tmp_path / 'work')),
+        ]
+    )
+    result = json.loads((tmp_path / 'short.jsonl').read_text())
+    for phase in ('baseline', 'pruned', 'finetuned'):
+        assert 0 < result[phase]['mIoU'] <= 100
+    assert 0.3 < result['shares']['flops'] <= 0.5
 
 
 def test_shares_of_weights_that_are_not_zero():
