@@ -131,6 +131,24 @@ class ElementCriterion(Criterion, Protocol):
         """
 
 
+class Compensating(ElementCriterion, Protocol):
+    """Criteria that also say how weights that stay replace those that go."""
+
+    def compensated(self, gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what weights and biases become when some weights go.
+
+        Args:
+            gone (Mapping[str, Tensor]): By name of a weight, which of its
+                elements go or have gone, of its shape.
+
+        Returns:
+            dict[str, Tensor]: By name, of the parameter's shape.
+
+        Raises:
+            ValueError: If a layer was not measured.
+        """
+
+
 class Calibrated(Criterion, Protocol):
     """Criteria that need a calibration pass before each pruning step.
 

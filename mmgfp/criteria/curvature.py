@@ -124,6 +124,39 @@ class Side:
             -1,
         )
 
+    def compensated(self, vectors: Tensor, gone: Tensor) -> Tensor:
+        """Vectors without some elements; the others minimise the growth.
+
+        Of a vector ``w`` from which the elements P go, those that stay, K,
+        become ``w_K + A_KK^-1 A_KP w_P``: the minimum of
+        ``(v - w)^T A (v - w)`` over all ``v`` with ``v_P = 0`` (Hassibi &
+        Stork, NIPS 1992, for several weights at once).
+
+        Args:
+            vectors (Tensor): (g, m, n).
+            gone (Tensor): (g, m, n) whether an element goes.
+
+        Returns:
+            Tensor: (g, m, n).
+        """
+        found = vectors.masked_fill(gone, 0)
+        for start, block in zip(self.starts, self.blocks):
+            part = slice(start, start + block.shape[1])
+            for group, matrix in enumerate(block):
+                for new, old, lost in zip(
+                    found[group, :, part],
+                    vectors[group, :, part],
+                    gone[group, :, part],
+                ):
+                    if lost.any() and not lost.all():
+                        stays = matrix[~lost]
+                        root = torch.linalg.cholesky(stays[:, ~lost])
+                        moved = stays[:, lost] @ old[lost]
+                        new[~lost] += torch.cholesky_solve(
+                            moved[:, None], root
+                        )[:, 0]
+        return found
+
     def parts_of_inverse(self, index: Tensor) -> Tensor:
         """(m, b, b) parts of the inverse of a single group.
 

@@ -8,7 +8,7 @@ what is theirs and what is ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -306,17 +306,37 @@ class KFAC(Calibrated):
         """
         found = {}
         for tensor in names:
-            name = tensor.rpartition('.')[0]
-            layer = self._curvature(name, [])
-            if layer is None or not tensor.endswith('.weight'):
-                raise ValueError(
-                    f'the curvature of {tensor} was not measured: expected '
-                    'the weight of a convolution or linear layer that the '
-                    'loss depends on; name others in `ignore`'
-                )
-            matrix, curvature = layer
+            matrix, curvature = self._of_weight(tensor)
             found[tensor] = matrix.as_weight(curvature.elements())
         return found
+
+    def compensated(self, gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See :meth:`Compensating.compensated`.
+
+        The predicted growth of the loss is the least for each output alone;
+        what other outputs could take over is left out.
+        """
+        found = {}
+        for tensor, where in gone.items():
+            matrix, curvature = self._of_weight(tensor)
+            new = matrix.compensated(curvature, where)
+            found[tensor] = matrix.as_weight(new)
+            bias = matrix.as_bias(new)
+            if bias is not None:
+                found[tensor.removesuffix('weight') + 'bias'] = bias
+        return found
+
+    def _of_weight(self, tensor: str) -> tuple[LayerMatrix, Curvature]:
+        """The layer of a weight; raises ValueError if it was not measured."""
+        name = tensor.rpartition('.')[0]
+        layer = self._curvature(name, [])
+        if layer is None or not tensor.endswith('.weight'):
+            raise ValueError(
+                f'the curvature of {tensor} was not measured: expected '
+                'the weight of a convolution or linear layer that the '
+                'loss depends on; name others in `ignore`'
+            )
+        return layer
 
     def _curvature(
         self, name: str, masked: Sequence[tuple[Member, np.ndarray]]

@@ -98,10 +98,35 @@ class LayerMatrix:
         found = _numbers(self._kept_columns)[wide]
         return torch.from_numpy(found.reshape(len(index), -1))
 
+    def compensated(self, curvature: Curvature, gone: Tensor) -> Tensor:
+        """(g, r, c) of a layer without masks, when some of its weights go.
+
+        Along the inputs of each output, see :meth:`Side.compensated`.
+
+        Args:
+            curvature (Curvature): Of the layer.
+            gone (Tensor): Whether a weight goes, of the weight's shape.
+        """
+        where = torch.zeros_like(self.weight, dtype=torch.bool)
+        columns = self._kernel * self._shape[1]
+        where[..., :columns] = gone.to(where.device).reshape(
+            *self.weight.shape[:2], columns
+        )
+        if self._transposed:
+            found = curvature.rows.compensated(self.weight.mT, where.mT)
+            return found.mT
+        return curvature.columns.compensated(self.weight, where)
+
     def as_weight(self, matrix: Tensor) -> Tensor:
         """(g, r, c) of a layer without masks in the shape of its weight."""
         columns = self._kernel * self._shape[1]
         return matrix[..., :columns].reshape(self._shape)
+
+    def as_bias(self, matrix: Tensor) -> Tensor | None:
+        """The bias, (o,), in (g, r, c) of a layer without masks, if any."""
+        columns = self._kernel * self._shape[1]
+        found = matrix[..., columns:]
+        return found.flatten() if found.numel() else None
 
 
 def _numbers(kept: np.ndarray) -> np.ndarray:

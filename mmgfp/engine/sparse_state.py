@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..libraries.models import unwrap
 from ..slimming.element_masks import Density, WeightMasks, pruned_weights
 from ..utils.plain import shown
 from ..version import __version__
@@ -89,6 +91,23 @@ def put_masks(
     """Prune weights of a runner's network, averages and optimisers."""
     copies = [average.module for average in averaged_models(runner)]
     masks.put(pruned, optimizers(runner), copies)
+
+
+def put_parameters(runner: Runner, values: Mapping[str, Tensor]) -> None:
+    """Change parameters of a runner's network and, as much, its averages.
+
+    Args:
+        runner (Runner): The runner.
+        values (Mapping[str, Tensor]): By name, what parameters become.
+    """
+    model = unwrap(runner.model)
+    copies = [unwrap(average.module) for average in averaged_models(runner)]
+    with torch.no_grad():
+        for name, value in values.items():
+            parameter = model.get_parameter(name)
+            change = value.to(parameter) - parameter
+            for network in (model, *copies):
+                network.get_parameter(name).add_(change)
 
 
 def pruned_before(

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from mmengine.runner import Runner
 
 from ..cost.model import METRICS, count_cost, record_calls
+from ..criteria.base import Compensating
 from ..groups import UnitSpace
 from ..libraries.forward import cost_runner
 from ..libraries.models import builds_slim, unwrap
@@ -42,6 +43,7 @@ from .runner import (
 )
 from .saved import check_finetune_config, save_ratio, stems
 from .settings import (
+    flag,
     named_arguments,
     one_of,
     read_ignore,
@@ -53,6 +55,7 @@ from .sparse_state import (
     SPARSITY_KEY,
     pruned_before,
     put_masks,
+    put_parameters,
     read_sparse_state,
     sparse_state,
 )
@@ -106,6 +109,9 @@ class SparsityHook(ResumesExactly):
             'stop'.
         input_shape (Sequence[int], optional): (H, W) of the demo forward that
             finds the weights. Defaults to what the config's pipelines say.
+        compensate (bool): Whether each step also changes the weights that
+            stay, and biases, so that the predicted growth of the loss is the
+            least; for criteria with curvature (KFAC). Defaults to False.
         finetune (dict, optional): Overrides for the fine-tuning config.
 
     Raises:
@@ -128,6 +134,7 @@ class SparsityHook(ResumesExactly):
         ignore: Sequence[str] = (),
         after_target: str = 'stop',
         input_shape: Sequence[int] | None = None,
+        compensate: bool = False,
         finetune: Mapping[str, Any] | None = None,
         **unknown: Any,
     ) -> None:
@@ -138,7 +145,9 @@ class SparsityHook(ResumesExactly):
         one_of('after_target', after_target, ('stop', 'train'))
         self.shapes = read_shapes(block, pattern, min_density)
         self.target = read_density(density, self.shapes.pattern)
-        self.criterion = read_element_criterion(criterion, 'KFAC')
+        flag('compensate', compensate)
+        self.compensate = compensate
+        self.criterion = read_element_criterion(criterion, 'KFAC', compensate)
         self.steps = steps
         self._waits, self.interval = read_steps(
             steps, interval, at_once=self.criterion.when != 'training'
@@ -350,10 +359,14 @@ class SparsityHook(ResumesExactly):
             self.shapes,
             self.layer_norm,
         )
-        self.criterion.reset(np.ones(0, bool))
         packed = [np.packbits(gone).tobytes() for gone in chosen.values()]
         same_on_all_ranks(b''.join(packed), 'weights')
-        put_masks(runner, self.masks, pruned | outputs_back(chosen, axes))
+        gone = outputs_back(chosen, axes)
+        if self.compensate:
+            criterion = cast(Compensating, self.criterion)
+            put_parameters(runner, criterion.compensated(gone))
+        self.criterion.reset(np.ones(0, bool))
+        put_masks(runner, self.masks, pruned | gone)
         self.done += 1
         self._since = 0
         self._density = self._left() / self._all()

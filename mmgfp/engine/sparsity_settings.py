@@ -10,15 +10,19 @@ from ..search.sparsity import Shapes
 from .settings import check_ratio, is_pair, read_criterion, whole
 
 
-def read_element_criterion(criterion: Any, default: str) -> ElementCriterion:
+def read_element_criterion(
+    criterion: Any, default: str, compensate: bool
+) -> ElementCriterion:
     """Build the criterion for single weights that a config names.
 
     Args:
         criterion (Any): As in the config; None for the default.
         default (str): Its name.
+        compensate (bool): Whether weights that stay replace those that go.
 
     Raises:
-        ValueError: As :func:`read_criterion`, or if it scores channels alone.
+        ValueError: As :func:`read_criterion`, or if it scores channels alone
+            or cannot compensate.
     """
     found = read_criterion(criterion, default)
     if not hasattr(found, 'elements'):
@@ -26,6 +30,11 @@ def read_element_criterion(criterion: Any, default: str) -> ElementCriterion:
             f'criterion={criterion!r} scores channels, not single weights; '
             "expected one with scores of elements, such as dict(type='KFAC') "
             "or dict(type='Magnitude')"
+        )
+    if compensate and not hasattr(found, 'compensated'):
+        raise ValueError(
+            f'criterion={criterion!r} has no curvature, which compensate=True '
+            "needs; expected dict(type='KFAC'), or compensate=False"
         )
     return cast(ElementCriterion, found)
 

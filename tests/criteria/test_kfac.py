@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from contextlib import contextmanager
 
@@ -262,6 +263,46 @@ def test_explicit_fisher_of_one_layer():
     fisher = each.T @ each / 4000
     error = torch.kron(g, a) - fisher
     assert error.norm() < 0.1 * fisher.norm()
+
+
+@pytest.mark.parametrize('name', [*LAYERS, 'transposed groups'])
+def test_weights_that_stay_replace_those_that_go(name):
+    layer, shape = (LAYERS | TRANSPOSED)[name]
+    whole = copy.deepcopy(layer).double()
+    x = torch.randn(200, *shape[1:]).double()
+    coefficients = torch.randn_like(whole(x))
+    criterion = observe(whole, x, coefficients)
+    criterion.strength = 0.0
+    gone = torch.rand(layer.weight.shape) < 0.5
+    gone[0] = False
+    gone[-1] = True
+    new = criterion.compensated({'layer.weight': gone})
+    slim = copy.deepcopy(whole)
+    with torch.no_grad():
+        for key, value in new.items():
+            slim.get_parameter(key.removeprefix('layer.')).copy_(value)
+    assert not slim.weight[gone].any()
+    # no change of what stays brings the outputs nearer to those before
+    x = x.detach()
+    gradients = []
+    for network in (slim, zeroed(whole, gone)):
+        error = (network(x) - whole(x).detach()).square().sum()
+        changed = [
+            network.get_parameter(key.removeprefix('layer.')) for key in new
+        ]
+        found = [*torch.autograd.grad(error, changed)]
+        found[0] = found[0].masked_fill(gone, 0)
+        gradients.append(torch.cat([part.flatten() for part in found]).norm())
+    assert gradients[0] < 1e-5 * gradients[1]
+    if name in LAYERS:  # an output that loses nothing
+        assert slim.weight[0].equal(whole.weight[0])
+
+
+def zeroed(layer: nn.Module, gone: torch.Tensor) -> nn.Module:
+    found = copy.deepcopy(layer)
+    with torch.no_grad():
+        found.weight[gone] = 0
+    return found
 
 
 def test_calls_of_a_shared_layer_add_up():

@@ -277,6 +277,38 @@ def test_weights_of_least_growth_of_the_loss_go(tmp_path):
     assert not hook_of(runner).criterion._sums  # they take much memory
 
 
+class AtStart(Hook):
+    """Keeps the weights of a network and its average before training."""
+
+    priority = 'VERY_LOW'
+
+    def before_train(self, runner: Runner) -> None:
+        networks = [runner.model, *(a.module for a in averaged_models(runner))]
+        self.states = [copy.deepcopy(net.state_dict()) for net in networks]
+
+
+def test_weights_that_stay_replace_those_that_go(tmp_path):
+    log = AtStart()
+    hook = dict(criterion=KFAC, density=0.5, compensate=True)
+    runner = Runner.from_cfg(sparse_config(tmp_path / 'a', EMA, hook=hook))
+    runner.register_hook(log)
+    runner.train()
+    other = Runner.from_cfg(sparse_config(tmp_path / 'b'))
+    other.train_loop  # noqa: B018 - builds it
+    criterion = CRITERIA.build(KFAC)
+    calibrate(other, criterion, UnitSpace([]))
+    masks = hook_of(runner).masks.pruned
+    expected = other.model.state_dict()
+    expected |= criterion.compensated(masks)
+    assert 'head.bias' in criterion.compensated(masks)
+    for state in log.states:  # the average begins as the network does
+        for name in other.model.state_dict():
+            torch.testing.assert_close(
+                state[name], expected[name].to(state[name])
+            )
+        assert all(not state[name][gone].any() for name, gone in masks.items())
+
+
 def test_calibration_between_steps_leaves_training_as_it_is(tmp_path):
     hook = dict(criterion=KFAC, steps=2, interval=6)
     runner = train(sparse_config(tmp_path, hook=hook, optim_wrapper=MOMENTUM))
@@ -547,7 +579,12 @@ def assert_same(one: dict, other: dict) -> None:
     'changes, stop',
     [
         ({}, 9),
-        (dict(hook=dict(criterion=KFAC, steps=3, interval=5)), 9),
+        (
+            dict(
+                hook=dict(criterion=KFAC, steps=3, interval=5, compensate=True)
+            ),
+            9,
+        ),
         (INFINITE, 9),
         (INFINITE, 17),
     ],
@@ -686,6 +723,8 @@ def test_states_of_other_kinds_are_refused(change, words):
             ['scores channels, not single weights', 'Magnitude'],
         ),
         (dict(criterion=dict(type='Magnitud')), ["'Magnitude'"]),
+        (dict(compensate=True), ["'Magnitude'", 'has no curvature', 'KFAC']),
+        (dict(compensate=1), ['compensate=1', 'True or False']),
         (dict(after_target='go'), ["'go'", "'stop', 'train'"]),
         (dict(ignore='conv1'), ["ignore='conv1'"]),
         (dict(desity=0.5), ['desity=0.5', "did you mean 'density'?"]),
