@@ -549,9 +549,8 @@ def test_decoding_twice_at_once(tmp_path, monkeypatch):
 
 def test_cropped_batches(tmp_path):
     """Every image is a crop of its own, half of them mirrored."""
-    from mmengine.runner import Runner
-
     import data
+    from mmengine.runner import Runner
 
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (2, 6, 5, 3), np.uint8)
