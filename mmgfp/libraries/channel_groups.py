@@ -80,10 +80,10 @@ def _does_the_same(
 ) -> bool:
     """Returns whether a network runs the same with smaller images.
 
-    It does if the same operations and modules run, and modules make tensors
-    with a row per image that are smaller in nothing but the positions along
-    an axis, of which there are several. Those that cut images into windows or
-    tokens make other rows; those that are made for one size do more to adapt.
+    The same operations and modules must run. Tensors of modules must have a
+    row per image and may be smaller only in the number of positions along an
+    axis, of which there are several. Networks with windows or tokens make
+    other rows; networks for one size run more operations to adapt.
     """
     steps = _Steps.of(model, small)
     return steps is not None and _Steps.of(model, whole, steps) is not None
@@ -91,18 +91,18 @@ def _does_the_same(
 
 @dataclass(frozen=True)
 class _Step:
-    """An operation, or what a module is given or makes.
+    """An operation, or an input or result of a module.
 
     Attributes:
-        name (str): Of the operation or module.
-        shape (tuple): Of what the module is given or makes.
+        name (str): Name of the operation or module.
+        shape (tuple): Shape of the module's input or result.
     """
 
     name: str
     shape: tuple[int, ...] = ()
 
     def grows_to(self, other: _Step) -> bool:
-        """Whether the other one is the same with a larger image."""
+        """Returns whether ``other`` is the same step with a larger image."""
         return (
             self.name == other.name
             and len(self.shape) == len(other.shape)
@@ -114,11 +114,11 @@ class _Step:
 
 
 class _Steps(TorchDispatchMode):
-    """What a network does with one image, as it trains, in order.
+    """Steps of a network with one image in training, in order.
 
     Args:
-        smaller (Sequence[_Step], optional): With a smaller image. What is not
-            like it is an error.
+        smaller (Sequence[_Step], optional): Steps with a smaller image. A
+            different step is an error.
     """
 
     def __init__(self, smaller: Sequence[_Step] | None) -> None:
@@ -133,7 +133,7 @@ class _Steps(TorchDispatchMode):
         shape: tuple[int, int],
         smaller: Sequence[_Step] | None = None,
     ) -> list[_Step] | None:
-        """The steps; None if one is not as it should be or the losses fail."""
+        """Returns the steps; None if a step differs or the losses fail."""
         found = cls(smaller)
         handles = [
             module.register_forward_hook(partial(found.passed, name))
@@ -161,7 +161,7 @@ class _Steps(TorchDispatchMode):
     def passed(
         self, name: str, module: nn.Module, args: tuple, output: Any
     ) -> None:
-        """See what a module was given and has made."""
+        """Record inputs and results of a module."""
         for value in (*args[:1], output):
             if not isinstance(value, Mapping):  # images to be prepared
                 for tensor in tree_leaves(value):
@@ -187,9 +187,9 @@ def demo_groups(
     """Find and prove the channel groups of a model on random images.
 
     Args:
-        model (nn.Module): Of any library.
-        shape (Sequence[int]): (H, W) that the model is for; what is run may
-            be smaller.
+        model (nn.Module): A model of any library.
+        shape (Sequence[int]): (H, W) of the model's images; the images of
+            the forward may be smaller.
         log (Callable, optional): See
             :func:`mmgfp.tracing.finder.find_groups`.
 
@@ -229,8 +229,8 @@ def check_single(model: nn.Module) -> None:
             f'{type(model).__name__} holds a network twice, as student and '
             'teacher, whose tensors follow those of the student and would '
             'have to lose the same channels; expected a single network. '
-            'Prune the network itself: a config whose `model` is what this '
-            'one builds twice (`detector` in MMDetection), with the trained '
+            'Prune the network itself: a config whose `model` is the network '
+            'inside (`detector` in MMDetection), with the trained '
             "weights by `init_cfg=dict(type='Pretrained', checkpoint=..., "
             "prefix='student')`."
         )

@@ -1,4 +1,4 @@
-"""What is peculiar to MMPretrain, and to MMClassification before it."""
+"""Code for MMPretrain, and for MMClassification before it."""
 
 from __future__ import annotations
 

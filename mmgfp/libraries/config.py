@@ -1,10 +1,9 @@
 """Loading a config by path or in short form.
 
-This file knows where installed packages keep their configs, but not the
-contents of configs. Only mmengine is imported; if the package of a short form
-is missing, that is the error. Importing this file lets MMEngine read
-``_base_ = 'mmgfp::...'`` as well, and ``'mmseg::...'`` of whichever package
-brings mmseg.
+This file finds the configs of installed packages. It does not depend on the
+contents of configs and imports only mmengine; a missing package of a short
+form is an error. Importing this file lets MMEngine read ``_base_ =
+'mmgfp::...'``, too, and ``'mmseg::...'`` of any package that contains mmseg.
 """
 
 from __future__ import annotations
@@ -107,12 +106,11 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 def _find_more_configs() -> None:
     """Let MMEngine find more configs that are bases of others.
 
-    By itself it knows those of OpenMMLab's packages only, and not all its
-    versions find a package that ``pip install -e`` installed. The scope of
-    types in a base is its package; the configs of mmgfp have no types of their
-    own, but those of the library whose models they prune: no scope. For mmseg
-    it asks for the package mmsegmentation, but onedl-mmsegmentation brings
-    mmseg, too.
+    MMEngine finds configs of OpenMMLab's packages only, and some versions find
+    no package installed by ``pip install -e``. The scope of types in a base is
+    its package. The configs of mmgfp use types of the library whose models
+    they prune, so they have no scope. For mmseg, MMEngine requires the package
+    mmsegmentation, but onedl-mmsegmentation contains mmseg, too.
     """
     others = Config._get_cfg_path
 

@@ -22,10 +22,10 @@ from .kinds import imported
 _LITERALS = (str, bytes, bool, int, complex, range, type(None))
 _WIDTH = 79
 
-# An import statement would make it a config of pure Python, which knows no
-# `{{ fileDirname }}`; MMEngine 0.10.7 takes the standard library for other
-# packages where it lies outside of the environment. Names with two underscores
-# are no settings.
+# An import statement would make it a config of pure Python, which has no
+# `{{ fileDirname }}`. MMEngine 0.10.7 does not recognise the standard library
+# if it is outside of the environment. Names with two underscores are no
+# settings.
 _HEAD = """\
 import_module = __import__('importlib').import_module
 __imported = import_module('mmengine.config.lazy').LazyObject
@@ -34,17 +34,17 @@ __imported = import_module('mmengine.config.lazy').LazyObject
 
 
 def config_text(config: Config) -> str:
-    """The text of a config, which may have been written in pure Python.
+    """Returns the text of a config, which may be written in pure Python.
 
-    Types that are classes become their dotted names, which registries know;
-    functions stay functions, for some of them are called by their types.
-    What its file imports or defines is no setting and left out.
+    Classes as types become their dotted names, which registries find.
+    Functions stay functions, because some are called directly. Imports and
+    definitions of its file are no settings and are left out.
 
     Args:
-        config (Config): Of any library.
+        config (Config): A config of any library.
 
     Raises:
-        ValueError: If a value has no text; the message says which.
+        ValueError: If a value has no text, with the name of the value.
     """
     lines = []
     for key in config.to_dict():  # without imported names
@@ -59,7 +59,7 @@ def config_text(config: Config) -> str:
 
 
 def dotted_name(value: Any) -> str:
-    """The name that other processes can import a class or function by.
+    """Returns the name by which a class or function can be imported.
 
     Returns:
         str: '' if there is none.
@@ -68,7 +68,7 @@ def dotted_name(value: Any) -> str:
 
 
 def _module_and_name(value: Any) -> tuple[str, ...]:
-    """The two parts of the dotted name, none if it has no such name."""
+    """Returns module and name of the dotted name; () if there is none."""
     name = getattr(value, '__qualname__', None)
     module = getattr(value, '__module__', None)
     if not isinstance(name, str) or not isinstance(module, str):
@@ -85,13 +85,13 @@ def _module_and_name(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any, place: str, margin: int, used: int) -> str:
-    """A value as an expression.
+    """Returns a value as an expression.
 
     Args:
         value (Any): The value.
-        place (str): Where in the config it is, for the error.
-        margin (int): Columns that the line is indented by.
-        used (int): Columns of the line that are taken.
+        place (str): Name of the value in the config, for the error.
+        margin (int): Indentation of the line in columns.
+        used (int): Used columns of the line.
     """
     value = imported(value)
     if isinstance(value, Mapping):
@@ -110,13 +110,14 @@ def _text(value: Any, place: str, margin: int, used: int) -> str:
         raise ValueError(
             f'the config has {place}={value!r}, of type '
             f'{type(value).__name__}, which cannot be written into the '
-            'fine-tuning config that pruning leaves; expected numbers, '
+            'generated fine-tuning config; expected numbers, '
             'strings, lists, dicts, and classes and functions of modules that '
-            'can be imported. Register what builds it, and give its name.'
+            'can be imported. Register its class or function, and use the '
+            'name.'
         )
     if isinstance(value, type) and place.endswith('.type'):
         return repr(dotted_name(value))
-    # MMEngine writes it down when it trains, which it cannot do of functions
+    # MMEngine writes the config when it trains, but cannot write functions
     module, name = _module_and_name(value)
     if place.endswith(']') or '.' in name:
         return _import_text(value)
@@ -164,7 +165,7 @@ def _sequence_text(
 def _bracketed(
     opening: str, items: Sequence[str], closing: str, margin: int, used: int
 ) -> str:
-    """Items between brackets, on one line if they fit."""
+    """Returns items between brackets, on one line if they fit."""
     line = f'{opening}{", ".join(items)}{closing}'
     # one column for what follows
     if '\n' not in line and used + len(line) < _WIDTH:

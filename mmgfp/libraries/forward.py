@@ -57,7 +57,7 @@ def demo_runner(
         images (int): Images in the batch. Defaults to 1.
         mode (str): 'tensor' for the network's raw outputs, 'predict' for
             results, 'loss' for the losses, with the model in training mode
-            but for norms and dropout. Defaults to 'tensor'.
+            except for norms and dropout. Defaults to 'tensor'.
         proposals (int): Boxes per image that replace the proposals of an RPN,
             whose raw outputs are then outputs of the network. Not used in
             the mode 'predict'. Defaults to 4.
@@ -89,8 +89,9 @@ def demo_data(
     """Returns keyword arguments for a forward of an mmengine model.
 
     Args:
-        model (BaseModel): Of a library that :mod:`mmgfp.libraries.samples`
-            knows, or one that takes a batch of images as ``inputs``.
+        model (BaseModel): A model of a library supported by
+            :mod:`mmgfp.libraries.samples`, or one that takes a batch of
+            images as ``inputs``.
         shape (Sequence[int]): (H, W).
         images (int): Images in the batch. Defaults to 1.
         mode (str): As in :func:`demo_runner`. Defaults to 'tensor'.

@@ -1,7 +1,7 @@
-"""Loading weights into a model: all of them, or an error that says which not.
+"""Loading of weights: all weights of a model are loaded, or an error.
 
-``load_state_dict(strict=False)``, which the libraries use, goes on with random
-weights wherever a name or a shape differs.
+``load_state_dict(strict=False)``, which the libraries use, keeps random
+weights if a name or a shape differs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from ..utils.errors import in_one_line
 
-# What wrappers put before every name: distributed training, torch.compile.
+# Prefixes of names in wrappers: distributed training, torch.compile.
 PREFIXES = ('module.', '_orig_mod.')
 PREPROCESSOR = 'data_preprocessor'  # its numbers are those of the config
-# How slim networks are loaded, and how they keep what that takes.
+# Advice for slim networks without a matching config or structure.
 ADVICE = (
-    'Use the config it was trained with; for a slim network that is the one '
-    'pruning generated, or the one it was pruned with and a checkpoint that '
-    'holds its structure: publish_model.py keeps it with `--save-keys meta '
+    'Use the config of its training; for a slim network the config generated '
+    'by pruning, or the pruning config and a checkpoint that holds the '
+    'structure: publish_model.py keeps it with `--save-keys meta '
     'state_dict mmgfp_structure`.'
 )
 
@@ -36,25 +36,26 @@ def load_weights(
     where: str | os.PathLike,
     may_differ: Callable[[str, int], bool] | None = None,
 ) -> None:
-    """Load weights, and complain of every tensor that stays as it was.
+    """Load weights, and raise if a tensor of the model is not loaded.
 
-    Names may have a prefix of a wrapper. What only other parts of a network
-    need (an auxiliary head, averaged copies) is left out with a warning, what
-    a constructor computes (counters, indices) may be missing. A tensor that
-    has two names, in the checkpoint or in the model, is loaded by one.
+    Names may have a prefix of a wrapper. Tensors of parts that the model does
+    not have (an auxiliary head, averaged copies) are left out with a warning.
+    Tensors computed by a constructor (counters, indices) may be missing. A
+    tensor with two names, in the checkpoint or in the model, is loaded by one
+    of them.
 
     Args:
-        model (nn.Module): Loads them.
+        model (nn.Module): The model.
         weights (Mapping): Tensors by name, as in a checkpoint.
-        where (str | os.PathLike): Where they are from, for the message.
-        may_differ (Callable, optional): Given the name of a tensor and an
-            axis, returns whether the config may give it another size there,
-            as another number of classes does. A tensor whose other axes fit
-            stays as it is, with a warning. By default none may.
+        where (str | os.PathLike): Their source, for the message.
+        may_differ (Callable, optional): Called with the name of a tensor and
+            an axis; returns whether the config may change its size there,
+            such as the number of classes. A tensor whose other axes fit does
+            not change, with a warning. Defaults to false for all.
 
     Raises:
-        ValueError: If something is missing, unexpected or of another shape.
-            The model may have loaded the rest by then.
+        ValueError: If a tensor is missing, unexpected or has another shape.
+            Other tensors may have been loaded.
     """
     where = os.fspath(where)
     own = model.state_dict(keep_vars=True)  # the same objects are shared ones
@@ -69,7 +70,7 @@ def load_weights(
     if resized:
         warnings.warn(
             f'{len(resized)} tensors have another size than in the checkpoint '
-            f'{where} and start anew: {_some(resized)}',
+            f'{where} and keep their initial values: {_some(resized)}',
             stacklevel=2,
         )
         for name in resized:
@@ -87,7 +88,7 @@ def load_weights(
     missing = [
         name
         for name in result.missing_keys
-        # a layer may leave out what it is given and computes anew
+        # a layer may leave out tensors that it computes itself
         if name not in weights
         and name not in resized
         and id(own[name]) not in shared
@@ -99,7 +100,7 @@ def load_weights(
         for name in result.unexpected_keys
         if _is_number(weights[name]) and _part(name) != PREPROCESSOR
     ]
-    # a loss may give a part of one head to another, under a second name
+    # a loss may assign a part of one head to another, with a second name
     others = [
         name
         for name in others
@@ -126,7 +127,7 @@ def load_weights(
 
 
 def _part(name: str) -> str:
-    """The child of the network that a tensor is in."""
+    """Returns the name of the network's child that holds a tensor."""
     return name.partition('.')[0]
 
 
@@ -135,7 +136,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal bit by bit."""
+    """Returns whether two tensors are equal bit by bit."""
     return (
         a.shape == b.shape
         and a.dtype == b.dtype
@@ -150,7 +151,7 @@ def _bits(tensor: Tensor) -> Tensor:
 def _without_prefixes(
     weights: Mapping[str, Any], own: Mapping[str, Tensor], where: str
 ) -> dict[str, Any]:
-    """A copy with the model's own names, as far as prefixes hide them."""
+    """Returns the weights without prefixes of wrappers in the names."""
     found: Any = copy.copy(weights)
     if hasattr(weights, '_metadata'):
         found._metadata = weights._metadata.copy()
@@ -171,7 +172,7 @@ def _without_prefixes(
 
 
 def _shapes(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> str:
-    """The first tensor of another shape, and how many there are."""
+    """Returns a text about the first tensor of another shape, or ''."""
     differ = [
         name
         for name, tensor in own.items()
@@ -192,7 +193,7 @@ def _resized(
     weights: Mapping[str, Any],
     may_differ: Callable[[str, int], bool],
 ) -> list[str]:
-    """Tensors that differ only along axes where they may."""
+    """Returns the tensors that differ only along allowed axes."""
     names = []
     for name, tensor in own.items():
         given = weights.get(name)
@@ -213,6 +214,6 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first few of many names, in one line."""
+    """Returns the first three of many names, in one line."""
     more = ', ...' if len(names) > 3 else ''
     return ', '.join(ascii(name) for name in names[:3]) + more

@@ -1,4 +1,4 @@
-"""What is peculiar to MMDetection, and to libraries that build on it."""
+"""Code for MMDetection, and for libraries that build on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Boxes as shares of the image: one for every level of a pyramid.
+# Boxes as ratios of the image: one for every level of a pyramid.
 BOXES = (
     (0.0, 0.0, 1.0, 1.0),
     (0.1, 0.2, 0.6, 0.7),
@@ -20,7 +20,7 @@ BOXES = (
 # Sides of proposals in pixels, as detectors share RoIs among their levels.
 _SIDES = (80.0, 160.0, 320.0, 640.0)
 
-# What merges the views of test-time augmentation, and packs them.
+# Model that merges the views of test-time augmentation, and packing step.
 TTA_MODEL = dict(
     type='mmdet.models.DetTTAModel',  # registered without scope
     tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
@@ -35,17 +35,17 @@ PACK_FLIPPED = dict(
 
 
 def demo_boxes(shape: Sequence[int]) -> torch.Tensor:
-    """Boxes as (left, top, right, bottom) in pixels, (4, 4)."""
+    """Returns boxes (left, top, right, bottom) in pixels, (4, 4)."""
     height, width = shape
     scale = torch.tensor([width, height, width, height])
     return torch.tensor(BOXES) * scale
 
 
 def _large_boxes() -> torch.Tensor:
-    """Boxes for every level that RoIs are read from, however small the image.
+    """Returns boxes for every RoI level, also for small images.
 
-    Without a region proposal network, nothing else tells that the levels have
-    the same channels.
+    Without a region proposal network, no other operation couples the channels
+    of the levels.
     """
     sides = torch.tensor(_SIDES)[:, None]
     return torch.cat([torch.zeros(len(_SIDES), 2), sides, sides], 1)
@@ -84,8 +84,8 @@ def detection_samples(
                 flip_direction=None,
             )
         )
-        # Fewer than are proposed, and not as many in every image: a layer that
-        # is given positives only must not seem to be given all of them.
+        # Fewer than the proposals, and unequal numbers per image, so that a
+        # layer that gets positives only does not seem to get all proposals.
         some = slice(1 + i % 2, None)
         sample.gt_instances = InstanceData(
             bboxes=boxes[some].clone(),
@@ -110,7 +110,7 @@ def detection_samples(
 
 
 def collated(samples: Sequence[Any]) -> dict[str, Any]:
-    """Samples of MMDetection as MMYOLO's heads take them for training.
+    """Returns samples of MMDetection in the training format of MMYOLO.
 
     Returns:
         dict: ``bboxes_labels``, for every box the image, the class and the

@@ -1,4 +1,4 @@
-"""What is peculiar to MMPose."""
+"""Code for MMPose."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pose_samples(
 
 
 def _encoded(codec: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """What a pose head learns: the inverse of what it decodes."""
+    """Returns the training targets of a pose head, encoded by its codec."""
     if codec is None:
         return {}
     names = ('keypoints', 'keypoints_visible', *codec.auxiliary_encode_keys)

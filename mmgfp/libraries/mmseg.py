@@ -1,4 +1,4 @@
-"""What is peculiar to MMSegmentation."""
+"""Code for MMSegmentation."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from .kinds import kind_of
 from .loading import load_weights
 
 # Libraries of convolutional networks, for which a small image gives the same
-# channel groups, and of those that may keep to one size.
+# channel groups, and libraries of networks that may require one size.
 CONVOLUTIONAL = ('mmdet', 'mmseg')
 CLASSIFICATION = ('mmpretrain', 'mmcls')
 LIBRARIES = (*CONVOLUTIONAL, *CLASSIFICATION, 'mmpose')
@@ -32,8 +32,8 @@ def use_scope(config: Config) -> None:
     Registries then find the modules of its library by name.
     """
     scope = config.get('default_scope', 'mmengine')
-    # configs of pure Python have None, but what they build looks up names,
-    # for which a scope that another config has left may be wrong
+    # configs of pure Python have None, but their classes look up names, for
+    # which the scope of another config may be wrong
     init_default_scope(scope or config_library(config) or 'mmengine')
 
 
@@ -44,12 +44,12 @@ def build_model(config: Config) -> nn.Module:
         config (Config): Config of any library; it need not import mmgfp.
     """
     use_scope(config)
-    # a copy all the way down: some models write into their settings
+    # a deep copy, because some models write into their settings
     model_config = copy.deepcopy(config.model)
     if config.get('data_preprocessor') is not None:
         model_config.setdefault('data_preprocessor', config.data_preprocessor)
     model = MODELS.build(model_config)
-    model.eval()  # some return nothing
+    model.eval()  # not chained: some classes return None
     return model
 
 
@@ -58,12 +58,11 @@ def load_model(
 ) -> nn.Module:
     """Build a model and load weights, also slim ones.
 
-    Works for each form of a pruned network: the config it was pruned with
-    (the checkpoint brings the structure), the generated one, and a network
-    that was never pruned.
+    The config may be the pruning config (with the structure in the
+    checkpoint), the generated config, or that of an unpruned network.
 
     Args:
-        config (Config): Of any library.
+        config (Config): A config of any library.
         checkpoint (str | os.PathLike, optional): Weights. Defaults to None.
 
     Raises:
@@ -96,7 +95,7 @@ def build_full_model(config: Config) -> nn.Module:
 
 
 def builds_slim(config: Config) -> bool:
-    """Whether the model of a config is slim, as of generated ones."""
+    """Returns whether the model of a config is slim, as in generated ones."""
     return kind_of(config.model, MODELS) is MODELS.get('mmgfp.PrunedModel')
 
 
@@ -110,7 +109,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def config_library(config: Config) -> str:
     """Returns the top-level package of a config's library, or ''.
 
-    Configs of pure Python need no default scope; there the model tells.
+    Configs of pure Python may have no default scope; then the class of the
+    model decides.
     """
     scope = config.get('default_scope')
     if scope in LIBRARIES:
@@ -133,5 +133,5 @@ def library_of(kind: type) -> str:
 
 
 def packages_of(kind: type) -> list[str]:
-    """Top-level packages of a class and of its bases, in their order."""
+    """Returns top-level packages of a class and of its bases, in order."""
     return [base.__module__.partition('.')[0] for base in kind.__mro__]

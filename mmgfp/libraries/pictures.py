@@ -2,7 +2,7 @@
 
 The settings are plain values that an exported file can hold.
 :class:`Preprocessing` applies them like the library's own pipeline. This file
-knows nothing of ONNX.
+is independent of ONNX.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Preprocessing:
         input_size (tuple): (H, W) of the input in pixels; of a dynamic
             network the usual one.
         dynamic (bool): Whether the network takes other sizes, too.
-        resize (dict): What ``mode`` says: ``stretch`` to the input size;
+        resize (dict): ``mode`` is one of: ``stretch`` to the input size;
             ``fit`` into it and keep the ratio of the sides; ``fit_edges``:
             keep the ratio, the longer side at most ``long`` and the shorter
             at most ``short`` pixels; ``crop``: the shorter side becomes
             ``short`` pixels, then the middle of the input size is cut out.
-        interpolation (str): Of resizing, as OpenCV calls it.
-        color_order (str): Of the channels: ``RGB``, ``BGR`` or ``GRAY``.
+        interpolation (str): OpenCV's name of the interpolation.
+        color_order (str): Order of channels: ``RGB``, ``BGR`` or ``GRAY``.
         mean (list): Subtracted from each channel of an image of bytes.
         std (list): Divides each channel after that.
         pad_size_divisor (int): Height and width are multiples of it.
@@ -64,7 +64,7 @@ class Preprocessing:
     pad_first: bool
 
     def to_metadata(self) -> dict[str, str]:
-        """Strings by name; all but the colour order and names are JSON."""
+        """Returns strings by name; JSON except colour order and names."""
         return {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in asdict(self).items()
@@ -77,9 +77,9 @@ class Preprocessing:
             picture (np.ndarray): (h, w, 3), bytes, BGR as OpenCV reads it.
 
         Returns:
-            tuple: Floats (1, C, H, W), and the factor by which the height
-            has grown: boxes divided by it are in pixels of the picture,
-            unless the mode is ``stretch`` or ``crop``.
+            tuple: Floats (1, C, H, W), and the scale of the height. Boxes
+            divided by it are in pixels of the picture, unless the mode is
+            ``stretch`` or ``crop``.
         """
         resized = self._resize(picture)
         factor = resized.shape[0] / picture.shape[0]
@@ -154,7 +154,7 @@ _CV2 = dict(
 
 
 def round_up(shape: Sequence[int], divisor: int) -> tuple[int, int]:
-    """The next (H, W) that are multiples of a divisor."""
+    """Returns the next (H, W) that are multiples of a divisor."""
     height, width = (-(-side // divisor) * divisor for side in shape)
     return height, width
 
@@ -168,12 +168,12 @@ def read_preprocessing(
     """Read the preprocessing from a config and its model.
 
     Args:
-        config (Config): Of any library.
-        model (nn.Module): Built from it.
-        shape (Sequence[int], optional): (H, W) to use instead of that of the
-            config's test images; sides are rounded up to multiples of what
-            the model pads to. Defaults to None.
-        dynamic (bool): Whether the network is to take any size. Defaults to
+        config (Config): A config of any library.
+        model (nn.Module): The model built from it.
+        shape (Sequence[int], optional): (H, W) instead of the size of the
+            config's test images; sides are rounded up to multiples of the
+            model's padding. Defaults to None.
+        dynamic (bool): Whether the network accepts any size. Defaults to
             False.
 
     Raises:
@@ -233,7 +233,7 @@ def read_preprocessing(
 def _check_padding(
     last: Mapping[str, Mapping[str, Any]], shape: Sequence[int]
 ) -> None:
-    """Raise if a pipeline pads where the facts cannot say it."""
+    """Raise if a pipeline pads in a way that metadata cannot describe."""
     found = [name for name in _PADDING_ALL_SIDES if name in last]
     if found:
         height, width = shape
@@ -255,7 +255,7 @@ def _resize_rule(
     size: tuple[int, int],
     dynamic: bool,
 ) -> dict[str, Any]:
-    """Which of the modes of :class:`Preprocessing` the pipeline means."""
+    """Returns the resize settings of :class:`Preprocessing`."""
     if 'ResizeEdge' in last and 'CenterCrop' in last:
         crop = last['CenterCrop']['crop_size']
         crop = crop if isinstance(crop, int) else min(crop)
@@ -280,11 +280,11 @@ def class_names(
 ) -> list[str]:
     """Returns the names of the classes, by index.
 
-    Those in the checkpoint come first, for they are what was trained; then
+    Names in the checkpoint, which belong to the weights, come first; then
     those in the config, then those of the config's type of dataset.
 
     Args:
-        config (Config): Of any library.
+        config (Config): A config of any library.
         meta (Mapping): Entry ``meta`` of the checkpoint.
         count (int, optional): Number of classes of the model; names of
             another number are not used.
@@ -314,12 +314,11 @@ def dataset_pictures(config: Config, most: int) -> list[str]:
     """Returns paths of images of the config's test dataset.
 
     Args:
-        config (Config): Of any library.
-        most (int): How many at most; spread over the dataset.
+        config (Config): A config of any library.
+        most (int): Largest number of paths, spread over the dataset.
 
     Returns:
-        list: Empty where the dataset is not on this machine, or tells no
-        paths.
+        list: Empty if the dataset is not on this machine, or has no paths.
     """
     loader = config.get('test_dataloader') or {}
     if not loader.get('dataset'):

@@ -20,8 +20,8 @@ COCO_SHAPE = (800, 1280)
 
 _PHASES = ('test', 'val', 'train')
 
-# Which argument of which step says the size of images after it: as (width,
-# height), or as (height, width).
+# Arguments of steps with the size of images after them: as (width, height), or
+# as (height, width).
 _WIDTH_FIRST = dict(
     Resize='scale',
     FixScaleResize='scale',
@@ -53,16 +53,16 @@ _HEIGHT_FIRST = dict(
 def input_shape(config: Config) -> tuple[int, int]:
     """Returns (H, W) of a config's test images.
 
-    Read from the test pipeline (or that of validation or training, where it
-    does not say): the last crop, resize or padding to a size. MMDetection's
-    COCO scale (1333, 800) with kept aspect ratio counts as
-    :data:`COCO_SHAPE`, as in the paper.
+    It is the last crop, resize or padding to a size in the test pipeline,
+    else in that of validation or training. MMDetection's COCO scale
+    (1333, 800) with kept aspect ratio counts as :data:`COCO_SHAPE`, as in the
+    paper.
 
     Args:
-        config (Config): Of any library.
+        config (Config): A config of any library.
 
     Raises:
-        ValueError: If no pipeline says it.
+        ValueError: If no pipeline has a size.
     """
     for phase in _PHASES:
         for dataset in datasets(config.get(f'{phase}_dataloader')):
@@ -79,7 +79,7 @@ def input_shape(config: Config) -> tuple[int, int]:
 def test_dataset(config: Config) -> Mapping[str, Any]:
     """Returns the settings of the test dataset, without wrappers.
 
-    That of validation or training where there is none; empty without any.
+    Without a test dataset, those of validation or training; else empty.
     """
     for phase in _PHASES:
         for dataset in datasets(config.get(f'{phase}_dataloader')):
@@ -114,7 +114,7 @@ def _shape_after(
     """Returns (H, W) after some steps; None if it is not known.
 
     Args:
-        steps (Any): Of a pipeline.
+        steps (Any): Steps of a pipeline.
         shape (tuple, optional): (H, W) before them.
     """
     for step in steps or ():
@@ -156,9 +156,9 @@ def _shape_after_step(
 
 
 def _first_branch(steps: Sequence[Any]) -> list[Any]:
-    """Steps inside a step, of several ways the first.
+    """Returns the steps inside a step; of several branches the first.
 
-    MMCV's test-time augmentation has a list of ways for each of its steps.
+    MMCV's test-time augmentation has a list of branches for each step.
     """
     return [
         step[0] if isinstance(step, (list, tuple)) and step else step
@@ -172,7 +172,7 @@ def _is_of_mmdet(step: Mapping[str, Any]) -> bool:
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
-    """Two numbers of pixels; None for what is not, such as several scales."""
+    """Returns two numbers of pixels; None for others, as several scales."""
     pair = [value, value] if isinstance(value, int) else value
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         return None

@@ -1,8 +1,8 @@
-"""Random weights with which a network works as a trained one does.
+"""Random weights with which a network behaves like a trained one.
 
-For checks of untrained networks: what initialisation leaves at zero hides
-whole branches, fresh batch norms let signals grow with depth, and a network
-that is badly conditioned turns rounding errors into differences.
+They are for checks of untrained networks: initial zeros hide whole branches,
+initial batch norms let signals grow with depth, and a badly conditioned
+network amplifies rounding errors.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# A scale below this is one that training would raise (1e-6 in ConvNeXt).
+# Training would increase a scale below this value (1e-6 in ConvNeXt).
 _SMALL = 0.05
 
 
 def vary_weights_(
     model: nn.Module, run: Callable[[nn.Module], Any], seed: int = 0
 ) -> None:
-    """Make initial weights like trained ones, in place; ends in eval mode.
+    """Change initial weights in place to be like trained ones.
 
-    Scales vary around what they are, small ones are raised; offsets vary;
+    Scales are varied, small scales are increased; offsets are varied;
     constant matrices become small random ones; the statistics of batch norms
-    are those of the demo input, varied.
+    are those of the demo input, varied. The model is in eval mode afterwards.
 
     Args:
-        model (nn.Module): With its own initialisation.
+        model (nn.Module): A model with its own initialisation.
         run (Callable): ``run(model)`` runs it on demo input.
-        seed (int): For everything random. Defaults to 0.
+        seed (int): Seed of all random numbers. Defaults to 0.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -88,11 +88,11 @@ def _calibrate(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
             norm.momentum = momentum
     for norm, (mean, variance) in zip(norms, before):
         assert norm.running_mean is not None and norm.running_var is not None
-        if norm.num_batches_tracked == 0:  # it does not run here
+        if norm.num_batches_tracked == 0:  # not in this forward
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(variance)
         else:
-            # a channel that is almost constant would be blown up
+            # limits the factor of a nearly constant channel
             least = 0.1 * norm.running_var.mean()
             norm.running_var.clamp_(min=float(least.clamp(min=norm.eps)))
 

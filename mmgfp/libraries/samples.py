@@ -1,4 +1,4 @@
-"""Made-up ground truth, as the data samples of each library hold it."""
+"""Made-up ground truth as data samples of each library."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _SAMPLES: dict[str, _Samples] = {
 def demo_samples(
     library: str, model: nn.Module, shape: Sequence[int], images: int
 ) -> list[Any] | None:
-    """A data sample with ground truth for every image.
+    """Returns a data sample with ground truth for every image.
 
     Args:
-        library (str): As :func:`mmgfp.libraries.models.library` calls it.
-        model (nn.Module): That they are for.
+        library (str): Result of :func:`mmgfp.libraries.models.library`.
+        model (nn.Module): The model.
         shape (Sequence[int]): (H, W) of the images.
-        images (int): How many.
+        images (int): Number of images.
 
     Returns:
-        list | None: None where the library is not known.
+        list | None: None if the library is not supported.
     """
     make = _SAMPLES.get(library)
     return None if make is None else make(model, shape, images)

@@ -1,7 +1,7 @@
-"""Test-time augmentation, as the tools of MMDetection and MMPretrain have it.
+"""Test-time augmentation, as in the tools of MMDetection and MMPretrain.
 
-A config says which views of an image are tested (``tta_pipeline``) and which
-model merges what the network makes of them (``tta_model``).
+A config sets the tested views of an image (``tta_pipeline``) and the model
+that merges their predictions (``tta_model``).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _MODELS: dict[str, dict[str, Any]] = {
 def augment_test(config: Config) -> None:
     """Let a config test several views of each image.
 
-    Where a detector or classifier has no views of its own, these are the
-    image and its mirror image, as in the tools of their libraries.
+    By default the views of a detector or classifier are the image and its
+    mirror image, as in the tools of their libraries.
 
     Args:
         config (Config): The config of the runner, changed in place.
 
     Raises:
         ValueError: If the config has no test dataset, or is of another
-            library and says nothing of views.
+            library and sets no views.
     """
     library = config_library(config)
     with_pipeline = (
@@ -52,7 +52,7 @@ def augment_test(config: Config) -> None:
     for key in ('tta_model', 'tta_pipeline'):
         if not config.get(key) and library not in _MODELS:
             raise ValueError(
-                f'the config has no {key}; expected one, for there is none by '
+                f'the config has no {key}; expected one, because there is no '
                 f'default for {library or "this library"}'
             )
     model = config.get('tta_model') or _MODELS[library]

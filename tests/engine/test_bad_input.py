@@ -323,7 +323,7 @@ def test_published_checkpoint_is_not_tested(tmp_path, pruned):
     text = str(error.value)
     assert f'the checkpoint {path} does not fit the config' in text
     assert '--save-keys meta state_dict mmgfp_structure' in text
-    assert 'the one pruning generated' in text
+    assert 'the config generated' in text
 
 
 def test_published_checkpoint_is_not_pruned(tmp_path, pruned):
@@ -444,7 +444,7 @@ def test_slim_checkpoint_with_the_full_config(tmp_path, pruned):
     config.dump(tmp_path / 'config.py')
     line = one_line(run_tool('test.py', tmp_path / 'config.py', pruned))
     assert 'does not fit the config' in line and str(pruned) in line
-    assert 'the one pruning generated' in line
+    assert 'the config generated' in line
 
 
 def test_unreadable_configs_through_the_tool(tmp_path):
