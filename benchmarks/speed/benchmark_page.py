@@ -40,9 +40,9 @@ def write_report(out: Path) -> Path:
 
 _HEAD = """# Benchmarks
 
-Made by `python benchmarks/speed/benchmark.py` and `mmgfp benchmark`. All
-numbers that are compared were measured in one process, in turn; given are
-medians and, in brackets, the least and the greatest of the rounds.
+Made by `python benchmarks/speed/benchmark.py` and `mmgfp benchmark`. Compared
+numbers were measured in one process, in turn. They are medians, with the
+minimum and maximum of the rounds in brackets.
 """
 
 _TRAINING = """`python benchmarks/speed/benchmark.py training`:

@@ -1,1 +1,1 @@
-"""How fast networks are, and how much memory they take."""
+"""Measurement of time and memory of networks."""

@@ -1,7 +1,8 @@
-"""Networks that share a config, and what runs them.
+"""Networks of one config, and the backends that run them.
 
-What is run is the raw forward, from normalised images to what the heads put
-out (:func:`mmgfp.export.onnx.make_network`): no reading of pictures, no boxes.
+A run is the raw forward, from normalised images to the outputs of the heads
+(:func:`mmgfp.export.onnx.make_network`), without reading pictures or decoding
+boxes.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class BackendError(Exception):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all networks have in common.
+    """Settings common to all networks.
 
     Attributes:
         config (str): Path or short form.
@@ -63,20 +64,20 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Of the files that results are written to."""
+        """Name of the files with the results."""
         precision = '_half' if self.half else ''
         return f'inference_{Path(self.config).stem}{precision}_{self.device}'
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network that is measured.
+    """A measured network.
 
     Attributes:
-        name (str): For people.
-        checkpoint (str): Its weights.
+        name (str): Name in tables.
+        checkpoint (str): Checkpoint with its weights.
         model (nn.Module): In single precision, in eval mode, on the device.
-        preprocessing (Preprocessing): Tells the size of its images.
+        preprocessing (Preprocessing): Preprocessing, with the image size.
         cost (Mapping): ``{'flops', 'params', 'acts'}`` per image.
     """
 
@@ -91,24 +92,24 @@ def load(setting: Setting, checkpoint: str, name: str) -> Subject:
     """Build a network of the config and load its weights, slim ones too.
 
     Raises:
-        ValueError: If they do not fit the config.
+        ValueError: If the weights do not fit the config.
     """
-    # MMDetection's places of predictions call it in the old way
+    # MMDetection calls torch.meshgrid without the argument indexing
     warnings.filterwarnings('ignore', 'torch.meshgrid')
     config = load_config(setting.config)
     config.merge_from_dict(dict(setting.overrides))
     model = load_model(config, checkpoint)
     facts = read_preprocessing(config, model, setting.shape)
-    model.to(setting.device)  # some run on a GPU only
+    model.to(setting.device)  # some models run on a GPU only
     run = cost_runner(facts.input_size)
     cost = count_cost(model, record_calls(model, lambda: run(model)))['']
     return Subject(name, checkpoint, model, facts, cost)
 
 
 def names_of(checkpoints: Sequence[str]) -> list[str]:
-    """Names for people: of the files, and of folders where those are alike.
+    """Returns file names, with folders if file names are equal.
 
-    A checkpoint may be given twice, which tells how much chance there is.
+    A checkpoint may be given twice, to measure the noise.
     """
     parts = [Path(c).with_suffix('').parts for c in checkpoints]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -123,7 +124,7 @@ def names_of(checkpoints: Sequence[str]) -> list[str]:
 
 
 def check_backends(backends: Sequence[str], device: str) -> None:
-    """Complain, before anything takes long, about what cannot run here.
+    """Check before the measurement that the backends work here.
 
     Raises:
         BackendError: If PyTorch cannot compile.
@@ -134,7 +135,7 @@ def check_backends(backends: Sequence[str], device: str) -> None:
     if 'compile' in backends:
         try:
             torch.compile(nn.ReLU())(torch.ones(2, device=device))
-        except Exception as error:  # of a compiler, if there is one
+        except Exception as error:  # the compiler may raise anything
             raise BackendError(
                 f'torch.compile does not work here: {_words(error)}'
             ) from error
@@ -143,7 +144,7 @@ def check_backends(backends: Sequence[str], device: str) -> None:
 def prepare(
     backend: str, subject: Subject, batch: int, setting: Setting
 ) -> Run:
-    """What runs a forward once; it has run already.
+    """Returns a function that runs a forward, after a first run.
 
     Args:
         backend (str): One of :data:`BACKENDS`.
@@ -162,7 +163,7 @@ def prepare(
         else:
             network, images = in_precision(network, images, setting.half)
             if backend == 'compile':
-                # sizes that vary would make slower code for all but the first
+                # dynamic sizes would make slower code after the first size
                 network = torch.compile(network, dynamic=False)
             run = forward(network, images)
         run()
@@ -177,7 +178,7 @@ def prepare(
 def raw_network(
     subject: Subject, batch: int, setting: Setting
 ) -> tuple[Any, Tensor]:
-    """The network that is timed, and images (N, C, H, W) for it."""
+    """Returns the timed network, and images (N, C, H, W) for it."""
     images = example_images(subject.preprocessing, batch).to(setting.device)
     network = make_network(subject.model, images, dynamic=False, decode=False)
     return network, images
@@ -186,14 +187,14 @@ def raw_network(
 def in_precision(
     network: Any, images: Tensor, half: bool
 ) -> tuple[Any, Tensor]:
-    """Both in half precision, or as they are."""
+    """Returns network and images, in half precision if set."""
     if not half:
         return network, images
     return copy.deepcopy(network).half(), images.half()
 
 
 def forward(network: Callable, images: Tensor) -> Run:
-    """What runs a network once."""
+    """Returns a function that runs a network once."""
     return lambda: network(images)
 
 
@@ -220,7 +221,7 @@ def _onnx_run(
     for output in session.get_outputs():
         binding.bind_output(output.name, 'cuda')
 
-    def run(images: Tensor = given) -> Any:  # which must live on
+    def run(images: Tensor = given) -> Any:  # keeps them alive
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return binding.get_outputs()
@@ -229,10 +230,10 @@ def _onnx_run(
 
 
 def forget_compiled(networks: int) -> None:
-    """Before several networks of the same code are compiled.
+    """Clear the compiled code before networks of the same class are compiled.
 
-    Compiled code is kept by the code that it was made from. Where there is
-    more of it than allowed, PyTorch goes on without compiling.
+    PyTorch caches compiled code by its source code, and stops compiling if
+    the cache exceeds its limit.
     """
     from torch import _dynamo
 
@@ -242,5 +243,5 @@ def forget_compiled(networks: int) -> None:
 
 
 def _words(error: Exception) -> str:
-    """What went wrong inside of the compiler, if it was there."""
+    """Returns the message of the compiler's inner error, if there is one."""
     return type_and_line(getattr(error, 'inner_exception', error))

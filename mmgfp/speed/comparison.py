@@ -1,4 +1,4 @@
-"""How fast networks of one config are, measured in turn."""
+"""Speed of networks of one config, measured in turn."""
 
 from __future__ import annotations
 
@@ -33,49 +33,49 @@ from .memory import in_own_process, peak_of
 
 Result = dict[str, Any]
 
-# Rounds before those that count.
+# Warm-up rounds.
 WARMUP = 5
 
-# Seconds that a process of its own usually takes.
+# Usual duration of a separate process in seconds.
 PROCESS = 8.0
 
 
 class Progress:
-    """Says what is being done and how much time is left.
+    """Prints the current measurement and the remaining time.
 
     Args:
         log (Callable): Prints a line.
-        images (int): That networks will run on in this process.
-        processes (int): That will measure memory after that.
+        images (int): Number of images of all forwards in this process.
+        processes (int): Number of processes that measure memory afterwards.
     """
 
     def __init__(
         self, log: Callable[[str], None], images: int, processes: int
     ) -> None:
         self._log = log
-        self._images, self._processes = images, processes  # still to come
+        self._images, self._processes = images, processes  # remaining
         self._done = 0
         self._took = PROCESS
         self._began = self._told = time.monotonic()
 
     def begin(self, what: str) -> None:
-        """Something else from now on."""
+        """Set the current measurement."""
         self._what = what
         self._say()
 
     def ran(self, images: int) -> None:
-        """A network has run."""
+        """Count the images of a finished forward."""
         self._done += images
         self._images -= images
         self.go_on()
 
     def go_on(self) -> None:
-        """Say it again if ten seconds have passed."""
+        """Print again if ten seconds have passed."""
         if time.monotonic() > self._told + 10:
             self._say()
 
     def ended(self) -> None:
-        """A process of its own has."""
+        """Count a finished process."""
         self._took = time.monotonic() - self._told
         self._processes -= 1
 
@@ -90,15 +90,15 @@ class Progress:
 
 
 class Comparison:
-    """Measures one thing after another.
+    """Measures networks in turn.
 
     Args:
-        setting (Setting): What the networks have in common.
+        setting (Setting): Settings common to all networks.
         subjects (Sequence[Subject]): The networks; ratios are to the first.
-        batches (Sequence[int]): Images in a batch.
-        rounds (int): In which every network runs once.
-        progress (Progress): Is told of every forward.
-        clock (ProcessorClock | GpuClock): That of the device.
+        batches (Sequence[int]): Batch sizes.
+        rounds (int): Number of rounds; every network runs once per round.
+        progress (Progress): Informed of every forward.
+        clock (ProcessorClock | GpuClock): Clock of the device.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class Comparison:
         self.progress, self.clock = progress, clock
 
     def times(self, backend: str, batch: int) -> Result:
-        """Milliseconds per image and ratios to the first, by network."""
+        """Returns milliseconds per image and ratios to the first network."""
         self.progress.begin(f'{backend}, batches of {batch}')
         if backend == 'compile':
             forget_compiled(len(self.subjects))
         runs = {}
         for name, subject in self.subjects.items():
             runs[name] = prepare(backend, subject, batch, self.setting)
-            self.progress.go_on()  # compiling takes long
+            self.progress.go_on()  # compiling takes up to minutes
 
         def measure(name: str) -> float:
             taken = seconds_of(runs[name], self.clock)
@@ -138,7 +138,7 @@ class Comparison:
         return dict(backend=backend, batch=batch, networks=networks)
 
     def modules(self, batch: int) -> Result:
-        """Median shares of the eager forward's time, by network."""
+        """Returns median ratios of the eager forward's time, by network."""
         self.progress.begin(f'modules, batches of {batch}')
         models, runs, names = {}, {}, {}
         for name, subject in self.subjects.items():
@@ -159,7 +159,7 @@ class Comparison:
         return dict(batch=batch, networks=networks)
 
     def memory(self, name: str) -> dict[str, float]:
-        """Peak in MB of the eager forward, by batch."""
+        """Returns the peak in MB of the eager forward, by batch."""
         self.progress.begin(f'memory of {name}')
         checkpoint = self.subjects[name].checkpoint
         found = in_own_process(_peaks, self.setting, checkpoint, self.batches)
@@ -168,7 +168,7 @@ class Comparison:
 
 
 def _typical(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Median shares, with a sum of 1."""
+    """Returns median ratios, with a sum of 1."""
     medians = {
         key: spread([one[key] for one in rounds])['median']
         for key in rounds[0]
@@ -182,8 +182,8 @@ def _peaks(
     found = {}
     with torch.no_grad():
         for batch in batches:
-            # loaded anew, and kept by what runs alone: weights in single
-            # precision are no part of a network in half
+            # loaded again and held by the run alone, because weights in single
+            # precision are not part of a network in half precision
             subject = load(setting, checkpoint, checkpoint)
             run = prepare('eager', subject, batch, setting)
             del subject
@@ -203,16 +203,16 @@ def compare(
     """Measure networks of a config.
 
     Args:
-        setting (Setting): What they have in common.
+        setting (Setting): Settings common to all networks.
         checkpoints (Sequence[str]): Their weights; ratios are to the first.
-        backends (Sequence[str]): Of :data:`BACKENDS`.
-        batches (Sequence[int]): Images in a batch.
-        rounds (int): In which every network runs once.
+        backends (Sequence[str]): Some of :data:`BACKENDS`.
+        batches (Sequence[int]): Batch sizes.
+        rounds (int): Number of rounds; every network runs once per round.
         with_modules (bool): Whether to time the top-level modules, too.
         log (Callable): Prints a line of progress.
 
     Raises:
-        BackendError: If a backend does not work here, or not with a network.
+        BackendError: If a backend does not work here or with a network.
         ValueError: If a checkpoint does not fit the config.
     """
     subjects = []

@@ -1,4 +1,4 @@
-"""The peak of the memory, measured in a process of its own."""
+"""The peak of memory, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 
 
 def in_own_process(function: Callable, *args: Any) -> Any:
-    """What a function returns in a fresh process.
+    """Returns the result of a function in a new process.
 
     Args:
-        function (Callable): Of a module, for its name is what travels.
+        function (Callable): A function of a module; it is passed by name.
         *args: Its arguments.
     """
-    # every large tensor in pages of its own, given back when it is freed;
-    # that takes time, so processes that are timed must not inherit it
+    # large tensors get separate pages, which are returned when freed; this
+    # takes time, so timed processes must not inherit the setting
     key = 'MALLOC_MMAP_THRESHOLD_'
     before = os.environ.get(key)
-    torch.cuda.empty_cache()  # what is only kept in reserve is of use there
+    torch.cuda.empty_cache()  # frees reserved memory for the process
     os.environ[key] = str(1 << 16)
     try:
         with multiprocessing.get_context('spawn').Pool(1) as pool:
@@ -37,9 +37,10 @@ def in_own_process(function: Callable, *args: Any) -> Any:
 
 
 def peak_of(action: Callable[[], Any], device: str) -> float:
-    """Peak in MB while something runs.
+    """Returns the peak in MB while a function runs.
 
-    On a CPU all that is resident in this process, on a GPU all tensors.
+    On a CPU it is the resident memory of the process, on a GPU that of all
+    tensors.
     """
     if device == 'cpu':
         reset_peak_memory()
@@ -51,13 +52,13 @@ def peak_of(action: Callable[[], Any], device: str) -> float:
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far, where the system can."""
+    """Reset the peak if the system supports it."""
     with suppress(OSError):
         Path('/proc/self/clear_refs').write_text('5')
 
 
 def peak_memory_mb() -> int:
-    """Peak of resident memory."""
+    """Returns the peak of resident memory in MB."""
     with suppress(OSError):
         status = Path('/proc/self/status').read_text()
         if found := re.search(r'VmHWM:\s+(\d+)', status):

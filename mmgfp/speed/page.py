@@ -1,4 +1,4 @@
-"""A page with all that `mmgfp benchmark` wrote into a folder."""
+"""A page with all results of `mmgfp benchmark` in a folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .tables import inference_section
 
 
 def write_page(out: Path) -> Path:
-    """Write the tables and pictures of all networks that were measured.
+    """Write the tables and pictures of all measured networks.
 
     Args:
-        out (Path): Has ``inference_<name>_cpu.json`` and the like.
+        out (Path): Folder with files such as ``inference_<name>_cpu.json``.
 
     Returns:
         Path: The page, beside the folder.
@@ -28,7 +28,7 @@ def write_page(out: Path) -> Path:
 
 
 def sections(out: Path) -> list[str]:
-    """Of the page, what the results in a folder say; draws pictures."""
+    """Returns the sections of the page for a folder; draws pictures."""
     found = []
     for file in sorted(out.glob('inference_*.json')):
         result = json.loads(file.read_text(encoding='utf-8'))
@@ -40,21 +40,22 @@ def sections(out: Path) -> list[str]:
 
 _HEAD = """# Speed of networks
 
-All numbers that are compared were measured in one process, in turn; given are
-medians and, in brackets, the least and the greatest of the rounds.
+Compared numbers were measured in one process, in turn. They are medians, with
+the minimum and maximum of the rounds in brackets.
 """
 
 _INFERENCE = """`mmgfp benchmark CONFIG CHECKPOINT ...`:
 
-- What is timed is the raw forward, from a batch of normalised images (noise)
-  to what the heads put out, as `mmgfp export` writes it: no reading of
-  pictures, no boxes (but the proposals of two-stage detectors), no
-  suppression after the heads. On a GPU, images and outputs stay there.
-- *eager* is PyTorch as it is, *compile* `torch.compile`, *onnxruntime* the
+- The measured time is that of the raw forward, from a batch of normalised
+  images (noise) to the outputs of the heads, as `mmgfp export` writes it. It
+  includes no reading of pictures, no boxes (except the proposals of two-stage
+  detectors) and no suppression after the heads. On a GPU, images and outputs
+  stay on the GPU.
+- *eager* is plain PyTorch, *compile* `torch.compile`, *onnxruntime* the
   exported file in ONNX Runtime, with as many threads as PyTorch.
-- *ratio*: to the first network in the same round.
-- *eager MB*: peak of an eager forward in a process of its own; on a CPU all
-  that is resident, Python and its libraries too, on a GPU the tensors.
-- Cost is that of one image of the size that is timed; two-stage detectors
+- *ratio*: time divided by that of the first network in the same round.
+- *eager MB*: peak of an eager forward in a separate process; on a CPU the
+  resident memory with Python and its libraries, on a GPU the tensors.
+- Cost is that of one image of the measured size; two-stage detectors
   are counted with 512 proposals, but timed with those of their config.
 """

@@ -1,4 +1,4 @@
-"""Measured networks in a picture: time against cost."""
+"""A picture of measured networks: time against cost."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COLOURS = dict(eager='#0072b2', compile='#e69f00', onnxruntime='#009e73')
 MARKERS = 'osD^vPX*'
 GREY = '#999999'
 
-# Least distance of the names above a panel, as a share of its width.
+# Smallest distance of the names above a panel, as a ratio of its width.
 GAP = 0.05
 
 
 def draw_inference(result: Result, path: Path) -> None:
-    """Time per image against flops and acts, a line per backend and batch."""
+    """Draw time per image against cost, a line per backend and batch."""
     from matplotlib.figure import Figure
 
-    # names stand aslant above and beside the panels
+    # space for the oblique names above and beside the panels
     room = 0.045 * max(map(len, result['networks']))
     size = (9 + 2 * room, 5 + room)
     figure = Figure(figsize=size, layout='constrained')
@@ -73,12 +73,13 @@ def _draw_panel(axes: Any, result: Result, metric: str) -> None:
 def _draw_names(
     axes: Any, places: Sequence[float], names: Sequence[str]
 ) -> None:
-    """Names above a panel, with lines down to the networks.
+    """Draw names above a panel, with lines down to the networks.
 
     Args:
         axes (Axes): The panel.
-        places (Sequence[float]): Of the networks, shares of its width.
-        names (Sequence[str]): From left to right.
+        places (Sequence[float]): Positions of the networks, as ratios of its
+            width.
+        names (Sequence[str]): Names from left to right.
     """
     style = dict(transform=axes.transAxes, clip_on=False, zorder=0)
     for place, x, name in zip(places, spread_out(places, GAP), names):
@@ -96,11 +97,11 @@ def _draw_names(
 
 
 def spread_out(places: Sequence[float], gap: float) -> list[float]:
-    """Places moved apart as little as it takes, those near 1 to the left.
+    """Returns positions moved apart as little as possible.
 
     Args:
-        places (Sequence[float]): From 0 to 1, in order.
-        gap (float): Least distance; less where there is no room for it.
+        places (Sequence[float]): Positions from 0 to 1, in order.
+        gap (float): Smallest distance; less if the space is too small.
     """
     gap = min(gap, 1 / len(places))
     moved: list[float] = []

@@ -1,4 +1,4 @@
-"""Measured networks as tables, for a terminal and for a page."""
+"""Tables of measured networks, for a terminal and for a page."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HEADER = (
     *('network', 'flops', 'acts', 'params', 'backend', 'batch'),
     *('ms per image', 'ratio', 'eager MB'),
 )
-LEFT = ('network', 'backend')  # columns of words
+LEFT = ('network', 'backend')  # columns of text
 
 
 def inference_rows(result: Result) -> list[list[tuple[str, ...]]]:
-    """The table: rows of a backend and batch together; columns of HEADER."""
+    """Returns the rows, grouped by backend and batch; columns of HEADER."""
     networks = result['networks']
     first = next(iter(networks.values()))
     blocks = []
@@ -48,7 +48,7 @@ def inference_rows(result: Result) -> list[list[tuple[str, ...]]]:
 
 
 def module_rows(result: Result) -> list[tuple[str, ...]]:
-    """The table of shares of the time by module; its first row is names."""
+    """Returns rows of time ratios by module; the first row has the names."""
     found = [
         (name, str(part['batch']), shares)
         for part in result['modules']
@@ -65,7 +65,7 @@ def module_rows(result: Result) -> list[tuple[str, ...]]:
 
 
 def inference_tables(result: Result) -> list[Table]:
-    """For a terminal."""
+    """Returns the tables for a terminal."""
     size = 'x'.join(map(str, result['shape']))
     precision = ', half precision' if result['half'] else ''
     title = f'{Path(result["config"]).stem} on images of {size}{precision}'
@@ -93,11 +93,11 @@ def _table(title: str, header: Sequence[str]) -> Table:
 
 
 def inference_section(result: Result, picture: str) -> str:
-    """Of the page.
+    """Returns the section of a page.
 
     Args:
-        result (Mapping): Of the inference benchmark.
-        picture (str): Where it is, seen from the page.
+        result (Mapping): Result of the inference benchmark.
+        picture (str): Path of the picture, relative to the page.
     """
     where = result['machine']
     name = Path(result['config']).stem
@@ -119,7 +119,7 @@ def inference_section(result: Result, picture: str) -> str:
 
 
 def row(*cells: str) -> str:
-    """Of a table in Markdown."""
+    """Returns a row of a table in Markdown."""
     return '| ' + ' | '.join(cells) + ' |'
 
 
@@ -138,7 +138,7 @@ def _spread(found: Mapping[str, float], digits: int) -> str:
 
 
 def _digits(value: float) -> int:
-    """Decimals that leave three figures."""
+    """Returns the number of decimals for three significant figures."""
     return max(0, 2 - math.floor(math.log10(value)))
 
 
@@ -148,5 +148,5 @@ def _amount(value: float, first: float) -> str:
 
 
 def unit_of(value: float) -> tuple[float, str]:
-    """Value and letter of the unit that a cost is written in."""
+    """Returns value and letter of the unit of a cost."""
     return (1e6, 'M') if value < 1e9 else (1e9, 'G')
