@@ -69,6 +69,7 @@ def main() -> None:
     config.train_cfg = dict(by_epoch=True, max_epochs=1)
     model = start(config, args.seed, args.weights)
     runner = make_runner(config, model)
+    runner.call_hook('before_run')  # LoggerHook makes its file
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     criterion = KFAC(batches=args.batches)
     calibrate(runner, criterion, UnitSpace([]))
@@ -109,7 +110,7 @@ def accuracy(
     if compensation is not None:
         new = compensation.compensated(gone)
     model.load_state_dict({**before, **new})
-    found = score(runner.val_loop.run())
+    found = score(runner.test_loop.run())
     model.load_state_dict(before)
     return found
 

@@ -1,7 +1,7 @@
 # How the detectors of the quickstart are pruned and fine-tuned.
 custom_imports = dict(imports=['mmgfp'], allow_failed_imports=False)
 
-finetune_epochs = 4
+finetune_epochs = 2
 pruning = dict(
     type='mmgfp.FisherPruningHook',
     target=dict(flops=0.5),
@@ -10,8 +10,12 @@ pruning = dict(
     channels_per_step='auto',
     prune_share=1.0,
     normalize_by='acts',
+    # runtimes compute in blocks of channels: other widths save flops, not time
+    round_to='auto',
     finetune=dict(
-        train_cfg=dict(max_epochs=finetune_epochs, val_interval=2),
+        train_cfg=dict(
+            max_epochs=finetune_epochs, val_interval=finetune_epochs
+        ),
         optim_wrapper=dict(optimizer=dict(lr=1e-3)),
         param_scheduler=[
             dict(

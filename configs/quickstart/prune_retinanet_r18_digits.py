@@ -1,9 +1,9 @@
 # Prunes what retinanet_r18_digits.py trained to half its flops.
 _base_ = ['./retinanet_r18_digits.py', '../_base_/digits_pruning.py']
 
-load_from = 'work_dirs/quickstart/retinanet/baseline/epoch_6.pth'
+load_from = 'work_dirs/quickstart/retinanet/baseline/epoch_4.pth'
 
-max_epochs = 2
+max_epochs = 1
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=3e-4))
 param_scheduler = []

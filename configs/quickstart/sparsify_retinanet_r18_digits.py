@@ -1,7 +1,7 @@
 # Prunes the weights of what retinanet_r18_digits.py trained to a fifth.
 _base_ = ['./retinanet_r18_digits.py', '../_base_/digits_pruning.py']
 
-load_from = 'work_dirs/quickstart/retinanet/baseline/epoch_6.pth'
+load_from = 'work_dirs/quickstart/retinanet/baseline/epoch_4.pth'
 
 param_scheduler = []
 

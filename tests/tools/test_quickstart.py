@@ -192,3 +192,19 @@ def test_a_config_and_what_it_is_based_on() -> None:
         'digits_detection.py',
         'digits_pruning.py',
     ]
+
+
+@pytest.mark.parametrize(
+    'busy, expected',
+    [
+        ([2.0, 6.0], {'OMP_NUM_THREADS': '2'}),
+        ([95.0, 20.0], {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}),
+        ([99.0, 99.0], {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}),
+    ],
+)
+def test_as_many_threads_as_free_cores(monkeypatch, busy, expected):
+    import psutil
+
+    monkeypatch.setattr(psutil, 'cpu_percent', lambda *_, percpu: busy)
+    monkeypatch.setattr(psutil.Process, 'cpu_affinity', lambda self: [0, 1])
+    assert quickstart._threads() == expected
