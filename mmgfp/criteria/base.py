@@ -1,7 +1,7 @@
-"""What criteria are: the interfaces that searches and runners use.
+"""Interfaces of criteria, used by searches and runners.
 
-A criterion scores units; the least goes first. It knows neither cost nor
-training loop. Most of them derive from
+A criterion scores units; units with the lowest score are pruned first. It is
+independent of cost and training loop. Most criteria derive from
 :class:`mmgfp.criteria.mask_gradients.MaskGradients` or
 :class:`mmgfp.criteria.weights.Weights`.
 """
@@ -25,10 +25,10 @@ class Criterion(Protocol):
     """Scores of the U units of G groups.
 
     Attributes:
-        when (str): 'training' if scores come from the batches that a network
-            trains on; 'weights' if they come from its weights at any time;
-            'calibration' if they come from batches that it does not learn
-            from (:class:`Calibrated`).
+        when (str): Source of the scores: 'training' for the batches that the
+            network trains on; 'weights' for its weights at any time;
+            'calibration' for batches without an optimiser step
+            (:class:`Calibrated`).
     """
 
     when: ClassVar[Literal['training', 'weights', 'calibration']]
@@ -36,7 +36,7 @@ class Criterion(Protocol):
     def attach(self, model: nn.Module, units: UnitSpace) -> None:
         """Start observing a network.
 
-        Earlier sums stay if they are of the same :class:`UnitSpace` object.
+        Earlier sums stay if ``units`` is the same object as before.
         """
 
     def detach(self) -> None:
@@ -48,27 +48,28 @@ class Criterion(Protocol):
         valid: Tensor | None = None,
         on_all_ranks: AllRanks | None = None,
     ) -> Tensor:
-        """Count the batch that has gone through forward and backward.
+        """Add the batch of the last forward and backward pass.
 
         Args:
-            scale (float | Tensor): What the mean of the images' losses was
-                multiplied with (mixed precision, gradient accumulation); of
-                each unit if it has shape (U,). Defaults to 1.
-            valid (Tensor, optional): Whether the batch counts, shape (). By
-                default it does.
-            on_all_ranks (Callable, optional): Turns whether the batch counts
-                in this process into whether it does in all of them, which
-                have to call it after every batch.
+            scale (float | Tensor): Factor of the mean loss of the images
+                (mixed precision, gradient accumulation); one per unit if it
+                has shape (U,). Defaults to 1.
+            valid (Tensor, optional): Whether the batch counts, shape ().
+                Defaults to true.
+            on_all_ranks (Callable, optional): Combines the flags of all
+                processes into whether the batch counts in all of them. All
+                processes must call it after every batch.
 
         Returns:
-            Tensor: Whether it counts and its scores are finite, shape (). If
-            not, nothing of it is kept. The host does not wait for it.
+            Tensor: Whether the batch counts and its scores are finite, shape
+            (). If not, the batch is left out. The host does not wait for it.
         """
 
     def all_reduce(self, reduce: Callable[[Tensor], None]) -> None:
-        """Sum over processes what each has summed since the last call.
+        """Sum over processes the batches added since the last call.
 
-        All processes have to call it before they ask for scores or state.
+        All processes must call it before :meth:`scores` or
+        :meth:`state_dict`.
 
         Args:
             reduce (Callable): Sums a tensor over processes, in place.
@@ -79,7 +80,7 @@ class Criterion(Protocol):
 
         Args:
             there (np.ndarray): (U,) whether a unit is not masked. Scores of
-                masked units mean nothing.
+                masked units are undefined.
         """
 
     def reset(self, compared: np.ndarray) -> None:
@@ -87,62 +88,66 @@ class Criterion(Protocol):
 
         Args:
             compared (np.ndarray): (G,) whether the step compared a group;
-                others keep what was summed.
+                other groups keep their sums.
         """
 
     def cut(self, units: UnitSpace, stays: np.ndarray) -> None:
-        """Follow a network from which units were cut out.
+        """Update the criterion after units were cut out of the network.
 
         Args:
-            units (UnitSpace): Those that are left.
-            stays (np.ndarray): (U,) whether each of those before is left.
+            units (UnitSpace): The units after the cut.
+            stays (np.ndarray): (U,) whether each earlier unit was kept.
         """
 
     def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
-        """Returns what resuming needs, of the units that stay, (U,)."""
+        """Returns the state of kept units for a checkpoint.
+
+        Args:
+            stays (np.ndarray): (U,) whether a unit is kept.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
+        """Restore the result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If it is of other groups.
+            ValueError: If its groups differ from the attached ones.
         """
 
 
 class ElementCriterion(Criterion, Protocol):
     """Criteria that score single weights, too.
 
-    Attached with no groups, they are to score weights alone.
+    A criterion attached without groups scores weights only.
     """
 
     def elements(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Returns scores of the elements of weights; the least goes first.
+        """Returns scores of single weights; the lowest is pruned first.
 
-        Scores of weights that are pruned mean nothing.
+        Scores of pruned weights are undefined.
 
         Args:
-            names (Sequence[str]): Of parameters of the network.
+            names (Sequence[str]): Names of parameters of the network.
 
         Returns:
-            dict[str, Tensor]: By name, of the parameter's shape.
+            dict[str, Tensor]: Scores by name, in the parameter's shape.
 
         Raises:
-            ValueError: If there are no scores of one of them.
+            ValueError: If a parameter has no scores.
         """
 
 
 class Compensating(ElementCriterion, Protocol):
-    """Criteria that also say how weights that stay replace those that go."""
+    """Criteria that can change kept weights to compensate for pruned ones."""
 
     def compensated(self, gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what weights and biases become when some weights go.
+        """Returns new weights and biases after some weights are pruned.
 
         Args:
-            gone (Mapping[str, Tensor]): By name of a weight, which of its
-                elements go or have gone, of its shape.
+            gone (Mapping[str, Tensor]): By name of a weight, booleans of its
+                shape: whether each element is pruned.
 
         Returns:
-            dict[str, Tensor]: By name, of the parameter's shape.
+            dict[str, Tensor]: New values by name, in the parameter's shape.
 
         Raises:
             ValueError: If a layer was not measured.
@@ -152,13 +157,14 @@ class Compensating(ElementCriterion, Protocol):
 class Calibrated(Criterion, Protocol):
     """Criteria that need a calibration pass before each pruning step.
 
-    The network is in evaluation mode in it, and its weights stay.
+    The pass runs the network in evaluation mode without optimiser steps.
 
     Attributes:
-        batches (int): Of the pass, in each process.
-        fisher (str, optional): Whose gradients are observed: 'true' for
-            labels drawn from what the network predicts, 'empirical' for those
-            of the data set; None for 'true' where it predicts class scores.
+        batches (int): Batches of the pass in each process.
+        fisher (str, optional): Labels of the observed loss: 'true' for labels
+            drawn from the predicted distribution, 'empirical' for those of
+            the data set; None for 'true' if the network predicts class
+            scores, else 'empirical'.
     """
 
     batches: int
@@ -168,4 +174,4 @@ class Calibrated(Criterion, Protocol):
         """Returns a context; the network is observed only inside."""
 
     def unmeasured(self) -> list[str]:
-        """Returns the names of layers to measure that the pass left out."""
+        """Returns the names of layers without measurements in the pass."""

@@ -6,8 +6,8 @@ of inputs ``a`` and of gradients ``s`` of each image's loss::
 
     A = 1/N sum a a^T        G = 1/R sum s s^T        Hessian ~ kron(G, A)
 
-The sums run over images, positions, and calls of the layer. Where one of the
-two would be too large, only blocks on its diagonal are kept.
+The sums run over images, positions, and calls of the layer. Of a factor larger
+than the limit, only blocks on its diagonal are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Factor:
     """Sum of outer products of the rows of a layer.
 
     Attributes:
-        starts (Sequence[int]): Where blocks on its diagonal begin.
+        starts (Sequence[int]): First index of each diagonal block.
         blocks (Sequence[Tensor]): (g, n, n) each, for g groups.
     """
 
@@ -38,13 +38,13 @@ class Factor:
 
     @classmethod
     def zeros(cls, groups: int, size: int, limit: int, like: Tensor) -> Factor:
-        """Nothing summed.
+        """Returns an empty sum.
 
         Args:
             groups (int): Groups of the convolution.
             size (int): Elements of a row, with the 1 of a bias.
-            limit (int): Elements of the largest block.
-            like (Tensor): Has the device and precision of the sums.
+            limit (int): Rows of the largest block.
+            like (Tensor): Tensor with the device and precision of the sums.
         """
         starts = range(0, size, limit)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -58,25 +58,25 @@ class Factor:
 
         Args:
             rows (Tensor): (g, R, d); d is one less than the size of the
-                factor if each row goes on with the 1 of a bias.
+                factor if the layer has a bias. The 1 of the bias is appended.
         """
         given = rows.shape[2]
         for start, block in zip(self.starts, self.blocks):
             part = rows[:, :, start : min(start + block.shape[1], given)]
             n = part.shape[2]
             block[:, :n, :n] += part.transpose(1, 2) @ part
-            if n < block.shape[1]:  # the bias is here
+            if n < block.shape[1]:  # the block includes the bias
                 sums = part.sum(1)
                 block[:, n, :n] += sums
                 block[:, :n, n] += sums
                 block[:, n, n] += rows.shape[1]
 
     def kept(self, positions: np.ndarray, groups: np.ndarray) -> Factor:
-        """The factor without some positions and groups.
+        """Returns the factor without some positions and groups.
 
         Args:
-            positions (np.ndarray): (n,) whether each is left.
-            groups (np.ndarray): (g,) whether each is left.
+            positions (np.ndarray): (n,) whether each position is kept.
+            groups (np.ndarray): (g,) whether each group is kept.
         """
         found, starts, begin = [], [], 0
         which = torch.from_numpy(np.flatnonzero(groups))
@@ -91,18 +91,18 @@ class Factor:
         return Factor(starts, found)
 
     def scaled(self, by: float | Tensor) -> Factor:
-        """All of it multiplied."""
+        """Returns the factor multiplied by a scalar."""
         return Factor(self.starts, [block * by for block in self.blocks])
 
 
 @dataclass
 class Side:
-    """A factor of a layer, of the positions that are left, and its inverse.
+    """A damped factor of a layer at its kept positions, and its inverse.
 
     Attributes:
-        starts (Sequence[int]): Where blocks begin.
+        starts (Sequence[int]): First index of each block.
         blocks (Sequence[Tensor]): (g, n, n) each, with damping.
-        inverses (Sequence[Tensor]): Of the blocks.
+        inverses (Sequence[Tensor]): (g, n, n) inverse of each block.
     """
 
     starts: Sequence[int]
@@ -110,11 +110,11 @@ class Side:
     inverses: Sequence[Tensor]
 
     def inverse_diagonal(self) -> Tensor:
-        """(g, n) diagonal of the inverse."""
+        """Returns the diagonal of the inverse, (g, n)."""
         return torch.cat([b.diagonal(0, 1, 2) for b in self.inverses], 1)
 
     def multiplied(self, matrices: Tensor) -> Tensor:
-        """``matrices @ factor`` for (g, ..., n)."""
+        """Returns ``matrices @ factor`` for matrices (g, ..., n)."""
         parts = matrices.split([b.shape[1] for b in self.blocks], -1)
         return torch.cat(
             [
@@ -125,19 +125,19 @@ class Side:
         )
 
     def compensated(self, vectors: Tensor, gone: Tensor) -> Tensor:
-        """Vectors without some elements; the others minimise the growth.
+        """Returns vectors with some elements zero and the others adapted.
 
-        Of a vector ``w`` from which the elements P go, those that stay, K,
+        If the elements P of a vector ``w`` are pruned, the kept elements K
         become ``w_K + A_KK^-1 A_KP w_P``: the minimum of
         ``(v - w)^T A (v - w)`` over all ``v`` with ``v_P = 0`` (Hassibi &
         Stork, NIPS 1992, for several weights at once).
 
         Args:
             vectors (Tensor): (g, m, n).
-            gone (Tensor): (g, m, n) whether an element goes.
+            gone (Tensor): (g, m, n) whether an element is pruned.
 
         Returns:
-            Tensor: (g, m, n).
+            Tensor: The new vectors, (g, m, n).
         """
         found = vectors.masked_fill(gone, 0)
         for start, block in zip(self.starts, self.blocks):
@@ -158,7 +158,7 @@ class Side:
         return found
 
     def parts_of_inverse(self, index: Tensor) -> Tensor:
-        """(m, b, b) parts of the inverse of a single group.
+        """Returns submatrices (m, b, b) of the inverse of a single group.
 
         Args:
             index (Tensor): (m, b) positions.
@@ -176,13 +176,13 @@ class Side:
 
 @dataclass
 class Curvature:
-    """Scores of what a layer may lose, as predicted growth of the loss.
+    """Predicted growth of the loss without parts of a layer's weight.
 
     Attributes:
         weight (Tensor): (g, r, c), in double precision. Rows are outputs, or
             inputs if the convolution is transposed.
-        rows (Side): Factor of its rows, r.
-        columns (Side): Factor of its columns, c.
+        rows (Side): Factor of the r rows.
+        columns (Side): Factor of the c columns.
     """
 
     weight: Tensor
@@ -190,7 +190,7 @@ class Curvature:
     columns: Side
 
     def elements(self) -> Tensor:
-        """Scores of the Optimal Brain Surgeon, (g, r, c).
+        """Returns Optimal Brain Surgeon scores of single weights, (g, r, c).
 
         ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` where rows are outputs.
         """
@@ -202,7 +202,7 @@ class Curvature:
         )
 
     def of_row_blocks(self, index: Tensor) -> Tensor:
-        """(m,) exact scores of removing rows together, of a single group.
+        """Returns scores of cutting blocks of rows, (m,), of a single group.
 
         ``tr(W_P A W_P^T [G^-1]_PP^-1) / 2`` for the rows P.
 
@@ -212,11 +212,15 @@ class Curvature:
         return _of_blocks(self.weight[0], index, self.rows, self.columns)
 
     def of_column_blocks(self, index: Tensor) -> Tensor:
-        """(m,) exact scores of removing columns together, as for rows."""
+        """Returns scores of cutting blocks of columns, (m,).
+
+        Args:
+            index (Tensor): (m, b) columns.
+        """
         return _of_blocks(self.weight[0].T, index, self.columns, self.rows)
 
     def of_groups(self) -> Tensor:
-        """(g,) exact scores of removing whole groups.
+        """Returns scores of cutting whole groups, (g,).
 
         ``tr(W A W^T G) / 2`` where rows are outputs.
         """
@@ -245,21 +249,22 @@ def sides(
 ) -> tuple[Side, Side]:
     """Damp the two factors of a layer and invert them, in double precision.
 
-    With ``'pi'`` by ``sqrt(strength)``, spread so that both weigh the same by
-    their traces (Martens & Grosse, Section 6.3); with ``'identity'`` by twice
-    the identity over the number of batches, as MLPrune has it.
+    ``'pi'`` adds ``pi sqrt(strength)`` and ``sqrt(strength) / pi``, pi being
+    the root of the ratio of the factors' mean diagonals (Martens & Grosse,
+    Section 6.3). ``'identity'`` adds twice the identity over the number of
+    batches, as MLPrune does.
 
     Args:
-        name (str): Of the layer, for errors.
+        name (str): Name of the layer, for errors.
         inputs (Factor): A.
         gradients (Factor): G.
         positions (float): Rows per image.
-        batches (float): That were summed.
+        batches (float): Number of summed batches.
         damping (str): 'pi' or 'identity'.
-        strength (float): For 'pi'.
+        strength (float): Strength of the damping 'pi'.
 
     Returns:
-        tuple: Of the inputs and of the gradients.
+        tuple[Side, Side]: The inputs' side and the gradients' side.
 
     Raises:
         ValueError: If a factor is not finite or cannot be inverted.
@@ -291,7 +296,7 @@ def sides(
 def _side(
     name: str, starts: Sequence[int], blocks: Sequence[Tensor], pad: Tensor
 ) -> Side:
-    """A factor with (g,) values added to its diagonal, and its inverse."""
+    """Returns a factor with (g,) values added to its diagonal, inverted."""
     inverses = []
     for block in blocks:
         block.diagonal(0, 1, 2).add_(pad[:, None])
@@ -307,5 +312,5 @@ def _side(
 
 
 def _mean_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """(g,) mean of the diagonal over all blocks."""
+    """Returns the mean of the diagonal over all blocks, (g,)."""
     return torch.cat([b.diagonal(0, 1, 2) for b in blocks], 1).mean(1)

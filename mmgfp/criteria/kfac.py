@@ -1,9 +1,9 @@
-"""Kronecker-factored curvature of whole layers, as Network Automatic Pruning.
+"""Kronecker-factored curvature of layers, as in Network Automatic Pruning.
 
-NAP (arXiv 2101.06608) and MLPrune rank all there is in a network by the growth
-of the loss that a Kronecker-factored Hessian predicts. Their text leaves open
-how single weights are summed over coupled channels; docs/methods/nap.md says
-what is theirs and what is ours.
+NAP (arXiv 2101.06608) and MLPrune rank all weights or channels of a network
+by the growth of the loss that a Kronecker-factored Hessian predicts. They do
+not specify the sum of single weights over coupled channels;
+docs/methods/nap.md lists the choices of this implementation.
 """
 
 from __future__ import annotations
@@ -35,41 +35,42 @@ Aggregate = Literal['sum', 'block']
 
 @dataclass
 class _Sums:
-    """What was summed for a layer: its two factors and how many rows."""
+    """Sums of a layer: its two factors and the number of rows."""
 
     inputs: Factor
     gradients: Factor
     rows: Tensor  # ()
 
     def tensors(self) -> list[Tensor]:
-        """All of it, to be changed in place."""
+        """Returns all tensors, to be changed in place."""
         return [*self.inputs.blocks, *self.gradients.blocks, self.rows]
 
 
 class KFAC(Calibrated):
-    """Predicted growth of the loss without a unit, or a weight.
+    """Predicted growth of the loss without a unit or a single weight.
 
     The scores of single weights are those of the Optimal Brain Surgeon,
     ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` (:mod:`mmgfp.criteria.curvature`).
 
     Args:
-        aggregate (str): What a unit is worth in a layer: the 'sum' over its
-            weights, or the exact score of removing them together, as a
+        aggregate (str): Score of a unit in a layer: the 'sum' of the scores
+            of its weights, or the exact score of removing them together as a
             'block' of the curvature. Defaults to 'sum'.
-        batches (int): Batches of the calibration pass, in each process.
+        batches (int): Batches of the calibration pass in each process.
             Defaults to 64.
-        fisher (str, optional): 'true' for labels that are drawn from what the
-            network predicts, which needs class scores; 'empirical' for those
-            of the data set. By default 'true' where there are class scores.
-        damping (str): See :func:`mmgfp.criteria.curvature.sides`. Defaults to
-            'pi'.
-        strength (float): Of the damping 'pi'. Defaults to 1e-3.
-        limit (int): Elements of the inputs or outputs of a layer, above which
-            only blocks of this size are kept of a factor; it takes the square
-            of them in memory. Defaults to 8192.
+        fisher (str, optional): 'true' for labels drawn from the predicted
+            distribution, which requires class scores; 'empirical' for those
+            of the data set. Defaults to 'true' if there are class scores,
+            else to 'empirical'.
+        damping (str): 'pi' or 'identity', see
+            :func:`mmgfp.criteria.curvature.sides`. Defaults to 'pi'.
+        strength (float): Strength of the damping 'pi'. Defaults to 1e-3.
+        limit (int): Number of inputs or outputs of a layer above which a
+            factor keeps diagonal blocks of this size only. Memory grows with
+            its square. Defaults to 8192.
 
     Raises:
-        ValueError: If an argument has an impossible value.
+        ValueError: If an argument is invalid.
     """
 
     when = 'calibration'
@@ -119,7 +120,7 @@ class KFAC(Calibrated):
     def attach(self, model: nn.Module, units: UnitSpace) -> None:
         """See :meth:`Criterion.attach`.
 
-        With no groups all layers of the network are observed.
+        Without groups all layers of the network are observed.
         """
         if self._units is not units:
             self._forget()
@@ -239,7 +240,7 @@ class KFAC(Calibrated):
     def scores(self, there: np.ndarray) -> np.ndarray:
         """See :meth:`Criterion.scores`.
 
-        A group has none if no batch has gone through any of its layers.
+        A group has none if the pass ran none of its layers.
         """
         found = np.full(len(self._units), np.nan)
         left, parts = self._units.split(there), self._units.split(found)
@@ -266,13 +267,13 @@ class KFAC(Calibrated):
         index: np.ndarray,
         axis: int,
     ) -> np.ndarray:
-        """Scores of units in one layer, (m,).
+        """Returns the scores of units in one layer, (m,).
 
         Args:
             matrix (LayerMatrix): The layer.
-            curvature (Curvature): Of the layer.
+            curvature (Curvature): The layer's curvature.
             index (np.ndarray): (m, b) positions of the units.
-            axis (int): Along this axis of the layer's weight.
+            axis (int): Axis of the layer's weight with these positions.
         """
         if matrix.is_grouped:
             groups = matrix.groups(index)
@@ -293,13 +294,13 @@ class KFAC(Calibrated):
         return found.cpu().numpy()
 
     def elements(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Scores of single weights.
+        """Returns scores of single weights.
 
         Args:
             names (Sequence[str]): Weights of convolutions and linear layers.
 
         Returns:
-            dict[str, Tensor]: By name, of the weight's shape.
+            dict[str, Tensor]: Scores by name, in the weight's shape.
 
         Raises:
             ValueError: If the curvature of a weight was not measured.
@@ -313,8 +314,8 @@ class KFAC(Calibrated):
     def compensated(self, gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`Compensating.compensated`.
 
-        The predicted growth of the loss is the least for each output alone;
-        what other outputs could take over is left out.
+        The predicted growth of the loss is minimised for each output alone;
+        changes of other outputs are left out.
         """
         found = {}
         for tensor, where in gone.items():
@@ -327,7 +328,7 @@ class KFAC(Calibrated):
         return found
 
     def _of_weight(self, tensor: str) -> tuple[LayerMatrix, Curvature]:
-        """The layer of a weight; raises ValueError if it was not measured."""
+        """Returns the layer of a weight; ValueError if it was not measured."""
         name = tensor.rpartition('.')[0]
         layer = self._curvature(name, [])
         if layer is None or not tensor.endswith('.weight'):
@@ -341,7 +342,7 @@ class KFAC(Calibrated):
     def _curvature(
         self, name: str, masked: Sequence[tuple[Member, np.ndarray]]
     ) -> tuple[LayerMatrix, Curvature] | None:
-        """A layer without what is masked; None if nothing was seen of it."""
+        """Returns a layer without masked units; None if it did not run."""
         sums = self._sums.get(name)
         if sums is None or self._counts is None or not float(sums.rows):
             return None
@@ -361,7 +362,7 @@ class KFAC(Calibrated):
         return matrix, matrix.curvature(*damped)
 
     def reset(self, compared: np.ndarray) -> None:
-        """See :meth:`Criterion.reset`; each pass begins anew."""
+        """See :meth:`Criterion.reset`; all sums are discarded."""
         self._forget()
 
     def cut(self, units: UnitSpace, stays: np.ndarray) -> None:
@@ -370,5 +371,8 @@ class KFAC(Calibrated):
         self._forget()
 
     def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
-        """See :meth:`Criterion.state_dict`; a pass is never interrupted."""
+        """See :meth:`Criterion.state_dict`.
+
+        The state is empty, because no checkpoint is saved during a pass.
+        """
         return {}

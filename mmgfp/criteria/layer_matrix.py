@@ -1,4 +1,4 @@
-"""The weight of a layer as matrices, without what is masked."""
+"""The weight of a layer as matrices, without masked units."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .layer_rows import conv_groups, is_transposed, kernel_size
 class LayerMatrix:
     """Finds members of channel groups in the matrices of a layer.
 
-    There is one matrix for each of g groups of a convolution. Its rows are
-    positions of the weight's axis 0 in this group; its columns are those of
-    axis 1 with the kernel and, last, the bias. A transposed convolution, which
-    has its inputs along axis 0, is without the bias.
+    Each of g groups of a convolution has one matrix. Its rows are positions
+    of the weight's axis 0 in this group; its columns are those of axis 1 with
+    the kernel and, last, the bias. The matrices of a transposed convolution,
+    which has its inputs along axis 0, have no bias.
 
     Args:
         module (nn.Module): A convolution or linear layer.
         masked (Sequence[tuple[Member, np.ndarray]]): Members in its weight,
-            with (size,), whether each unit is left.
+            with (size,), whether each unit is not masked.
 
     Attributes:
-        weight (Tensor): (g, r, c) of what is left, in double precision.
+        weight (Tensor): (g, r, c) unmasked weights, in double precision.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LayerMatrix:
         self.weight = matrix.double()
 
     def kept(self, inputs: Factor, gradients: Factor) -> tuple[Factor, Factor]:
-        """The factors of the layer without what is masked."""
+        """Returns the factors of the layer without masked units."""
         of = self._kept_columns, self._kept_rows
         of_inputs, of_gradients = of[::-1] if self._transposed else of
         return (
@@ -73,39 +73,40 @@ class LayerMatrix:
         )
 
     def curvature(self, inputs: Side, gradients: Side) -> Curvature:
-        """The curvature from both factors."""
+        """Returns the curvature from both factors."""
         if self._transposed:
             return Curvature(self.weight, inputs, gradients)
         return Curvature(self.weight, gradients, inputs)
 
     @property
     def is_grouped(self) -> bool:
-        """Whether units are groups of the convolution."""
+        """Returns whether units are groups of the convolution."""
         return self._groups > 1
 
     def groups(self, index: np.ndarray) -> Tensor:
-        """(m, b) groups of the convolution, from positions along axis 0."""
+        """Returns convolution groups (m, b) of positions along axis 0."""
         numbers = _numbers(self._kept_groups)[index // self._in_group]
         return torch.from_numpy(numbers[:, :: self._in_group])
 
     def rows(self, index: np.ndarray) -> Tensor:
-        """(m, b) rows, from positions along axis 0."""
+        """Returns rows (m, b) of positions along axis 0."""
         return torch.from_numpy(_numbers(self._kept_rows)[index])
 
     def columns(self, index: np.ndarray) -> Tensor:
-        """(m, b * kernel) columns, from positions along axis 1."""
+        """Returns columns (m, b * kernel) of positions along axis 1."""
         wide = index[..., None] * self._kernel + np.arange(self._kernel)
         found = _numbers(self._kept_columns)[wide]
         return torch.from_numpy(found.reshape(len(index), -1))
 
     def compensated(self, curvature: Curvature, gone: Tensor) -> Tensor:
-        """(g, r, c) of a layer without masks, when some of its weights go.
+        """Returns the matrix (g, r, c) of an unmasked layer after pruning.
 
-        Along the inputs of each output, see :meth:`Side.compensated`.
+        The inputs of each output are adapted, see :meth:`Side.compensated`.
 
         Args:
-            curvature (Curvature): Of the layer.
-            gone (Tensor): Whether a weight goes, of the weight's shape.
+            curvature (Curvature): Curvature of the layer.
+            gone (Tensor): Whether each weight is pruned, in the weight's
+                shape.
         """
         where = torch.zeros_like(self.weight, dtype=torch.bool)
         columns = self._kernel * self._shape[1]
@@ -118,17 +119,17 @@ class LayerMatrix:
         return curvature.columns.compensated(self.weight, where)
 
     def as_weight(self, matrix: Tensor) -> Tensor:
-        """(g, r, c) of a layer without masks in the shape of its weight."""
+        """Returns a matrix (g, r, c), unmasked, in the weight's shape."""
         columns = self._kernel * self._shape[1]
         return matrix[..., :columns].reshape(self._shape)
 
     def as_bias(self, matrix: Tensor) -> Tensor | None:
-        """The bias, (o,), in (g, r, c) of a layer without masks, if any."""
+        """Returns the bias, (o,), in an unmasked matrix (g, r, c), or None."""
         columns = self._kernel * self._shape[1]
         found = matrix[..., columns:]
         return found.flatten() if found.numel() else None
 
 
 def _numbers(kept: np.ndarray) -> np.ndarray:
-    """New positions of what is kept."""
+    """Returns the new position of each kept position."""
     return np.cumsum(kept) - 1

@@ -1,8 +1,8 @@
-"""What checkpoints keep of pruned weights, so that training resumes exactly.
+"""State of pruned weights in checkpoints, for an exact resume.
 
-The weights themselves are zeros. Beside the structure, under
-:data:`SPARSITY_KEY`, is which zeros are not pruned - mostly none - and how far
-pruning is.
+The pruned weights themselves are zeros. Beside the structure, under
+:data:`SPARSITY_KEY`, are the positions of zeros that are not pruned (usually
+none) and the progress of pruning.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ SPARSITY_VERSION = 1
 
 _ZEROS = 'zeros_that_stay'
 _ADVICE = (
-    'Resume from another checkpoint, or train on from this one with load_from '
+    'Resume from another checkpoint, or continue from this one with load_from '
     'and without resuming.'
 )
 
 
 def sparse_state(masks: WeightMasks, **more: Any) -> dict[str, Any]:
-    """What a checkpoint keeps, in plain types and tensors.
+    """Returns the state for a checkpoint, in plain types and tensors.
 
     Args:
-        masks (WeightMasks): Of the network.
-        **more: How far pruning is.
+        masks (WeightMasks): Masks of the network.
+        **more: Progress of pruning.
     """
     return {
         'version': SPARSITY_VERSION,
@@ -48,15 +48,15 @@ def sparse_state(masks: WeightMasks, **more: Any) -> dict[str, Any]:
 def read_sparse_state(
     state: Any, parts: Mapping[str, type] | None = None
 ) -> dict[str, Any]:
-    """Check what :func:`sparse_state` gave.
+    """Check the result of :func:`sparse_state`.
 
     Args:
-        state (Any): As loaded.
-        parts (Mapping[str, type], optional): What there has to be besides
-            the zeros.
+        state (Any): The loaded state.
+        parts (Mapping[str, type], optional): Required entries besides the
+            zeros, with their types.
 
     Raises:
-        ValueError: If it is of another version, or incomplete.
+        ValueError: If it has another version, or is incomplete.
     """
     if not isinstance(state, dict):
         raise ValueError(
@@ -74,13 +74,13 @@ def read_sparse_state(
     for part, kind in {_ZEROS: dict, **(parts or {})}.items():
         if type(state.get(part)) is not kind:
             raise ValueError(
-                f'the checkpoint holds a state of pruned weights of which '
-                f'{part} is missing or not known. {_ADVICE}'
+                f'the checkpoint holds a state of pruned weights in which '
+                f'{part} is missing or unknown. {_ADVICE}'
             )
     if not all(isinstance(at, Tensor) for at in state[_ZEROS].values()):
         raise ValueError(
-            f'the checkpoint holds a state of pruned weights of which '
-            f'{_ZEROS} is not known. {_ADVICE}'
+            f'the checkpoint holds a state of pruned weights in which '
+            f'{_ZEROS} is unknown. {_ADVICE}'
         )
     return state
 
@@ -88,17 +88,17 @@ def read_sparse_state(
 def put_masks(
     runner: Runner, masks: WeightMasks, pruned: Mapping[str, Tensor]
 ) -> None:
-    """Prune weights of a runner's network, averages and optimisers."""
+    """Prune weights of a runner's network, averaged copies and optimisers."""
     copies = [average.module for average in averaged_models(runner)]
     masks.put(pruned, optimizers(runner), copies)
 
 
 def put_parameters(runner: Runner, values: Mapping[str, Tensor]) -> None:
-    """Change parameters of a runner's network and, as much, its averages.
+    """Change parameters of a runner's network, and its averages equally.
 
     Args:
         runner (Runner): The runner.
-        values (Mapping[str, Tensor]): By name, what parameters become.
+        values (Mapping[str, Tensor]): New values by name of the parameter.
     """
     model = unwrap(runner.model)
     copies = [unwrap(average.module) for average in averaged_models(runner)]
@@ -116,14 +116,18 @@ def pruned_before(
     state: Mapping[str, Any],
     warn: Callable[[str], object],
 ) -> dict[str, Tensor]:
-    """Which weights of a loaded network are pruned.
+    """Returns which weights of a loaded network are pruned.
 
     Args:
-        model (nn.Module): With the weights of a checkpoint.
-        density (Mapping[str, Density]): As recorded in its structure.
+        model (nn.Module): The network with the weights of a checkpoint.
+        density (Mapping[str, Density]): Density recorded in its structure.
         state (Mapping[str, Any]): From :func:`read_sparse_state`; empty if
             training does not resume.
-        warn (Callable): Warns of zeros that were not pruned before.
+        warn (Callable): Called with a warning about zeros that were not
+            pruned before.
+
+    Returns:
+        dict[str, Tensor]: By name, booleans in the parameter's shape.
 
     Raises:
         ValueError: See :func:`~mmgfp.slimming.element_masks.pruned_weights`.
@@ -136,9 +140,9 @@ def pruned_before(
     }
     if any(more.values()):
         warn(
-            f'{sum(more.values())} weights are zero that were not pruned '
+            f'{sum(more.values())} weights are zero, but were not pruned '
             f'({_some([name for name, n in more.items() if n])}); they stay '
-            'zero like the others'
+            'zero like pruned weights'
         )
     return pruned
 

@@ -75,47 +75,47 @@ class SparsityHook(ResumesExactly):
     """Prunes single weights inside any MMEngine runner.
 
     All weights of convolutions and linear layers are ranked in one list by a
-    criterion - the Kronecker-factored curvature of Network Automatic Pruning
-    (arXiv 2101.06608), if no other is named - and the least important ones
-    become zero, at once or in steps. Each layer's share follows from that.
-    Training then keeps them zero. Checkpoints hold zeros, and the structure
-    how many there are; resuming continues exactly.
+    criterion, by default the Kronecker-factored curvature of Network Automatic
+    Pruning (arXiv 2101.06608). The least important weights are set to zero, at
+    once or in steps. The ratio of each layer follows from the list. Training
+    keeps pruned weights at zero. Checkpoints hold the zeros, and the structure
+    their number. Resuming continues exactly.
 
     Args:
-        density (float): Share of the prunable weights that is to stay, such
-            as 0.15. With ``pattern`` it is not given.
-        criterion (dict, optional): What scores weights, such as
+        density (float): Ratio of the prunable weights that stays, such as
+            0.15. Not allowed with ``pattern``.
+        criterion (dict, optional): The criterion that scores weights, such as
             ``dict(type='Magnitude')``: one of
             :data:`mmgfp.registry.CRITERIA` that has scores of elements.
             Defaults to ``dict(type='KFAC')``.
-        steps (int): After step t of k, ``density ** (t / k)`` is left, and
-            scores are computed anew on what is left. The first step is taken
-            before training. Defaults to 1: all at once.
+        steps (int): After step t of k the density is ``density ** (t / k)``.
+            Scores are computed before each step. The first step runs before
+            training. Defaults to 1.
         interval (int, optional): Optimiser steps between two steps.
         layer_norm (str): 'sum' to divide the scores of each layer by their
-            sum, as MLPrune's code does; 'none' as scores are in units of
-            loss. Defaults to 'none'.
-        min_density (float): Share of its weights that every layer keeps; one
-            weight stays anyway. Defaults to 0.
-        block (Sequence[int]): How many neighbouring output channels, and
-            input channels, go together, such as (4, 1). Defaults to (1, 1).
-        pattern (str, optional): How many of how many neighbouring inputs
-            stay, such as '2:4'. Layers whose inputs that does not divide stay
-            whole.
+            sum, as in MLPrune's code; 'none' for scores in units of loss.
+            Defaults to 'none'.
+        min_density (float): Ratio of its weights that every layer keeps; at
+            least one weight stays. Defaults to 0.
+        block (Sequence[int]): Numbers of neighbouring output channels and
+            input channels that are pruned together, such as (4, 1). Defaults
+            to (1, 1).
+        pattern (str, optional): '2:4' keeps two of four neighbouring inputs.
+            Layers whose number of inputs it does not divide are not pruned.
         ignore (Sequence[str]): Patterns of layers whose weights stay, such as
             'backbone.layer1.*'. Defaults to ().
         after_target (str): 'stop' to end training (at the end of the epoch in
-            epoch-based loops), 'train' to go on recovering. Defaults to
+            epoch-based loops), 'train' to continue training. Defaults to
             'stop'.
         input_shape (Sequence[int], optional): (H, W) of the demo forward that
-            finds the weights. Defaults to what the config's pipelines say.
-        compensate (bool): Whether each step also changes the weights that
-            stay, and biases, so that the predicted growth of the loss is the
-            least; for criteria with curvature (KFAC). Defaults to False.
+            finds the weights. Defaults to the size in the config's pipelines.
+        compensate (bool): Whether each step also changes kept weights and
+            biases so that the predicted growth of the loss is smallest; for
+            criteria with curvature (KFAC). Defaults to False.
         finetune (dict, optional): Overrides for the fine-tuning config.
 
     Raises:
-        ValueError: If an argument has an impossible value.
+        ValueError: If an argument is invalid.
     """
 
     # Before the EMA hook loads weights and before the logger hook.
@@ -159,13 +159,13 @@ class SparsityHook(ResumesExactly):
         self.finetune = read_overrides(finetune)
 
         self.masks: WeightMasks | None = None
-        self.done = 0  # steps
-        self._since = 0  # optimiser steps since the last one
-        self._start = 1.0  # density before the first one
-        self._stepped = False  # whether this batch ended in one
+        self.done = 0  # completed steps
+        self._since = 0  # optimiser steps since the last step
+        self._start = 1.0  # density before the first step
+        self._stepped = False  # whether this batch ended an optimiser step
         self._density = 1.0
         self._structure = Structure({})
-        self._resumed: dict[str, Any] = {}  # of a checkpoint that was loaded
+        self._resumed: dict[str, Any] = {}  # state of the loaded checkpoint
 
     # -- start ------------------------------------------------------------
 
@@ -178,11 +178,11 @@ class SparsityHook(ResumesExactly):
                 raise ValueError(
                     f'{type(hook).__name__} and {type(self).__name__} prune '
                     'the same network; expected one of them. Prune channels '
-                    'first, then load what that has left and prune weights.'
+                    'first, then load the slim checkpoint and prune weights.'
                 )
 
     def before_train(self, runner: Runner) -> None:
-        """Find the weights, and take the first step."""
+        """Find the prunable weights, and run the first step."""
         model = unwrap(runner.model)
         check_not_compiled(model)
         check_finetune_config(runner.cfg, self.finetune)
@@ -222,7 +222,7 @@ class SparsityHook(ResumesExactly):
     def _with_cost(
         self, runner: Runner, total: Mapping[str, int]
     ) -> Structure:
-        """What the loaded network has lost, with its cost if not known."""
+        """Returns the loaded network's structure, with its cost."""
         known = self._structure
         if not known.axes and builds_slim(runner.cfg):
             built = Structure.load(runner.cfg.model.structure)
@@ -245,7 +245,7 @@ class SparsityHook(ResumesExactly):
             self.criterion.attach(unwrap(runner.model), UnitSpace([]))
 
     def _check_possible(self, runner: Runner) -> None:
-        """Raise if the density is met, or can never be reached."""
+        """Raise if the density is met already or cannot be reached."""
         if self._goal(self.steps) >= self._left():
             raise ValueError(
                 f'the density is already met: {self._density:.4f} of the '
@@ -283,8 +283,8 @@ class SparsityHook(ResumesExactly):
             )
         if not runner.cfg.get('load_from'):
             runner.logger.warning(
-                'load_from is not set: the scores of a network that is not '
-                'trained mean little'
+                'load_from is not set: scores of an untrained network are not '
+                'meaningful'
             )
 
     # -- counting ---------------------------------------------------------
@@ -294,23 +294,23 @@ class SparsityHook(ResumesExactly):
         return stems('density', [self.target])[self.target]
 
     def _all(self) -> int:
-        """Prunable weights, with those that are pruned."""
+        """Returns the number of prunable weights, pruned ones included."""
         assert self.masks is not None
         return sum(self.masks.pruned[name].numel() for name in self._axes)
 
     def _left(self) -> int:
-        """Prunable weights that are not pruned."""
+        """Returns the number of prunable weights that are not pruned."""
         assert self.masks is not None
         gone = [int(self.masks.pruned[name].sum()) for name in self._axes]
         return self._all() - sum(gone)
 
     def _goal(self, step: int) -> int:
-        """Prunable weights that a step leaves."""
+        """Returns the number of prunable weights after a step."""
         share = left_after(step, self.steps, self._start, self.target)
         return max(1, round(share * self._all()))
 
     def _shape(self, runner: Runner) -> tuple[int, int]:
-        """(H, W) that cost is counted at; once pruned, always the same."""
+        """Returns (H, W) for counting cost, from the structure if pruned."""
         if self._structure.input_shape:
             height, width = self._structure.input_shape
             return height, width
@@ -321,7 +321,7 @@ class SparsityHook(ResumesExactly):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Get ready for the batch."""
+        """Reset the flag of an optimiser step."""
         super().before_train_iter(runner, batch_idx, data_batch)
         self._stepped = False
 
@@ -335,7 +335,7 @@ class SparsityHook(ResumesExactly):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Prune when it is time."""
+        """Prune after every ``interval`` optimiser steps."""
         if self.done < self.steps:
             self._since += self._stepped
             if self._since >= self.interval:
@@ -344,7 +344,7 @@ class SparsityHook(ResumesExactly):
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def _prune(self, runner: Runner) -> None:
-        """Take a step: score all weights, and prune the least."""
+        """Run a step: score all weights, and prune the lowest."""
         assert self.masks is not None
         if self.criterion.when == 'calibration':
             calibrate(runner, self.criterion, UnitSpace([]))
@@ -401,7 +401,7 @@ class SparsityHook(ResumesExactly):
         runner.logger.info(f'saved {path} with {names}')
 
     def _finish(self, runner: Runner) -> None:
-        """From here on training costs what it always did."""
+        """Stop pruning; training continues without its overhead, or ends."""
         self.criterion.detach()
         config = Path(runner.work_dir, f'{self._stem}_finetune.py')
         if config.is_file():
@@ -410,10 +410,10 @@ class SparsityHook(ResumesExactly):
             runner.train_loop.stop_training = True
 
     def after_train(self, runner: Runner) -> None:
-        """Say so if training was too short."""
+        """Warn if the density was not reached."""
         if self.masks is not None and self.done < self.steps:
             runner.logger.warning(
-                f'training has ended after step {self.done} of {self.steps}, '
+                f'training ended after step {self.done} of {self.steps}, '
                 f'with density {self._density:.4f} instead of {self.target}: '
                 'lower steps or the interval, or train longer'
             )
@@ -431,7 +431,7 @@ class SparsityHook(ResumesExactly):
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put the structure, and what resuming needs, into a checkpoint."""
+        """Add the structure and the state of pruning to a checkpoint."""
         if self.masks is None:
             return
         checkpoint[KEY] = self._current_structure(runner).to_dict()
@@ -444,7 +444,7 @@ class SparsityHook(ResumesExactly):
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Make the network slim before slim weights are loaded."""
+        """Cut the network before slim weights are loaded."""
         if is_training(runner):
             check_whole(runner)
         if KEY in checkpoint:

@@ -13,15 +13,15 @@ from .settings import check_ratio, is_pair, read_criterion, whole
 def read_element_criterion(
     criterion: Any, default: str, compensate: bool
 ) -> ElementCriterion:
-    """Build the criterion for single weights that a config names.
+    """Build the criterion for single weights of a config.
 
     Args:
-        criterion (Any): As in the config; None for the default.
-        default (str): Its name.
-        compensate (bool): Whether weights that stay replace those that go.
+        criterion (Any): Value of the config; None for the default.
+        default (str): Name of the default criterion.
+        compensate (bool): Whether kept weights compensate for pruned ones.
 
     Raises:
-        ValueError: As :func:`read_criterion`, or if it scores channels alone
+        ValueError: As :func:`read_criterion`, or if it scores channels only
             or cannot compensate.
     """
     found = read_criterion(criterion, default)
@@ -40,20 +40,20 @@ def read_element_criterion(
 
 
 def read_density(density: Any, pattern: tuple[int, int] | None) -> float:
-    """Check the share of the weights that is to stay.
+    """Check the ratio of the weights that stays.
 
     Args:
-        density (Any): As in the config; None if a pattern sets it.
+        density (Any): Value of the config; None if a pattern sets it.
         pattern (tuple[int, int], optional): See :func:`read_pattern`.
 
     Raises:
-        ValueError: If it is missing, said twice or no share.
+        ValueError: If it is missing, contradicts a pattern or is no ratio.
     """
     if pattern is not None:
         if density is not None:
             raise ValueError(
                 f'density={density!r} contradicts pattern={pattern[0]}:'
-                f'{pattern[1]}, which says how many weights stay. Remove one.'
+                f'{pattern[1]}, which sets the density. Remove one.'
             )
         return pattern[0] / pattern[1]
     check_ratio('density', density)
@@ -61,7 +61,7 @@ def read_density(density: Any, pattern: tuple[int, int] | None) -> float:
 
 
 def read_pattern(pattern: Any) -> tuple[int, int] | None:
-    """Check how many of how many neighbours stay, such as '2:4'.
+    """Check a pattern, such as '2:4' for two of four neighbours.
 
     Raises:
         ValueError: If it is no such text.
@@ -71,22 +71,22 @@ def read_pattern(pattern: Any) -> tuple[int, int] | None:
     match = re.fullmatch(r'(\d+):(\d+)', str(pattern))
     if match is None or not 0 < int(match[1]) < int(match[2]):
         raise ValueError(
-            f'pattern={pattern!r}: expected how many of how many neighbouring '
-            "inputs stay, such as '2:4'"
+            f'pattern={pattern!r}: expected numbers of kept and of all '
+            "neighbouring inputs, such as '2:4'"
         )
     return int(match[1]), int(match[2])
 
 
 def read_shapes(block: Any, pattern: Any, min_density: Any) -> Shapes:
-    """Check what goes together, and what stays of every layer.
+    """Check blocks or pattern, and the floor of every layer.
 
     Raises:
         ValueError: Naming the argument, its value and what was expected.
     """
     if not is_pair(block):
         raise ValueError(
-            f'block={block!r}: expected how many output channels and input '
-            'channels go together, such as (4, 1)'
+            f'block={block!r}: expected numbers of output channels and input '
+            'channels that are pruned together, such as (4, 1)'
         )
     if min_density != 0:
         check_ratio('min_density', min_density)
@@ -96,15 +96,15 @@ def read_shapes(block: Any, pattern: Any, min_density: Any) -> Shapes:
 
 
 def read_steps(steps: Any, interval: Any, at_once: bool) -> tuple[int, int]:
-    """Check how weights are pruned in steps.
+    """Check the steps in which weights are pruned.
 
     Args:
-        steps (Any): As in the config.
-        interval (Any): As in the config.
-        at_once (bool): Whether the first step is taken before training.
+        steps (Any): Value of the config.
+        interval (Any): Value of the config.
+        at_once (bool): Whether the first step runs before training.
 
     Returns:
-        tuple[int, int]: Steps for which training is waited, and the interval.
+        tuple[int, int]: Number of steps during training, and the interval.
 
     Raises:
         ValueError: If either is no whole number, or the interval is missing.
