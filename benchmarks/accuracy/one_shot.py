@@ -51,8 +51,8 @@ def parse_args() -> argparse.Namespace:
         '--densities',
         type=float,
         nargs='+',
-        default=[0.5, 0.2, 0.1, 0.05],
-        help='of all weights (0.5 0.2 0.1 0.05)',
+        default=[0.5, 0.2],
+        help='of all weights (0.5 0.2)',
     )
     parser.add_argument(
         '--batches', type=int, default=32, help='of the calibration pass (32)'

@@ -65,6 +65,9 @@ _weights = dict(
 _elements = dict(
     magnitude=dict(criterion=dict(type='Magnitude')),
     nap=dict(criterion=dict(type='KFAC', batches=64)),
+    nap_compensate=dict(
+        criterion=dict(type='KFAC', batches=64), compensate=True
+    ),
 )
 # name -> phase -> hook
 pruning = None
