@@ -454,6 +454,7 @@ def test_weights_go_as_in_one_process(tmp_path):
         criterion=dict(type='KFAC', batches=3, fisher='empirical'),
         steps=2,
         interval=3,
+        compensate=True,
         after_target='train',
         input_shape=(8, 8),
     )
