@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from ..criteria.base import Calibrated, Criterion
 from ..groups import UnitSpace
+from ..libraries.forward import unaugmented
 from ..libraries.models import unwrap
 from ..search.search import FeatureSearch
 from ..utils.errors import type_and_line
@@ -108,10 +109,16 @@ def show_features(
             f'{search.images}: the data set has no more'
         )
     try:
-        with modes_kept(model), torch.no_grad(), search.observing():
+        with (
+            modes_kept(model),
+            torch.no_grad(),
+            search.observing(),
+            unaugmented(model.data_preprocessor) as preprocess,
+        ):
             for data in islice(loader, number):
-                data = model.eval().data_preprocessor(data, False)
-                model._run_forward(data, mode='tensor')
+                # as in training: only then all preprocessors pad images
+                data = preprocess(data, True)
+                model.eval()._run_forward(data, mode='tensor')
     finally:
         set_random_state(states)
     search.all_reduce(sum_over_ranks)

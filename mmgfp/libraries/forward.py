@@ -102,7 +102,7 @@ def demo_data(
     data: dict[str, Any] = dict(inputs=_demo_pixels(model, shape, images))
     if mode != 'tensor' or origin not in CLASSIFICATION:
         data['data_samples'] = demo_samples(origin, model, shape, images)
-    with _unaugmented(model.data_preprocessor, shape) as preprocess:
+    with unaugmented(model.data_preprocessor, shape) as preprocess:
         if mode == 'loss' and 'mmyolo' in packages_of(type(preprocess)):
             # for training, these need what MMYOLO's collate function makes
             data = preprocess(data)
@@ -140,14 +140,19 @@ def _demo_batch(
 
 
 @contextmanager
-def _unaugmented(
-    preprocess: nn.Module, shape: Sequence[int]
+def unaugmented(
+    preprocess: nn.Module, shape: Sequence[int] | None = None
 ) -> Iterator[nn.Module]:
     """Disable augmentation of training batches in a preprocessor.
 
-    Also disables padding to the size of the training crops.
+    Args:
+        preprocess (nn.Module): Of a model.
+        shape (Sequence[int], optional): (H, W) to pad to, instead of the size
+            of the training crops. Defaults to None.
     """
-    wanted = dict(batch_augments=None, size=tuple(shape))
+    wanted: dict[str, Any] = dict(batch_augments=None)
+    if shape is not None:
+        wanted['size'] = tuple(shape)
     before = {
         key: value
         for key in wanted

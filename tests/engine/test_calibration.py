@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import Runner
 from toy import load, make_config, pruning_hook, removals, train
 
@@ -130,6 +131,35 @@ def test_features_of_large_batches(runner):
         runner.model, other_loader(runner, search.batch), search, print
     )
     assert [len(batch) for batch in search.seen[2:]] == [8, 8, 8]
+
+
+class Padding(BaseDataPreprocessor):
+    """Pads the images of a batch in training alone, as MMSegmentation's."""
+
+    augmented = 0
+
+    def batch_augments(self, inputs):
+        self.augmented += 1
+        return inputs
+
+    def forward(self, data, training=False):
+        assert training, 'The image size in a batch should be the same.'
+        if self.batch_augments is not None:
+            data['inputs'] = self.batch_augments(data['inputs'])
+        return super().forward(data, training)
+
+
+def test_features_of_images_that_training_pads(runner):
+    """They are those of the images themselves: without mixing them."""
+    search = Looking(runner.model)
+    runner.model.data_preprocessor = preprocess = Padding()
+    show_features(
+        runner.model, other_loader(runner, search.batch), search, print
+    )
+    assert len(search.seen) == 2
+    assert preprocess.augmented == 0
+    preprocess(dict(inputs=torch.ones(2, 3, 4, 4)), True)
+    assert preprocess.augmented == 1
 
 
 def test_all_layers_have_scores(runner):

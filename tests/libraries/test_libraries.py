@@ -168,14 +168,16 @@ def test_losses_are_run_in_training_mode():
 
 
 def segments(folder: Path) -> str:
-    """Noise, and for each pixel one of 19 classes."""
+    """Noise of two sizes, and for each pixel one of 19 classes."""
     rng = np.random.default_rng(0)
     for kind in ('images', 'labels'):
         (folder / kind).mkdir()
     for i in range(4):
-        picture = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        rows = 3 + i % 2
+        size = 16 * rows, 64, 3
+        picture = rng.integers(0, 256, size, dtype=np.uint8)
         cv2.imwrite(str(folder / 'images' / f'{i}.png'), picture)
-        labels = np.kron(rng.integers(0, 19, (4, 4)), np.ones((16, 16)))
+        labels = np.kron(rng.integers(0, 19, (rows, 4)), np.ones((16, 16)))
         cv2.imwrite(str(folder / 'labels' / f'{i}.png'), labels)
     return f"""dict(
         _delete_=True, type='BaseSegDataset', data_root='{folder}',
