@@ -34,19 +34,19 @@ ROOT = Path(__file__).resolve().parent.parent
 DETECTORS = ('retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn')
 RATIO = 'flops_0.50'  # name of what pruning saves at the target
 
-# Seconds on two cores, from which the time left is told: scaled by a measured
+# Seconds on one core, from which the time left is told: scaled by a measured
 # iteration of the baseline, later by what the stages so far took, and replaced
 # by what a running stage says of itself.
-USUAL_ITERATION = 0.107  # of the baseline
+USUAL_ITERATION = 0.50  # of the baseline
 USUAL = {
-    'data': 10,
-    'baseline': 120,
-    'prune': 45,
-    'finetune': 60,
-    'test-baseline': 9,
-    'test-pruned': 9,
-    'test-finetuned': 9,
-    'measure': 15,
+    'data': 33,
+    'baseline': 500,
+    'prune': 130,
+    'finetune': 175,
+    'test-baseline': 28,
+    'test-pruned': 24,
+    'test-finetuned': 22,
+    'measure': 36,
 }
 COSTS = ('flops', 'params', 'acts')
 # columns of times, where they were measured
