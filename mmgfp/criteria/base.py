@@ -173,5 +173,12 @@ class Calibrated(Criterion, Protocol):
     def observing(self) -> AbstractContextManager[None]:
         """Returns a context; the network is observed only inside."""
 
+    def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
+        """See :meth:`Criterion.state_dict`.
+
+        The state is empty, because no checkpoint is saved during a pass.
+        """
+        return {}
+
     def unmeasured(self) -> list[str]:
         """Returns the names of layers without measurements in the pass."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -369,10 +369,3 @@ class KFAC(Calibrated):
         """See :meth:`Criterion.cut`."""
         self._units = units
         self._forget()
-
-    def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
-        """See :meth:`Criterion.state_dict`.
-
-        The state is empty, because no checkpoint is saved during a pass.
-        """
-        return {}
