@@ -41,6 +41,7 @@ NAMES = {
     'itpruner': 'ITPruner on L1',
     'magnitude': 'magnitude',
     'nap': 'NAP',
+    'nap_compensate': 'NAP, compensate=True',
     'magnitude_steps': 'magnitude, in four steps',
     'nap_steps': 'NAP, in four steps',
     'nap_layer_norm': "NAP, layer_norm='sum'",
