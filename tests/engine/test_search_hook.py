@@ -308,7 +308,7 @@ def test_resumed_after_a_kill(tmp_path):
 def test_another_search_is_not_resumed(tmp_path):
     state = stamped_search('DCSS', Tally(), **_parts())
     assert read_search_state(state, 'DCSS')['type'] == 'DCSS'
-    with pytest.raises(ValueError, match=r"search by 'DCSS'.*says Uniform"):
+    with pytest.raises(ValueError, match=r"search by 'DCSS'.*has Uniform"):
         read_search_state(state, 'Uniform')
 
 
