@@ -4,8 +4,9 @@ title = 'ResNet-20 on CIFAR-10'
 about = """
 The baseline is fine-tuned from public weights for two epochs. Channels are
 pruned during one epoch and fine-tuned for one. Single weights are pruned at
-once and fine-tuned for one, or in four steps of a fifth of it each; the accuracy
-before fine-tuning is then that after the first step. Batches have 128 pictures.
+once and fine-tuned for one, or in four steps of a fifth of it each; the
+accuracy before fine-tuning is then that after the first step. Batches have 128
+pictures.
 """
 commands = """
 python benchmarks/accuracy/methods.py cifar10 --data-root DATA/cifar10 \\
