@@ -425,14 +425,15 @@ def _environment() -> dict[str, str]:
 def _threads() -> dict[str, str]:
     """As many threads as cores that nothing else uses, at least one.
 
-    Threads that share their cores wait for each other at every layer: on two
-    cores of which one was busy, two threads took 2.8 times as long as one. On
-    two free cores they took 0.7 times as long, if they spin where they wait.
+    Threads that share a core with other work wait for each other at every
+    layer, and take longer than a single thread.
     """
-    load = sum(psutil.cpu_percent(1.0, percpu=True)) / 100
-    cores = len(psutil.Process().cpu_affinity())
-    free = max(1, cores - round(load))
-    policy = {} if free == cores else {'OMP_WAIT_POLICY': 'PASSIVE'}
+    busy = psutil.cpu_percent(1.0, percpu=True)
+    process = psutil.Process()
+    if hasattr(process, 'cpu_affinity'):  # not on macOS
+        busy = [busy[core] for core in process.cpu_affinity()]
+    free = max(1, len(busy) - round(sum(busy) / 100))
+    policy = {} if free == len(busy) else {'OMP_WAIT_POLICY': 'PASSIVE'}
     return {'OMP_NUM_THREADS': str(free), **policy}
 
 

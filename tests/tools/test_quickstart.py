@@ -200,6 +200,8 @@ def test_a_config_and_what_it_is_based_on() -> None:
         ([2.0, 6.0], {'OMP_NUM_THREADS': '2'}),
         ([95.0, 20.0], {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}),
         ([99.0, 99.0], {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}),
+        # only the first two cores may be used
+        ([2.0, 6.0, 99.0, 99.0], {'OMP_NUM_THREADS': '2'}),
     ],
 )
 def test_as_many_threads_as_free_cores(monkeypatch, busy, expected):
