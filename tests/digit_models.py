@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from processes import ROOT
 from pruning import First, pruner_of
 from stack import require
-from toy import ROOT
 
 from mmgfp.cost.model import record_calls
 from mmgfp.engine.saved import finetune_config

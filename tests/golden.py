@@ -18,9 +18,9 @@ import torch
 from nets import NETS
 from nets import run as run_net
 from oracles import randomize
+from processes import ROOT
 from pruning import pruner_of
 from torch import nn
-from toy import ROOT
 
 from mmgfp.cost.model import record_calls
 from mmgfp.groups import ChannelGroup

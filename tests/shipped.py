@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmengine.config import Config
+from processes import ROOT
 from stack import require
-from toy import ROOT
 
 from mmgfp.libraries.config import load_config
 

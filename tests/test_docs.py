@@ -11,8 +11,8 @@ from functools import cache
 
 import pytest
 from mmengine.registry import HOOKS
+from processes import ROOT
 from test_layering import ROOMS
-from toy import ROOT
 
 from mmgfp.commands.main import COMMANDS
 

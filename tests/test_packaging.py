@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 from stack import require
-from toy import ROOT
 
 from mmgfp.version import __version__
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -45,8 +43,6 @@ from mmgfp.engine.steps import StepGuard
 from mmgfp.libraries.models import unwrap
 from mmgfp.utils.trees import tree_leaves
 
-TESTS = Path(__file__).resolve().parent
-ROOT = TESTS.parent
 CLASSES = tuple('abcde')
 
 
@@ -575,27 +571,3 @@ def write_config(path: Path, work_dir: str | Path, **kwargs: Any) -> Path:
     config = make_config(work_dir, **kwargs)
     config.dump(path)
     return path
-
-
-def run_tool(
-    tool: str | Path, *args: Any, timeout: float = 120, **env: str
-) -> subprocess.CompletedProcess:
-    """Run a tool in a fresh process that finds this module."""
-    return subprocess.run(
-        command(tool, *args),
-        env=environment(**env),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def command(tool: str | Path, *args: Any) -> list[str]:
-    path = tool if Path(tool).is_absolute() else ROOT / 'tools' / tool
-    return [sys.executable, str(path), *map(str, args)]
-
-
-def environment(**env: str) -> dict[str, str]:
-    path = os.pathsep.join([str(TESTS), str(ROOT)])
-    return {**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1', **env}

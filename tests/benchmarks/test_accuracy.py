@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from processes import ROOT, command, environment
 from pruning import pruner_of
 from stack import CLASSIFICATION, require
 from torch import nn
-from toy import ROOT, command, environment
 
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.magnitude import Random

@@ -18,9 +18,9 @@ from benchmark_training import (
     pruning_steps,
     ratios,
 )
+from processes import ROOT
 from pruning import sums
 from stack import CLASSIFICATION
-from toy import ROOT
 
 pytestmark = pytest.mark.skipif(
     CLASSIFICATION != 'mmpretrain', reason="the configs are MMPretrain's"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from oracles import masked_is_slim
+from processes import ROOT
 from stack import CLASSIFICATION
-from toy import ROOT
 
 from mmgfp import Structure
 from mmgfp.libraries.channel_groups import demo_groups

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from toy import ROOT, environment
+from processes import ROOT, environment
 
 from mmgfp.commands.main import COMMANDS, main, purpose
 from mmgfp.version import __version__

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import load, make_config, run_tool, validated, write_config
+from processes import run_tool
+from toy import load, make_config, validated, write_config
 
 from mmgfp import Structure
 from mmgfp.cost.model import count_cost, record_calls

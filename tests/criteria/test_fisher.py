@@ -14,6 +14,7 @@ from masked import Masked, assert_scores
 from nets import NETS as NETS_OF_ALL_KINDS
 from nets_kernels import KERNEL_NETS
 from oracles import randomize
+from processes import ROOT
 from pruning import drop_batch, pruner_of, sums
 from stack import derivatives, loss_scaler, require
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from torch.nn.functional import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from toy import ROOT
 
 from mmgfp import Pruner
 from mmgfp.cost.model import record_calls

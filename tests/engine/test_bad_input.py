@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
+from processes import run_tool
 from pruning import sums
 from toy import (
     Stop,
@@ -21,7 +22,6 @@ from toy import (
     make_config,
     pruning_hook,
     removals,
-    run_tool,
     train,
     validated,
     write_config,

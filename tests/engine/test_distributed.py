@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Tool, run_tool
 from torch.distributed import TCPStore
-from toy import (
-    command,
-    environment,
-    load,
-    loader,
-    make_config,
-    removals,
-    run_tool,
-    write_config,
-)
+from toy import load, loader, make_config, removals, write_config
 
 LIMIT = 150  # seconds; a hang is a failure
 
@@ -57,22 +48,22 @@ def launch(
     # may be taken by the time that they use it
     store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     processes = [
-        subprocess.Popen(
-            command('train.py', config, '--launcher', launcher, *args),
-            env=environment(
-                **{
-                    name: value.format(rank=rank, ranks=ranks)
-                    for name, value in TOLD[launcher].items()
-                },
-                MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=str(store.port),
-                TORCHELASTIC_USE_AGENT_STORE='True',
-                TORCHELASTIC_RESTART_COUNT='0',
-                CUDA_VISIBLE_DEVICES='',
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        Tool(
+            'train.py',
+            config,
+            '--launcher',
+            launcher,
+            *args,
+            merged=True,
+            **{
+                name: value.format(rank=rank, ranks=ranks)
+                for name, value in TOLD[launcher].items()
+            },
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE='True',
+            TORCHELASTIC_RESTART_COUNT='0',
+            CUDA_VISIBLE_DEVICES='',
         )
         for rank in range(ranks)
     ]

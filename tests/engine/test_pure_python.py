@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from mmengine.runner import Runner
+from processes import run_tool
 from shades import CLASSES, write_shades
 from stack import CLASSIFICATION, PACK, require
-from toy import run_tool
 
 from mmgfp.commands.launching import complete_dataloaders
 from mmgfp.libraries.config import load_config

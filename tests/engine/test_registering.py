@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from toy import ROOT, environment
+from processes import ROOT, environment
 
 BEFORE = {
     'not at all': '',

@@ -11,13 +11,13 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from processes import run_tool
 from toy import (
     load,
     loader,
     make_config,
     pruning_hook,
     removals,
-    run_tool,
     validated,
     write_config,
 )

@@ -12,15 +12,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from processes import run_tool
 from torch.utils.data import Dataset
-from toy import (
-    load,
-    loader,
-    make_config,
-    raw_outputs,
-    run_tool,
-    validated,
-)
+from toy import load, loader, make_config, raw_outputs, validated
 
 from mmgfp import SearchHook, Structure, build_pruned_model
 from mmgfp.engine.search_state import (

@@ -15,14 +15,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from toy import (
-    load,
-    loader,
-    make_config,
-    raw_outputs,
-    run_tool,
-    validated,
-)
+from processes import run_tool
+from toy import load, loader, make_config, raw_outputs, validated
 
 from mmgfp import SparsityHook, Structure, build_pruned_model
 from mmgfp.engine.calibration import calibrate

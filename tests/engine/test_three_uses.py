@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from processes import run_tool
 from shades import CLASSES, write_shades
 from stack import CLASSIFICATION, PACK, require
-from toy import run_tool
 
 LIMIT = 200  # seconds per process
 

@@ -15,8 +15,8 @@ import torch
 from digit_models import MODELS, SHAPE, Case, maker
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from processes import ROOT, run_tool
 from stack import CLASSIFICATION, require
-from toy import ROOT, run_tool
 
 from mmgfp.export.check import CheckError, batches_of, check_file
 from mmgfp.export.decoding import suppress

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from digit_models import SHAPE, maker
+from processes import ROOT, environment
 from stack import require
-from toy import ROOT, environment
 
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.models import load_model

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS
+from processes import ROOT
 from shipped import CONFIGS, all_configs, load, pruning_configs
 from stack import CLASSIFICATION, require
 from torch import nn
-from toy import ROOT
 
 from mmgfp import FisherPruningHook, SearchHook, Structure
 from mmgfp.libraries.channel_groups import demo_groups, runnable

@@ -13,8 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from oracles import layout, masked_is_slim, outputs, worst_difference
+from processes import ROOT
 from stack import require
-from toy import ROOT
 
 from mmgfp import Structure
 from mmgfp.libraries.channel_groups import demo_groups

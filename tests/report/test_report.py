@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData, LabelData
+from processes import run_tool
 from pruning import sums
 from torch import nn
 from toy import (
@@ -26,7 +27,6 @@ from toy import (
     make_config,
     pruning_hook,
     removals,
-    run_tool,
     train,
     validated,
 )

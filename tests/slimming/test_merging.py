@@ -21,10 +21,10 @@ from oracles import (
     randomize,
     worst_difference,
 )
+from processes import ROOT
 from pruning import pruner_of
 from stack import CLASSIFICATION, require
 from torch import nn
-from toy import ROOT
 
 from mmgfp.cost.model import record_calls
 from mmgfp.libraries.forward import demo_runner

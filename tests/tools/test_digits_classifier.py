@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 import pytest
+from processes import ROOT, run_tool
 from stack import CLASSIFICATION, PACK, require
-from toy import ROOT, run_tool
 
 from mmgfp import Structure
 
