@@ -60,6 +60,9 @@ def read_config(args: argparse.Namespace) -> Config:
             dataset.folder = str(Path(args.data_root, dataset.folder))
         else:
             dataset.data_root = args.data_root
+    evaluator = config.test_evaluator
+    if 'ann_file' in evaluator:
+        evaluator.ann_file = str(Path(args.data_root, evaluator.ann_file))
     config.randomness = dict(seed=args.seed)
     config.load_from = None
     config.visualizer = None

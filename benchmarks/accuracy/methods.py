@@ -34,6 +34,7 @@ from experiment import (  # noqa: E402
     read_config,
     test,
     train,
+    widths_of,
 )
 from precision import precision  # noqa: E402
 from results import read_results  # noqa: E402
@@ -130,9 +131,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         done += 1
         rest = (time.monotonic() - began) / done * (left - 1)
         (metric, unit), *_ = config.metrics.items()
+        before, after = (
+            f'{result[phase][metric]:.{config.get("decimals", 2)}f}'
+            for phase in ('pruned', 'finetuned')
+        )
         print(
-            f'{name}, seed {seed}: {result["pruned"][metric]:.2f} -> '
-            f'{result["finetuned"][metric]:.2f} {unit} '
+            f'{name}, seed {seed}: {before} -> {after} {unit} '
             f'(at most {duration(rest)} left)',
             flush=True,
         )
@@ -179,14 +183,14 @@ def run(
 
     Returns:
         dict: Accuracy after pruning and after fine-tuning; remaining shares
-        of ``flops``, ``acts`` and ``params`` and of the weights of every
-        layer; the hooks and the machine.
+        of ``flops``, ``acts`` and ``params`` and of the weights and outputs
+        of every layer; the hooks and the machine.
     """
     config, experiments = read_list(args)
     hooks = experiments[name]
     began = time.time()
     model = start(config, args.seed, str(baseline))
-    before = cost_of(model, config.input_shape)
+    before, widths = cost_of(model, config.input_shape), widths_of(model)
     metrics = {}
     for phase in ('prune', 'finetune'):
         # weights are pruned before their only phase
@@ -194,7 +198,12 @@ def run(
             continue
         config.phase_hooks = [dict(type='TestBeforeTraining')]
         if phase in hooks:
-            config.phase_hooks.append(hooks[phase])
+            config.phase_hooks.append(
+                {
+                    key: value.format(out=out) if key == 'structure' else value
+                    for key, value in hooks[phase].items()
+                }
+            )
         model = train(config, model, phase, out)
         metrics[phase] = TestBeforeTraining.metrics
     after = cost_of(model, config.input_shape)
@@ -209,6 +218,7 @@ def run(
         finetuned=test(config, model, out),
         shares={key: after[key] / before[key] for key in after},
         density=densities(model),
+        widths={k: v / widths[k] for k, v in widths_of(model).items()},
         seconds=round(time.time() - began),
         machine=machine(get_device()),
         precision=precision(),

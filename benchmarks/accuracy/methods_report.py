@@ -81,6 +81,7 @@ def page(file: Path, out: Path) -> list[str]:
         HERE / f'configs/_methods/{file.stem}.py', import_custom_modules=False
     )
     results = read_results(file)
+    places = config.get('decimals', 2)
     # kind -> amount -> method -> runs
     found: dict[str, dict[float, dict[str, list]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -97,7 +98,7 @@ def page(file: Path, out: Path) -> list[str]:
         '',
         *config.about.strip().splitlines(),
         *(
-            begin(m, unit, results, plain)
+            begin(m, unit, results, plain, places)
             for m, unit in config.metrics.items()
         ),
         'Cells are before and after fine-tuning; with several seeds the mean,',
@@ -106,7 +107,7 @@ def page(file: Path, out: Path) -> list[str]:
     for kind, amounts in found.items():
         for metric, unit in config.metrics.items():
             text += ['', f'## {TITLES[kind]}: {unit}', '']
-            text += table(amounts, metric)
+            text += table(amounts, metric, places)
     if 'density' in found:
         picture = f'methods_{file.stem}_density.png'
         draw(found['density'], out / picture)
@@ -131,11 +132,13 @@ def parts(experiment: str) -> tuple[str, str, float]:
     return experiment, '', 1.0
 
 
-def begin(metric: str, unit: str, results: Runs, plain: Runs) -> str:
+def begin(
+    metric: str, unit: str, results: Runs, plain: Runs, places: int
+) -> str:
     """What the baseline comes to, also if it is not pruned."""
-    baseline = f'{results[0]["baseline"][metric]:.2f}'
+    baseline = f'{results[0]["baseline"][metric]:.{places}f}'
     trained_on = (
-        f', and to {mean(plain, metric):.2f} when it is trained on'
+        f', and to {mean(plain, metric):.{places}f} when it is trained on'
         if plain
         else ''
     )
@@ -147,7 +150,7 @@ def mean(runs: Runs, metric: str, phase: str = 'finetuned') -> float:
 
 
 def table(
-    amounts: Mapping[float, Mapping[str, Runs]], metric: str
+    amounts: Mapping[float, Mapping[str, Runs]], metric: str, places: int
 ) -> list[str]:
     """Methods in rows, the best last column first; amounts in columns."""
     columns = sorted(amounts, reverse=True)
@@ -164,18 +167,23 @@ def table(
         '|---' * (len(columns) + 1) + '|',
     ]
     for method in order:
-        cells = [cell(amounts[c].get(method, ()), metric) for c in columns]
+        cells = [
+            cell(amounts[column].get(method, ()), metric, places)
+            for column in columns
+        ]
         lines.append(f'| {NAMES[method]} | {" | ".join(cells)} |')
     return lines
 
 
-def cell(runs: Runs, metric: str) -> str:
+def cell(runs: Runs, metric: str, places: int) -> str:
     if not runs:
         return ''
     before, after = (mean(runs, metric, p) for p in ('pruned', 'finetuned'))
-    words = f'{before:.2f} -> {after:.2f}'
+    words = f'{before:.{places}f} -> {after:.{places}f}'
     if len(runs) > 1:
-        each = ', '.join(f'{run["finetuned"][metric]:.2f}' for run in runs)
+        each = ', '.join(
+            f'{run["finetuned"][metric]:.{places}f}' for run in runs
+        )
         words += f' ({each})'
     return words
 

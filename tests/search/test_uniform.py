@@ -69,6 +69,35 @@ def test_scores_of_other_groups():
         widths(net, Budget('flops', 0.5), [np.ones(16)])
 
 
+def test_given_ratios_and_one_for_the_others():
+    net = find(chain(16, 12, 20))
+    budget = Budget('flops', 0.25)
+    search = Uniform(ratios={'0': 1.0, '2': 0.26})
+    search.start(net, budget, random_scores(net))
+    found = search.widths()
+    assert found[0] == 16
+    assert found[1] == 3  # 0.26 of 12
+    # the largest width of the third that meets the budget
+    assert found[2] < 20 and budget.meets(net, found)
+    assert not budget.meets(net, [16, 3, found[2] + 1])
+
+
+@pytest.mark.parametrize(
+    'ratios, words',
+    [
+        ({'0': 1.5}, r"ratios\['0'\]=1.5: expected a number above 0"),
+        ({'0': True}, 'expected a number above 0'),
+        ({'nix.*': 0.5}, 'matches no layer whose outputs can be pruned'),
+        ({'*': 0.9}, r'cannot be reached: with ratios=.* at least 0\.8'),
+    ],
+)
+def test_ratios_that_do_not_fit(ratios, words):
+    net = find(chain(16, 16))
+    with pytest.raises(ValueError, match=words):
+        search = Uniform(ratios=ratios)
+        search.start(net, Budget('flops', 0.5), random_scores(net))
+
+
 def test_target_below_the_least_widths():
     net = find(chain(16, 16))
     with pytest.raises(ValueError, match='cannot be reached'):

@@ -4,9 +4,8 @@ title = 'ResNet-20 on CIFAR-10'
 about = """
 The baseline is fine-tuned from public weights for two epochs. Channels are
 pruned during one epoch and fine-tuned for one. Single weights are pruned at
-once and fine-tuned for one, or in four steps of a fifth of it each; the
-accuracy before fine-tuning is then that after the first step. Batches have 128
-pictures.
+once and fine-tuned for one, or in four steps during the epoch before. Batches
+have 128 pictures.
 """
 commands = """
 python benchmarks/accuracy/methods.py cifar10 --data-root DATA/cifar10 \\
@@ -85,12 +84,17 @@ for _density in (0.5, 0.2, 0.1, 0.05):
     for _name, _more in _elements.items():
         _hook = {**_weights, **_more, 'density': _density}
         experiments[f'{_name}_density_{_density}'] = dict(finetune=_hook)
-    if _density < 0.2:  # in four steps
-        for _name, _more in _elements.items():
-            _hook = {**_weights, **_more, 'density': _density}
-            _hook.update(steps=4, interval=78)
-            _name = f'{_name}_steps_density_{_density}'
-            experiments[_name] = dict(finetune=_hook)
+for _density in (0.1, 0.05):  # in four steps of training
+    for _name in ('magnitude', 'nap'):
+        _hook = {**_weights, **_elements[_name], 'density': _density}
+        _hook.update(steps=4, interval=90)
+        experiments[f'{_name}_steps_density_{_density}'] = dict(
+            prune=_hook,
+            finetune=dict(
+                type='mmgfp.StructureHook',
+                structure=f'{{out}}/prune/density_{_density:.2f}.json',
+            ),
+        )
 # what MLPrune's code does otherwise, and the labels of the data set
 for _name, _more, _criterion in (
     ('nap_layer_norm', dict(layer_norm='sum'), dict()),

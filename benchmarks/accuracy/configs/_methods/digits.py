@@ -1,0 +1,56 @@
+# Methods on the detector of the quickstart.
+_base_ = ['../../../../configs/quickstart/retinanet_r18_digits.py', '_half.py']
+title = 'RetinaNet on scenes of digits'
+about = """
+The detector of the [quickstart](../quickstart.md) and its schedule: four
+epochs from random weights, of 250 iterations with eight scenes. Channels are
+pruned to half of the flops during one epoch and fine-tuned for two. Single
+weights are pruned at once and fine-tuned for two.
+"""
+commands = """
+python tools/make_digits.py --out DATA/digits
+python benchmarks/accuracy/methods.py digits --data-root DATA/digits
+python benchmarks/accuracy/methods_report.py
+"""
+custom_imports = dict(imports=['mmgfp', 'precision'])
+metrics = {'coco/bbox_mAP': 'mAP'}
+decimals = 3
+val_dataloader = None
+val_evaluator = None
+val_cfg = None
+test_evaluator = dict(ann_file='annotations/val.json')
+test_cfg = dict()
+optim_wrapper = dict(type='FastestOptimWrapper')
+
+input_shape = (128, 128)  # that cost is counted at
+# epochs and learning rate of each phase
+baseline = dict(epochs=4, lr=2e-3, warmup=100)
+prune = dict(epochs=1, lr=3e-4)
+finetune = dict(epochs=2, lr=1e-3, warmup=50)
+
+_each = dict(
+    fisher_acts=dict(interval=5),
+    fisher_flops=dict(interval=5),
+    uniform=dict(),
+    knapsack=dict(interval=24),
+    itpruner=dict(),
+    dcss=dict(interval=24),
+)
+experiments = {
+    f'{_name}_flops_0.5': dict(prune=dict(_more, input_shape=input_shape))
+    for _name, _more in _each.items()
+}
+_weights = dict(
+    type='mmgfp.SparsityHook',
+    density=0.2,
+    after_target='train',
+    input_shape=input_shape,
+)
+for _name, _criterion in (
+    ('magnitude', dict(type='Magnitude')),
+    ('nap', dict(type='KFAC', batches=16)),
+):
+    experiments[f'{_name}_density_0.2'] = dict(
+        finetune=dict(_weights, criterion=_criterion)
+    )
+del _each, _weights, _name, _criterion
