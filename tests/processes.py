@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
@@ -32,6 +34,21 @@ LIBRARIES = [
 _forking = multiprocessing.get_context('forkserver')
 _forking.set_forkserver_preload(
     [*LIBRARIES, 'matplotlib.pyplot', 'rich.table', 'scipy.optimize']
+)
+
+LIMIT = 150  # seconds of several processes; a hang is a failure
+
+# What each launcher puts into the environment of a process.
+LAUNCHERS = dict(
+    pytorch=dict(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='{ranks}'),
+    slurm=dict(
+        SLURM_PROCID='{rank}', SLURM_LOCALID='{rank}', SLURM_NTASKS='{ranks}'
+    ),
+    mpi=dict(
+        OMPI_COMM_WORLD_RANK='{rank}',
+        OMPI_COMM_WORLD_LOCAL_RANK='{rank}',
+        OMPI_COMM_WORLD_SIZE='{ranks}',
+    ),
 )
 
 
@@ -113,8 +130,63 @@ def run_tool(
     )
 
 
+def launch(
+    config: Path,
+    *args: str,
+    ranks: int = 2,
+    expected: int | None = 0,
+    launcher: str = 'pytorch',
+    stop_after: int | None = None,
+) -> list[tuple[int, str]]:
+    """Train with some processes; all must end as expected, in time.
+
+    With ``stop_after`` the others are killed when that one has ended.
+    Returns exit code and output of each.
+    """
+    # they meet at a store that listens already: a port that is only free now
+    # may be taken by the time that they use it
+    store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    processes = [
+        Tool(
+            'train.py',
+            config,
+            '--launcher',
+            launcher,
+            *args,
+            merged=True,
+            **{
+                name: value.format(rank=rank, ranks=ranks)
+                for name, value in LAUNCHERS[launcher].items()
+            },
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE='True',
+            TORCHELASTIC_RESTART_COUNT='0',
+            CUDA_VISIBLE_DEVICES='',
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        if stop_after is not None:
+            processes[stop_after].wait(LIMIT)
+            for process in processes:
+                process.kill()
+        outputs = [p.communicate(timeout=LIMIT)[0] for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    codes = [process.returncode for process in processes]
+    for rank, (code, output) in enumerate(zip(codes, outputs, strict=True)):
+        # shown where the test fails, here or later
+        print(f'process {rank} ended with {code}:\n{output[-4000:]}')
+    assert expected is None or codes == [expected] * ranks
+    return list(zip(codes, outputs, strict=True))
+
+
 def _execute(argv: list[str], env: dict[str, str], files: list[str]) -> None:
     """Become a process that a shell has started with a script."""
+    multiprocessing.set_start_method(None, force=True)
     for descriptor, path in zip((1, 2), files):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)

@@ -40,5 +40,6 @@ def pruning_configs() -> list[Path]:
     return [
         path
         for path in all_configs()
-        if path.name.startswith('prune_') and '_flops_' not in path.name
+        if path.name.startswith('prune_')
+        and not any(other in path.name for other in ('_flops_', '_nap'))
     ]

@@ -474,14 +474,16 @@ class CpuAmpOptimWrapper(OptimWrapper):
             yield
 
 
-def raw_outputs(model: nn.Module, shape: tuple[int, int]) -> list:
+def raw_outputs(
+    model: nn.Module, shape: tuple[int, int], *samples: Any
+) -> list:
     """Tensors that a model returns for one fixed image, in eval mode."""
     training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *shape, generator=generator)
     with torch.no_grad():
-        outputs = tree_leaves(model(image, mode='tensor'))
+        outputs = tree_leaves(model(image, *samples, mode='tensor'))
     model.train(training)
     return [t for t in outputs if isinstance(t, torch.Tensor)]
 

@@ -203,7 +203,8 @@ def train_loader(
         settings['dataset'] = dataset
     settings.pop('persistent_workers', None)
     if least > (settings.get('batch_size') or 1):
-        settings['batch_size'] = least
+        # a small data set may be less than one such batch
+        settings.update(batch_size=least, drop_last=False)
     try:
         return Runner.build_dataloader(settings, seed=seed)
     except FileNotFoundError as error:

@@ -148,7 +148,7 @@ class ITPruner:
         if not self._features.images:
             raise ValueError(
                 f'ITPruner has observed no forward of at least {LEAST_IMAGES} '
-                'images: raise the batch size'
+                'images: expected as many training images for each process'
             )
         importance, budget, net = self.importance(), self._budget, self._net
         missing = np.isnan(importance)

@@ -45,6 +45,20 @@ def test_train_data_that_is_missing(tmp_path):
     assert re.search(words, str(error.value))
 
 
+def test_fewer_images_than_one_raised_batch():
+    loader = dict(
+        batch_size=2,
+        drop_last=True,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(type='ToyImages', size=6),
+    )
+    config = Config(dict(train_dataloader=loader))
+    assert len(train_loader(config, 0)) == 3
+    # a pass that wants eight images at once sees all six
+    (batch,) = train_loader(config, 0, 8)
+    assert len(batch['inputs']) == 6
+
+
 class Counting(KFAC):
     """Notes what it is shown."""
 

@@ -10,79 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Tool, run_tool
-from torch.distributed import TCPStore
+from processes import LAUNCHERS, LIMIT, launch, run_tool
 from toy import load, loader, make_config, removals, write_config
-
-LIMIT = 150  # seconds; a hang is a failure
-
-
-# What each launcher puts into the environment of a process.
-TOLD = dict(
-    pytorch=dict(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='{ranks}'),
-    slurm=dict(
-        SLURM_PROCID='{rank}', SLURM_LOCALID='{rank}', SLURM_NTASKS='{ranks}'
-    ),
-    mpi=dict(
-        OMPI_COMM_WORLD_RANK='{rank}',
-        OMPI_COMM_WORLD_LOCAL_RANK='{rank}',
-        OMPI_COMM_WORLD_SIZE='{ranks}',
-    ),
-)
-
-
-def launch(
-    config: Path,
-    *args: str,
-    ranks: int = 2,
-    expected: int | None = 0,
-    launcher: str = 'pytorch',
-    stop_after: int | None = None,
-) -> list[tuple[int, str]]:
-    """Train with some processes; all must end as expected, in time.
-
-    With ``stop_after`` the others are killed when that one has ended.
-    Returns exit code and output of each.
-    """
-    # they meet at a store that listens already: a port that is only free now
-    # may be taken by the time that they use it
-    store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
-    processes = [
-        Tool(
-            'train.py',
-            config,
-            '--launcher',
-            launcher,
-            *args,
-            merged=True,
-            **{
-                name: value.format(rank=rank, ranks=ranks)
-                for name, value in TOLD[launcher].items()
-            },
-            MASTER_ADDR='127.0.0.1',
-            MASTER_PORT=str(store.port),
-            TORCHELASTIC_USE_AGENT_STORE='True',
-            TORCHELASTIC_RESTART_COUNT='0',
-            CUDA_VISIBLE_DEVICES='',
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        if stop_after is not None:
-            processes[stop_after].wait(LIMIT)
-            for process in processes:
-                process.kill()
-        outputs = [p.communicate(timeout=LIMIT)[0] for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    codes = [process.returncode for process in processes]
-    for rank, (code, output) in enumerate(zip(codes, outputs, strict=True)):
-        # shown where the test fails, here or later
-        print(f'process {rank} ended with {code}:\n{output[-4000:]}')
-    assert expected is None or codes == [expected] * ranks
-    return list(zip(codes, outputs, strict=True))
 
 
 def data(batch_size: int, **kwargs) -> dict:
@@ -241,7 +170,7 @@ def test_the_strategy_of_distributed_training(half_batches, tmp_path):
         ('pytorch', {}, 'has no RANK; expected to be started by torchrun'),
         ('slurm', {}, 'has no SLURM_PROCID; expected to be started by srun'),
         ('mpi', {}, "has no OMPI_COMM_WORLD_RANK; expected .* Open MPI's"),
-        ('mpi', TOLD['mpi'], 'has no MASTER_ADDR; expected the address'),
+        ('mpi', LAUNCHERS['mpi'], 'has no MASTER_ADDR; expected the address'),
     ],
 )
 def test_launchers_that_did_not_start_it(tmp_path, launcher, told, words):

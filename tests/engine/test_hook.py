@@ -16,9 +16,9 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from processes import ROOT
 from torch import nn
 from toy import (
-    ROOT,
     ToyClassifier,
     ToyImages,
     load,
