@@ -142,19 +142,18 @@ class Side:
         found = vectors.masked_fill(gone, 0)
         for start, block in zip(self.starts, self.blocks):
             part = slice(start, start + block.shape[1])
-            for group, matrix in enumerate(block):
-                for new, old, lost in zip(
-                    found[group, :, part],
-                    vectors[group, :, part],
-                    gone[group, :, part],
-                ):
-                    if lost.any() and not lost.all():
-                        stays = matrix[~lost]
-                        root = torch.linalg.cholesky(stays[:, ~lost])
-                        moved = stays[:, lost] @ old[lost]
-                        new[~lost] += torch.cholesky_solve(
-                            moved[:, None], root
-                        )[:, 0]
+            for old, new, lost, matrix in zip(
+                vectors[:, :, part], found[:, :, part], gone[:, :, part], block
+            ):
+                # vectors that lose the same elements are solved for together
+                sets, of = torch.unique(lost, dim=0, return_inverse=True)
+                for number, out in enumerate(sets):
+                    if out.any() and not out.all():
+                        mine = torch.nonzero(of == number)
+                        stays = matrix[~out]
+                        root = torch.linalg.cholesky(stays[:, ~out])
+                        moved = stays[:, out] @ old[mine, out].T
+                        new[mine, ~out] += torch.cholesky_solve(moved, root).T
         return found
 
     def parts_of_inverse(self, index: Tensor) -> Tensor:

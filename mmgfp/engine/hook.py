@@ -116,6 +116,9 @@ class PruningHook(ChannelHook):
         isomorphic (bool): Whether channels are compared only with those of
             layers of the same types (Fang et al., ECCV 2024). Defaults to
             False.
+        compensate (bool): Whether layers that read pruned channels adapt
+            their other weights at each pruning step; for
+            ``criterion=dict(type='KFAC')``. Defaults to False.
         input_shape (Sequence[int], optional): (H, W) for counting cost.
             Defaults to the size in the config's pipelines.
         latency_table (str, optional): File of ``mmgfp latency-table``;
@@ -150,6 +153,7 @@ class PruningHook(ChannelHook):
         ignore: Sequence[str] = (),
         ratios: Mapping[str, float] | None = None,
         isomorphic: bool = False,
+        compensate: bool = False,
         input_shape: Sequence[int] | None = None,
         latency_table: str | None = None,
         finetune: Mapping[str, Any] | None = None,
@@ -162,6 +166,7 @@ class PruningHook(ChannelHook):
         one_of('scope', scope, ('all', 'internal'))
         one_of('after_target', after_target, ('stop', 'train'))
         flag('isomorphic', isomorphic)
+        flag('compensate', compensate)
         flag('report', report)
         super().__init__(
             *(scope, read_ignore(ignore), read_shape(input_shape)),
@@ -170,7 +175,8 @@ class PruningHook(ChannelHook):
         self.schedule = read_schedule(
             target, interval, channels_per_step, prune_share
         )
-        self.criterion = read_criterion(criterion)
+        self.criterion = read_criterion(criterion, compensate=compensate)
+        self.compensate = compensate
         self.normalize_by = normalize_by
         self.save_at = read_save_at(save_at, self.schedule.target)
         self._stems = stems(self.schedule.metric, self.save_at)
@@ -224,6 +230,7 @@ class PruningHook(ChannelHook):
             self.floor,
             self.isomorphic,
             group_ratios(groups, self.ratios),
+            self.compensate,
         )
         separate_loader(runner.train_dataloader, runner.seed)
         ratio = pruner.net.ratio(self.schedule.metric)

@@ -151,19 +151,29 @@ def read_save_at(save_at: Any, target: float) -> list[float]:
     return sorted({float(share) for share in save_at} | {target})[::-1]
 
 
-def read_criterion(criterion: Any, default: str = 'Fisher') -> Criterion:
+def read_criterion(
+    criterion: Any, default: str = 'Fisher', compensate: bool = False
+) -> Criterion:
     """Build the criterion that a config names.
 
     Args:
         criterion (Any): Value of the config; None for the default.
         default (str): Its name. Defaults to 'Fisher'.
+        compensate (bool): Whether kept weights compensate for pruned ones.
+            Defaults to False.
 
     Raises:
-        ValueError: If there is no such criterion, or it does not take these
-            arguments.
+        ValueError: If there is no such criterion, it does not take these
+            arguments, or it cannot compensate.
     """
     settings = dict(type=default) if criterion is None else criterion
-    return _build('criterion', settings, CRITERIA, default)
+    found = _build('criterion', settings, CRITERIA, default)
+    if compensate and not hasattr(found, 'compensated'):
+        raise ValueError(
+            f'criterion={criterion!r} has no curvature, which compensate=True '
+            "needs; expected dict(type='KFAC'), or compensate=False"
+        )
+    return found
 
 
 def read_search(search: Any) -> Search:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..libraries.models import unwrap
+from ..search.compensation import change_parameters
 from ..slimming.element_masks import Density, WeightMasks, pruned_weights
 from ..utils.plain import shown
 from ..version import __version__
@@ -100,14 +100,8 @@ def put_parameters(runner: Runner, values: Mapping[str, Tensor]) -> None:
         runner (Runner): The runner.
         values (Mapping[str, Tensor]): New values by name of the parameter.
     """
-    model = unwrap(runner.model)
     copies = [unwrap(average.module) for average in averaged_models(runner)]
-    with torch.no_grad():
-        for name, value in values.items():
-            parameter = model.get_parameter(name)
-            change = value.to(parameter) - parameter
-            for network in (model, *copies):
-                network.get_parameter(name).add_(change)
+    change_parameters([unwrap(runner.model), *copies], values)
 
 
 def pruned_before(

@@ -24,17 +24,12 @@ def read_element_criterion(
         ValueError: As :func:`read_criterion`, or if it scores channels only
             or cannot compensate.
     """
-    found = read_criterion(criterion, default)
+    found = read_criterion(criterion, default, compensate)
     if not hasattr(found, 'elements'):
         raise ValueError(
             f'criterion={criterion!r} scores channels, not single weights; '
             "expected one with scores of elements, such as dict(type='KFAC') "
             "or dict(type='Magnitude')"
-        )
-    if compensate and not hasattr(found, 'compensated'):
-        raise ValueError(
-            f'criterion={criterion!r} has no curvature, which compensate=True '
-            "needs; expected dict(type='KFAC'), or compensate=False"
         )
     return cast(ElementCriterion, found)
 

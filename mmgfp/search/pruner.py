@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..criteria.base import Criterion
+from ..criteria.base import Compensating, Criterion
 from ..criteria.fisher import Fisher
 from ..slimming.history import Removal
+from .compensation import compensate
 from .limits import Floor, Limits
 from .prunable import Prunable
 from .selection import Selector
@@ -42,6 +43,9 @@ class Pruner:
         ratios (Mapping[str, float], optional): Final ratio of its units that
             a group keeps, by its name. Such groups are compared with no other
             group; :attr:`Floor.min_ratio` does not apply to them.
+        compensate (bool): Whether layers that read pruned channels adapt
+            their other weights (:mod:`mmgfp.search.compensation`); needs a
+            criterion with curvature. Defaults to False.
 
     Attributes:
         limits (Limits): Limits of each group.
@@ -55,8 +59,10 @@ class Pruner:
         floor: Floor | None = None,
         isomorphic: bool = False,
         ratios: Mapping[str, float] | None = None,
+        compensate: bool = False,
     ) -> None:
         self.net = net
+        self.compensate = compensate
         self.criterion: Criterion = criterion or Fisher()
         self.normalize_by = normalize_by
         self.limits = Limits(net, floor or Floor(), isomorphic, ratios or {})
@@ -157,6 +163,13 @@ class Pruner:
         )
         if agree is not None:
             agree(b'|'.join(units.tobytes() for units in chosen))
+        if removals and self.compensate:
+            compensate(
+                cast(Compensating, self.criterion),
+                net.units.groups,
+                chosen,
+                [net.model, *copies],
+            )
         if removals:
             net.masks.mask(chosen, optimizers, copies)
         self.criterion.reset(compared)

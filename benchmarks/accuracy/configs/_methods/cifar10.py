@@ -38,6 +38,7 @@ _each = dict(
     taylor=dict(interval=10, criterion=dict(type='Taylor')),
     l1=dict(interval=10, criterion=dict(type='L1')),
     nap_sum=dict(interval=78, criterion=_nap),
+    nap_compensate=dict(interval=78, criterion=_nap, compensate=True),
     nap_block=dict(interval=78, criterion=dict(_nap, aggregate='block')),
 )
 _widths = dict(
