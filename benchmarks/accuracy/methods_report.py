@@ -48,6 +48,11 @@ NAMES = {
     'nap_empirical': "NAP, fisher='empirical'",
     'nap_identity': "NAP, damping='identity'",
 }
+# what is drawn for each layer: key of the results, label
+FIGURES = dict(
+    flops=('widths', 'Ratio of the channels'),
+    density=('density', 'Density'),
+)
 TITLES = dict(
     flops='Channels, with a ratio of the flops',
     density='Single weights, at a density',
@@ -108,10 +113,11 @@ def page(file: Path, out: Path) -> list[str]:
         for metric, unit in config.metrics.items():
             text += ['', f'## {TITLES[kind]}: {unit}', '']
             text += table(amounts, metric, places)
-    if 'density' in found:
-        picture = f'methods_{file.stem}_density.png'
-        draw(found['density'], out / picture)
-        text += ['', f'![Density of every layer]({picture})']
+    for kind, amounts in found.items():
+        key, label = FIGURES[kind]
+        picture = f'methods_{file.stem}_{key}.png'
+        draw(amounts, key, label, out / picture)
+        text += ['', f'![{label} of every layer]({picture})']
     text += [
         '',
         '```bash',
@@ -188,17 +194,26 @@ def cell(runs: Runs, metric: str, places: int) -> str:
     return words
 
 
-def draw(amounts: Mapping[float, Mapping[str, Runs]], path: Path) -> None:
-    """The density of every layer, for the least density of all."""
+def draw(
+    amounts: Mapping[float, Mapping[str, Runs]],
+    key: str,
+    label: str,
+    path: Path,
+) -> None:
+    """A value of every layer, where the least stays of all."""
     least = min(amounts)
-    figure, axes = plt.subplots(figsize=(9, 3.2), layout='constrained')
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout='constrained')
+    names: list[str] = []
     for method, runs in amounts[least].items():
-        density = runs[0]['density']
-        axes.plot(list(density.values()), 'o-', label=NAMES[method], ms=3)
-    names = [name.removeprefix('backbone.') for name in density]
+        layers = runs[0][key]
+        axes.plot(list(layers.values()), 'o-', label=NAMES[method], ms=3)
+        names = [name.removeprefix('backbone.') for name in layers]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-    axes.set(ylabel='density', yscale='log', title=f'density {least:g}')
-    axes.legend()
+    axes.set(ylabel=label, title=f'target {least:g}, first seed')
+    axes.set(
+        **dict(yscale='log') if key == 'density' else dict(ylim=(0, None))
+    )
+    axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

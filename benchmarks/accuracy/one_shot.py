@@ -1,8 +1,9 @@
-"""Compare scores of single weights by the accuracy before any fine-tuning.
+"""Compare scores by the accuracy before any fine-tuning.
 
 Weights are pruned at once from the baseline of methods.py: by magnitude, and
 by K-FAC with each damping. Both are repeated with the weights that stay
-compensating for those that go. The factors are measured once.
+compensating for those that go. The factors are measured once. Channels are
+pruned at once by L1, by K-FAC, and by K-FAC with compensation.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import argparse
 import copy
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -26,9 +28,13 @@ from experiment import make_runner, read_config  # noqa: E402
 from methods import LISTS, start  # noqa: E402
 from results import score  # noqa: E402
 
+from mmgfp import Prunable, Pruner  # noqa: E402
+from mmgfp.criteria.base import Calibrated, Criterion  # noqa: E402
 from mmgfp.criteria.kfac import KFAC  # noqa: E402
+from mmgfp.criteria.magnitude import L1  # noqa: E402
 from mmgfp.engine.calibration import calibrate  # noqa: E402
 from mmgfp.groups import UnitSpace  # noqa: E402
+from mmgfp.libraries.forward import demo_runner  # noqa: E402
 
 # the default last, as compensation uses it
 DAMPINGS = (
@@ -50,9 +56,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--densities',
         type=float,
-        nargs='+',
+        nargs='*',
         default=[0.5, 0.2],
         help='of all weights (0.5 0.2)',
+    )
+    parser.add_argument(
+        '--flops',
+        type=float,
+        nargs='*',
+        default=[0.8, 0.6],
+        help='that stay when channels are pruned (0.8 0.6)',
     )
     parser.add_argument(
         '--batches', type=int, default=32, help='of the calibration pass (32)'
@@ -67,11 +80,53 @@ def main() -> None:
     config.work_dir = 'work_dirs/one_shot'
     config.custom_hooks = config.param_scheduler = []
     config.train_cfg = dict(by_epoch=True, max_epochs=1)
-    model = start(config, args.seed, args.weights)
+    for flops in args.flops:
+        row: dict[str, Any] = dict(flops=flops)
+        for name, criterion, compensate in (
+            ('L1', L1(), False),
+            ('KFAC', KFAC(batches=args.batches), False),
+            ('KFAC, compensated', KFAC(batches=args.batches), True),
+        ):
+            runner = prepared(config, start(config, args.seed, args.weights))
+            row[name] = without_channels(
+                runner, flops, config.input_shape, criterion, compensate
+            )
+        print(json.dumps(row), flush=True)
+    if args.densities:
+        runner = prepared(config, start(config, args.seed, args.weights))
+        compare_weights(runner, args.densities, args.batches)
+
+
+def prepared(config: Config, model: nn.Module) -> Runner:
+    """A runner with its loaders, as a calibration pass needs it."""
     runner = make_runner(config, model)
     runner.call_hook('before_run')  # LoggerHook makes its file
     runner._train_loop = runner.build_train_loop(runner._train_loop)
-    criterion = KFAC(batches=args.batches)
+    return runner
+
+
+def without_channels(
+    runner: Runner,
+    flops: float,
+    shape: Sequence[int],
+    criterion: Criterion,
+    compensate: bool,
+) -> float:
+    """Test the network without the channels of the least scores."""
+    net = Prunable.find(runner.model, demo_runner(shape, 2), 2)
+    pruner = Pruner(net, criterion, 'none', compensate=compensate)
+    if criterion.when == 'calibration':
+        calibrate(runner, cast(Calibrated, criterion), net.units)
+    pruner.prune(lambda _: net.ratio('flops') <= flops)
+    return score(runner.test_loop.run())
+
+
+def compare_weights(
+    runner: Runner, densities: Sequence[float], batches: int
+) -> None:
+    """Print the accuracy at each density, for each score."""
+    model = runner.model
+    criterion = KFAC(batches=batches)
     calibrate(runner, criterion, UnitSpace([]))
     names = [
         f'{name}.weight'
@@ -80,7 +135,7 @@ def main() -> None:
     ]
     weights = {name: model.get_parameter(name).detach() for name in names}
     magnitude = {name: w.abs().double() for name, w in weights.items()}
-    for density in args.densities:
+    for density in densities:
         row: dict[str, Any] = dict(density=density)
         row['magnitude'] = accuracy(runner, density, magnitude)
         for damping, strength in DAMPINGS:

@@ -52,6 +52,7 @@ def test_a_table_for_each_metric(tmp_path):
             },
             experiment=name,
             seed=0,
+            widths={'first': 0.5, 'last': 1.0},
             machine=machine('cpu'),
             precision='float32',
         )
@@ -64,6 +65,7 @@ def test_a_table_for_each_metric(tmp_path):
     file = tmp_path / 'superres.jsonl'
     file.write_text('\n'.join(json.dumps(row) for row in rows))
     text = methods_report.page(file, tmp_path)
+    assert (tmp_path / 'methods_superres_widths.png').exists()
     assert (
         'The baseline comes to 33.50 dB on Set5, and to 34.00 when it is '
         'trained on.'
