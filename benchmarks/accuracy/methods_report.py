@@ -202,7 +202,7 @@ def draw(
 ) -> None:
     """A value of every layer, where the least stays of all."""
     least = min(amounts)
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout='constrained')
+    figure, axes = plt.subplots(figsize=(10, 3.6), layout='constrained')
     names: list[str] = []
     for method, runs in amounts[least].items():
         layers = runs[0][key]
@@ -213,7 +213,7 @@ def draw(
     axes.set(
         **dict(yscale='log') if key == 'density' else dict(ylim=(0, None))
     )
-    axes.legend(fontsize=7)
+    figure.legend(loc='outside right upper', fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
