@@ -11,7 +11,9 @@ from stack import require
 from mmgfp.libraries.config import load_config
 
 CONFIGS = ROOT / 'configs'
-CLASSIFIERS = ('resnet50', 'resnext50', 'mobilenet', 'regnetx', 'resnet18')
+CLASSIFIERS = (
+    *('resnet50', 'resnext50', 'mobilenet', 'regnetx', 'resnet18', 'vgg16'),
+)
 
 
 def load(name: str | Path) -> Config:
