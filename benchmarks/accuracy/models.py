@@ -26,9 +26,14 @@ class Block(BaseModule):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            # without a stride of its own: with less than eight inputs that
+            # are last in memory, oneDNN's gradient of strided 1x1
+            # convolutions writes past its memory
+            # (github.com/uxlfoundation/oneDNN/issues/6035)
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
             first = (outputs - inputs) // 2
             with torch.no_grad():
                 self.shortcut.weight.zero_()
@@ -38,7 +43,8 @@ class Block(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         out = relu(self.bn1(self.conv1(x)))
-        return relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        x = self.shortcut(x[..., :: self.stride, :: self.stride])
+        return relu(self.bn2(self.conv2(out)) + x)
 
 
 @MODELS.register_module()

@@ -49,8 +49,12 @@ input_shape = (32, 32)  # that cost is counted at
 baseline = dict(epochs=8, lr=0.1)
 prune = dict(epochs=2, lr=0.01)
 finetune = dict(epochs=2, lr=0.05)
+# with less than eight channels oneDNN's gradients of strided 1x1 convolutions
+# write past their memory (github.com/uxlfoundation/oneDNN/issues/6035)
+_more = dict(input_shape=input_shape, min_channels=8)
 experiments = {
-    name: dict(prune=dict(input_shape=input_shape))
+    name: dict(prune=_more)
     for name in _base_.experiments
     if name != 'unpruned'
 }
+del _more
