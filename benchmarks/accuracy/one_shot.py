@@ -2,8 +2,9 @@
 
 Weights are pruned at once from the baseline of methods.py: by magnitude, and
 by K-FAC with each damping. Both are repeated with the weights that stay
-compensating for those that go. The factors are measured once. Channels are
-pruned at once by L1, by K-FAC, and by K-FAC with compensation.
+compensating for those that go. The factors are measured once; then K-FAC
+prunes in steps, with factors of the network of each step. Channels are pruned
+at once by L1, by K-FAC, and by K-FAC with compensation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -68,6 +70,9 @@ def parse_args() -> argparse.Namespace:
         help='that stay when channels are pruned (0.8 0.6)',
     )
     parser.add_argument(
+        '--steps', type=int, default=5, help='0: only at once (5)'
+    )
+    parser.add_argument(
         '--batches', type=int, default=32, help='of the calibration pass (32)'
     )
     return parser.parse_args()
@@ -95,6 +100,14 @@ def main() -> None:
     if args.densities:
         runner = prepared(config, start(config, args.seed, args.weights))
         compare_weights(runner, args.densities, args.batches)
+    for density in args.densities if args.steps else ():
+        row = dict(density=density, steps=args.steps)
+        for name, compensate in (('KFAC', False), ('KFAC, compensated', True)):
+            runner = prepared(config, start(config, args.seed, args.weights))
+            row[name] = in_steps(
+                runner, density, args.steps, args.batches, compensate
+            )
+        print(json.dumps(row), flush=True)
 
 
 def prepared(config: Config, model: nn.Module) -> Runner:
@@ -121,6 +134,22 @@ def without_channels(
     return score(runner.test_loop.run())
 
 
+def in_steps(
+    runner: Runner, density: float, steps: int, batches: int, compensate: bool
+) -> float:
+    """Test the network after steps without training between them."""
+    model = runner.model
+    criterion = KFAC(batches=batches)
+    names = weight_names(model)
+    for step in range(1, steps + 1):
+        calibrate(runner, criterion, UnitSpace([]))
+        gone = lowest(criterion.elements(names), density ** (step / steps))
+        new = without(model, gone, criterion if compensate else None)
+        model.load_state_dict({**model.state_dict(), **new})
+        criterion.reset(np.ones(0, bool))
+    return score(runner.test_loop.run())
+
+
 def compare_weights(
     runner: Runner, densities: Sequence[float], batches: int
 ) -> None:
@@ -128,11 +157,7 @@ def compare_weights(
     model = runner.model
     criterion = KFAC(batches=batches)
     calibrate(runner, criterion, UnitSpace([]))
-    names = [
-        f'{name}.weight'
-        for name, layer in model.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
-    ]
+    names = weight_names(model)
     weights = {name: model.get_parameter(name).detach() for name in names}
     magnitude = {name: w.abs().double() for name, w in weights.items()}
     for density in densities:
@@ -158,16 +183,35 @@ def accuracy(
     """Test the network without the weights of the least scores."""
     model = runner.model
     before = copy.deepcopy(model.state_dict())
-    flat = torch.cat([part.flatten() for part in scores.values()])
-    bound = flat.kthvalue(round((1 - density) * len(flat))).values
-    gone = {name: part <= bound for name, part in scores.items()}
-    new = {name: model.get_parameter(name) * ~gone[name] for name in gone}
-    if compensation is not None:
-        new = compensation.compensated(gone)
+    new = without(model, lowest(scores, density), compensation)
     model.load_state_dict({**before, **new})
     found = score(runner.test_loop.run())
     model.load_state_dict(before)
     return found
+
+
+def weight_names(model: nn.Module) -> list[str]:
+    return [
+        f'{name}.weight'
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+
+
+def lowest(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+    """Which weights have the least scores of all."""
+    flat = torch.cat([part.flatten() for part in scores.values()])
+    bound = flat.kthvalue(round((1 - density) * len(flat))).values
+    return {name: part <= bound for name, part in scores.items()}
+
+
+def without(
+    model: nn.Module, gone: Mapping[str, Tensor], compensation: KFAC | None
+) -> dict[str, Tensor]:
+    """New parameters without some weights."""
+    if compensation is not None:
+        return compensation.compensated(gone)
+    return {name: model.get_parameter(name) * ~gone[name] for name in gone}
 
 
 if __name__ == '__main__':

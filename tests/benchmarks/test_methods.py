@@ -135,6 +135,7 @@ def test_page(tmp_path):
             pruned={'accuracy/top1': before},
             finetuned={'accuracy/top1': after},
             density={'backbone.conv1': 0.5, 'head.fc': 0.1},
+            widths={'backbone.conv1': 0.5},
             machine=machine('cpu'),
             precision='float32',
         )
