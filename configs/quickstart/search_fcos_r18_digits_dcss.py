@@ -8,6 +8,7 @@ searching = dict(
     type='mmgfp.SearchHook',
     search=dict(type='DCSS'),
     target=_base_.pruning.target,
+    round_to=_base_.pruning.round_to,
     finetune=_base_.pruning.finetune,
 )
 custom_hooks = [searching]

@@ -14,7 +14,7 @@ from argparse import (
 )
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from mmengine.config import Config, DictAction
@@ -32,6 +32,13 @@ class _Help(HelpFormatter):
         return super()._fill_text(text, width, indent)
 
 
+class _Parser(ArgumentParser):
+    """Names a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}; see `{self.prog} --help`\n')
+
+
 def command_parser(
     name: str, purpose: str | None, example: str
 ) -> ArgumentParser:
@@ -42,7 +49,7 @@ def command_parser(
         purpose (str, optional): Description of the command in one line.
         example (str): Valid arguments, shown as an example.
     """
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=f'mmgfp {name}',
         description=purpose,
         epilog=f'example: mmgfp {name} {example}',
@@ -72,7 +79,7 @@ def add_config_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_Settings,
+        action=Settings,
         metavar='KEY=VALUE',
         help='settings that override those of the config, such as '
         'optim_wrapper.optimizer.lr=0.01; a list is written as key="[a,b]"',
@@ -191,7 +198,7 @@ def file_to_write(*suffixes: str) -> Callable[[str], str]:
     return checked
 
 
-class _Settings(DictAction):
+class Settings(DictAction):
     """``KEY=VALUE ...``, with a clear error for other forms."""
 
     def __call__(
@@ -201,6 +208,7 @@ class _Settings(DictAction):
         values: Any,
         option_string: str | None = None,
     ) -> None:
+        """Set the values of the option; ends the program if one is none."""
         for value in values:
             if not re.match(r'[^=]+=', value):
                 parser.error(f'{option_string} {value}: expected KEY=VALUE')

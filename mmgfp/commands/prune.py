@@ -6,11 +6,12 @@ structure, a fine-tuning config and a picture of the kept channels.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import time
-from collections.abc import Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
@@ -35,17 +36,29 @@ from ..libraries.channel_groups import demo_groups
 from ..libraries.models import load_model
 from ..libraries.pipeline import input_shape
 from ..registry import CRITERIA, SEARCHES
+from ..report.table import widths_table
 from ..search.budget import Budget
 from ..search.limits import Floor
 from ..search.prunable import Prunable
 from ..search.pruner import Normalizer, Pruner
 from ..search.quotas import group_ratios
-from ..search.search import FeatureSearch, cut_to_widths
+from ..search.search import (
+    FeatureSearch,
+    Search,
+    cut_to_widths,
+    narrowest_line,
+)
 from ..slimming.checkpoint import load_plain_checkpoint
 from ..slimming.structure import KEY
 from ..tracing.finder import restrict_groups
 from .errors import errors_in_one_line
-from .options import add_shape_option, config_parser, positive, read_config
+from .options import (
+    Settings,
+    add_shape_option,
+    config_parser,
+    positive,
+    read_config,
+)
 
 OF_WEIGHTS = [
     name
@@ -60,12 +73,12 @@ AT_ONCE = [
 ]
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None) -> Namespace:
     parser = config_parser(
         'prune',
         __doc__,
         'mmgfp::quickstart/retinanet_r18_digits.py '
-        'work_dirs/quickstart/retinanet/baseline/epoch_6.pth '
+        'work_dirs/quickstart/retinanet/baseline/epoch_4.pth '
         '--criterion L1 --target flops=0.5',
     )
     parser.add_argument('checkpoint', help='checkpoint of the full model')
@@ -80,16 +93,27 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--criterion',
         default='L1',
-        choices=OF_WEIGHTS,
+        type=_criterion,
+        metavar='CRITERION',
         help='criterion that scores channels; those with the lowest scores '
-        'are removed (default: L1)',
+        f'are removed: {", ".join(OF_WEIGHTS)} (default: L1)',
     )
     parser.add_argument(
         '--search',
-        choices=AT_ONCE,
-        help='decide the widths of all groups together; the criterion says '
-        'which channels stay. ITPruner reads images of the train dataloader. '
-        'By default the channels with the lowest scores are removed in turn',
+        type=_search,
+        metavar='SEARCH',
+        help=f'{", ".join(AT_ONCE)}: decide the widths of all groups '
+        'together; the criterion says which channels stay. ITPruner reads '
+        'images of the train dataloader. By default the channels with the '
+        'lowest scores are removed in turn',
+    )
+    parser.add_argument(
+        '--search-options',
+        nargs='+',
+        action=Settings,
+        default={},
+        metavar='KEY=VALUE',
+        help='options of the search, such as images=200 for ITPruner',
     )
     parser.add_argument(
         '--normalize-by',
@@ -129,7 +153,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_ratio,
         metavar='PATTERN=RATIO',
         help='ratio of its outputs that each of these layers keeps, such as '
-        "'backbone.layer4.*=0.7'; other layers do not compete with them",
+        "'backbone.layer4.*=0.7'; other layers do not compete with them, or "
+        'share one ratio with --search Uniform',
     )
     parser.add_argument(
         '--isomorphic',
@@ -152,10 +177,44 @@ def _target(text: str) -> dict[str, float]:
             return {metric: float(share)}
         raise ValueError(metric)
     except ValueError:
-        raise argparse.ArgumentTypeError(
+        raise ArgumentTypeError(
             f'{text!r}: expected one of {", ".join(METRICS)} and the '
             'remaining ratio, such as flops=0.5'
         ) from None
+
+
+def _criterion(text: str) -> str:
+    return _one_of(
+        text,
+        OF_WEIGHTS,
+        CRITERIA.module_dict,
+        'needs training or its data: use PruningHook or SearchHook in a '
+        'config (docs/method.md)',
+    )
+
+
+def _search(text: str) -> str:
+    return _one_of(
+        text,
+        AT_ONCE,
+        SEARCHES.module_dict,
+        'learns during training: use SearchHook in a config '
+        '(docs/methods/searches.md)',
+    )
+
+
+def _one_of(
+    text: str, names: Sequence[str], registered: Collection[str], why: str
+) -> str:
+    if text in names:
+        return text
+    if text in registered:
+        raise ArgumentTypeError(f'{text} {why}')
+    near = get_close_matches(text, names, n=1)
+    hint = f'; did you mean {near[0]!r}?' if near else '.'
+    raise ArgumentTypeError(
+        f'there is no {text!r}{hint} Expected one of {", ".join(names)}'
+    )
 
 
 def _multiple(text: str) -> int | str:
@@ -167,7 +226,7 @@ def _ratio(text: str) -> tuple[str, float]:
     try:
         return pattern, float(share)
     except ValueError:
-        raise argparse.ArgumentTypeError(
+        raise ArgumentTypeError(
             f'{text!r}: expected a pattern of layer names and the remaining '
             "ratio, such as 'backbone.layer4.*=0.7'"
         ) from None
@@ -179,15 +238,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prune(args)
 
 
-def prune(args: argparse.Namespace) -> None:
+def prune(args: Namespace) -> None:
     metric, share = read_target(args.target)
     floor = read_floor(1, args.min_ratio, args.round_to)
+    search = make_search(args)
     config = read_config(args)
     loaded = load_plain_checkpoint(args.checkpoint)
     if KEY in loaded:
         raise ValueError(
             f'{args.checkpoint} is pruned already; expected the weights of '
-            'the full network'
+            'the full network. To prune it further, set it as load_from of a '
+            'config with a pruning hook'
         )
     model = load_model(config, args.checkpoint)
     shape = tuple(args.shape or input_shape(config))
@@ -196,8 +257,10 @@ def prune(args: argparse.Namespace) -> None:
         found = demo_groups(model, shape, status.update)
     groups = restrict_groups(found, ignore=args.ignore)
     net = prepare_net(model, groups, shape, None, 1, None, logger)
-    remove = search_widths if args.search else remove_least
-    remove(args, config, net, floor)
+    if search is None:
+        remove_least(args, net, floor)
+    else:
+        search_widths(args, config, net, search, floor)
     structure = net.structure(args.config, shape)
     folder = args.out or os.path.join('work_dirs', Path(args.config).stem)
     os.makedirs(folder, exist_ok=True)
@@ -225,9 +288,7 @@ def prune(args: argparse.Namespace) -> None:
     report(net, by, saved)
 
 
-def remove_least(
-    args: argparse.Namespace, config: Config, net: Prunable, floor: Floor
-) -> None:
+def remove_least(args: Namespace, net: Prunable, floor: Floor) -> None:
     """Cut the channels with the lowest scores until the target is met."""
     metric, share = read_target(args.target)
     ratios = read_ratios(dict(args.ratio))
@@ -257,30 +318,56 @@ def remove_least(
     pruner.prune(lambda count: net.ratio(metric) <= share)
 
 
-def search_widths(
-    args: argparse.Namespace, config: Config, net: Prunable, floor: Floor
-) -> None:
-    """Cut the network to the widths of a search."""
+def make_search(args: Namespace) -> Search | None:
+    """Build the search of the arguments, if there is one."""
+    settings = {**args.search_options}
+    if args.search is None:
+        if settings:
+            raise ValueError(
+                f'--search-options {settings} needs --search; expected one of '
+                f'{", ".join(AT_ONCE)}'
+            )
+        return None
+    only = 'is for pruning without a search'
+    if args.ratio and args.search == 'Uniform':
+        settings['ratios'] = read_ratios(dict(args.ratio))
+    elif args.ratio:
+        only = 'is for pruning without a search or with --search Uniform'
     for option, value in (
-        ('--ratio', args.ratio),
+        ('--ratio', args.ratio and args.search != 'Uniform'),
         ('--isomorphic', args.isomorphic),
         ('--normalize-by', args.normalize_by != 'none'),
     ):
         if value:
             raise ValueError(
-                f'{option} is for pruning without a search, but --search is '
-                f'{args.search}. Remove one of them.'
+                f'{option} {only}, but --search is {args.search}. Remove one '
+                'of them.'
             )
-    search = read_search(dict(type=args.search))
+    search = read_search({'type': args.search, **settings})
     search.criterion = read_criterion(dict(type=args.criterion))
+    return search
+
+
+def search_widths(
+    args: Namespace,
+    config: Config,
+    net: Prunable,
+    search: Search,
+    floor: Floor,
+) -> None:
+    """Cut the network to the widths of a search."""
     search.criterion.attach(net.model, net.units)
     there = np.ones(len(net.units), bool)
     scores = net.units.split(search.criterion.scores(there))
-    search.start(net, Budget(*read_target(args.target), floor), scores)
+    budget = Budget(*read_target(args.target), floor)
+    search.start(net, budget, scores)
     if isinstance(search, FeatureSearch):
         loader = train_loader(config, 0, search.batch)
+        logging.getLogger('mmgfp').info('observing features of images')
         show_features(net.model, loader, search, logging.warning)
-    cut_to_widths(net, search, scores)
+    narrowest = cut_to_widths(net, search, budget, scores)
+    if line := narrowest_line(narrowest, len(net.units.groups)):
+        logging.warning(line)
 
 
 def report(net: Prunable, by: str, saved: Sequence[str]) -> None:
@@ -296,6 +383,7 @@ def report(net: Prunable, by: str, saved: Sequence[str]) -> None:
             f'{ratios[metric]:.1%}',
         )
     console = Console()
+    console.print(widths_table(net.units.groups, net.originals))
     console.print(table)
     for path in saved:
         console.print(f'saved {path}')

@@ -105,4 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runner = RUNNERS.build(config)
         else:
             runner = Runner.from_cfg(config)
-        runner.train()
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            latest = find_latest_checkpoint(config.work_dir)
+            print_log(
+                f'interrupted in iteration {runner.iter + 1}; '
+                + (
+                    f'`--resume` continues from {latest}'
+                    if latest
+                    else f'there is no checkpoint in {config.work_dir} yet'
+                ),
+                logger='current',
+            )
+            raise

@@ -16,10 +16,16 @@ from torch import Tensor
 
 from ..libraries.models import unwrap
 from ..registry import HOOKS
+from ..report.table import render, widths_table
 from ..search.budget import Budget
 from ..search.prunable import Prunable
 from ..search.schedule import left_after
-from ..search.search import FeatureSearch, TrainedSearch, cut_to_widths
+from ..search.search import (
+    FeatureSearch,
+    TrainedSearch,
+    cut_to_widths,
+    narrowest_line,
+)
 from ..slimming.structure import KEY
 from ..utils.atomic import complete
 from ..utils.modes import buffers_kept
@@ -72,6 +78,9 @@ from .start import (
     prepare_net,
 )
 from .steps import StepGuard
+
+# a search that learns in fewer steps is warned about
+_FEW_STEPS = 100
 
 
 @HOOKS.register_module()
@@ -240,16 +249,22 @@ class SearchHook(ChannelHook):
                 'load_from is not set: widths of an untrained network are not '
                 'meaningful'
             )
+        planned = self._planned(runner)
+        if isinstance(self.search, TrainedSearch) and planned < _FEW_STEPS:
+            runner.logger.warning(
+                f'the search has only {planned} optimiser steps; expected at '
+                f'least {_FEW_STEPS}: train longer or raise search_share'
+            )
         needed = 0
         if self.search.criterion.when == 'training':
             needed = self.interval * self.steps
         needed += isinstance(self.search, TrainedSearch)
-        if needed > self._planned(runner):
+        if needed > planned:
             raise ValueError(
                 f'the search needs at least {needed} optimiser steps '
                 f'(interval={self.interval}, steps={self.steps}), but '
                 f'search_share={self.search_share} of the training has '
-                f'{self._planned(runner)}. Lower the interval or train longer.'
+                f'{planned}. Lower the interval or train longer.'
             )
 
     def _planned(self, runner: Runner) -> int:
@@ -290,6 +305,10 @@ class SearchHook(ChannelHook):
         self._start(runner)
         self.search.attach(tally.planned)
         self.search.load_state_dict(state['search'])
+        runner.logger.info(
+            f'the search continues after {tally.steps} of {tally.planned} '
+            'optimiser steps'
+        )
         if state['batches']:
             self._batches.resume(*state['batches'])
 
@@ -353,8 +372,9 @@ class SearchHook(ChannelHook):
         net, tally = self.net, self._tally
         assert net is not None
         cuts = net.masks.cuts
-        cut_to_widths(
-            *(net, self.search, self._scores, optimizers(runner)),
+        narrowest = cut_to_widths(
+            *(net, self.search, self._budget(net), self._scores),
+            optimizers(runner),
             [average.module for average in averaged_models(runner)],
             runner.iter + 1,
         )
@@ -377,6 +397,10 @@ class SearchHook(ChannelHook):
             self._score_or_wait(runner)
             return
         tally.phase = 'done'
+        table = widths_table(net.units.groups, net.originals)
+        runner.logger.info(f'channels of the groups\n{render(table)}')
+        if line := narrowest_line(narrowest, len(net.units.groups)):
+            runner.logger.warning(line)
         self._save(runner)
         self._log_next(runner, self._stem)
         self._finish(runner)
@@ -478,6 +502,7 @@ class SearchHook(ChannelHook):
                 data = dict(groups=self._names, course=course)
                 with complete(path) as partial:
                     Path(partial).write_text(json.dumps(data))
+                runner.logger.info(f'saved {path}')
             else:  # the file of an earlier run is of another search
                 path.unlink(missing_ok=True)
 

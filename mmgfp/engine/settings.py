@@ -22,12 +22,12 @@ SAVE_AT = (0.75, 0.5, 0.25)
 PRUNE_SHARE = 0.6
 
 
-def named_arguments(cls: type, last: type) -> list[str]:
+def named_arguments(cls: type, last: type = object) -> list[str]:
     """Returns the names of a class's arguments, its own first.
 
     Args:
         cls (type): A class that passes ``**kwargs`` to its bases.
-        last (type): The base that passes nothing on.
+        last (type): The base that passes nothing on. Defaults to any.
     """
     names: dict[str, None] = {}
     for base in cls.__mro__[: cls.__mro__.index(last) + 1]:
@@ -218,9 +218,27 @@ def _build(what: str, settings: Any, registry: Registry, example: str) -> Any:
     try:
         return found(**arguments)
     except TypeError as error:
+        if isinstance(found, type):
+            _explain(str(kind), arguments, named_arguments(found))
         raise ValueError(
             f'{what}={settings!r}: {in_one_line(error)}'
         ) from error
+
+
+def _explain(
+    kind: str, arguments: Mapping[str, Any], known: list[str]
+) -> None:
+    """Raise if an argument is not known, with the name that it may have."""
+    # searches differ in the name of their criterion
+    pair = {'order': 'criterion', 'criterion': 'order'}
+    for name in arguments:
+        if name not in known and pair.get(name) in known:
+            raise ValueError(
+                f'{kind} has no argument {name!r}; its criterion is named '
+                f'{pair[name]!r}'
+            )
+    unknown = {k: v for k, v in arguments.items() if k not in known}
+    refuse_unknown(kind, unknown, known)
 
 
 def read_split(split: Any) -> float | Literal['val']:

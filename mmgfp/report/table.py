@@ -89,6 +89,29 @@ def density_table(density: Mapping[str, Density]) -> Table:
     return table
 
 
+def widths_table(
+    groups: Sequence[ChannelGroup], originals: Sequence[int]
+) -> Table:
+    """Returns a table of the channels that groups keep.
+
+    Args:
+        groups (Sequence[ChannelGroup]): The prunable groups of the network.
+        originals (Sequence[int]): Units of each in the unpruned network.
+    """
+    table = Table()
+    _add_names(table, 'channel group')
+    for title in ('before', 'after', 'ratio'):
+        table.add_column(title, justify='right')
+    for group, units in zip(groups, originals):
+        table.add_row(
+            group.name,
+            f'{units * group.width:,}',
+            f'{group.channels:,}',
+            f'{group.size / units:.3f}',
+        )
+    return table
+
+
 def cost_notes(calls: Calls, flops: float) -> list[str]:
     """Returns notes on work that belongs to no weight.
 

@@ -85,8 +85,8 @@ class ITPruner:
             raise ValueError(f'beta={beta!r}: expected at least 0')
         if type(images) is not int or images < LEAST_IMAGES:
             raise ValueError(
-                f'images={images!r}: expected a whole number, at least '
-                f'{LEAST_IMAGES}'
+                f'ITPruner: images={images!r}: expected a whole number, '
+                f'at least {LEAST_IMAGES}'
             )
         if not 0 <= least <= 1:
             raise ValueError(

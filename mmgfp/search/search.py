@@ -107,24 +107,37 @@ class TrainedSearch(Search, Protocol):
 def cut_to_widths(
     net: Prunable,
     search: Search,
+    budget: Budget,
     scores: Sequence[np.ndarray],
     optimizers: Sequence[torch.optim.Optimizer] = (),
     copies: Sequence[nn.Module] = (),
     iteration: int = 0,
-) -> None:
+) -> list[str]:
     """Cut a network to the widths of a search.
 
     Args:
         net (Prunable): The network without masked units.
         search (Search): The search, started with this network.
+        budget (Budget): The budget that it was started with.
         scores (Sequence[np.ndarray]): Scores per group, (size,); the units
             with the greatest scores stay.
         optimizers (Sequence[Optimizer]): Their state is cut, too.
         copies (Sequence[nn.Module]): Copies of the network (EMA) that lose
             the same channels.
         iteration (int): Training iterations so far, for the record.
+
+    Returns:
+        list[str]: Names of the groups that lost units and have their smallest
+        width now.
     """
     widths = search.widths()
+    narrowest = [
+        group.name
+        for group, width, allowed in zip(
+            net.units.groups, widths, budget.choices(net)
+        )
+        if width == allowed[0] < allowed[-1]
+    ]
     chosen = best_units(net.units, widths, np.concatenate(scores))
     numbers = net.units.numbers
     net.history = net.history.after(
@@ -140,3 +153,20 @@ def cut_to_widths(
     net.masks.followers = [search.criterion.cut]
     net.masks.mask(chosen, optimizers, copies)
     search.criterion.reset(np.ones(len(widths), bool))
+    return narrowest
+
+
+def narrowest_line(narrowest: Sequence[str], groups: int) -> str | None:
+    """Returns a warning if a fifth of the groups has its smallest width.
+
+    Args:
+        narrowest (Sequence[str]): From :func:`cut_to_widths`.
+        groups (int): Number of all groups.
+    """
+    if 5 * len(narrowest) < groups:
+        return None
+    return (
+        f'{len(narrowest)} of {groups} groups have the smallest width that '
+        f'min_ratio, min_channels and round_to allow ({narrowest[0]}, ...): '
+        'raise min_ratio if accuracy does not recover'
+    )

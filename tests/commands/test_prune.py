@@ -77,14 +77,20 @@ def test_widths_of_a_search(trained, search):
     done = run_tool('prune.py', *arguments)
     assert done.returncode == 0, done.stderr
     assert f'pruned by {search} and L1' in done.stdout
+    assert 'channel group' in done.stdout  # the table of widths
     full = load_model(load_config(config), weights)
     slim = load_model(
         load_config(out / 'flops_0.60_finetune.py'), out / 'flops_0.60.pth'
     )
     assert 0.3 < flops(slim) / flops(full) <= 0.6
-    refused = run_tool('prune.py', *arguments, '--ratio', 'conv1=0.5')
-    assert refused.returncode == 2
-    assert '--ratio is for pruning without a search' in refused.stderr
+    given = run_tool('prune.py', *arguments, '--ratio', 'conv1=0.5')
+    if search == 'Uniform':
+        assert given.returncode == 0, given.stderr
+        structure = Structure.load(out / 'flops_0.60.json')
+        assert len(structure.keep['conv1.weight', 0]) == 6  # of 12
+    else:
+        assert given.returncode == 2
+        assert 'without a search or with --search Uniform' in given.stderr
 
 
 def test_layers_with_a_ratio_of_their_own(trained):
@@ -107,7 +113,28 @@ def test_layers_with_a_ratio_of_their_own(trained):
         (('--target', 'latency=0.5'), 'expected one of flops, params'),
         (('--target', 'flops=1.5'), 'expected a ratio between 0 and 1'),
         (('--target', 'flops=0.01'), 'cannot be reached'),
-        (('--target', 'flops=0.5', '--criterion', 'Fisher'), 'invalid choice'),
+        (('--target', 'flops=0.5', '--criterion', 'Fisher'), 'needs training'),
+        (('--target', 'flops=0.5', '--criterion', 'L3'), "mean 'L1'"),
+        (('--target', 'flops=0.5', '--search', 'DCSS'), 'use SearchHook'),
+        (('--target', 'flops=0.5', '--search', 'Unifrom'), "mean 'Uniform'"),
+        (
+            ('--target', 'flops=0.5', '--search-options', 'images=9'),
+            "{'images': 9} needs --search",
+        ),
+        (
+            (
+                *('--target', 'flops=0.5', '--search', 'ITPruner'),
+                *('--search-options', 'images=2'),
+            ),
+            'images=2: expected a whole number',
+        ),
+        (
+            (
+                *('--target', 'flops=0.5', '--search', 'ITPruner'),
+                *('--search-options', 'image=20'),
+            ),
+            "did you mean 'images'",
+        ),
         (('--target', 'flops=0.5', '--ignore', 'none'), 'none'),
         (('--target', 'flops=0.5', '--ratio', 'conv1'), "'conv1': expected a"),
         (('--target', 'flops=0.5', '--ratio', 'fc=0.5'), 'matches no layer'),
@@ -120,7 +147,8 @@ def test_bad_input(trained, options, message):
         'prune.py', config, weights, '--out', out, '--shape', *SHAPE, *options
     )
     assert done.returncode and message in done.stderr
-    assert 'Traceback' not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith('error: ')
+    assert 'Traceback' not in done.stderr and 'usage' not in done.stderr
     assert not out.exists()
 
 

@@ -411,7 +411,18 @@ def test_batches_continue_where_others_were():
             dict(search=dict(type='DCCS')),
             "no search 'DCCS'; did you mean 'DCSS'",
         ),
-        (dict(search=dict(type='DCSS', width=3)), "argument 'width'"),
+        (
+            dict(search=dict(type='DCSS', candidate=3)),
+            "no argument candidate=3; did you mean 'candidates'",
+        ),
+        (
+            dict(search=dict(type='Knapsack', order=dict(type='L1'))),
+            "Knapsack has no argument 'order'; .* named 'criterion'",
+        ),
+        (
+            dict(search=dict(type='DCSS', criterion=dict(type='L1'))),
+            "DCSS has no argument 'criterion'; .* named 'order'",
+        ),
         (
             dict(search=dict(type='DCSS', order=dict(type='L9'))),
             "no criterion 'L9'",

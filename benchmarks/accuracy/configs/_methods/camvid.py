@@ -137,4 +137,14 @@ experiments = {
     for name in _base_.experiments
     if name != 'unpruned'
 }
-del _more
+# DCSS with other settings
+_dcss = _base_.experiments['dcss_flops_0.5']['prune']
+for _name, _change in dict(
+    one_level=dict(split=0),
+    share=dict(search_share=0.6),
+    cold=dict(search=dict(_dcss['search'], temperature=0.01)),
+).items():
+    experiments[f'dcss_{_name}_flops_0.5'] = dict(
+        prune={**_dcss, **_more, **_change}
+    )
+del _more, _dcss, _name, _change

@@ -59,6 +59,7 @@ _searches = dict(
         interval=39,
     ),
 )
+_searches['dcss_share'] = dict(_searches['dcss'], search_share=0.6)
 _weights = dict(
     type='mmgfp.SparsityHook',
     after_target='train',
