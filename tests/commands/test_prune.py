@@ -114,7 +114,7 @@ def test_layers_with_a_ratio_of_their_own(trained):
         (('--target', 'flops=1.5'), 'expected a ratio between 0 and 1'),
         (('--target', 'flops=0.01'), 'cannot be reached'),
         (('--target', 'flops=0.5', '--criterion', 'Fisher'), 'needs training'),
-        (('--target', 'flops=0.5', '--criterion', 'L3'), "mean 'L1'"),
+        (('--target', 'flops=0.5', '--criterion', 'Randm'), "'Random'"),
         (('--target', 'flops=0.5', '--search', 'DCSS'), 'use SearchHook'),
         (('--target', 'flops=0.5', '--search', 'Unifrom'), "mean 'Uniform'"),
         (
