@@ -36,6 +36,9 @@ from .prunable import Prunable
 # Ratio of the learning steps after which the goal is the target itself.
 _ARRIVAL = 0.7
 
+# Ratio after which masses are at the candidates next to the expected widths.
+_SETTLED = 0.85
+
 # Ratio of the steps over which gradients are averaged.
 _WINDOW = 0.1
 
@@ -188,8 +191,29 @@ class DCSS:
         return self.temperature ** self._progress()
 
     def probabilities(self) -> Tensor:
-        """Returns (G, K) probabilities of the candidates; padded with 0."""
-        return self._probabilities
+        """Returns (G, K) probabilities of the candidates; padded with 0.
+
+        Near the end they move to the two candidates next to each expected
+        width, which stays the same: the network gets used to widths of its
+        own before it is cut.
+        """
+        late = (self._progress() - _ARRIVAL) / (_SETTLED - _ARRIVAL)
+        share = min(1.0, max(0.0, late))
+        return self._probabilities.lerp(self._next_to_expected(), share)
+
+    def _next_to_expected(self) -> Tensor:
+        """Returns those of at most two candidates, with equal means."""
+        mean = self.expected_widths()[:, None]
+        widths = self._widths.masked_fill(~self._there, math.inf)
+        last = self._there.sum(1, keepdim=True) - 1
+        upper = (widths < mean).sum(1, keepdim=True).minimum(last)
+        lower = (upper - 1).clamp(min=0)
+        low, high = widths.gather(1, lower), widths.gather(1, upper)
+        share = (mean - low) / (high - low).clamp(min=1)
+        share = share.clamp(0, 1).where(lower < upper, torch.ones_like(share))
+        found = torch.zeros_like(widths)
+        found.scatter_add_(1, lower, 1 - share)
+        return found.scatter_add_(1, upper, share)
 
     def _tail_masses(self) -> Tensor:
         """Returns (U,) the mass of the candidates that keep each unit."""
@@ -203,7 +227,7 @@ class DCSS:
 
     def expected_widths(self) -> Tensor:
         """Returns (G,) the mean number of units of each group."""
-        return (self.probabilities() * self._widths).sum(1)
+        return (self._probabilities * self._widths).sum(1)
 
     def expected_cost(self) -> float:
         """Returns the ratio of the metric at the expected widths."""

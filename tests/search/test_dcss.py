@@ -181,6 +181,40 @@ def test_the_cost_follows_its_goal():
     )
 
 
+def test_masses_settle_before_the_cut():
+    """At the end only units between two candidates are in between."""
+    net = find(chain(32, 32, 32))
+    search = learnt(net, 0.4, steps=400)
+    # what it would be without settling: several candidates of a group
+    assert ((search._probabilities > 0.01).sum(1) > 2).any()
+    masses = net.units.split(search._tail_masses().numpy())
+    expected = search.expected_widths().tolist()
+    for mass, mean, choices, score in zip(
+        masses, expected, search._table.choices, scores(net)
+    ):
+        assert mass.sum() == pytest.approx(mean)
+        inner = mass[np.argsort(-score, kind='stable')]
+        lower = choices[choices <= mean + 1e-9].max(initial=0)
+        upper = choices[choices >= mean - 1e-9].min()
+        np.testing.assert_allclose(inner[:lower], 1)
+        np.testing.assert_allclose(inner[upper:], 0)
+
+
+@pytest.mark.parametrize(
+    'done, share', [(0, 0), (70, 0), (77.5, 0.5), (90, 1)]
+)
+def test_when_masses_settle(done, share):
+    search = started(find(chain(32, 32)), candidates=4, warmup=0)
+    put(search, [0.5, 0.0, 0.0, 0.5], [0.0, 0.0, 1.0, 0.0])
+    search._done, search._steps = done, 100
+    first, second = search.probabilities().tolist()
+    # the mean of 8 and 32 is half-way between 16 and 24
+    half = share / 2
+    assert first == pytest.approx([0.5 - half, half, half, 0.5 - half])
+    assert second == pytest.approx([0, 0, 1, 0])
+    assert search.expected_widths().tolist() == pytest.approx([20, 24])
+
+
 def test_widths_of_real_gradients():
     """Two groups of the same shape, one of which is noise to the other."""
     torch.manual_seed(0)
