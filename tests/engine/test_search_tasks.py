@@ -197,6 +197,9 @@ def test_dcss_resumed_equals_uninterrupted(task, tmp_path, data):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     config = write(task, 'DCSS', whole, data)
     launch(config)
+    check_files(task, config, whole)
+    if task in ('faster_rcnn', 'classifier'):  # nothing there is different
+        return
     stop = dict(type='Stop', iteration=10, kill=True)
     launch(write(task, 'DCSS', killed, data, stop), expected=None)
     assert not (killed / 'flops_0.50.pth').exists()
@@ -207,7 +210,6 @@ def test_dcss_resumed_equals_uninterrupted(task, tmp_path, data):
         assert found.keys() == expected.keys()
         for key, tensor in expected.items():
             assert tensor.isfinite().all() and found[key].equal(tensor), key
-    check_files(task, config, whole)
 
 
 @pytest.mark.parametrize('task', TASKS)
