@@ -147,4 +147,30 @@ for _name, _change in dict(
     experiments[f'dcss_{_name}_flops_0.5'] = dict(
         prune={**_dcss, **_more, **_change}
     )
-del _more, _dcss, _name, _change
+# what DCSS finds for the backbone in cifar10_backbone.py, first seed
+_ratios = {
+    'backbone.layer1.0.conv1': 1.0,
+    'backbone.layer1.1.conv1': 0.9375,
+    'backbone.layer2.0.conv1': 1.0,
+    'backbone.layer2.0.conv2': 0.90625,
+    'backbone.layer2.1.conv1': 0.90625,
+    'backbone.layer3.0.conv1': 0.90625,
+    'backbone.layer3.0.conv2': 1.0,
+    'backbone.layer3.1.conv1': 0.90625,
+    'backbone.layer4.0.conv1': 0.5,
+    'backbone.layer4.0.conv2': 0.90625,
+    'backbone.layer4.1.conv1': 0.203125,
+    'backbone.stem.0': 1.0,
+    'backbone.stem.3': 1.0,
+    'backbone.stem.6': 1.0,
+}
+experiments['transferred_flops_0.5'] = dict(
+    prune={
+        **_dcss,
+        **_more,
+        'search': dict(
+            type='Uniform', order=dict(type='Fisher'), ratios=_ratios
+        ),
+    }
+)
+del _ratios, _more, _dcss, _name, _change
