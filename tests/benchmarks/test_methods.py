@@ -107,7 +107,13 @@ def test_a_search_on_a_segmentor(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, 'LISTS', tmp_path)
     methods.main(
         [
-            *('short', '--data-root', str(tmp_path), '--filter', 'dcss*'),
+            *(
+                'short',
+                '--data-root',
+                str(tmp_path),
+                '--filter',
+                'dcss_flops*',
+            ),
             *('--seeds', '0', '--out', str(tmp_path)),
             *('--work-dir', str(tmp_path / 'work')),
         ]
