@@ -152,7 +152,8 @@ def train_baseline(args: argparse.Namespace, folder: Path) -> Path:
         model = train(config, model, 'baseline', folder)
         metrics = test(config, model, folder)
         (metric, unit), *_ = config.metrics.items()
-        print(f'baseline: {metrics[metric]:.2f} {unit}', flush=True)
+        places = config.get('decimals', 2)
+        print(f'baseline: {metrics[metric]:.{places}f} {unit}', flush=True)
         with complete(folder / 'baseline.json') as partial:
             Path(partial).write_text(json.dumps(metrics))
         with complete(path) as partial:

@@ -214,9 +214,10 @@ def draw(
         names = [name.removeprefix('backbone.') for name in layers]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axes.set(ylabel=label, title=f'target {least:g}, first seed')
-    axes.set(
-        **dict(yscale='log') if key == 'density' else dict(ylim=(0, None))
-    )
+    if key == 'density':
+        axes.set_yscale('log')
+    else:
+        axes.set_ylim(0)
     figure.legend(loc='outside right upper', fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)

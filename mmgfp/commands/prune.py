@@ -11,7 +11,6 @@ import os
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
@@ -51,6 +50,7 @@ from ..search.search import (
 from ..slimming.checkpoint import load_plain_checkpoint
 from ..slimming.structure import KEY
 from ..tracing.finder import restrict_groups
+from ..utils.errors import did_you_mean
 from .errors import errors_in_one_line
 from .options import (
     Settings,
@@ -210,10 +210,9 @@ def _one_of(
         return text
     if text in registered:
         raise ArgumentTypeError(f'{text} {why}')
-    near = get_close_matches(text, names, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else '.'
     raise ArgumentTypeError(
-        f'there is no {text!r}{hint} Expected one of {", ".join(names)}'
+        f'there is no {text!r}{did_you_mean(text, names)} '
+        f'Expected one of {", ".join(names)}'
     )
 
 
@@ -328,21 +327,22 @@ def make_search(args: Namespace) -> Search | None:
                 f'{", ".join(AT_ONCE)}'
             )
         return None
-    only = 'is for pruning without a search'
-    if args.ratio and args.search == 'Uniform':
-        settings['ratios'] = read_ratios(dict(args.ratio))
-    elif args.ratio:
-        only = 'is for pruning without a search or with --search Uniform'
-    for option, value in (
-        ('--ratio', args.ratio and args.search != 'Uniform'),
-        ('--isomorphic', args.isomorphic),
-        ('--normalize-by', args.normalize_by != 'none'),
+    for option, value, otherwise in (
+        (
+            '--ratio',
+            args.ratio and args.search != 'Uniform',
+            ' or with --search Uniform',
+        ),
+        ('--isomorphic', args.isomorphic, ''),
+        ('--normalize-by', args.normalize_by != 'none', ''),
     ):
         if value:
             raise ValueError(
-                f'{option} {only}, but --search is {args.search}. Remove one '
-                'of them.'
+                f'{option} is for pruning without a search{otherwise}, but '
+                f'--search is {args.search}. Remove one of them.'
             )
+    if args.ratio:
+        settings['ratios'] = read_ratios(dict(args.ratio))
     search = read_search({'type': args.search, **settings})
     search.criterion = read_criterion(dict(type=args.criterion))
     return search

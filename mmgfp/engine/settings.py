@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from mmengine.registry import Registry
@@ -16,7 +15,7 @@ from ..registry import CRITERIA, SEARCHES
 from ..search.limits import Floor
 from ..search.schedule import Schedule
 from ..search.search import Search
-from ..utils.errors import in_one_line
+from ..utils.errors import did_you_mean, in_one_line
 
 SAVE_AT = (0.75, 0.5, 0.25)
 PRUNE_SHARE = 0.6
@@ -54,10 +53,9 @@ def refuse_unknown(
         ValueError: With the first such argument and its nearest match.
     """
     for name, value in unknown.items():
-        near = get_close_matches(name, known, n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else '.'
         raise ValueError(
-            f'{owner} has no argument {name}={value!r}{hint} '
+            f'{owner} has no argument {name}={value!r}'
+            f'{did_you_mean(name, known)} '
             f'Expected some of {", ".join(known)}.'
         )
 
@@ -207,10 +205,9 @@ def _build(what: str, settings: Any, registry: Registry, example: str) -> Any:
     found = registry.get(kind) if isinstance(kind, str) else kind
     if not callable(found):
         known = sorted(registry.module_dict)
-        near = get_close_matches(str(kind), known, n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else '.'
         raise ValueError(
-            f'there is no {what} {kind!r}{hint} Expected one of '
+            f'there is no {what} {kind!r}{did_you_mean(str(kind), known)} '
+            f'Expected one of '
             f'{", ".join(known)}, or one that a module in custom_imports '
             f'registers in mmgfp.registry.'
             f'{"CRITERIA" if registry is CRITERIA else "SEARCHES"}'
