@@ -1,6 +1,6 @@
 """Train, prune, fine-tune and test a small detector on digit scenes.
 
-Every stage is an ordinary command in a process of its own; a complete stage
+Every stage runs ordinary commands in processes of their own; a complete stage
 is not repeated, an interrupted one goes on where it was.
 """
 
@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -43,9 +44,7 @@ USUAL = {
     'baseline': 500,
     'prune': 130,
     'finetune': 175,
-    'test-baseline': 28,
-    'test-pruned': 24,
-    'test-finetuned': 22,
+    'test': 74,
     'measure': 36,
 }
 COSTS = ('flops', 'params', 'acts')
@@ -96,20 +95,22 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Stage:
-    """One process of the run.
+    """One step of the run.
 
     Attributes:
         name (str): A key of ``USUAL``.
-        command (tuple[str, ...]): Arguments for Python.
+        commands (tuple[tuple[str, ...], ...]): Arguments for Python, of
+            processes that run at the same time.
         inputs (tuple[Path, ...]): Files that it is made from, besides what
             the stages before left.
         output (Path): There when the stage is complete.
-        resume (tuple[str, ...]): Further arguments after an interruption.
+        resume (tuple[str, ...]): Further arguments of the only process
+            after an interruption.
         always (bool): Whether it decides itself that nothing is to do.
     """
 
     name: str
-    command: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
     inputs: tuple[Path, ...]
     output: Path
     resume: tuple[str, ...] = ()
@@ -181,7 +182,7 @@ def data_stage() -> Stage:
     out = ROOT / 'data/digits'
     return Stage(
         'data',
-        (str(script), '--out', str(out)),
+        ((str(script), '--out', str(out)),),
         (script,),
         out / 'meta.json',
         always=True,
@@ -199,7 +200,7 @@ def train_stage(
         command += [f'{key}={value}' for key, value in options.items()]
     return Stage(
         name,
-        tuple(command),
+        (tuple(command),),
         (
             ROOT / 'data/digits/meta.json',
             *with_bases(paths.baseline_config),
@@ -211,20 +212,24 @@ def train_stage(
     )
 
 
-def test_stage(network: str, paths: Paths) -> Stage:
-    config, checkpoint = paths.networks()[network]
-    folder = paths.folder / f'test-{network}'
+def test_stage(paths: Paths) -> Stage:
+    """Tests all networks; their metrics go to a folder for each."""
+    folder = paths.folder / 'test'
+    networks = paths.networks()
     return Stage(
-        folder.name,
-        (
-            'tools/test.py',
-            str(config),
-            str(checkpoint),
-            '--work-dir',
-            str(folder),
+        'test',
+        tuple(
+            (
+                'tools/test.py',
+                str(config),
+                str(checkpoint),
+                '--work-dir',
+                str(folder / name),
+            )
+            for name, (config, checkpoint) in networks.items()
         ),
-        (config,),
-        folder,
+        tuple(config for config, _ in networks.values()),
+        folder / list(networks)[-1],
     )
 
 
@@ -233,7 +238,7 @@ def measure_stage(paths: Paths) -> Stage:
     command = (str(script), '--measure', '--detector', paths.detector)
     return Stage(
         'measure',
-        (*command, '--work-dir', str(paths.folder.parent)),
+        ((*command, '--work-dir', str(paths.folder.parent)),),
         (script,),
         paths.folder / 'measure.json',
     )
@@ -299,63 +304,77 @@ class Run:
     def _execute(
         self, stage: Stage, state: dict[str, Any], file: Path
     ) -> None:
-        command = list(stage.command)
+        commands = stage.commands
         interrupted = (stage.output.parent / 'last_checkpoint').exists()
         if stage.resume and interrupted:
-            command[2:2] = stage.resume
+            (command,) = commands
+            commands = ((*command[:2], *stage.resume, *command[2:]),)
         began = time.monotonic()
         before = 0.0 if state['complete'] else state['seconds']
-        how = 'goes on' if len(command) > len(stage.command) else 'starts'
+        how = 'starts' if commands == stage.commands else 'goes on'
         if self._speed():
             how += f', about {_clock(self._left(stage))} to the end'
         self.console.print(f'[bold]{stage.name}[/]: {how}')
         state['complete'] = False
         _write_json(file, state)
         try:
-            self._process(stage, command)
+            self._process(stage, commands)
             state.update(complete=True, finished=time.time())
         finally:
             state['seconds'] = before + time.monotonic() - began
             _write_json(file, state)
 
-    def _process(self, stage: Stage, command: Sequence[str]) -> None:
+    def _process(
+        self, stage: Stage, commands: Sequence[Sequence[str]]
+    ) -> None:
         log = self.folder / f'{stage.name}.log'
         last: deque[str] = deque(maxlen=TAIL)
-        with (
-            log.open('w', encoding='utf-8') as file,
-            self.console.status(stage.name) as status,
-            subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env=_environment(),
-                # so that it stays locked while a process is left
-                pass_fds=(self._lock.fileno(),),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors='replace',
-            ) as process,
-        ):
-            assert process.stdout is not None
+        environment = _environment(len(commands))
+        processes: list[subprocess.Popen] = []
+        failed = 0
+        with ExitStack() as stack:
+            file = stack.enter_context(log.open('w', encoding='utf-8'))
+            status = stack.enter_context(self.console.status(stage.name))
+            reading, writing = os.pipe()
+            lines = stack.enter_context(
+                open(reading, encoding='utf-8', errors='replace')
+            )
             try:
-                for line in process.stdout:
+                for command in commands:
+                    process = subprocess.Popen(
+                        [sys.executable, *command],
+                        cwd=ROOT,
+                        env=environment,
+                        # so that it stays locked while a process is left
+                        pass_fds=(self._lock.fileno(),),
+                        stdout=writing,
+                        stderr=subprocess.STDOUT,
+                    )
+                    processes.append(stack.enter_context(process))
+            finally:
+                os.close(writing)
+            try:
+                for line in lines:
                     file.write(line)
                     file.flush()
                     last.append(line.rstrip())
                     self._tell(stage, line, status)
+                    if not failed and (failed := _failure(processes)):
+                        _terminate(processes)
             except BaseException:
-                process.terminate()
+                _terminate(processes)
                 raise
-        if process.returncode == 0 and stage.output.exists():
+        failed = failed or _failure(processes)
+        if not failed and stage.output.exists():
             return
         how = (
-            f'failed with exit status {process.returncode}'
-            if process.returncode
+            f'failed with exit status {failed}'
+            if failed
             else f'ended without {_short(stage.output)}'
         )
-        lines = '\n'.join(last)
+        text = '\n'.join(last)
         raise StageError(
-            f'{lines}\n\nerror: the stage {stage.name!r} {how}; above are '
+            f'{text}\n\nerror: the stage {stage.name!r} {how}; above are '
             f'the last lines of {_short(log)}'
         )
 
@@ -406,6 +425,16 @@ class Run:
         return self._iteration / USUAL_ITERATION
 
 
+def _failure(processes: Sequence[subprocess.Popen]) -> int:
+    """The first exit status that is not 0, or 0."""
+    return next(filter(None, (process.poll() for process in processes)), 0)
+
+
+def _terminate(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        process.terminate()
+
+
 def _lock(path: Path) -> IO[str]:
     file = path.open('w')
     try:
@@ -418,12 +447,13 @@ def _lock(path: Path) -> IO[str]:
     return file
 
 
-def _environment() -> dict[str, str]:
-    return {**_threads(), **os.environ, 'PYTHONUNBUFFERED': '1'}
+def _environment(processes: int) -> dict[str, str]:
+    threads = _threads(processes)
+    return {**threads, **os.environ, 'PYTHONUNBUFFERED': '1'}
 
 
-def _threads() -> dict[str, str]:
-    """As many threads as cores that nothing else uses, at least one.
+def _threads(processes: int) -> dict[str, str]:
+    """As many threads for each process as cores are free, at least one.
 
     Threads that share a core with other work wait for each other at every
     layer, and take longer than a single thread.
@@ -432,14 +462,15 @@ def _threads() -> dict[str, str]:
     process = psutil.Process()
     if hasattr(process, 'cpu_affinity'):  # not on macOS
         busy = [busy[core] for core in process.cpu_affinity()]
-    free = max(1, len(busy) - round(sum(busy) / 100))
+    free = max(1, (len(busy) - round(sum(busy) / 100)) // processes)
     policy = {} if free == len(busy) else {'OMP_WAIT_POLICY': 'PASSIVE'}
     return {'OMP_NUM_THREADS': str(free), **policy}
 
 
 def _digest(before: str, stage: Stage) -> str:
     digest = hashlib.sha256(before.encode())
-    digest.update('\0'.join(stage.command).encode())
+    for command in stage.commands:
+        digest.update('\0'.join(command).encode())
     for path in stage.inputs:
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -612,7 +643,7 @@ def summarize(paths: Paths, seconds: float) -> dict[str, Any]:
     networks = _read_json(paths.folder / 'measure.json')['networks']
     summary: dict[str, Any] = {}
     for name, row in networks.items():
-        values = mean_average_precision(paths.folder / f'test-{name}')
+        values = mean_average_precision(paths.folder / 'test' / name)
         summary[name] = {**values, **row}
     return dict(summary, seconds=round(seconds, 1))
 
@@ -724,8 +755,7 @@ def run_stages(paths: Paths, console: Console) -> None:
             'finetune', paths, paths.finetune_config, 'last_checkpoint'
         )
     )
-    for network in ('baseline', 'pruned', 'finetuned'):
-        run.run(test_stage(network, paths))
+    run.run(test_stage(paths))
     run.run(measure_stage(paths))
     report(paths, summarize(paths, run.seconds), console)
 

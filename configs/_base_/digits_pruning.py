@@ -1,7 +1,7 @@
 # How the detectors of the quickstart are pruned and fine-tuned.
 custom_imports = dict(imports=['mmgfp'], allow_failed_imports=False)
 
-finetune_epochs = 2
+finetune_epochs = 1
 pruning = dict(
     type='mmgfp.FisherPruningHook',
     target=dict(flops=0.5),

@@ -109,6 +109,47 @@ def test_depthwise_readers_keep_their_weights():
     assert not model[2].weight.equal(before[2].weight[:, kept])
 
 
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+class DoubledConv(nn.Conv2d):
+    """Its kernel is twice its weight."""
+
+    def forward(self, source: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(source, 2 * self.weight, self.bias)
+
+
+@pytest.mark.parametrize('kind', [nn.Conv2d, DoubledConv])
+def test_readers_that_compute_their_kernel_keep_their_weights(kind):
+    """The curvature is that of a kernel, not that of such a weight."""
+    torch.manual_seed(0)
+    reader = kind(6, 4, 3)
+    if kind is nn.Conv2d:
+        nn.utils.parametrize.register_parametrization(
+            reader, 'weight', Doubled()
+        )
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), reader).double()
+    x = torch.randn(40, 3, 5, 5).double()
+    before = dict(copy.deepcopy(model).named_parameters())
+    net = Prunable.find(model.eval(), lambda m: m(x), len(x))
+    criterion = KFAC(fisher='empirical')
+    pruner = Pruner(net, criterion, 'none', compensate=True)
+    with criterion.observing():
+        (model(x) ** 2).sum().div(len(x)).backward()
+        criterion.end_batch()
+    pruner.prune(lambda n: n == 3)
+    kept = net.structure().axes['0.weight', 0].keep
+    assert len(kept) == 3
+    for name, parameter in model[1].named_parameters():
+        old = before[f'1.{name}']
+        cut = old.dim() > 1 and old.shape[1] == 6
+        assert parameter.equal(old[:, kept] if cut else old)
+
+
 def test_a_run(tmp_path):
     config = make_config(tmp_path, HOOK)
     config.custom_hooks.append(dict(type='EMAHook'))

@@ -41,7 +41,7 @@ def console() -> Console:
 def stage(folder: Path, code: str = WRITE, **options):
     output = folder / 'baseline' / 'out.txt'
     return quickstart.Stage(
-        'baseline', ('-c', code, str(output)), (), output, **options
+        'baseline', (('-c', code, str(output)),), (), output, **options
     )
 
 
@@ -66,7 +66,9 @@ def test_stage_runs_again_when_its_output_is_gone(tmp_path: Path) -> None:
 def test_stages_after_one_that_ran_again_do_so_too(tmp_path: Path) -> None:
     first = stage(tmp_path)
     output = tmp_path / 'prune' / 'out.txt'
-    second = quickstart.Stage('prune', ('-c', WRITE, str(output)), (), output)
+    second = quickstart.Stage(
+        'prune', (('-c', WRITE, str(output)),), (), output
+    )
 
     def both() -> list[bool]:
         out = console()
@@ -101,6 +103,38 @@ def test_failing_stage_shows_the_end_of_its_log(tmp_path: Path) -> None:
     # and it is not taken for complete afterwards
     with pytest.raises(quickstart.StageError):
         run(tmp_path, stage(tmp_path, code))
+
+
+WAIT = """
+import sys, pathlib, time
+there = pathlib.Path(sys.argv[1])
+there.with_name(sys.argv[2]).write_text('')
+while not there.with_name(sys.argv[3]).exists():
+    time.sleep(0.01)
+print(sys.argv[2])
+"""
+
+
+def test_processes_of_a_stage_run_at_the_same_time(tmp_path: Path) -> None:
+    """Each waits for a file of the other."""
+    output = tmp_path / 'a'
+    commands = tuple(
+        ('-c', WAIT, str(output), *names) for names in ('ab', 'ba')
+    )
+    run(tmp_path, quickstart.Stage('test', commands, (), output))
+    log = (tmp_path / 'stages/test.log').read_text()
+    assert sorted(log.split()) == ['a', 'b']
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path: Path) -> None:
+    output = tmp_path / 'a'
+    fails = 'raise SystemExit("no memory left")'
+    waits = ('-c', WAIT, str(output), 'a', 'never')
+    commands = (waits, ('-c', fails))
+    with pytest.raises(quickstart.StageError) as error:
+        run(tmp_path, quickstart.Stage('test', commands, (), output))
+    assert 'no memory left' in str(error.value)
+    assert 'status 1' in str(error.value)
 
 
 def test_stage_without_its_output_has_failed(tmp_path: Path) -> None:
@@ -195,18 +229,21 @@ def test_a_config_and_what_it_is_based_on() -> None:
 
 
 @pytest.mark.parametrize(
-    'busy, expected',
+    'busy, processes, threads',
     [
-        ([2.0, 6.0], {'OMP_NUM_THREADS': '2'}),
-        ([95.0, 20.0], {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}),
-        ([99.0, 99.0], {'OMP_NUM_THREADS': '1', 'OMP_WAIT_POLICY': 'PASSIVE'}),
+        ([2.0, 6.0], 1, 2),
+        ([95.0, 20.0], 1, 1),
+        ([99.0, 99.0], 1, 1),
         # only the first two cores may be used
-        ([2.0, 6.0, 99.0, 99.0], {'OMP_NUM_THREADS': '2'}),
+        ([2.0, 6.0, 99.0, 99.0], 1, 2),
+        ([2.0, 6.0], 3, 1),
     ],
 )
-def test_as_many_threads_as_free_cores(monkeypatch, busy, expected):
+def test_as_many_threads_as_free_cores(monkeypatch, busy, processes, threads):
     import psutil
 
     monkeypatch.setattr(psutil, 'cpu_percent', lambda *_, percpu: busy)
     monkeypatch.setattr(psutil.Process, 'cpu_affinity', lambda self: [0, 1])
-    assert quickstart._threads() == expected
+    policy = {} if threads == 2 else {'OMP_WAIT_POLICY': 'PASSIVE'}
+    found = quickstart._threads(processes)
+    assert found == {'OMP_NUM_THREADS': str(threads), **policy}
