@@ -113,10 +113,11 @@ def page(file: Path, out: Path) -> list[str]:
         'Cells are before and after fine-tuning; with several seeds the mean,',
         'then each seed after fine-tuning.',
     ]
+    first = results[0]['baseline']
     for kind, amounts in found.items():
         for metric, unit in config.metrics.items():
             text += ['', f'## {TITLES[kind]}: {unit}', '']
-            text += table(amounts, metric, places)
+            text += table(amounts, metric, places, first)
     for kind, amounts in found.items():
         key, label = FIGURES[kind]
         picture = f'methods_{file.stem}_{key}.png'
@@ -128,9 +129,19 @@ def page(file: Path, out: Path) -> list[str]:
         *config.commands.strip().splitlines(),
         '```',
         '',
-        f'In {results[-1]["precision"]}. {with_what(results[-1]["machine"])}',
+        *machines(results),
     ]
     return text
+
+
+def machines(results: Runs) -> list[str]:
+    """What the results were made with, a line for each precision."""
+    last = {run['precision']: run['machine'] for run in results}
+    lines = [
+        f'In {name} on {of["device"]}: {with_what(of)}'
+        for name, of in last.items()
+    ]
+    return '\n\n'.join(lines).splitlines()
 
 
 def parts(experiment: str) -> tuple[str, str, float]:
@@ -145,14 +156,19 @@ def parts(experiment: str) -> tuple[str, str, float]:
 def begin(
     metric: str, unit: str, results: Runs, plain: Runs, places: int
 ) -> str:
-    """What the baseline comes to, also if it is not pruned."""
-    baseline = f'{results[0]["baseline"][metric]:.{places}f}'
-    trained_on = (
-        f', and to {mean(plain, metric):.{places}f} when it is trained on'
-        if plain
-        else ''
-    )
-    return f'The baseline comes to {baseline} {unit}{trained_on}.'
+    """What the baselines come to, also if the first is not pruned."""
+    of = {run['baseline'][metric]: run['precision'] for run in results}
+    first, *others = of
+    words = f'The baseline comes to {first:.{places}f} {unit}'
+    if plain:
+        trained = f'{mean(plain, metric):.{places}f}'
+        words += f', and to {trained} when it is trained on'
+    for value in others:
+        words += (
+            f'; one that was trained in {of[value]} comes to '
+            f'*{value:.{places}f}*, results from it are in italics'
+        )
+    return f'{words}.'
 
 
 def mean(runs: Runs, metric: str, phase: str = 'finetuned') -> float:
@@ -160,9 +176,15 @@ def mean(runs: Runs, metric: str, phase: str = 'finetuned') -> float:
 
 
 def table(
-    amounts: Mapping[float, Mapping[str, Runs]], metric: str, places: int
+    amounts: Mapping[float, Mapping[str, Runs]],
+    metric: str,
+    places: int,
+    first: Mapping[str, float],
 ) -> list[str]:
-    """Methods in rows, the best last column first; amounts in columns."""
+    """Methods in rows, the best last column first; amounts in columns.
+
+    Results from a baseline other than the first are in italics.
+    """
     columns = sorted(amounts, reverse=True)
     methods = {method for runs in amounts.values() for method in runs}
     order = sorted(
@@ -178,24 +200,28 @@ def table(
     ]
     for method in order:
         cells = [
-            cell(amounts[column].get(method, ()), metric, places)
+            cell(amounts[column].get(method, ()), metric, places, first)
             for column in columns
         ]
         lines.append(f'| {NAMES[method]} | {" | ".join(cells)} |')
     return lines
 
 
-def cell(runs: Runs, metric: str, places: int) -> str:
+def cell(
+    runs: Runs, metric: str, places: int, first: Mapping[str, float]
+) -> str:
     if not runs:
         return ''
     before, after = (mean(runs, metric, p) for p in ('pruned', 'finetuned'))
     words = f'{before:.{places}f} -> {after:.{places}f}'
-    if len(runs) > 1:
-        each = ', '.join(
-            f'{run["finetuned"][metric]:.{places}f}' for run in runs
-        )
-        words += f' ({each})'
-    return words
+    marks = ['' if run['baseline'] == first else '*' for run in runs]
+    if len(runs) == 1:
+        return f'{marks[0]}{words}{marks[0]}'
+    each = ', '.join(
+        f'{mark}{run["finetuned"][metric]:.{places}f}{mark}'
+        for run, mark in zip(runs, marks)
+    )
+    return f'{words} ({each})'
 
 
 def draw(

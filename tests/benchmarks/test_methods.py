@@ -57,10 +57,16 @@ def test_a_table_for_each_metric(tmp_path):
             precision='float32',
         )
 
+    other = dict(
+        result('uniform_flops_0.5', 29, 32.25),
+        baseline={'psnr/set14': 29.0, 'psnr/set5': 33.0},
+        precision='bfloat16',
+    )
     rows = [
         result('unpruned', 33.5, 34),
         result('fisher_flops_flops_0.5', 31, 33),
         result('uniform_flops_0.5', 30, 33.25),
+        other,
     ]
     file = tmp_path / 'superres.jsonl'
     file.write_text('\n'.join(json.dumps(row) for row in rows))
@@ -68,17 +74,24 @@ def test_a_table_for_each_metric(tmp_path):
     assert (tmp_path / 'methods_superres_widths.png').exists()
     assert (
         'The baseline comes to 33.50 dB on Set5, and to 34.00 when it is '
-        'trained on.'
+        'trained on; one that was trained in bfloat16 comes to *33.00*, '
+        'results from it are in italics.'
     ) in text
+    assert [line[:12] for line in text[-3::2]] == [
+        'In float32 o',
+        'In bfloat16 ',
+    ]
     large, small = (
         text.index(f'## Channels, with a ratio of the flops: dB on {name}')
         for name in ('Set14', 'Set5')
     )
-    rows = '| uniform widths, L1 |', '| Fisher per multiply-accumulate |'
     for start, less in ((large, 4), (small, 0)):
+        mean, first, second = 32.75 - less, 33.25 - less, 32.25 - less
         assert text[start + 4 : start + 6] == [
-            f'{rows[0]} {30 - less:.2f} -> {33.25 - less:.2f} |',
-            f'{rows[1]} {31 - less:.2f} -> {33 - less:.2f} |',
+            f'| Fisher per multiply-accumulate | {31 - less:.2f} -> '
+            f'{33 - less:.2f} |',
+            f'| uniform widths, L1 | {29.5 - less:.2f} -> {mean:.2f} '
+            f'({first:.2f}, *{second:.2f}*) |',
         ]
 
 
