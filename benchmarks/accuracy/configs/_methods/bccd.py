@@ -43,4 +43,4 @@ experiments = {
     f'{_name}_flops_0.5': dict(prune={**_channels, **_more})
     for _name, _more in _each.items()
 }
-del _channels, _nap, _each, _name, _more
+del _channels, _nap, _each

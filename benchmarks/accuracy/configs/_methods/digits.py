@@ -2,7 +2,7 @@
 _base_ = ['../../../../configs/quickstart/retinanet_r18_digits.py', '_half.py']
 title = 'RetinaNet on scenes of digits'
 about = """
-The detector of the [quickstart](../quickstart.md) and its schedule: four
+The detector of the [quickstart](../quickstart.md), trained as there for four
 epochs from random weights, of 250 iterations with eight scenes. Channels are
 pruned to half of the flops during one epoch and fine-tuned for two. Single
 weights are pruned at once and fine-tuned for two.
