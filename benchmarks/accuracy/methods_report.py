@@ -48,6 +48,7 @@ NAMES = {
     'nap_compensate': 'NAP, compensate=True',
     'magnitude_steps': 'magnitude, in four steps',
     'nap_steps': 'NAP, in four steps',
+    'nap_compensate_steps': 'NAP, compensate=True, in four steps',
     'nap_layer_norm': "NAP, layer_norm='sum'",
     'nap_empirical': "NAP, fisher='empirical'",
     'nap_identity': "NAP, damping='identity'",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import read
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseModule
@@ -136,7 +135,7 @@ class ReducedPictures(BaseDataset):
                     f'*.png; expected --data-root with the folder {folder!r}'
                 )
             for path in paths:
-                large = read(path)[..., ::-1]
+                large = np.asarray(Image.open(path).convert('RGB'))
                 h, w = (n - n % self._scale for n in large.shape[:2])
                 large = np.ascontiguousarray(large[:h, :w])
                 small = reduced(large, self._scale)

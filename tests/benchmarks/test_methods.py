@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def test_a_table_for_each_metric(tmp_path):
             f'| uniform widths, L1 | {29.5 - less:.2f} -> {mean:.2f} '
             f'({first:.2f}, *{second:.2f}*) |',
         ]
+
+
+def test_super_resolution_needs_mmengine_only():
+    hidden = ('mmdet', 'mmpretrain', 'mmcls', 'mmseg', 'mmpose')
+    code = (
+        f'import sys; sys.modules.update(dict.fromkeys({hidden}))\n'
+        f'sys.path.insert(0, {str(HARNESS)!r}); import superres'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_a_search_on_a_segmentor(tmp_path, monkeypatch):

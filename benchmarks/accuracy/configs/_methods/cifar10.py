@@ -87,7 +87,7 @@ for _density in (0.5, 0.2, 0.1, 0.05):
         _hook = {**_weights, **_more, 'density': _density}
         experiments[f'{_name}_density_{_density}'] = dict(finetune=_hook)
 for _density in (0.1, 0.05):  # in four steps of training
-    for _name in ('magnitude', 'nap'):
+    for _name in _elements:
         _hook = {**_weights, **_elements[_name], 'density': _density}
         _hook.update(steps=4, interval=90)
         experiments[f'{_name}_steps_density_{_density}'] = dict(
