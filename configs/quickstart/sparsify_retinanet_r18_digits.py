@@ -3,12 +3,18 @@ _base_ = ['./retinanet_r18_digits.py', '../_base_/digits_pruning.py']
 
 load_from = 'work_dirs/quickstart/retinanet/baseline/epoch_4.pth'
 
+max_epochs = 1
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+optim_wrapper = dict(optimizer=dict(lr=3e-4))
 param_scheduler = []
 
-pruning = dict(
-    _delete_=True,
+sparsity = dict(
     type='mmgfp.SparsityHook',
     density=0.2,
+    criterion=dict(type='KFAC', batches=16),
+    steps=4,
+    interval=60,
+    after_target='train',
     finetune=_base_.pruning.finetune,
 )
-custom_hooks = [pruning]
+custom_hooks = [sparsity]

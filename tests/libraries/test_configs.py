@@ -143,6 +143,9 @@ def test_loads(path):
     config = load(path)
     assert config.filename == str(path)
     assert 'type' in config.model
+    for hook in config.get('custom_hooks', ()):
+        if hook['type'].startswith('mmgfp.'):
+            HOOKS.build(hook)  # its arguments are valid
 
 
 def test_every_model_has_its_four_configs():

@@ -5,7 +5,8 @@ about = """
 The detector of the [quickstart](../quickstart.md), trained as there for four
 epochs from random weights, of 250 iterations with eight scenes. Channels are
 pruned to half of the flops during one epoch and fine-tuned for two. Single
-weights are pruned at once and fine-tuned for two.
+weights are pruned at once and fine-tuned for two, or in four steps during the
+epoch before.
 """
 commands = """
 python tools/make_digits.py --out DATA/digits
@@ -53,7 +54,13 @@ for _name, _criterion in (
     ('magnitude', dict(type='Magnitude')),
     ('nap', dict(type='KFAC', batches=16)),
 ):
-    experiments[f'{_name}_density_0.2'] = dict(
-        finetune=dict(_weights, criterion=_criterion)
+    _hook = dict(_weights, criterion=_criterion)
+    experiments[f'{_name}_density_0.2'] = dict(finetune=_hook)
+    experiments[f'{_name}_steps_density_0.2'] = dict(
+        prune=dict(_hook, steps=4, interval=60),
+        finetune=dict(
+            type='mmgfp.StructureHook',
+            structure='{out}/prune/density_0.20.json',
+        ),
     )
-del _each, _common, _weights, _name, _criterion
+del _each, _common, _weights, _hook, _name, _criterion
