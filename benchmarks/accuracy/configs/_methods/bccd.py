@@ -30,12 +30,12 @@ _channels = dict(
     min_channels=8,
     normalize_by='none',
 )
-_nap = dict(type='KFAC', batches=8)
+_nap = dict(type='KFAC', batches=4)
 _each = dict(
     fisher_acts=dict(interval=5, normalize_by='acts'),
-    nap_sum=dict(interval=39, criterion=_nap),
+    nap_sum=dict(interval=12, criterion=_nap),
     fisher=dict(interval=5),
-    nap_block=dict(interval=39, criterion=dict(_nap, aggregate='block')),
+    nap_block=dict(interval=12, criterion=dict(_nap, aggregate='block')),
 )
 # name -> phase -> hook
 pruning = None

@@ -31,15 +31,15 @@ _channels = dict(
     save_at=(),
     normalize_by='none',
 )
-_nap = dict(type='KFAC', batches=32)
+_nap = dict(type='KFAC', batches=16)
 _each = dict(
     fisher=dict(interval=10),
     fisher_acts=dict(interval=10, normalize_by='acts'),
     taylor=dict(interval=10, criterion=dict(type='Taylor')),
     l1=dict(interval=10, criterion=dict(type='L1')),
-    nap_sum=dict(interval=78, criterion=_nap),
-    nap_compensate=dict(interval=78, criterion=_nap, compensate=True),
-    nap_block=dict(interval=78, criterion=dict(_nap, aggregate='block')),
+    nap_sum=dict(interval=39, criterion=_nap),
+    nap_compensate=dict(interval=39, criterion=_nap, compensate=True),
+    nap_block=dict(interval=39, criterion=dict(_nap, aggregate='block')),
 )
 _widths = dict(
     type='mmgfp.SearchHook',
