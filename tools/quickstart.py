@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 import psutil
@@ -331,7 +332,14 @@ class Run:
         last: deque[str] = deque(maxlen=TAIL)
         environment = _environment(len(commands))
         processes: list[subprocess.Popen] = []
-        failed = 0
+        watchers: list[Thread] = []
+        failed: list[int] = []  # exit statuses in order of time
+
+        def watch(process: subprocess.Popen) -> None:
+            if code := process.wait():
+                failed.append(code)
+                _terminate(processes)  # what they do is of no use
+
         with ExitStack() as stack:
             file = stack.enter_context(log.open('w', encoding='utf-8'))
             status = stack.enter_context(self.console.status(stage.name))
@@ -351,6 +359,9 @@ class Run:
                         stderr=subprocess.STDOUT,
                     )
                     processes.append(stack.enter_context(process))
+                for process in processes:
+                    watchers.append(Thread(target=watch, args=(process,)))
+                    watchers[-1].start()
             finally:
                 os.close(writing)
             try:
@@ -359,16 +370,15 @@ class Run:
                     file.flush()
                     last.append(line.rstrip())
                     self._tell(stage, line, status)
-                    if not failed and (failed := _failure(processes)):
-                        _terminate(processes)
             except BaseException:
                 _terminate(processes)
                 raise
-        failed = failed or _failure(processes)
+        for watcher in watchers:
+            watcher.join()
         if not failed and stage.output.exists():
             return
         how = (
-            f'failed with exit status {failed}'
+            f'failed with exit status {failed[0]}'
             if failed
             else f'ended without {_short(stage.output)}'
         )
@@ -423,11 +433,6 @@ class Run:
         if self._usual > 60:
             return self.seconds / self._usual
         return self._iteration / USUAL_ITERATION
-
-
-def _failure(processes: Sequence[subprocess.Popen]) -> int:
-    """The first exit status that is not 0, or 0."""
-    return next(filter(None, (process.poll() for process in processes)), 0)
 
 
 def _terminate(processes: Sequence[subprocess.Popen]) -> None:

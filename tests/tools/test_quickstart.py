@@ -128,7 +128,11 @@ def test_processes_of_a_stage_run_at_the_same_time(tmp_path: Path) -> None:
 
 def test_a_process_that_fails_ends_the_others(tmp_path: Path) -> None:
     output = tmp_path / 'a'
-    fails = 'raise SystemExit("no memory left")'
+    # its last line comes long before it ends
+    fails = (
+        'import sys, time; print("no memory left", flush=True); '
+        'time.sleep(0.5); sys.exit(1)'
+    )
     waits = ('-c', WAIT, str(output), 'a', 'never')
     commands = (waits, ('-c', fails))
     with pytest.raises(quickstart.StageError) as error:
