@@ -86,7 +86,7 @@ for _density in (0.5, 0.2, 0.1, 0.05):
     for _name, _more in _elements.items():
         _hook = {**_weights, **_more, 'density': _density}
         experiments[f'{_name}_density_{_density}'] = dict(finetune=_hook)
-for _density in (0.1, 0.05):  # in four steps of training
+for _density in (0.2, 0.1, 0.05):  # in four steps of training
     for _name in _elements:
         _hook = {**_weights, **_elements[_name], 'density': _density}
         _hook.update(steps=4, interval=90)
