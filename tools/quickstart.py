@@ -44,7 +44,7 @@ USUAL = {
     'data': 33,
     'baseline': 500,
     'prune': 130,
-    'finetune': 175,
+    'finetune': 95,
     'test': 74,
     'measure': 36,
 }

@@ -111,8 +111,8 @@ def page(file: Path, out: Path) -> list[str]:
             begin(m, unit, results, plain, places)
             for m, unit in config.metrics.items()
         ),
-        'Cells are before and after fine-tuning; with several seeds the mean,',
-        'then each seed after fine-tuning.',
+        'Cells are before and after fine-tuning; with several seeds of a',
+        'baseline the mean, then each seed after fine-tuning.',
     ]
     first = results[0]['baseline']
     for kind, amounts in found.items():
@@ -211,18 +211,24 @@ def table(
 def cell(
     runs: Runs, metric: str, places: int, first: Mapping[str, float]
 ) -> str:
-    if not runs:
-        return ''
+    """Results from each baseline, those from others than the first marked."""
+    own = [run for run in runs if run['baseline'] == first]
+    others = [run for run in runs if run['baseline'] != first]
+    words = [numbers(own, metric, places)] if own else []
+    words += [f'*{numbers(others, metric, places)}*'] if others else []
+    return '; '.join(words)
+
+
+def numbers(runs: Runs, metric: str, places: int) -> str:
+    """Before and after fine-tuning; with several seeds each of them, too."""
     before, after = (mean(runs, metric, p) for p in ('pruned', 'finetuned'))
     words = f'{before:.{places}f} -> {after:.{places}f}'
-    marks = ['' if run['baseline'] == first else '*' for run in runs]
-    if len(runs) == 1:
-        return f'{marks[0]}{words}{marks[0]}'
-    each = ', '.join(
-        f'{mark}{run["finetuned"][metric]:.{places}f}{mark}'
-        for run, mark in zip(runs, marks)
-    )
-    return f'{words} ({each})'
+    if len(runs) > 1:
+        each = ', '.join(
+            f'{run["finetuned"][metric]:.{places}f}' for run in runs
+        )
+        words += f' ({each})'
+    return words
 
 
 def draw(

@@ -89,14 +89,8 @@ def test_least_squares(kind):
     torch.testing.assert_close(average[0].weight, before[0].weight[kept] + 0.5)
 
 
-def test_depthwise_readers_keep_their_weights():
-    """Their channels are pruned; those that stay read nothing else."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1)
-    ).double()
-    x = torch.randn(40, 3, 5, 5).double()
-    before = copy.deepcopy(model)
+def without_three(model: nn.Module, x: torch.Tensor) -> np.ndarray:
+    """Prunes three channels, compensated; the kept ones of layer 0."""
     net = Prunable.find(model.eval(), lambda m: m(x), len(x))
     criterion = KFAC(fisher='empirical')
     pruner = Pruner(net, criterion, 'none', compensate=True)
@@ -105,6 +99,18 @@ def test_depthwise_readers_keep_their_weights():
         criterion.end_batch()
     pruner.prune(lambda n: n == 3)
     kept = net.structure().axes['0.weight', 0].keep
+    return kept
+
+
+def test_depthwise_readers_keep_their_weights():
+    """Their channels are pruned; those that stay read nothing else."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1)
+    ).double()
+    x = torch.randn(40, 3, 5, 5).double()
+    before = copy.deepcopy(model)
+    kept = without_three(model, x)
     assert model[1].weight.equal(before[1].weight[kept])
     assert not model[2].weight.equal(before[2].weight[:, kept])
 
@@ -135,14 +141,7 @@ def test_readers_that_compute_their_kernel_keep_their_weights(kind):
     model = nn.Sequential(nn.Conv2d(3, 6, 1), reader).double()
     x = torch.randn(40, 3, 5, 5).double()
     before = dict(copy.deepcopy(model).named_parameters())
-    net = Prunable.find(model.eval(), lambda m: m(x), len(x))
-    criterion = KFAC(fisher='empirical')
-    pruner = Pruner(net, criterion, 'none', compensate=True)
-    with criterion.observing():
-        (model(x) ** 2).sum().div(len(x)).backward()
-        criterion.end_batch()
-    pruner.prune(lambda n: n == 3)
-    kept = net.structure().axes['0.weight', 0].keep
+    kept = without_three(model, x)
     assert len(kept) == 3
     for name, parameter in model[1].named_parameters():
         old = before[f'1.{name}']
