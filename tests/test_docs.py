@@ -59,6 +59,10 @@ def options(tool: str, *subcommand: str) -> set[str]:
 
 
 @pytest.mark.parametrize('page', PAGES, ids=names(PAGES))
+def test_readme_is_short():
+    assert len((ROOT / 'README.md').read_bytes()) <= 10_000
+
+
 def test_links(page):
     text = page.read_text(encoding='utf-8')
     for target, anchor in LINK.findall(text):

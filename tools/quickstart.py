@@ -1,7 +1,7 @@
 """Train, prune, fine-tune and test a small detector on digit scenes.
 
 Every stage runs ordinary commands in processes of their own; a complete stage
-is not repeated, an interrupted one goes on where it was.
+is not repeated, an interrupted one resumes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DETECTORS = ('retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn')
 RATIO = 'flops_0.50'  # name of what pruning saves at the target
 
-# Seconds on one core, from which the time left is told: scaled by a measured
-# iteration of the baseline, later by what the stages so far took, and replaced
-# by what a running stage says of itself.
+# Seconds on one core, from which the remaining time is estimated: scaled by a
+# measured iteration of the baseline, later by the time of completed stages,
+# and replaced by the estimate in the log of a running stage.
 USUAL_ITERATION = 0.50  # of the baseline
 USUAL = {
     'data': 33,
@@ -253,7 +253,7 @@ class StageError(Exception):
 
 
 class Run:
-    """Runs stages, skips complete ones, tells the time left.
+    """Runs stages, skips complete ones, reports the remaining time.
 
     Args:
         folder (Path): For logs and for what is known of each stage.
@@ -269,7 +269,7 @@ class Run:
         self.seconds = 0.0  # that the stages took, in earlier runs too
         self._usual = 0.0  # that they usually take
         self._key = ''  # of what everything so far was made from
-        self._eta = 0.0  # of the stage that runs, as it says
+        self._eta = 0.0  # of the stage that runs, from its log
         self._iteration = 0.0  # seconds of one of the baseline, measured
         self._twentieths = 20  # of flops that are left
         folder.mkdir(parents=True, exist_ok=True)
@@ -389,7 +389,7 @@ class Run:
         )
 
     def _tell(self, stage: Stage, line: str, status: Status) -> None:
-        """Show what matters in a line of the log."""
+        """Print the progress in a line of the log."""
         if found := TRAINED.search(line):
             self._eta = _seconds(found['eta'])
             if stage.name == 'baseline' and not self._iteration:
@@ -446,7 +446,7 @@ def _lock(path: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StageError(
-            f'error: another run is at work in {_short(path.parent.parent)}: '
+            f'error: another run uses {_short(path.parent.parent)}: '
             'wait for it, end it, or choose another --work-dir'
         ) from None
     return file
@@ -778,7 +778,7 @@ def main() -> int:
         console.print(str(error), markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
-        console.print('interrupted; the same command goes on from here')
+        console.print('interrupted; run the same command to resume')
         return 130
     return 0
 

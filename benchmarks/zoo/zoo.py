@@ -466,7 +466,7 @@ def main() -> int:
         try:
             sweep.run(missing, console)
         except KeyboardInterrupt:
-            console.print('interrupted; the same command goes on from here')
+            console.print('interrupted; run the same command to resume')
             return 130
         finally:
             write_report(args.out, sweep.versions)

@@ -14,7 +14,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # changes nothing, but tells tools the size of the images
+    # changes nothing; tools read the image size here
     dict(type='Resize', scale=32),
     dict(type='PackInputs'),
 ]

@@ -11,7 +11,7 @@ default_hooks = dict(
     logger=dict(interval=25), checkpoint=dict(max_keep_ckpts=1)
 )
 
-# Boxes, a few per digit, that the second stage looks at.
+# Proposals for the second stage, a few per digit.
 proposals = dict(nms_pre=256, max_per_img=100)
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[64.0] * 3),

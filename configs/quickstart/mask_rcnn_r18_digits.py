@@ -1,5 +1,5 @@
 # A Mask R-CNN that trains from random weights in minutes on two cores: the
-# Faster R-CNN with a head that draws what the boxes hold.
+# Faster R-CNN with a mask head.
 _base_ = './faster_rcnn_r18_digits.py'
 
 train_pipeline = [

@@ -44,8 +44,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs='+',
         choices=BACKENDS,
         default=['eager'],
-        help='what runs the networks: PyTorch (eager), torch.compile or ONNX '
-        'Runtime (default: eager)',
+        help='backend that runs the networks: PyTorch (eager), torch.compile '
+        'or ONNX Runtime (default: eager)',
     )
     parser.add_argument(
         '--batch',

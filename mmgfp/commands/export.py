@@ -327,7 +327,10 @@ def describe_check(found: Agreement, source: str, half: bool) -> None:
             f'{allowed.pixels:g})'
         )
     elif not found.relative:
-        print('  neither found a box, so the comparison is weak')
+        print(
+            '  neither PyTorch nor ONNX Runtime found a box: scores and '
+            'corners were not compared'
+        )
 
 
 def to_plain(

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -60,17 +60,23 @@ from .options import (
     read_config,
 )
 
-OF_WEIGHTS = [
-    name
-    for name, kind in sorted(CRITERIA.module_dict.items())
-    if kind.when == 'weights'
-]
 
-AT_ONCE = [
-    name
-    for name, kind in sorted(SEARCHES.module_dict.items())
-    if not hasattr(kind, 'step')  # trained searches have this method
-]
+def of_weights() -> list[str]:
+    """Returns the names of the criteria that need no data."""
+    return [
+        name
+        for name, kind in sorted(CRITERIA.module_dict.items())
+        if kind.when == 'weights'
+    ]
+
+
+def at_once() -> list[str]:
+    """Returns the names of the searches that need no training."""
+    return [
+        name
+        for name, kind in sorted(SEARCHES.module_dict.items())
+        if not hasattr(kind, 'step')  # trained searches have this method
+    ]
 
 
 def parse_args(arguments: Sequence[str] | None) -> Namespace:
@@ -93,16 +99,14 @@ def parse_args(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument(
         '--criterion',
         default='L1',
-        type=_criterion,
         metavar='CRITERION',
         help='criterion that scores channels; those with the lowest scores '
-        f'are removed: {", ".join(OF_WEIGHTS)} (default: L1)',
+        f'are removed: {", ".join(of_weights())} (default: L1)',
     )
     parser.add_argument(
         '--search',
-        type=_search,
         metavar='SEARCH',
-        help=f'{", ".join(AT_ONCE)}: decide the widths of all groups '
+        help=f'{", ".join(at_once())}: decide the widths of all groups '
         'together; the criterion says which channels stay. ITPruner reads '
         'images of the train dataloader. By default the channels with the '
         'lowest scores are removed in turn',
@@ -183,37 +187,39 @@ def _target(text: str) -> dict[str, float]:
         ) from None
 
 
-def _criterion(text: str) -> str:
-    return _one_of(
-        text,
-        OF_WEIGHTS,
-        CRITERIA.module_dict,
-        'needs training or its data: use PruningHook or SearchHook in a '
-        'config (docs/method.md)',
-    )
+def check_names(args: Namespace) -> None:
+    """Check criterion and search, also those that the config imports.
 
-
-def _search(text: str) -> str:
-    return _one_of(
-        text,
-        AT_ONCE,
-        SEARCHES.module_dict,
-        'learns during training: use SearchHook in a config '
-        '(docs/methods/searches.md)',
-    )
-
-
-def _one_of(
-    text: str, names: Sequence[str], registered: Collection[str], why: str
-) -> str:
-    if text in names:
-        return text
-    if text in registered:
-        raise ArgumentTypeError(f'{text} {why}')
-    raise ArgumentTypeError(
-        f'there is no {text!r}{did_you_mean(text, names)} '
-        f'Expected one of {", ".join(names)}'
-    )
+    Raises:
+        ValueError: If there is none of that name, or if it needs training.
+    """
+    for option, name, names, registry, why in (
+        (
+            '--criterion',
+            args.criterion,
+            of_weights(),
+            CRITERIA,
+            'needs training or its data: use PruningHook or SearchHook in a '
+            'config (docs/method.md)',
+        ),
+        (
+            '--search',
+            args.search,
+            at_once(),
+            SEARCHES,
+            'learns during training: use SearchHook in a config '
+            '(docs/methods/searches.md)',
+        ),
+    ):
+        if name is None or name in names:
+            continue
+        if name in registry.module_dict:
+            raise ValueError(f'{option} {name} {why}')
+        raise ValueError(
+            f'{option} {name}: there is no {name!r}'
+            f'{did_you_mean(name, names)} Expected one of {", ".join(names)}, '
+            'or one that custom_imports of the config registers'
+        )
 
 
 def _multiple(text: str) -> int | str:
@@ -240,8 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def prune(args: Namespace) -> None:
     metric, share = read_target(args.target)
     floor = read_floor(1, args.min_ratio, args.round_to)
-    search = make_search(args)
     config = read_config(args)
+    check_names(args)
+    search = make_search(args)
     loaded = load_plain_checkpoint(args.checkpoint)
     if KEY in loaded:
         raise ValueError(
@@ -324,7 +331,7 @@ def make_search(args: Namespace) -> Search | None:
         if settings:
             raise ValueError(
                 f'--search-options {settings} needs --search; expected one of '
-                f'{", ".join(AT_ONCE)}'
+                f'{", ".join(at_once())}'
             )
         return None
     for option, value, otherwise in (

@@ -107,7 +107,11 @@ def run_operation(
 
 
 class _Recorder(TorchDispatchMode):
-    """Records the operations with weights."""
+    """Records the operations with weights, to run them again.
+
+    The recorder of :mod:`mmgfp.cost.model` counts; this one needs the settings
+    and the shapes of single calls.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

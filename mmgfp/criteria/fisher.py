@@ -13,15 +13,3 @@ class Fisher(MaskGradients):
     def of_batch(self, gradients: Tensor) -> Tensor:
         """See :meth:`MaskGradients.of_batch`."""
         return gradients.square().sum(0)
-
-
-class BatchFisher(MaskGradients):
-    """``sum_b (sum_n dL_n / dm)^2``: squares the gradient of each batch.
-
-    Cheaper variants of Fisher pruning do so. The result depends on the batch
-    size.
-    """
-
-    def of_batch(self, gradients: Tensor) -> Tensor:
-        """See :meth:`MaskGradients.of_batch`."""
-        return gradients.sum(0).square()

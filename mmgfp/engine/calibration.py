@@ -79,7 +79,8 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
             f'{len(names)} layers were not measured in the calibration pass '
             f'and add nothing to scores: {", ".join(names[:5])}'
             f'{", ..." if len(names) > 5 else ""}. They do not run in the '
-            'pass, or are no convolutions or linear layers with own weights'
+            'pass, or have no weights of their own as convolution or linear '
+            'layer'
         )
 
 

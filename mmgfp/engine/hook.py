@@ -241,7 +241,7 @@ class PruningHook(ChannelHook):
             self._tally = Tally(**self._resumed['tally'])
             self._compare_targets(runner, self._resumed.get('target'))
             if ratio <= self.schedule.target:
-                runner.logger.info('the target was reached before')
+                runner.logger.info('the checkpoint has reached the target')
                 self._log_next(runner, self._stems[self.schedule.target])
                 self._finish(runner)
                 return

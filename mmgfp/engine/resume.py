@@ -58,7 +58,8 @@ class ResumesExactly(Hook):
     """Base class of hooks whose resumed runs draw like uninterrupted ones.
 
     The states in :attr:`random` are stored in checkpoints and restored before
-    training.
+    training. It is no hook of its own, because pruning draws numbers: states
+    are recorded after the pruning step of the same hook.
     """
 
     def __init__(self) -> None:

@@ -227,7 +227,7 @@ class SearchHook(ChannelHook):
             self.random.resume_from(self._resumed['random'])
             before_each_batch(runner, self.random.restore)
         if self._tally.phase == 'done':
-            runner.logger.info('the target was reached before')
+            runner.logger.info('the search of the checkpoint is complete')
             self._log_next(runner, self._stem)
             self._finish(runner)
             return

@@ -1,4 +1,8 @@
-"""Checks of the hook's arguments."""
+"""Checks of arguments of the hooks and commands.
+
+They are functions, not dataclasses with ``__post_init__``: the commands check
+single arguments, and the hooks take different ones.
+"""
 
 from __future__ import annotations
 

@@ -135,7 +135,8 @@ def check_optimizers(
     for optimizer in optimizers:
         if problem := check_optimizer(optimizer, net.model, names):
             logger.warning(
-                f'{problem}; its state is checked when channels are cut'
+                f'{problem}; an error is raised when channels are cut if '
+                'its state does not fit'
             )
 
 

@@ -1,4 +1,8 @@
-"""Skips optimiser steps of batches whose gradients are not finite."""
+"""Skips optimiser steps of batches whose gradients are not finite.
+
+MMEngine skips them in mixed precision only. Otherwise one bad batch makes all
+weights NaN, and pruning steps are counted in steps that were taken.
+"""
 
 from __future__ import annotations
 

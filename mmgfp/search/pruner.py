@@ -144,10 +144,8 @@ class Pruner:
         if reduce is not None:
             self.criterion.all_reduce(reduce)
         there = [np.flatnonzero(~masked) for masked in net.masked]
-        scores = [
-            found[units]
-            for found, units in zip(scores or self.scores(), there)
-        ]
+        every = scores or self.scores()
+        scores = [found[units] for found, units in zip(every, there)]
         compared = np.array([not np.isnan(s).all() for s in scores])
         saving = net.saved(self.normalize_by)
         among, removals = self._choose(scores, compared, done, progress)
@@ -183,7 +181,7 @@ class Pruner:
         progress: Callable[[], float],
     ) -> tuple[list[np.ndarray], list[Removal]]:
         """Returns the units to remove per group, and the order of choices."""
-        net, groups = self.net, self.net.units.groups
+        net = self.net
         selector = Selector(
             scores,
             self.limits.least(),
@@ -202,7 +200,7 @@ class Pruner:
             if choice is None:
                 break
             g, units = choice
-            group = groups[g]
+            group = net.units.groups[g]
             taken[g] = np.append(taken[g], units)
             removals.append(Removal(group.name, len(units) * group.width))
             net.take(g, len(units))

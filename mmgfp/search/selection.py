@@ -36,7 +36,7 @@ class Selector:
             np.asarray(s, float)[o] for s, o in zip(scores, self._order)
         ]
         self._taken = np.zeros(len(scores), dtype=int)
-        self._sizes = np.array([len(s) for s in scores], dtype=int)
+        self._sizes = np.array([*map(len, scores)], dtype=int)
         self._least, self._step = np.asarray(least), np.asarray(step)
         self._compared = True if compared is None else compared
         self._quotas = quotas
@@ -63,15 +63,14 @@ class Selector:
             possible = self._quotas.next(left, possible, progress)
         if not possible.any():
             return None
-        importance = np.full(len(left), np.inf)
-        for g in np.flatnonzero(possible):
+        groups = np.flatnonzero(possible)
+        importance = np.full(len(groups), np.inf)
+        for i, g in enumerate(groups):
             a, b = self._taken[g], self._taken[g] + bundle[g]
-            score = self._sorted[g][a:b].sum()
-            if cost[g] > 0:  # units without a saving go last
-                importance[g] = score / (bundle[g] * cost[g])
-        best = int(np.argmin(np.where(possible, importance, np.inf)))
-        if not possible[best]:  # all possible ones have infinite scores
-            best = int(np.flatnonzero(possible)[0])
+            if cost[g] > 0:  # units that save nothing are chosen last
+                score = self._sorted[g][a:b].sum()
+                importance[i] = score / (bundle[g] * cost[g])
+        best = int(groups[np.argmin(importance)])
         a = self._taken[best]
         self._taken[best] = b = a + bundle[best]
         return best, np.sort(self._order[best][a:b])

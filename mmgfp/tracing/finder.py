@@ -71,7 +71,7 @@ def find_groups(
     with torch.random.fork_rng(devices=devices):
         try:
             model.eval()
-            log('following channels through the network')
+            log('tracing channels')
             with _values_kept(model):
                 trace = _trace(model, run, train)
             if train is not None and trace.unused and not trace.trained:
@@ -79,7 +79,7 @@ def find_groups(
             if trace.unclear:
                 log(_numbers_that_stay(trace.unclear))
             groups = [_freeze_single(group) for group in build_groups(trace)]
-            log('finding the image of each row of the inputs')
+            log('assigning rows of layer inputs to images')
             groups = find_layouts(model, groups, run, images, train)
             log(f'proving {len(groups)} channel groups')
             groups = check_groups(model, groups, run, train)

@@ -137,7 +137,7 @@ def find_rule(func: Any) -> Rule:
     """
     name = name_of(func)
     rule = RULES.get(name) or RULES.get(name.rstrip('_'))
-    if rule in (reduction,) and _is_binary(func):
+    if rule is reduction and _is_binary(func):
         return pointwise
     if rule is not None:
         return rule

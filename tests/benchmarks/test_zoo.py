@@ -260,7 +260,10 @@ def test_ending_the_sweep_ends_its_processes(tmp_path):
             assert process.poll() is None
             time.sleep(0.1)
         process.terminate()
-        assert 'goes on from here' in process.communicate(timeout=60)[0]
+        assert (
+            'run the same command to resume'
+            in process.communicate(timeout=60)[0]
+        )
     assert process.returncode == 130
     assert not trials()
     assert not list((tmp_path / 'families').iterdir())

@@ -682,7 +682,7 @@ def test_finding_groups_for_long_says_where_it_is(tmp_path, monkeypatch):
     lines = log.read_text().splitlines()
     stages = [line for line in lines if line.endswith('s so far')]
     assert len(stages) == 3
-    assert 'following channels through the network, ' in stages[0]
+    assert 'tracing channels, ' in stages[0]
     assert re.search(r'proving \d+ channel groups, \d+ s', stages[2])
 
 

@@ -190,7 +190,7 @@ def test_resumed_with_another_target(tmp_path):
     run(again, resume=True)
     log = log_of(tmp_path)
     assert "target={'flops': 0.9} instead of {'flops': 0.5}" in log
-    assert 'the target was reached before' in log
+    assert 'the checkpoint has reached the target' in log
     assert 'flops_0.90_finetune.py' not in log  # there is none
 
 

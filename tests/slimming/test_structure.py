@@ -6,11 +6,13 @@ import copy
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nets import Chain, Residual, run
+from nets_widths import Hierarchical
 from oracles import choose_units, kept, outputs
 from torch import nn
 
@@ -60,6 +62,30 @@ def same(a: Structure, b: Structure) -> None:
         *('cost_before', 'cost_after'),
     ):
         assert getattr(a, field) == getattr(b, field)
+
+
+# -- files of earlier versions -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('kind', 'version'), [(Residual, 1), (Hierarchical, 2)]
+)
+@pytest.mark.parametrize('ending', ['json', 'pth'])
+def test_files_of_an_earlier_version(kind, version, ending):
+    """mmgfp 0.1.0 wrote them, with the outputs of its slim network."""
+    file = Path(__file__).parents[1] / 'old' / kind.__name__.lower()
+    checkpoint = torch.load(file.with_suffix('.pth'), weights_only=True)
+    written = checkpoint[KEY]
+    assert written['mmgfp'] == '0.1.0' and written['version'] == version
+    structure = Structure.load(file.with_suffix(f'.{ending}'))
+    assert structure.to_dict()['tensors'] == written['tensors']
+    model = kind().eval()
+    structure.apply(model)
+    model.load_state_dict(checkpoint['state_dict'])
+    for found, expected in zip(
+        outputs(model, run), checkpoint['outputs'], strict=True
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 # -- round trips -------------------------------------------------------------

@@ -193,8 +193,8 @@ def test_stages_are_told():
     told = []
     groups = find_groups(Chain(), run, images=2, log=told.append)
     assert told == [
-        'following channels through the network',
-        'finding the image of each row of the inputs',
+        'tracing channels',
+        'assigning rows of layer inputs to images',
         f'proving {len(groups)} channel groups',
     ]
 
