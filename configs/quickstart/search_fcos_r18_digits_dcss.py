@@ -1,7 +1,7 @@
 # Learns the widths of fcos_r18_digits.py by gradients, at half its flops.
 _base_ = './prune_fcos_r18_digits.py'
 
-max_epochs = 2  # logits learn from half of the data
+max_epochs = 4  # widths are learnt from half of the data
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 
 searching = dict(

@@ -102,7 +102,7 @@ def show_features(
         warn (Callable): Called with a message if there are not enough images.
     """
     states = random_state()
-    each = (loader.batch_size or 1) * dist.get_world_size()
+    each = batch_images(loader) * dist.get_world_size()
     number = min(len(loader), math.ceil(search.images / each))
     if number * each < search.images:
         warn(
@@ -196,7 +196,8 @@ def train_loader(
     loader = config.get('train_dataloader')
     if not loader:
         raise ValueError(
-            'the config has no train_dataloader, whose images are needed'
+            'the config has no train_dataloader, whose images are needed; '
+            'expected a dict, also for runners that were given a DataLoader'
         )
     settings = loader.to_dict() if hasattr(loader, 'to_dict') else dict(loader)
     settings = copy.deepcopy(settings)
@@ -213,6 +214,12 @@ def train_loader(
             f'the data set of train_dataloader is not here: {error}. '
             'Download it, or correct its paths in the config.'
         ) from error
+
+
+def batch_images(loader: DataLoader) -> int:
+    """Returns the number of images of a batch, also of batch samplers."""
+    known = loader.batch_size, getattr(loader.batch_sampler, 'batch_size', 0)
+    return next((number for number in known if number), 1)
 
 
 @contextmanager

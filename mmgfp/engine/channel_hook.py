@@ -71,6 +71,23 @@ class ChannelHook(ResumesExactly, ABC):
         self._groups: list[ChannelGroup] | None = None
         self._resumed: dict[str, Any] = {}
 
+    def before_run(self, runner: Runner) -> None:
+        """Check the runner.
+
+        Raises:
+            ValueError: If another hook prunes channels of the same network.
+        """
+        if not is_training(runner):
+            return
+        check_whole(runner)
+        hooks = [h for h in runner.hooks if isinstance(h, ChannelHook)]
+        if len(hooks) > 1:
+            raise ValueError(
+                f'{" and ".join(type(hook).__name__ for hook in hooks)} prune '
+                'the same network; expected one of them. Use the others in '
+                'later configs, with load_from'
+            )
+
     @abstractmethod
     def read_state(self, state: Any) -> dict[str, Any]:
         """Returns the checked state of a checkpoint, under ``state_key``."""

@@ -22,9 +22,7 @@ from .runner import (
     Trainers,
     averaged_models,
     before_each_batch,
-    check_whole,
     cut_checkpoint,
-    is_training,
     network_has_changed,
     on_main_process,
     optimizers,
@@ -201,8 +199,7 @@ class PruningHook(ChannelHook):
 
     def before_run(self, runner: Runner) -> None:
         """Check the runner; register the hook that cuts checkpoints."""
-        if is_training(runner):
-            check_whole(runner)
+        super().before_run(runner)
         if not any(
             isinstance(hook, CheckpointCutter) for hook in runner.hooks
         ):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..utils.random_state import random_state, set_random_state
@@ -43,6 +43,11 @@ class RandomKeeper:
         rank = dist.get_rank()
         self._to_restore = states[rank] if rank < len(states) else None
 
+    @property
+    def resumes(self) -> bool:
+        """Returns whether there are states to restore."""
+        return self._to_restore is not None
+
     def restore(self) -> None:
         """Restore the states of the checkpoint unless discarded."""
         if self._to_restore is not None:
@@ -67,6 +72,18 @@ class ResumesExactly(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Restore the random states of a checkpoint."""
+        loop = runner.train_loop
+        if (
+            self.random.resumes
+            and isinstance(loop, EpochBasedTrainLoop)
+            and loop.iter % len(loop.dataloader)
+        ):
+            runner.logger.warning(
+                'the checkpoint was saved within an epoch, which the '
+                'epoch-based loop starts again: the result differs from that '
+                'of an uninterrupted run. For an exact resume save at the end '
+                'of epochs, or use IterBasedTrainLoop'
+            )
         self.random.restore()
 
     def before_train_iter(

@@ -28,7 +28,8 @@ from ..search.search import (
 )
 from ..slimming.structure import KEY
 from ..utils.atomic import complete
-from ..utils.modes import buffers_kept
+from ..utils.errors import type_and_line
+from ..utils.modes import buffers_kept, nothing_recomputed
 from .calibration import calibrate, other_loader, show_features
 from .channel_hook import ChannelHook
 from .progress import listed
@@ -37,8 +38,6 @@ from .runner import (
     Trainers,
     averaged_models,
     before_each_batch,
-    check_whole,
-    is_training,
     network_has_changed,
     on_main_process,
     optim_wrappers,
@@ -80,7 +79,7 @@ from .start import (
 from .steps import StepGuard
 
 # a search that learns in fewer steps is warned about
-_FEW_STEPS = 100
+_FEW_STEPS = 300
 
 
 @HOOKS.register_module()
@@ -185,6 +184,7 @@ class SearchHook(ChannelHook):
         self.net: Prunable | None = None
         self._guard: StepGuard | None = None  # while searching
         self._scores: list[np.ndarray] = []  # at the start
+        self._ratios: dict[str, float] = {}  # that remain
         self._tally = Tally()
         self._batches: Batches | None = None  # batches of the search
 
@@ -193,11 +193,6 @@ class SearchHook(ChannelHook):
         return read_search_state(state, type(self.search).__name__)
 
     # -- start ------------------------------------------------------------
-
-    def before_run(self, runner: Runner) -> None:
-        """Check the runner."""
-        if is_training(runner):
-            check_whole(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Find and prove channel groups, count cost, start the search."""
@@ -209,10 +204,12 @@ class SearchHook(ChannelHook):
             *(model, groups, self._shape(runner), self._structure),
             *(1, self.latency, runner.logger),
         )
+        self._ratios = net.ratios()
         separate_loader(runner.train_dataloader, runner.seed)
         self._trainers = Trainers(runner, net.units.groups)
         if self._resumed:
             self._tally = Tally(**self._resumed['tally'])
+            self._check_settings(self._resumed.get('settings', {}))
         else:
             self._tally = Tally(start=net.ratio(self.metric))
             self._check_possible(runner, net)
@@ -238,8 +235,30 @@ class SearchHook(ChannelHook):
         net.masks.on_cut = [self._guard.cut]
         if self._resumed:
             self._resume(runner)
-        else:
-            self._score_or_wait(runner)
+            return
+        self._wait()
+        if self.search.criterion.when != 'training':
+            self._choose_or_learn(runner)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Returns arguments that a resumed search must not change."""
+        return dict(
+            target={self.metric: self.ratio},
+            split=self.split,
+            steps=self.steps,
+            interval=self.interval,
+        )
+
+    def _check_settings(self, before: Mapping[str, Any]) -> None:
+        now = self._settings
+        if changed := [n for n in now if before.get(n, now[n]) != now[n]]:
+            name = changed[0]
+            raise ValueError(
+                f'{name}={now[name]!r}, but the interrupted search had '
+                f'{name}={before[name]!r}: resume with the same config, or '
+                'continue with load_from and without resuming'
+            )
 
     def _check_possible(self, runner: Runner, net: Prunable) -> None:
         self._budget(net).check(net)
@@ -252,12 +271,12 @@ class SearchHook(ChannelHook):
         planned = self._planned(runner)
         if isinstance(self.search, TrainedSearch) and planned < _FEW_STEPS:
             runner.logger.warning(
-                f'the search has only {planned} optimiser steps; expected at '
-                f'least {_FEW_STEPS}: train longer or raise search_share'
+                f'the search has only {planned} optimiser steps, in which '
+                'widths are learnt badly; expected at least '
+                f'{_FEW_STEPS}: train longer or raise search_share'
             )
-        needed = 0
-        if self.search.criterion.when == 'training':
-            needed = self.interval * self.steps
+        waits = self.steps - (self.search.criterion.when != 'training')
+        needed = self.interval * waits
         needed += isinstance(self.search, TrainedSearch)
         if needed > planned:
             raise ValueError(
@@ -314,22 +333,19 @@ class SearchHook(ChannelHook):
 
     # -- the search -------------------------------------------------------
 
-    def _score_or_wait(self, runner: Runner) -> None:
-        """Score units, or wait for a criterion that observes training."""
+    def _wait(self) -> None:
+        """Let the network train, and a criterion of training observe it."""
         assert self.net is not None
         self._tally.phase, self._tally.steps = 'scoring', 0
-        criterion = self.search.criterion
-        criterion.attach(self.net.model, self.net.units)
-        if criterion.when == 'calibration':
-            calibrate(runner, criterion, self.net.units)
-        if criterion.when != 'training':
-            self._choose_or_learn(runner)
+        self.search.criterion.attach(self.net.model, self.net.units)
 
     def _choose_or_learn(self, runner: Runner) -> None:
         """Start the search with the scores of the units."""
         net = self.net
         assert net is not None
         criterion = self.search.criterion
+        if criterion.when == 'calibration':
+            calibrate(runner, criterion, net.units)
         criterion.all_reduce(sum_over_ranks)
         there = np.ones(len(net.units), bool)
         self._scores = net.units.split(criterion.scores(there))
@@ -382,7 +398,9 @@ class SearchHook(ChannelHook):
         if net.masks.cuts > cuts:
             network_has_changed(runner)
         tally.step += 1
-        ratios = ', '.join(f'{m} {r:.3f}' for m, r in net.ratios().items())
+        self._ratios = net.ratios()
+        self._show_ratios(runner)
+        ratios = ', '.join(f'{m} {r:.3f}' for m, r in self._ratios.items())
         runner.logger.info(
             f'{type(self.search).__name__}, step {tally.step} of '
             f'{self.steps}: {ratios}'
@@ -394,7 +412,7 @@ class SearchHook(ChannelHook):
         ):
             tally.step += 1
         if tally.step < self.steps:
-            self._score_or_wait(runner)
+            self._wait()
             return
         tally.phase = 'done'
         table = widths_table(net.units.groups, net.originals)
@@ -445,6 +463,8 @@ class SearchHook(ChannelHook):
                 f'iteration {runner.iter + 1}: gradients are not finite; the '
                 'batch is skipped'
             )
+        if tally.phase == 'scoring':
+            self._show_ratios(runner)
         if not counts or not guard.stepped:
             return
         tally.steps += 1
@@ -453,14 +473,29 @@ class SearchHook(ChannelHook):
         elif tally.phase == 'learning':
             self._learn(runner)
 
+    def _show_ratios(self, runner: Runner) -> None:
+        """Write the remaining ratios into MMEngine's scalars."""
+        for metric, ratio in self._ratios.items():
+            runner.message_hub.update_scalar(f'train/{metric}', ratio)
+
     def _learn(self, runner: Runner) -> None:
         assert isinstance(self.search, TrainedSearch)
         found = self.search.step(lambda values: self._slope(runner, values))
         for name, value in found.items():
             runner.message_hub.update_scalar(f'train/{name}', value)
         if self._tally.steps >= self._tally.planned:
-            self.search.detach()
-            self._cut(runner)
+            self._end_learning(runner)
+
+    def _end_learning(self, runner: Runner) -> None:
+        assert isinstance(self.search, TrainedSearch)
+        learnt = [
+            value.numpy().tobytes()
+            for value in self.search.state_dict().values()
+            if isinstance(value, Tensor)
+        ]
+        same_on_all_ranks(b''.join(learnt), 'parameters of the search')
+        self.search.detach()
+        self._cut(runner)
 
     def _slope(self, runner: Runner, values: Tensor) -> Tensor:
         """Returns the gradient of the loss by the gates, on a search batch.
@@ -473,9 +508,24 @@ class SearchHook(ChannelHook):
         scaler = getattr(wrapper, 'loss_scaler', None)
         scale = float(scaler.get_scale()) if scaler else 1.0
         batch = next(self._batches)
-        with buffers_kept(model), wrapper.optim_context(model):
-            data = model.data_preprocessor(batch, True)
-            losses = model._run_forward(data, mode='loss')
+        # the gradient by the gates does not reach recomputed parts
+        with (
+            buffers_kept(model),
+            nothing_recomputed(),
+            wrapper.optim_context(model),
+        ):
+            try:
+                data = model.data_preprocessor(batch, True)
+                losses = model._run_forward(data, mode='loss')
+            except Exception as error:  # the user's code may raise anything
+                if self.split != 'val':
+                    raise
+                raise ValueError(
+                    "split='val': the loss of a batch of val_dataloader "
+                    f'cannot be computed ({type_and_line(error)}). Expected '
+                    'a pipeline that loads what the loss needs, as that of '
+                    'train_dataloader does, or a ratio as split'
+                ) from error
             if not isinstance(losses, Mapping):
                 raise ValueError(
                     f"{type(model).__name__} returns no losses in mode='loss' "
@@ -517,11 +567,14 @@ class SearchHook(ChannelHook):
         self._stop_if_wanted(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Cut the network if skipped batches left too few search steps."""
+        """Cut the network if training ended before the search."""
         if self._tally.phase == 'learning':
-            assert isinstance(self.search, TrainedSearch)
-            self.search.detach()
-            self._cut(runner)
+            runner.logger.warning(
+                f'training ended after {self._tally.steps} of '
+                f'{self._tally.planned} steps of the search: the network is '
+                'cut to the widths so far'
+            )
+            self._end_learning(runner)
         elif self._tally.phase == 'scoring':
             runner.logger.warning(
                 f'training ended in step {self._tally.step + 1} of '
@@ -544,6 +597,7 @@ class SearchHook(ChannelHook):
         checkpoint[SEARCH_KEY] = stamped_search(
             search_type=type(self.search).__name__,
             tally=self._tally,
+            settings=self._settings,
             criterion=self.search.criterion.state_dict(everything)
             if self._tally.phase == 'scoring'
             else {},

@@ -286,9 +286,11 @@ def read_latency(
     """
     needed = 'latency' in (normalize_by, metric)
     if latency_table is None and needed:
+        user = f'a target of {metric!r} needs'
+        if normalize_by == 'latency':
+            user = f'normalize_by={normalize_by!r} needs'
         raise ValueError(
-            f'normalize_by={normalize_by!r} and a target of {metric!r} need '
-            'latency_table: expected a file of `mmgfp '
+            f'{user} latency_table: expected a file of `mmgfp '
             'latency-table CONFIG --out FILE`, written on the target '
             'device'
         )

@@ -26,7 +26,7 @@ from ..search.sparsity import LayerNorm, choose
 from ..slimming.element_masks import Density, WeightMasks
 from ..slimming.structure import KEY, Structure
 from .calibration import calibrate
-from .hook import PruningHook
+from .channel_hook import ChannelHook
 from .prunable_weights import outputs_back, outputs_first, prunable_weights
 from .resume import ResumesExactly, separate_loader
 from .runner import (
@@ -174,7 +174,7 @@ class SparsityHook(ResumesExactly):
         if is_training(runner):
             check_whole(runner)
         for hook in runner.hooks:
-            if isinstance(hook, PruningHook):
+            if isinstance(hook, ChannelHook):
                 raise ValueError(
                     f'{type(hook).__name__} and {type(self).__name__} prune '
                     'the same network; expected one of them. Prune channels '

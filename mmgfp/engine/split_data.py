@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from .calibration import train_loader
+from .calibration import batch_images, train_loader
 from .resume import separate_loader
 
 
@@ -46,10 +46,27 @@ class PartOfData(Dataset):
         """Returns information for samplers, such as the shape of an image."""
         return self._dataset.get_data_info(self._there(index))
 
+    def get_cat_ids(self, index: int) -> Any:
+        """Returns the classes in an image, for samplers."""
+        return self._dataset.get_cat_ids(self._there(index))
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or name == '_dataset':  # while unpickling
             raise AttributeError(name)
+        if name == 'cumulative_sizes' and hasattr(self._dataset, name):
+            raise ValueError(
+                'the sampler of train_dataloader reads the sizes of '
+                'concatenated data sets (cumulative_sizes), which a part of '
+                "the data does not have: expected split=0 or split='val' of "
+                'the search, or another sampler'
+            )
         return getattr(self._dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ('_dataset', '_part'):
+            super().__setattr__(name, value)
+        else:  # as hooks that switch the pipeline do
+            setattr(self._dataset, name, value)
 
     def _there(self, index: int) -> int:
         return int(self._part[index % len(self._part)])
@@ -71,23 +88,43 @@ def split_data(runner: Runner, ratio: float) -> DataLoader:
     """
     loop = runner.train_loop
     dataset = loop.dataloader.dataset
-    order = np.random.default_rng(runner.seed or 0).permutation(len(dataset))
-    count = round(ratio * len(dataset))
     if ratio == 0:
         return _loader(runner, dataset, 1)
-    smallest = min(count, len(dataset) - count)
-    batch = loop.dataloader.batch_size or 1
+    samples = [_sample(dataset, index) for index in range(len(dataset))]
+    images = list(dict.fromkeys(samples))
+    order = np.random.default_rng(runner.seed or 0).permutation(len(images))
+    count = round(ratio * len(images))
+    smallest = min(count, len(images) - count)
+    batch = batch_images(loop.dataloader)
     if smallest < batch:
         raise ValueError(
             f'split={ratio}: a part of the data set would have {smallest} of '
-            f'its {len(dataset)} images, less than a batch of {batch}. '
+            f'its {len(images)} images, less than a batch of {batch}. '
             "Expected more images, a smaller batch, split='val' or split=0"
         )
+    # repeated images are in one part only
+    rank = {images[at]: place for place, at in enumerate(order)}
+    places = np.array([rank[sample] for sample in samples])
+    order = np.argsort(places, kind='stable')
+    count = int((places < count).sum())
     loop.dataloader = _loader(runner, PartOfData(dataset, order[count:]), 0)
     if isinstance(loop, IterBasedTrainLoop):
         loop.dataloader_iterator = _InfiniteDataloaderIterator(loop.dataloader)
     separate_loader(loop.dataloader, runner.seed)
     return _loader(runner, PartOfData(dataset, order[:count]), 1)
+
+
+def _sample(dataset: Any, index: int) -> Any:
+    """Returns what a sample is read from: (part, ...) of wrapped data sets."""
+    if isinstance(dataset, Subset):
+        return _sample(dataset.dataset, dataset.indices[index])
+    if not hasattr(dataset, '_get_ori_dataset_idx'):
+        return index
+    found = dataset._get_ori_dataset_idx(index)
+    if isinstance(found, tuple):  # of concatenated ones
+        part, index = found
+        return part, _sample(dataset.datasets[part], index)
+    return _sample(dataset.dataset, found)
 
 
 def validation_data(runner: Runner) -> DataLoader:

@@ -42,24 +42,19 @@ def draw_progress(
     figure = new_figure(7, 5)
     cost, loss = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
 
-    def expected(metric: str) -> bool:  # of a search
-        return any(f'expected_{metric}' in record for record in records)
-
     for metric, colour, dashes in zip(METRICS, CYCLE, _DASHES):
-        cost.plot(
-            *_series(records, metric),
-            dashes,
-            color=colour,
-            linewidth=2,
-            label=metric,
-        )
-        cost.plot(
-            *_series(records, f'expected_{metric}'),
-            ':',
-            color=colour,
-            linewidth=1.5,
-            label=f'expected {metric}' if expected(metric) else None,
-        )
+        for key, style, width in (
+            (metric, dashes, 2),
+            (f'expected_{metric}', ':', 1.5),  # of a search
+        ):
+            steps, ratios = _series(records, key)
+            if steps:
+                cost.plot(
+                    *(steps, ratios, style),
+                    color=colour,
+                    linewidth=width,
+                    label=key.replace('_', ' '),
+                )
     cost.set_ylim(0, 1.03)
     cost.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     cost.set_ylabel('remaining ratio')
@@ -153,7 +148,9 @@ def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
             )
             median = None
     axes.set_xscale('log')
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high < 100 * low else (1,)  # what has room
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
     axes.xaxis.set_major_formatter('{x:g}')
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yticks(range(len(groups)), list(groups), fontsize=7)
@@ -225,7 +222,7 @@ def draw_accuracy(
     figure = new_figure(7, 4)
     axes = figure.add_subplot()
     kinds = (
-        ('while pruning', pruning, 'o', AMBER),
+        ('during the run', pruning, 'o', AMBER),
         ('baseline', baseline, 's', 'black'),
         ('saved', saved, 'o', BLUE),
         ('fine-tuned', finetuned, '^', GREEN),
@@ -238,13 +235,13 @@ def draw_accuracy(
             *(x, y),
             marker=marker,
             # rings, because a saved ratio may be at the same place
-            markersize=16 if label == 'while pruning' else 9,
-            fillstyle='none' if label == 'while pruning' else 'full',
+            markersize=16 if label == 'during the run' else 9,
+            fillstyle='none' if label == 'during the run' else 'full',
             color=colour,
-            linestyle=':' if label == 'while pruning' else '',
+            linestyle=':' if label == 'during the run' else '',
             label=label,
         )
-        if label == 'while pruning':
+        if label == 'during the run':
             continue
         for name, ratio, accuracy in points:
             axes.annotate(

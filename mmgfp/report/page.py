@@ -200,7 +200,7 @@ def _channels(run: PruningRun, folder: Path) -> Markup:
 
 
 def _progress(run: PruningRun, folder: Path) -> Markup:
-    if not any('flops' in record for record in run.records):
+    if not any('loss' in record for record in run.records):
         return text(
             'No log was found: there is no scalars.json of the training in '
             'this folder.'
@@ -266,11 +266,14 @@ def _accuracy(run: PruningRun, folder: Path) -> Markup:
         ratio = network.cost[cost] / original
         point = network.name, ratio, found.metrics[run.metric]
         points[network.kind].append(point)
+    during = _during_the_run(run, cost)
+    if not during and not any(points.values()):
+        return text(_NO_ACCURACY)
     path = folder / 'accuracy.png'
     draw_accuracy(
         run.metric,
         cost,
-        pruning=_while_pruning(run, cost),
+        pruning=during,
         path=path,
         **points,
     )
@@ -278,7 +281,7 @@ def _accuracy(run: PruningRun, folder: Path) -> Markup:
         path,
         f'{run.metric} against remaining {cost}',
         'Results of tests, or of validations if there is no test. During '
-        f'pruning, {cost} are those logged last before the validation.',
+        f'the run, {cost} are those logged last before the validation.',
     )
     if missing:
         html += text(f'No accuracy was found for {", ".join(missing)}.')
@@ -287,7 +290,7 @@ def _accuracy(run: PruningRun, folder: Path) -> Markup:
     return html
 
 
-def _while_pruning(run: PruningRun, cost: str) -> list[Point]:
+def _during_the_run(run: PruningRun, cost: str) -> list[Point]:
     return [
         ('', found.ratios[cost], found.metrics[run.metric])
         for found in run.evaluations
@@ -312,7 +315,9 @@ def _numbers(run: PruningRun) -> Markup:
         for network in run.networks
         for found in network.evaluations
         if found not in run.evaluations
-    ] + [_result_row(run, found, 'while pruning') for found in run.evaluations]
+    ] + [
+        _result_row(run, found, 'during the run') for found in run.evaluations
+    ]
     if results:
         head = ['network', 'what', 'of', 'folder', 'result']
         html += folded(

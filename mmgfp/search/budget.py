@@ -61,6 +61,10 @@ class Budget:
             found.append(widths)
         return found
 
+    def _least(self, net: Prunable, most: int | None = None) -> float:
+        """Returns the ratio of the cost with the smallest allowed widths."""
+        return self.cost(net, [w[0] for w in self.choices(net, most)])
+
     def cost(self, net: Prunable, widths: Sequence[int] | np.ndarray) -> float:
         """Returns the remaining ratio of the metric with these widths."""
         cut = net.units.sizes - np.asarray(widths)
@@ -71,21 +75,27 @@ class Budget:
         # rounding makes sums of equal costs differ
         return self.cost(net, widths) <= self.ratio * (1 + 1e-9)
 
-    def check(self, net: Prunable) -> None:
+    def check(self, net: Prunable, most: int | None = None) -> None:
         """Raise if the budget cannot be met, or is met already.
+
+        Args:
+            net (Prunable): See :meth:`choices`.
+            most (int, optional): See :meth:`choices`.
 
         Raises:
             ValueError: With the smallest ratio that can be reached.
         """
-        choices = self.choices(net)
-        least = self.cost(net, [widths[0] for widths in choices])
+        least = self._least(net, most)
         if least > self.ratio:
             kept = f', and {len(self.fixed)} groups keep their width'
+            some, others = '', ''
+            if self._least(net) < least:
+                some, others = f' and candidates={most}', ' or more candidates'
             raise ValueError(
                 f'target={{{self.metric!r}: {self.ratio}}} cannot be reached: '
-                f'with {self.floor} at least {least:.3f} of {self.metric} '
-                f'remains{kept if self.fixed else ""}. Raise the target or '
-                'lower the floors.'
+                f'with {self.floor}{some} at least {least:.4f} of '
+                f'{self.metric} remains{kept if self.fixed else ""}. Raise '
+                f'the target{others}, or lower the floors.'
             )
         now = self.cost(net, net.units.sizes)
         if now <= self.ratio:

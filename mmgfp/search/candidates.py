@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,16 @@ from .prunable import Prunable
 _NOTHING = 1e-12
 
 
+def is_number(value: Any) -> bool:
+    """Returns whether an argument is a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def without_unscored(
-    budget: Budget, net: Prunable, scores: Sequence[np.ndarray]
+    budget: Budget,
+    net: Prunable,
+    scores: Sequence[np.ndarray],
+    most: int | None = None,
 ) -> Budget:
     """Returns the budget in which groups without scores keep their width.
 
@@ -31,6 +40,8 @@ def without_unscored(
         net (Prunable): The network.
         scores (Sequence[np.ndarray]): Scores per group, (size,); a group with
             a score that is not finite counts as without scores.
+        most (int, optional): Largest number of candidates of a group, see
+            :meth:`Budget.choices`.
 
     Raises:
         ValueError: If the number of scores is wrong, or the budget cannot be
@@ -48,7 +59,7 @@ def without_unscored(
         if not np.isfinite(part).all()
     }
     budget = replace(budget, fixed=budget.fixed | unscored)
-    budget.check(net)
+    budget.check(net, most)
     return budget
 
 

@@ -29,7 +29,7 @@ from ..cost.polynomial import Cost
 from ..criteria.base import Criterion
 from ..criteria.magnitude import L1
 from .budget import Budget
-from .candidates import Candidates, without_unscored
+from .candidates import Candidates, is_number, without_unscored
 from .gates import Gates, gated_groups
 from .prunable import Prunable
 
@@ -44,6 +44,9 @@ _WINDOW = 0.1
 
 # Range of weights of the cost, in units of the slopes of the loss.
 _REACH = 1e4
+
+# This number of skipped batches in a row ends the search.
+_MAX_SKIPPED = 20
 
 # Number of entries in the record of a search.
 _POINTS = 200
@@ -88,19 +91,21 @@ class DCSS:
                 f'candidates={candidates!r}: expected a whole number of '
                 'widths of each group, at least 2'
             )
-        if cost_weight is not None and not cost_weight > 0:
+        if cost_weight is not None and not (
+            is_number(cost_weight) and 0 < cost_weight < math.inf
+        ):
             raise ValueError(
-                f'cost_weight={cost_weight!r}: expected more than 0'
+                f'cost_weight={cost_weight!r}: expected a number, more than 0'
             )
-        if not 0 <= warmup < 1:
+        if not (is_number(warmup) and 0 <= warmup < 1):
             raise ValueError(
                 f'warmup={warmup!r}: expected a ratio of the steps, at least '
                 '0 and less than 1'
             )
-        if not 0 < temperature <= 1:
+        if not (is_number(temperature) and 0 < temperature <= 1):
             raise ValueError(
-                f'temperature={temperature!r}: expected more than 0, at most '
-                '1, where it starts'
+                f'temperature={temperature!r}: expected a number, more than '
+                '0 and at most 1, where it starts'
             )
         self.candidates = candidates
         self.criterion: Criterion = order or L1()  # type: ignore[abstract]
@@ -113,6 +118,7 @@ class DCSS:
         self._gates: Gates | None = None
         self._weight = 0.0  # of the cost, in units of the slopes' spread
         self._done = self._steps = self._learnt = 0
+        self._skipped = 0  # gradients in a row that are not finite
 
     # -- start ------------------------------------------------------------
 
@@ -135,6 +141,7 @@ class DCSS:
             replace(budget, fixed=budget.fixed | frozenset(self.ungated)),
             net,
             scores,
+            self.candidates,
         )
         choices = self._budget.choices(net, self.candidates)
         # the importance of widths is not known yet
@@ -264,7 +271,15 @@ class DCSS:
         self._values = self._values.requires_grad_()
         slope = gradient(self._values).detach().cpu().double()
         if not slope.isfinite().all():  # skipped, as by a loss scaler
+            self._skipped += 1
+            if self._skipped == _MAX_SKIPPED:
+                raise ValueError(
+                    f'the gradients of {_MAX_SKIPPED} search batches in a row '
+                    'are not finite, so the search learns nothing: lower the '
+                    'learning rate, or look for images with an infinite loss'
+                )
             return
+        self._skipped = 0
         # a candidate adds to the gates of all units that it keeps
         by_first = torch.zeros_like(self._slopes)
         by_first.index_put_((self._group, self._first), slope, accumulate=True)
@@ -280,14 +295,15 @@ class DCSS:
         mean = (self._slopes * self._there).sum(1) / self._there.sum(1)
         spread = (self._slopes - mean[:, None])[self._there].std()
         task = self._slopes / spread.clamp(min=1e-30)
-        widths = self.expected_widths().requires_grad_()
-        cost = self._cost(widths)[self._budget.metric] / self._full
-        (by_width,) = torch.autograd.grad(cost, widths)
-        costs = by_width[:, None] * self._widths / cost.detach()
+        widths = self.expected_widths()
+        cost, by_width = self._cost_and_slopes(widths)
+        costs = by_width[:, None] * self._widths / cost
         if self.cost_weight is None:
             self._weight = self._solved(before, task, costs)
         else:  # of the cost itself, not of its logarithm
-            self._weight = float(self.cost_weight * cost.detach() / spread)
+            self._weight = float(
+                self.cost_weight * cost / spread.clamp(min=1e-30)
+            )
         self._put(before, task, costs, self._weight)
         if self.cost_weight is not None and not self._nearest().any():
             raise ValueError(
@@ -295,6 +311,27 @@ class DCSS:
                 'group has its smallest width. Lower it, or omit it for an '
                 'adapted weight'
             )
+
+    def _cost_and_slopes(self, widths: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the ratio of the cost, (), and its slope per unit, (G,).
+
+        Latency grows in stairs, which are flat between their steps. Its slope
+        is that of the line to the smallest candidate.
+        """
+        if self._budget.metric != 'latency':
+            widths = widths.requires_grad_()
+            cost = self._cost(widths)[self._budget.metric] / self._full
+            (slopes,) = torch.autograd.grad(cost, widths)
+            return cost.detach(), slopes
+        least = self._widths[:, 0]
+        others = widths.repeat(len(widths), 1)
+        others.diagonal().copy_(least)
+        cost, *narrower = (
+            self._cost(torch.cat([widths[None], others]))['latency']
+            / self._full
+        )
+        saved = cost - torch.stack(narrower)
+        return cost, saved / (widths - least).clamp(min=1e-6)
 
     def _put(
         self, before: Tensor, task: Tensor, costs: Tensor, weight: float
@@ -341,7 +378,16 @@ class DCSS:
         The candidates nearest to the expected widths are reduced to meet the
         budget by moves with the smallest distance per cost. The rest of the
         budget is used in the same way.
+
+        Raises:
+            ValueError: If no gradient was finite.
         """
+        if self._skipped and not self._learnt:
+            raise ValueError(
+                f'none of the gradients of {self._skipped} search batches is '
+                'finite, so the search has learnt nothing: train longer, or '
+                'look for images with an infinite loss'
+            )
         worth = [
             -(((widths - expected) / widths[-1]) ** 2)
             for widths, expected in zip(
@@ -361,6 +407,7 @@ class DCSS:
             'weight': self._weight,
             'done': self._done,
             'learnt': self._learnt,
+            'skipped': self._skipped,
             'course': [list(point) for point in self.course],
         }
 
@@ -382,5 +429,6 @@ class DCSS:
         self._slopes = state['slopes'].cpu()
         self._weight = state['weight']
         self._done, self._learnt = state['done'], state['learnt']
+        self._skipped = state.get('skipped', 0)  # absent in mmgfp 0.1
         self.course = [(step, ratios) for step, ratios in state['course']]
         self._values = self._gates_now()

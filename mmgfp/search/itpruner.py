@@ -35,7 +35,7 @@ from ..cost.polynomial import Cost
 from ..criteria.base import Criterion
 from ..criteria.magnitude import L1
 from .budget import Budget
-from .candidates import Candidates, without_unscored
+from .candidates import Candidates, is_number, without_unscored
 from .features import LEAST_IMAGES, Features
 from .prunable import Prunable
 
@@ -81,14 +81,14 @@ class ITPruner:
         order: Criterion | None = None,
         least: float = 0.5,
     ) -> None:
-        if beta is not None and not 0 <= beta < np.inf:
-            raise ValueError(f'beta={beta!r}: expected at least 0')
+        if beta is not None and not (is_number(beta) and 0 <= beta < np.inf):
+            raise ValueError(f'beta={beta!r}: expected a number, at least 0')
         if type(images) is not int or images < LEAST_IMAGES:
             raise ValueError(
                 f'ITPruner: images={images!r}: expected a whole number, '
                 f'at least {LEAST_IMAGES}'
             )
-        if not 0 <= least <= 1:
+        if not (is_number(least) and 0 <= least <= 1):
             raise ValueError(
                 f'least={least!r}: expected a ratio, at least 0 and at most 1'
             )
@@ -149,6 +149,12 @@ class ITPruner:
             raise ValueError(
                 f'ITPruner has observed no forward of at least {LEAST_IMAGES} '
                 'images: expected as many training images for each process'
+            )
+        if np.isnan(self._features.nhsic().diagonal()).all():
+            raise ValueError(
+                'ITPruner: the features of all groups are the same for all '
+                f'{self._features.images} images. Expected a trained network '
+                'and images that differ'
             )
         importance, budget, net = self.importance(), self._budget, self._net
         missing = np.isnan(importance)

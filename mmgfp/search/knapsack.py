@@ -63,7 +63,7 @@ class Knapsack:
         self, net: Prunable, budget: Budget, scores: Sequence[np.ndarray]
     ) -> None:
         """See :meth:`mmgfp.search.search.Search.start`."""
-        budget = without_unscored(budget, net, scores)
+        budget = without_unscored(budget, net, scores, self.candidates)
         choices = budget.choices(net, self.candidates)
         worth = [
             kept_importance(part)[widths - 1]

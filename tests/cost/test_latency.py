@@ -490,8 +490,8 @@ def test_pruning_for_latency(toy_config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'error', 'message'),
     [
-        (dict(normalize_by='latency'), ValueError, 'need latency_table'),
-        (dict(target=dict(latency=0.5)), ValueError, 'need latency_table'),
+        (dict(normalize_by='latency'), ValueError, 'needs latency_table'),
+        (dict(target=dict(latency=0.5)), ValueError, 'needs latency_table'),
         (dict(latency_table='a.json'), ValueError, 'is not used'),
         (
             dict(normalize_by='latency', latency_table='/no/such.json'),

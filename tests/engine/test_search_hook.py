@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,42 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import (
+    BaseDataset,
+    ClassBalancedDataset,
+    ConcatDataset,
+    RepeatDataset,
+)
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from processes import run_tool
-from torch.utils.data import Dataset
-from toy import load, loader, make_config, raw_outputs, validated
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    SequentialSampler,
+    Subset,
+)
+from toy import (
+    ToyClassifier,
+    load,
+    loader,
+    make_config,
+    raw_outputs,
+    validated,
+)
 
 from mmgfp import SearchHook, Structure, build_pruned_model
+from mmgfp.engine.calibration import batch_images
 from mmgfp.engine.search_state import (
     SEARCH_KEY,
     Tally,
     read_search_state,
     stamped_search,
 )
-from mmgfp.engine.split_data import Batches, PartOfData
+from mmgfp.engine.split_data import Batches, PartOfData, split_data
 from mmgfp.libraries.models import load_model
 from mmgfp.registry import SEARCHES
 from mmgfp.report.workdir import read_course
@@ -100,11 +124,36 @@ def test_files_of_a_search(tmp_path, search):
 def test_a_step_may_leave_less_than_the_next_one_wants(tmp_path):
     """One of eight channels is more than a step of twenty removes."""
     search = dict(type='Knapsack', criterion=dict(type='L1'))
-    config = search_config(tmp_path, hook=dict(search=search, steps=20))
+    config = search_config(
+        tmp_path, hook=dict(search=search, steps=20, interval=1)
+    )
     hook = hook_of(train(config))
     assert hook.net.masks.cuts < 20
     assert 0.3 < hook.net.ratio('flops') <= 0.5
     assert (tmp_path / f'{STEM}.pth').exists()
+
+
+@pytest.mark.parametrize(
+    ('criterion', 'expected'), [('L1', [0, 7, 14]), ('Fisher', [7, 14, 21])]
+)
+def test_the_network_trains_between_steps(tmp_path, criterion, expected):
+    """A criterion of weights needs no iteration before the first one."""
+    search = dict(type='Knapsack', criterion=dict(type=criterion))
+    config = search_config(
+        tmp_path, hook=dict(search=search, steps=3, interval=7)
+    )
+    runner = Runner.from_cfg(config)
+    at: list[int] = []
+    cut = SearchHook._cut
+
+    def noted(hook: SearchHook, runner: Runner) -> None:
+        at.append(runner.iter + (hook._tally.steps > 0))
+        cut(hook, runner)
+
+    hook_of(runner)._cut = partial(noted, hook_of(runner))
+    runner.train()
+    assert at == expected
+    assert hook_of(runner).net.ratio('flops') <= 0.5
 
 
 def test_the_page_shows_the_course_of_widths(tmp_path):
@@ -220,6 +269,62 @@ def test_logits_do_not_learn_what_weights_learn(tmp_path):
     assert seen == list(range(3, 24))  # a tenth of the steps is warm-up
 
 
+@MODELS.register_module(force=True)
+class Checkpointed(ToyClassifier):
+    """Computes a part again in the backward pass, as ``with_cp=True``."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        run = self.conv1.forward
+
+        def again(x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(run, x, use_reentrant=True)
+
+        self.conv1.forward = again
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self.conv1.forward = run
+
+
+def first_slope(config: Config) -> torch.Tensor:
+    """The gradient by the gates in the first step."""
+    runner = Runner.from_cfg(config)
+    found: list[torch.Tensor] = []
+    slope = hook_of(runner)._slope
+
+    def noted(runner: Runner, values: torch.Tensor) -> torch.Tensor:
+        found.append(slope(runner, values))
+        return found[-1]
+
+    hook_of(runner)._slope = noted
+    runner.train()
+    return found[0]
+
+
+def test_recomputed_parts_have_gradients_too(tmp_path):
+    plain, recomputed = (
+        first_slope(search_config(tmp_path / kind, model=dict(type=kind)))
+        for kind in ('ToyClassifier', 'Checkpointed')
+    )
+    assert plain.abs().min() > 0
+    torch.testing.assert_close(plain, recomputed)
+
+
+@HOOKS.register_module(force=True)
+class EndInThirdEpoch(Hook):
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any):
+        if runner.iter == 10:
+            runner.train_loop.stop_training = True
+
+
+def test_a_search_that_ends_too_early_says_so(tmp_path):
+    config = search_config(tmp_path, dict(type='EndInThirdEpoch'))
+    runner = train(config)
+    assert hook_of(runner)._tally.phase == 'done'
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'after 12 of 24 steps of the search' in log.read_text()
+
+
 # -- resuming --------------------------------------------------------------
 
 
@@ -299,6 +404,35 @@ def test_resumed_after_a_kill(tmp_path):
         assert one[name].equal(other[name]), name
 
 
+def test_other_settings_are_not_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(resumable(tmp_path, dict(type='Stop', iteration=13)))
+    for change, words in (
+        (dict(split=0.25), r'split=0\.25, but the interrupted .* split=0\.5'),
+        (dict(target=dict(flops=0.4)), r"target=\{'flops': 0\.4\}, but"),
+    ):
+        config = resumable(tmp_path, hook=change)
+        config.resume = True
+        with pytest.raises(ValueError, match=words):
+            train(config)
+
+
+def test_a_resume_within_an_epoch_is_said_to_differ(tmp_path):
+    within = dict(
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5)
+        )
+    )
+    stop = dict(type='Stop', iteration=13)
+    with pytest.raises(KeyboardInterrupt):
+        train(resumable(tmp_path, stop, **within))
+    config = resumable(tmp_path, **within)
+    config.resume = True
+    train(config)
+    logs = ''.join(p.read_text() for p in tmp_path.glob('*/*.log'))
+    assert logs.count('saved within an epoch') == 1
+
+
 def test_another_search_is_not_resumed(tmp_path):
     state = stamped_search('DCSS', Tally(), **_parts())
     assert read_search_state(state, 'DCSS')['type'] == 'DCSS'
@@ -355,6 +489,61 @@ def test_a_part_is_as_long_as_the_whole():
     assert part.__getitems__([0, 5]) == [1, 7]
     assert part.metainfo == dict(classes=('a',))
     assert [copy.deepcopy(part)[i] for i in range(3)] == [1, 4, 7]
+
+
+class Classes(BaseDataset):
+    def load_data_list(self) -> list[dict]:
+        return [dict(number=number) for number in range(10)]
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        return [index % 3]
+
+    def __getitem__(self, index: int) -> int:
+        return self.get_data_info(index)['number']
+
+
+@pytest.mark.parametrize('kind', ['repeat', 'balance', 'concat', 'subset'])
+def test_repeated_images_are_in_one_part(tmp_path, kind):
+    inner = Classes()
+    data = {
+        'repeat': lambda: RepeatDataset(inner, 4),
+        'balance': lambda: ClassBalancedDataset(inner, 0.9),
+        'concat': lambda: ConcatDataset([inner, Classes()]),
+        'subset': lambda: Subset(inner, [0, 3, 3, 5, 7, 7, 9]),
+    }[kind]()
+    runner = Runner.from_cfg(search_config(tmp_path))
+    loop = runner.train_loop
+    loop.dataloader = DataLoader(data, 2)
+    other = split_data(runner, 0.5).dataset
+    ours = loop.dataloader.dataset
+    parts = [{d[i] for i in range(len(d))} for d in (ours, other)]
+    assert parts[0] and parts[1]
+    if kind == 'concat':  # equal numbers are of two data sets
+        first, second = (set(d._part.tolist()) for d in (ours, other))
+        assert not first & second and first | second == set(range(20))
+        return
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == {data[i] for i in range(len(data))}
+
+
+def test_a_part_for_samplers_and_hooks():
+    data = Classes()
+    part = PartOfData(data, np.array([1, 5, 6]))
+    assert [part.get_cat_ids(i) for i in range(4)] == [[1], [2], [0], [1]]
+    part.pipeline = 'another'  # as PipelineSwitchHook does
+    assert data.pipeline == 'another'
+    assert not hasattr(part, 'cumulative_sizes')
+    whole = PartOfData(ConcatDataset([data, data]), np.array([1, 5]))
+    with pytest.raises(ValueError, match='sizes of concatenated data sets'):
+        hasattr(whole, 'cumulative_sizes')
+
+
+def test_images_of_a_batch():
+    data = list(range(20))
+    assert batch_images(DataLoader(data, 5)) == 5
+    batches = BatchSampler(SequentialSampler(data), 4, drop_last=False)
+    assert batch_images(DataLoader(data, batch_sampler=batches)) == 4
+    assert batch_images(DataLoader(data, batch_size=None)) == 1
 
 
 def test_weights_and_logits_see_other_images(tmp_path):
@@ -433,7 +622,7 @@ def test_batches_continue_where_others_were():
         (dict(split='test'), "split='test': expected the ratio"),
         (dict(search_share=0), 'search_share=0 .*expected a ratio'),
         (dict(widths=3), "unknown argument 'widths'|widths"),
-        (dict(target=dict(latency=0.5)), 'need latency_table'),
+        (dict(target=dict(latency=0.5)), "of 'latency' needs latency_table"),
     ],
     ids=str,
 )
@@ -460,6 +649,25 @@ def test_searches_that_cannot_begin(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         train(search_config(tmp_path, **changes))
     assert not list(tmp_path.glob('*.pth'))
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        dict(type='mmgfp.SearchHook', search=dict(type='Uniform')),
+        dict(type='mmgfp.PruningHook'),
+    ],
+    ids=str,
+)
+def test_one_hook_prunes_channels(tmp_path, other):
+    config = search_config(tmp_path, dict(target=dict(flops=0.5), **other))
+    with pytest.raises(ValueError, match=r'SearchHook.*expected one of them'):
+        train(config)
+    config = search_config(
+        tmp_path, dict(type='mmgfp.SparsityHook', density=0.5)
+    )
+    with pytest.raises(ValueError, match='SearchHook and SparsityHook prune'):
+        train(config)
 
 
 def test_groups_without_scores_keep_their_width(tmp_path, monkeypatch):

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d
+from width_search import staircase
 
 from mmgfp import Prunable
 from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.search.budget import Budget
 from mmgfp.search.dcss import DCSS
+from mmgfp.search.knapsack import Knapsack
 from mmgfp.search.limits import Floor
 from mmgfp.search.subnet import best_units
 
@@ -281,7 +283,45 @@ def test_gradients_that_are_not_finite_teach_nothing():
     assert search._probabilities.equal(before)
 
 
-def test_what_only_grouped_layers_read_keeps_its_width():
+def test_gradients_that_are_never_finite_end_the_search():
+    search = started(find(chain(8)), warmup=0)
+    search.attach(100)
+
+    def gradient(values: torch.Tensor) -> torch.Tensor:
+        return values * (1 if search._done % 20 == 5 else math.nan)
+
+    for _ in range(100):  # at most 19 in a row
+        search.step(gradient)
+    assert search._learnt == 5
+    again = started(find(chain(8)), warmup=0)
+    again.attach(100)
+    again.load_state_dict(search.state_dict())
+    with pytest.raises(ValueError, match='of 20 search batches in a row'):
+        for _ in range(6):  # 14 before
+            again.step(lambda values: values * math.nan)
+
+
+def test_a_search_without_a_finite_gradient_has_no_widths():
+    search = started(find(chain(8)), warmup=0)
+    search.attach(5)
+    for _ in range(5):
+        search.step(lambda values: values * math.nan)
+    with pytest.raises(ValueError, match='of 5 search batches is finite'):
+        search.widths()
+
+
+def test_groups_that_cannot_be_gated_keep_their_width(monkeypatch):
+    net = find(chain(8, 12))
+    first, second = (group.name for group in net.units.groups)
+    monkeypatch.setattr(
+        'mmgfp.search.dcss.gated_groups', lambda *_, **__: frozenset([second])
+    )
+    search = learnt(net, 0.6)
+    assert search.ungated == [first]
+    assert search.widths()[0] == 8 and search.widths()[1] < 12
+
+
+def test_what_only_grouped_layers_read_is_gated_behind_them():
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1),
@@ -300,9 +340,12 @@ def test_what_only_grouped_layers_read_keeps_its_width():
     'settings, words',
     [
         (dict(candidates=1), 'candidates=1: expected a whole number'),
-        (dict(cost_weight=0), 'cost_weight=0: expected more than 0'),
+        (dict(cost_weight=0), 'cost_weight=0: expected a number'),
         (dict(warmup=1), 'warmup=1: expected a ratio'),
-        (dict(temperature=0), 'temperature=0: expected more than 0'),
+        (dict(temperature=0), 'temperature=0: expected a number, more than'),
+        (dict(temperature='x'), "temperature='x': expected a number"),
+        (dict(warmup=True), 'warmup=True: expected a ratio'),
+        (dict(cost_weight=math.inf), 'cost_weight=inf: expected a number'),
     ],
 )
 def test_impossible_arguments(settings, words):
@@ -318,6 +361,20 @@ def test_targets_that_cannot_be_met():
     with pytest.raises(ValueError, match='cannot be reached'):
         floor = Floor(min_ratio=0.9)
         search.start(net, Budget('flops', 0.5, floor), scores(net))
+    # possible with all widths, but not with these candidates
+    few = find(chain(64, 64, 64))
+    few_scores = scores(few)
+    for search, candidates in ((DCSS(), 10), (Knapsack(candidates=4), 4)):
+        least = [math.ceil(64 / candidates)] * 3
+        ratio = Budget('flops', 0.5).cost(few, least)
+        search.start(few, Budget('flops', ratio + 1e-6), few_scores)
+        with pytest.raises(ValueError) as error:
+            search.start(few, Budget('flops', ratio - 1e-6), few_scores)
+        for words in (
+            f'candidates={candidates} at least {ratio:.4f} of flops',
+            'or more candidates',
+        ):
+            assert words in str(error.value)
     for group, count in enumerate((6, 10)):
         net.take(group, count)
     net.masks.mask([np.arange(6), np.arange(10)])
@@ -326,11 +383,42 @@ def test_targets_that_cannot_be_met():
 
 
 def test_a_cost_weight_that_collapses_the_network():
-    search = started(find(chain(8, 12)), cost_weight=1e3, warmup=0)
-    search.attach(100)
     with pytest.raises(ValueError, match=r'cost_weight=1000\.0 dominates'):
-        for _ in range(100):
+        learnt(find(chain(8, 12)), 0.5, cost_weight=1e3)
+    # where the loss depends on no width, its gradients are zero
+    search = started(find(chain(8, 12)), cost_weight=1e-9, warmup=0)
+    search.attach(1000)
+    with pytest.raises(ValueError, match='cost_weight=1e-09 dominates'):
+        for _ in range(1000):
             search.step(torch.zeros_like)
+            assert search._probabilities.isfinite().all()
+
+
+def test_a_larger_cost_weight_makes_cheaper_networks():
+    net = find(chain(16, 16, 16))
+    costs = [
+        learnt(net, 0.5, cost_weight=weight).expected_cost()
+        for weight in (0.1, 1.0, 2.0)
+    ]
+    assert 1 > costs[0] > costs[1] > costs[2] > 0.05
+
+
+def test_latency_as_the_target():
+    """It grows in stairs of four channels, with slopes of zero between."""
+    model = chain(16, 16)
+    net = find(model, latency=staircase(model))
+    budget = Budget('latency', 0.5)
+    search = DCSS(candidates=16)
+    search.start(net, budget, scores(net))
+    search.attach(100)
+    matters = torch.where(torch.from_numpy(net.units.group_of) == 0, 1.0, 0.1)
+    for _ in range(100):
+        search.step(lambda values: -matters.to(values))
+    search.detach()
+    assert search.expected_cost() == pytest.approx(0.5, rel=1e-3)
+    widths = search.widths()
+    assert 0.3 < budget.cost(net, widths) <= 0.5
+    assert widths[0] > 2 * widths[1]
 
 
 def test_budget_is_that_of_the_recounted_network():

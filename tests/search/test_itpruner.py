@@ -257,6 +257,17 @@ def test_features_that_are_not_finite():
         shown(net, torch.randn(4, *SHAPE[1:]))
 
 
+def test_features_that_are_all_constant():
+    model = chain(8, 8)
+    net = find(model)
+    search = ITPruner()
+    search.start(net, Budget('flops', 0.5), random_scores(net))
+    with search.observing():
+        model(torch.ones(20, 3, 10, 10))
+    with pytest.raises(ValueError, match='the same for all 20 images'):
+        search.widths()
+
+
 def test_groups_without_features_keep_their_width():
     net = find(Parts(8, 8, 8))
     with torch.no_grad():
