@@ -165,10 +165,13 @@ class Calibrated(Criterion, Protocol):
             drawn from the predicted distribution, 'empirical' for those of
             the data set; None for 'true' if the network predicts class
             scores, else 'empirical'.
+        approximate (Sequence[str]): Names of layers that are measured
+            approximately, to save memory. Defaults to ().
     """
 
     batches: int
     fisher: Labels | None
+    approximate: Sequence[str] = ()
 
     def observing(self) -> AbstractContextManager[None]:
         """Returns a context; the network is observed only inside."""

@@ -23,6 +23,9 @@ from torch import Tensor
 
 Damping = Literal['pi', 'identity']
 
+# Least mean of a factor's diagonal that its damping depends on.
+_LEAST = 1e-30
+
 
 @dataclass
 class Factor:
@@ -283,8 +286,9 @@ def sides(
         extra = torch.full_like(means[0], 2 / batches)
         pads = [extra * positions**2, extra / positions**2]
     else:
-        known = (means[0] > 0) & (means[1] > 0)
-        ratio = torch.where(known, means[0] / means[1], 1.0).sqrt()
+        # without gradients, scores are those of the damping alone
+        least = [mean.clamp(min=_LEAST) for mean in means]
+        ratio = (least[0] / least[1]).sqrt()
         pads = [ratio * strength**0.5, strength**0.5 / ratio]
     return (
         _side(name, inputs.starts, factors[0], pads[0]),
@@ -303,8 +307,8 @@ def _side(
         if failed.any():
             raise ValueError(
                 f'the curvature of {name} is singular with damping of '
-                f'{float(pad.min()):.3g}: expected a larger `strength` or '
-                'more batches'
+                f"{float(pad.min()):.3g}: expected damping='pi' with a "
+                'larger `strength`'
             )
         inverses.append(torch.cholesky_inverse(root))
     return Side(starts, blocks, inverses)

@@ -99,7 +99,11 @@ class KFAC(Calibrated):
                 raise ValueError(
                     f'{name}={number!r}: expected a whole number from 1'
                 )
-        if not (isinstance(strength, (int, float)) and strength >= 0):
+        if (
+            isinstance(strength, bool)
+            or not isinstance(strength, (int, float))
+            or not 0 <= strength < float('inf')
+        ):
             raise ValueError(
                 f'strength={strength!r}: expected a number, at least 0'
             )
@@ -142,6 +146,11 @@ class KFAC(Calibrated):
             device = next(self._model.parameters()).device
             self._counts = torch.zeros(2, dtype=torch.float64, device=device)
             self._sums = {n: self._empty(m) for n, m in self._layers.items()}
+        self.approximate = [
+            name
+            for name, sums in self._sums.items()
+            if max(len(sums.inputs.blocks), len(sums.gradients.blocks)) > 1
+        ]
         self._taps = LayerTaps(self._model, self._layers, self._see)
         try:
             yield

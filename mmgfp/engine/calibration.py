@@ -25,7 +25,7 @@ from ..libraries.forward import unaugmented
 from ..libraries.models import unwrap
 from ..search.search import FeatureSearch
 from ..utils.errors import type_and_line
-from ..utils.modes import modes_kept
+from ..utils.modes import buffers_kept, modes_kept
 from ..utils.random_state import random_state, set_random_state
 from ..utils.trees import map_tensors
 from .progress import duration
@@ -59,6 +59,7 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
     try:
         with (
             modes_kept(model),
+            _buffers_of_first(model),
             _frozen(model),
             torch.enable_grad(),
             criterion.observing(),
@@ -74,6 +75,13 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
             'expected a trained network and a train dataloader with batches'
         )
     criterion.all_reduce(sum_over_ranks)
+    if wide := criterion.approximate:
+        runner.logger.info(
+            f'the measurements of {len(wide)} layers are approximate, because '
+            f'they have more inputs or outputs than the limit of '
+            f'{type(criterion).__name__}: {", ".join(wide[:5])}'
+            f'{", ..." if len(wide) > 5 else ""}'
+        )
     if names := criterion.unmeasured():
         runner.logger.warning(
             f'{len(names)} layers were not measured in the calibration pass '
@@ -112,6 +120,7 @@ def show_features(
     try:
         with (
             modes_kept(model),
+            _buffers_of_first(model),
             torch.no_grad(),
             search.observing(),
             unaugmented(model.data_preprocessor) as preprocess,
@@ -223,6 +232,22 @@ def batch_images(loader: DataLoader) -> int:
 
 
 @contextmanager
+def _buffers_of_first(model: nn.Module) -> Iterator[None]:
+    """Give all processes the statistics of the first inside the context.
+
+    Each process has its own statistics of batch norms, and checkpoints hold
+    those of the first: a resumed run would measure something else.
+    """
+    if dist.get_world_size() == 1:
+        yield
+        return
+    with buffers_kept(model):
+        for buffer in model.buffers():
+            dist.broadcast(buffer)
+        yield
+
+
+@contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Disable the gradients of parameters inside the context."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -265,11 +290,16 @@ def _class_scores(model: BaseModel, data: Any) -> Tensor:
         ValueError: If the outputs have another form.
     """
     scores = model._run_forward(data, mode='tensor')
-    if not isinstance(scores, Tensor) or scores.dim() != 2:
+    # with one class, all drawn labels would be this class
+    if (
+        not isinstance(scores, Tensor)
+        or scores.dim() != 2
+        or scores.shape[1] < 2
+    ):
         raise ValueError(
             "fisher='true' needs a network whose mode='tensor' returns "
-            f'(N, classes) scores; the outputs of {type(model).__name__} have '
-            "another form. Use fisher='empirical'"
+            f'(N, classes) scores of two or more classes; the outputs of '
+            f"{type(model).__name__} have another form. Use fisher='empirical'"
         )
     return scores
 

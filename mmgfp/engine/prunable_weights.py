@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..cost.model import Calls
 from ..cost.zeros import weights_that_carry_zeros
+from ..criteria.layer_rows import is_matrix_layer
 from ..groups import layer_of
 from ..search.sparsity import Shapes
 
@@ -22,6 +23,7 @@ def prunable_weights(
     run: Callable[[nn.Module], Any],
     ignore: Sequence[str],
     shapes: Shapes,
+    plain: bool,
     log: Callable[[str], object],
 ) -> dict[str, int]:
     """Returns the prunable weights of convolutions and linear layers.
@@ -32,6 +34,8 @@ def prunable_weights(
         run (Callable): Runs the network on demo input.
         ignore (Sequence[str]): Patterns of layers, as in :mod:`fnmatch`.
         shapes (Shapes): Blocks or pattern of weights pruned together.
+        plain (bool): Whether only weights of plain convolutions and linear
+            layers are prunable, whose curvature can be measured.
         log (Callable): Called with the excluded layers and the reason.
 
     Returns:
@@ -55,6 +59,9 @@ def prunable_weights(
             continue
         if not weight.requires_grad:
             whole.setdefault('do not train', []).append(layer)
+        elif plain and not _is_plain(model, name, layer):
+            why = 'are no plain layers, which the criterion can measure'
+            whole.setdefault(why, []).append(layer)
         elif not shapes.fits(outputs_first(weight, axis).shape):
             why = 'have a number of inputs that the pattern does not divide'
             whole.setdefault(why, []).append(layer)
@@ -83,6 +90,19 @@ def _check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
                 f'pruned; expected names such as {some}, with * and ? as '
                 'wildcards'
             )
+
+
+def _is_plain(model: nn.Module, name: str, layer: str) -> bool:
+    """Returns whether a weight is one of a layer that is called."""
+    module = model.get_submodule(layer)
+    around = model.get_submodule(layer.rpartition('.')[0])
+    return (
+        is_matrix_layer(module)
+        and name == f'{layer}.weight'
+        and module.weight is model.get_parameter(name)
+        # its output projection is read, not called
+        and not isinstance(around, nn.MultiheadAttention)
+    )
 
 
 def outputs_first(tensor: Tensor, axis: int) -> np.ndarray:

@@ -55,6 +55,7 @@ from .search_state import (
 )
 from .settings import (
     check_ratio,
+    check_unchanged,
     flag,
     named_arguments,
     one_of,
@@ -209,7 +210,7 @@ class SearchHook(ChannelHook):
         self._trainers = Trainers(runner, net.units.groups)
         if self._resumed:
             self._tally = Tally(**self._resumed['tally'])
-            self._check_settings(self._resumed.get('settings', {}))
+            check_unchanged(self._settings, self._resumed.get('settings', {}))
         else:
             self._tally = Tally(start=net.ratio(self.metric))
             self._check_possible(runner, net)
@@ -249,16 +250,6 @@ class SearchHook(ChannelHook):
             steps=self.steps,
             interval=self.interval,
         )
-
-    def _check_settings(self, before: Mapping[str, Any]) -> None:
-        now = self._settings
-        if changed := [n for n in now if before.get(n, now[n]) != now[n]]:
-            name = changed[0]
-            raise ValueError(
-                f'{name}={now[name]!r}, but the interrupted search had '
-                f'{name}={before[name]!r}: resume with the same config, or '
-                'continue with load_from and without resuming'
-            )
 
     def _check_possible(self, runner: Runner, net: Prunable) -> None:
         self._budget(net).check(net)

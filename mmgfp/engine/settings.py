@@ -275,6 +275,23 @@ def read_cut_to(cut_to: Any) -> int | None:
     )
 
 
+def check_unchanged(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raise if a resumed run has other arguments than the interrupted one.
+
+    Args:
+        now (Mapping[str, Any]): Arguments by name.
+        before (Mapping[str, Any]): Those of the checkpoint; absent ones are
+            not compared.
+    """
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            raise ValueError(
+                f'{name}={value!r}, but the interrupted run had '
+                f'{name}={before[name]!r}: resume with the same config, or '
+                'continue with load_from and without resuming'
+            )
+
+
 def read_latency(
     latency_table: Any, normalize_by: str, metric: Metric
 ) -> LatencyTable | None:

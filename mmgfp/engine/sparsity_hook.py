@@ -22,7 +22,7 @@ from ..libraries.pipeline import input_shape as config_shape
 from ..registry import HOOKS
 from ..report.table import density_table, render
 from ..search.schedule import left_after
-from ..search.sparsity import LayerNorm, choose
+from ..search.sparsity import LayerNorm, beyond_pattern, choose
 from ..slimming.element_masks import Density, WeightMasks
 from ..slimming.structure import KEY, Structure
 from .calibration import calibrate
@@ -43,6 +43,7 @@ from .runner import (
 )
 from .saved import check_finetune_config, save_ratio, stems
 from .settings import (
+    check_unchanged,
     flag,
     named_arguments,
     one_of,
@@ -193,6 +194,7 @@ class SparsityHook(ResumesExactly):
         self._structure = self._with_cost(runner, count_cost(model, calls)[''])
         self._axes = prunable_weights(
             *(model, calls, run, self.ignore, self.shapes),
+            plain=self.criterion.when == 'calibration',
             log=runner.logger.info,
         )
         self.masks = WeightMasks(model)
@@ -236,6 +238,7 @@ class SparsityHook(ResumesExactly):
         self.done, self._since, self._start = (
             self._resumed[part] for part in ('done', 'since', 'start')
         )
+        check_unchanged(self._settings, self._resumed.get('settings', {}))
         self.random.resume_from(self._resumed['random'])
         before_each_batch(runner, self.random.restore)
         if self.done >= self.steps:
@@ -244,9 +247,34 @@ class SparsityHook(ResumesExactly):
         elif self.criterion.when == 'training':
             self.criterion.attach(unwrap(runner.model), UnitSpace([]))
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Returns arguments that a resumed run must not change."""
+        return dict(
+            density=self.target,
+            steps=self.steps,
+            interval=self.interval,
+            block=list(self.shapes.block),
+            pattern=list(self.shapes.pattern or ()),
+        )
+
     def _check_possible(self, runner: Runner) -> None:
         """Raise if the density is met already or cannot be reached."""
-        if self._goal(self.steps) >= self._left():
+        assert self.masks is not None
+        if self.shapes.pattern is not None:
+            # a network that is sparse already may still not have the pattern
+            if not any(
+                beyond_pattern(
+                    outputs_first(self.masks.pruned[name], axis), self.shapes
+                )
+                for name, axis in self._axes.items()
+            ):
+                raise ValueError(
+                    f'pattern={self.shapes.pattern} is already met by the '
+                    'loaded weights. Load another checkpoint, or choose '
+                    'another pattern.'
+                )
+        elif self._goal(self.steps) >= self._left():
             raise ValueError(
                 f'the density is already met: {self._density:.4f} of the '
                 f'prunable weights are left, density={self.target}. Load '
@@ -259,7 +287,9 @@ class SparsityHook(ResumesExactly):
             )
             for name, axis in self._axes.items()
         )
-        if least > self._goal(self.steps):
+        # whole blocks of a pattern can always be pruned
+        floors = self.shapes.min_density > self.target
+        if floors if self.shapes.pattern else least > self._goal(self.steps):
             raise ValueError(
                 f'density={self.target} cannot be reached: at least '
                 f'{least / self._all():.4f} of the prunable weights stay with '
@@ -355,7 +385,7 @@ class SparsityHook(ResumesExactly):
         chosen = choose(
             {name: outputs_first(scores[name], axes[name]) for name in axes},
             {name: outputs_first(pruned[name], axes[name]) for name in axes},
-            self._left() - self._goal(self.done + 1),
+            self._to_prune(),
             self.shapes,
             self.layer_norm,
         )
@@ -378,6 +408,12 @@ class SparsityHook(ResumesExactly):
         if self.done == self.steps:
             self._save(runner)
             self._finish(runner)
+
+    def _to_prune(self) -> int | None:
+        """Returns the number of weights of a step; None for the pattern."""
+        if self.shapes.pattern and self.done + 1 == self.steps:
+            return None
+        return max(0, self._left() - self._goal(self.done + 1))
 
     # -- end --------------------------------------------------------------
 
@@ -440,6 +476,7 @@ class SparsityHook(ResumesExactly):
             done=self.done,
             since=self._since,
             start=self._start,
+            settings=self._settings,
             random=self.random.states(),
         )
 

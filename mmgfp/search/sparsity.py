@@ -63,10 +63,22 @@ class Shapes:
         return math.prod(min(n, b) for n, b in zip(shape, self.block))
 
 
+def beyond_pattern(pruned: np.ndarray, shapes: Shapes) -> int:
+    """Returns the number of blocks that a pattern does not allow to stay.
+
+    Args:
+        pruned (np.ndarray): Booleans of pruned weights, outputs first.
+        shapes (Shapes): Blocks and pattern.
+    """
+    assert shapes.pattern is not None
+    left = _block_sums((~pruned).astype(np.int64), shapes.block) > 0
+    return int(_beyond_pattern(left * 1.0, left, shapes.pattern).sum())
+
+
 def choose(
     scores: Mapping[str, np.ndarray],
     pruned: Mapping[str, np.ndarray],
-    count: int,
+    count: int | None,
     shapes: Shapes,
     layer_norm: LayerNorm = 'none',
 ) -> dict[str, np.ndarray]:
@@ -77,8 +89,9 @@ def choose(
             outputs, inputs, and others. The lowest are pruned first.
         pruned (Mapping[str, np.ndarray]): Booleans of the same shapes for
             weights pruned before; they stay pruned.
-        count (int): Number of weights to prune; with blocks, the largest
-            number of whole blocks within it.
+        count (int | None): Number of weights to prune; with blocks, the
+            largest number of whole blocks within it. None for all that
+            floors and pattern allow.
         shapes (Shapes): Blocks or pattern, and floors.
         layer_norm (str): 'sum' to divide the scores of a layer by the sum
             over its unpruned weights. Defaults to 'none'.
@@ -96,6 +109,8 @@ def choose(
     ]
     values = np.concatenate([layer.values for layer in layers])
     sizes = np.concatenate([layer.sizes for layer in layers])
+    if count is None:
+        count = int(sizes.sum())
     # a floor can keep a whole block of which a part could be pruned
     whole = len(layers) * (math.prod(shapes.block) - 1)
     if sizes.sum() + whole < count:

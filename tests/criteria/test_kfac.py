@@ -43,7 +43,11 @@ def close(found, expected):
 
 def test_weights_rows_and_columns():
     layer = curvature()
-    close(layer.elements()[0], [[1.875, 7.5], [11.25, 20]])
+    each = layer.elements()[0]
+    close(each, [[1.875, 7.5], [11.25, 20]])
+    close(each.sum(1), [9.375, 31.25])
+    close(each.sum(0), [13.125, 27.5])
+    close(each / each.sum(), [[0.046154, 0.184615], [0.276923, 0.492308]])
     each = torch.tensor([[0], [1]])
     close(layer.of_row_blocks(each), [17.5, 61.6667])
     close(layer.of_column_blocks(each), [20.25, 45.0])
@@ -64,6 +68,23 @@ def test_damping(settings, scale, expected):
     )
     close(
         Curvature(W[None], found[1], found[0]).elements()[0] * scale, expected
+    )
+
+
+def test_scores_do_not_jump_where_gradients_vanish():
+    """The limit is w^2 strength / 2; any layer with gradients has more."""
+    inputs = Factor([0], [A[None]])
+    for scale in (1e-8, 1e-14, 1e-22, 0.0):
+        gradients = Factor([0], [scale * G[None]])
+        found = sides('layer', inputs, gradients, 1, 100, 'pi', 1e-3)
+        scores = Curvature(W[None], found[1], found[0]).elements()[0]
+        expected = W.square() * (1e-3 + scale**0.5) / 2
+        assert (scores <= 2 * expected).all()
+    nothing = Factor([0], [torch.zeros(1, 2, 2).double()])
+    found = sides('layer', nothing, nothing, 1, 100, 'pi', 1e-3)
+    close(
+        Curvature(W[None], found[1], found[0]).elements()[0],
+        W.square() * 1e-3 / 2,
     )
 
 
@@ -428,9 +449,9 @@ def matrices(pruner: Pruner):
 
 
 def damped(a, g):
-    pi = 1.0  # a depthwise filter behind which nothing is active
-    if g.trace() > 0:
-        pi = ((a.trace() / len(a)) / (g.trace() / len(g))).sqrt()
+    means = [m.diagonal().mean() for m in (a, g)]
+    # behind some depthwise filter nothing is active
+    pi = (means[0].clamp(min=1e-30) / means[1].clamp(min=1e-30)).sqrt()
     pad = 1e-3**0.5
     return (
         a + pi * pad * torch.eye(len(a)).double(),
@@ -606,6 +627,8 @@ def test_layers_that_cannot_be_measured_are_named():
         (dict(batches=0), 'batches=0: expected a whole number'),
         (dict(limit=1.5), 'limit=1.5'),
         (dict(strength=-1), 'strength=-1'),
+        (dict(strength=True), 'strength=True'),
+        (dict(strength=float('inf')), 'strength=inf'),
     ],
 )
 def test_impossible_settings(settings, message):

@@ -396,3 +396,37 @@ def test_weights_go_as_in_one_process(tmp_path):
         assert (tensor == 0).equal(two[name] == 0), name
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
     assert sum(int((t == 0).sum()) for t in one.values()) > 900
+
+
+def test_statistics_of_the_first_process_are_measured(tmp_path):
+    """Each process has its own of batch norms; a checkpoint has one."""
+
+    def config(name: str, *hooks: dict) -> Path:
+        changes = dict(model=dict(type='ToyClassifier', norm='BN'))
+        found = make_config(tmp_path / name, **changes, **data(4))
+        sparse = dict(
+            type='mmgfp.SparsityHook',
+            density=0.3,
+            criterion=dict(type='KFAC', batches=3, fisher='empirical'),
+            steps=3,
+            interval=6,
+            compensate=True,
+            after_target='train',
+            input_shape=(8, 8),
+        )
+        found.custom_hooks = [sparse, *hooks]
+        path = tmp_path / f'{name}{len(hooks)}.py'
+        found.dump(path)
+        return path
+
+    launch(config('whole'))
+    stop = dict(type='Stop', iteration=10, kill=True)
+    launch(config('killed', stop), expected=None)
+    launch(config('killed'), '--resume')
+    whole, killed = (
+        final(tmp_path / name, 'density_0.30.pth')
+        for name in ('whole', 'killed')
+    )
+    assert whole.keys() == killed.keys()
+    for name, tensor in whole.items():
+        assert tensor.equal(killed[name]), name

@@ -408,7 +408,10 @@ def test_other_settings_are_not_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(resumable(tmp_path, dict(type='Stop', iteration=13)))
     for change, words in (
-        (dict(split=0.25), r'split=0\.25, but the interrupted .* split=0\.5'),
+        (
+            dict(split=0.25),
+            r'split=0\.25, but .* had split=0\.5',
+        ),
         (dict(target=dict(flops=0.4)), r"target=\{'flops': 0\.4\}, but"),
     ):
         config = resumable(tmp_path, hook=change)

@@ -345,6 +345,34 @@ def test_blocks_and_patterns(tmp_path):
     assert density['conv1.weight'] == (864, 432)
 
 
+@pytest.mark.parametrize('density', [0.6, 0.45, 0.2])
+@pytest.mark.parametrize('steps', [1, 2])
+def test_a_pattern_of_a_network_that_is_sparse(tmp_path, density, steps):
+    """Weights beyond the pattern are pruned at any density."""
+    first = dict(density=density, ignore=['stem', 'depthwise'])
+    train(sparse_config(tmp_path / 'a', hook=first))
+    saved = tmp_path / 'a' / f'density_{density:.2f}.pth'
+    before = zeros(load(saved)['state_dict'])
+    hook = dict(pattern='2:4', steps=steps, interval=2)
+    runner = train(
+        sparse_config(tmp_path / 'b', hook=hook, load_from=str(saved))
+    )
+    after = zeros(runner.model.state_dict())
+    for name in ('conv1.weight', 'conv2.weight', 'head.weight'):
+        assert not (before[name] & ~after[name]).any()
+        outputs, _, *kernel = after[name].shape
+        inputs = after[name].reshape(outputs, -1, 4, *kernel)
+        assert (inputs.sum(2) >= 2).all()
+    # it is there now
+    again = sparse_config(
+        tmp_path / 'c',
+        hook=hook,
+        load_from=str(tmp_path / 'b' / 'density_0.50.pth'),
+    )
+    with pytest.raises(ValueError, match=r'pattern=\(2, 4\) is already met'):
+        train(again)
+
+
 def test_floors_and_sums_of_layers(tmp_path):
     hook = dict(min_density=0.25, layer_norm='sum')
     runner = train(sparse_config(tmp_path, hook=hook))
@@ -545,6 +573,16 @@ def resumable(work_dir, *hooks: dict, **changes: Any) -> Config:
     )
     settings.update(changes)
     return sparse_config(work_dir, EMA, *hooks, **settings)
+
+
+def test_other_settings_are_not_resumed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(resumable(tmp_path, dict(type='Stop', iteration=9)))
+    for hook in (dict(steps=1), dict(steps=3, interval=5, density=0.9)):
+        config = resumable(tmp_path, hook=hook)
+        config.resume = True
+        with pytest.raises(ValueError, match='but the interrupted run had'):
+            train(config)
 
 
 INFINITE = dict(
