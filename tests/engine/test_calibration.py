@@ -12,11 +12,13 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseDataPreprocessor
 from mmengine.runner import Runner
+from torch import nn
 from toy import load, make_config, pruning_hook, removals, train
 
 from mmgfp.criteria.kfac import KFAC
 from mmgfp.engine import calibration
 from mmgfp.engine.calibration import (
+    _labels,
     calibrate,
     other_loader,
     show_features,
@@ -43,6 +45,18 @@ def test_train_data_that_is_missing(tmp_path):
         train_loader(config, 0)
     words = 'data set of train_dataloader is not here: .*no_such.json.*paths'
     assert re.search(words, str(error.value))
+
+
+def test_one_class_has_no_labels_to_draw():
+    """All drawn labels would be this class, and all gradients zero."""
+
+    class OneScore(nn.Module):
+        def _run_forward(self, data, mode):
+            return data['inputs'].mean((1, 2, 3))[:, None]
+
+    data = dict(inputs=torch.rand(4, 3, 2, 2))
+    kind, why = _labels(OneScore(), data)
+    assert kind == 'empirical' and 'two or more classes' in why
 
 
 def test_fewer_images_than_one_raised_batch():

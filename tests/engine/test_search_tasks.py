@@ -49,6 +49,14 @@ model.update(bbox_head=dict(
     norm_cfg=dict(type='GN', num_groups=4)))
 """
 )
+RETINANET = (
+    "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
+    + DETECTION
+    + """
+model.update(bbox_head=dict(
+    num_classes=3, in_channels=16, feat_channels=16, stacked_convs=2))
+"""
+)
 FASTER_RCNN = (
     "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
     + DETECTION
@@ -135,6 +143,7 @@ custom_hooks = [
     *{hooks}]
 """
 TASKS = dict(
+    retinanet=('mmdet', RETINANET),
     fcos=('mmdet', FCOS),
     faster_rcnn=('mmdet', FASTER_RCNN),
     classifier=(CLASSIFICATION, CLASSIFIER),

@@ -13,10 +13,18 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
 from processes import run_tool
-from toy import load, loader, make_config, raw_outputs, validated
+from torch import nn
+from toy import (
+    ToyClassifier,
+    load,
+    loader,
+    make_config,
+    raw_outputs,
+    validated,
+)
 
 from mmgfp import SparsityHook, Structure, build_pruned_model
 from mmgfp.engine.calibration import calibrate
@@ -317,6 +325,48 @@ def test_calibration_between_steps_leaves_training_as_it_is(tmp_path):
 
 
 # -- what goes together --------------------------------------------------
+
+
+@MODELS.register_module(force=True)
+class Attending(ToyClassifier):
+    """With layers whose weights are read or computed, not called."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        nn.utils.weight_norm(self.conv2)
+        self.norm0.register_forward_hook(self._attend)
+
+    def _attend(self, module: nn.Module, args: Any, out: torch.Tensor) -> Any:
+        tokens = out.flatten(2).transpose(1, 2)
+        found, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return found.transpose(1, 2).view_as(out)
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm')
+def test_weights_whose_curvature_cannot_be_measured_stay(tmp_path):
+    config = sparse_config(
+        tmp_path,
+        model=dict(type='Attending'),
+        hook=dict(criterion=KFAC, density=0.3),
+        log_level='INFO',
+    )
+    train(config)
+    density = Structure.load(tmp_path / 'density_0.30.json').density
+    assert {name.partition('.')[0] for name in density} == {
+        *('stem', 'conv1', 'depthwise', 'head'),
+    }
+    text = ''.join(f.read_text() for f in tmp_path.rglob('*.log'))
+    assert 'attention' in text.split('are no plain layers')[1].split('\n')[0]
+
+
+def test_approximate_curvature_is_logged(tmp_path):
+    """Inputs with the kernel and the bias: 28, 73, 10, 13 and 9."""
+    hook = dict(criterion=dict(KFAC, limit=28), density=0.3)
+    train(sparse_config(tmp_path, hook=hook, log_level='INFO'))
+    text = ''.join(f.read_text() for f in tmp_path.rglob('*.log'))
+    line = 'measurements of 1 layers are approximate'
+    assert text.count(line) == 1 and 'KFAC: conv1\n' in text
 
 
 def test_layers_that_stay_whole(tmp_path):
