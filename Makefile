@@ -32,7 +32,7 @@ quickstart: setup
 
 # processes of one thread: several in each would wait for each other
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical \
-	--maxprocesses 8 --dist loadscope
+	--maxprocesses 8 --dist worksteal
 
 test: setup
 	$(PYTEST) --ignore tests/benchmarks $(ARGS)

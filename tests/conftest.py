@@ -24,8 +24,13 @@ SLOW = (
 )
 
 
+# whose tests take minutes: begun last, they would run alone at the end
+LONG = ('test_digits_classifier.py',)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the core."""
+    """Mark the tests of the core, and begin with the longest tests."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     here = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(here).parts[0]

@@ -154,9 +154,10 @@ def saved_ratios(work_dir: str | os.PathLike) -> list[SavedRatio]:
     ]
     if not stems:
         raise FileNotFoundError(
-            f'there is no structure in {str(folder)!r}; expected a file such '
-            'as flops_0.50.json, which pruning writes into its work dir when '
-            'it reaches a ratio of save_at'
+            f'there is no structure of pruned channels in {str(folder)!r}; '
+            'expected a file such as flops_0.50.json, which pruning writes '
+            'into its work dir when it reaches a ratio of save_at. Runs that '
+            'prune single weights (density_*.json) have no report'
         )
     ratios = [
         SavedRatio(stem, folder, Structure.load(folder / f'{stem}.json'))

@@ -280,6 +280,7 @@ class DCSS:
                 )
             return
         self._skipped = 0
+        slope = self._without_scale(slope)
         # a candidate adds to the gates of all units that it keeps
         by_first = torch.zeros_like(self._slopes)
         by_first.index_put_((self._group, self._first), slope, accumulate=True)
@@ -288,6 +289,20 @@ class DCSS:
         rate = max(1 / self._learnt, 1 / (1 + _WINDOW * self._steps))
         self._slopes += rate * (new - self._slopes)
         self._follow()
+
+    def _without_scale(self, slope: Tensor) -> Tensor:
+        """Returns slopes (U,) without the gain of scaling groups down.
+
+        On the images of the search, trained networks are too confident, and
+        smaller outputs correct that. Weights can do so without any pruning,
+        so this gain of all gates of a group together says nothing about its
+        width. In front of batch norms it is zero.
+        """
+        gates = self._values.detach().cpu().double()
+        zeros = torch.zeros(len(self._widths), dtype=torch.float64)
+        gain = zeros.index_add(0, self._group, slope * gates).clamp(min=0)
+        mass = zeros.index_add(0, self._group, gates).clamp(min=1e-9)
+        return slope - (gain / mass)[self._group]
 
     def _follow(self) -> None:
         """Move probabilities by the slopes of the loss and of the cost."""

@@ -263,7 +263,8 @@ class Structure:
                 f'{label} does not fit the model: it has the density of '
                 f'{known.weights} weights of {name}, expected '
                 f'{"none" if tensor is None else prod(shape)}. Use the config '
-                'that was pruned.'
+                'that was pruned; for other classes prune with `ignore` for '
+                'the layers of the head.'
             )
 
     def _check_attribute(

@@ -675,7 +675,7 @@ def test_tool(tmp_path, pruned):
     done = run_tool('report.py', tmp_path)
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]  # libraries may warn before
-    assert line.startswith('error: there is no structure in')
+    assert line.startswith('error: there is no structure of')
     assert 'Traceback' not in done.stderr
 
 

@@ -183,6 +183,24 @@ def test_the_cost_follows_its_goal():
     )
 
 
+def test_smaller_outputs_are_no_reason_to_prune():
+    """Slopes that scale a group down are left out; others stay."""
+    search = started(find(chain(4, 4)), candidates=4)
+    put(search, [0, 0, 0, 1], [0, 0, 0.5, 0.5])
+    search._values = search._gates_now()
+    gates = search._values.double()
+    assert sorted(gates.tolist()) == [0.5, *[1] * 7]
+    # in sum, the first group gains from smaller gates, the second loses
+    slope = torch.cat([torch.tensor([3.0, 1, -1, 1]).double(), -gates[4:]])
+    found = search._without_scale(slope)
+    assert found[:4].tolist() == [2, 0, -2, 0]  # less 4 / 4
+    assert found[4:].equal(slope[4:])
+    down = search._without_scale(-slope)
+    assert down[:4].equal(-slope[:4])
+    torch.testing.assert_close(down[4:], gates[4:] - 3.25 / 3.5)
+    assert float((down * gates)[4:].sum()) == pytest.approx(0)
+
+
 def test_masses_settle_before_the_cut():
     """At the end only units between two candidates are in between."""
     net = find(chain(32, 32, 32))
