@@ -58,7 +58,8 @@ def draw_progress(
     cost.set_ylim(0, 1.03)
     cost.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     cost.set_ylabel('remaining ratio')
-    figure.legend(loc='outside upper left', frameon=False, ncols=3)
+    if cost.lines:
+        figure.legend(loc='outside upper left', frameon=False, ncols=3)
     loss.plot(*_series(records, 'loss'), color=BLUE, linewidth=1.5)
     loss.set_ylabel('loss')
     loss.set_xlabel('iteration')

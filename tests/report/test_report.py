@@ -7,6 +7,7 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import mmcv.transforms  # noqa: F401  (registers what loads pictures)
@@ -33,7 +34,7 @@ from toy import (
 
 import mmgfp.report.page
 from mmgfp import FisherPruningHook, Structure
-from mmgfp.report import workdir
+from mmgfp.report import charts, workdir
 from mmgfp.report.networks import read_pruning_run
 from mmgfp.report.page import write_report
 from mmgfp.report.predictions import (
@@ -716,3 +717,42 @@ def test_logs_that_are_nested_without_end(tmp_path):
     (run,) = read_runs(tmp_path)
     assert run.records == [{'iter': 1, 'step': 1}]
     assert run.config == {}
+
+
+# -- charts -----------------------------------------------------------------
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    drawn: list = []
+    monkeypatch.setattr(charts, 'save_figure', lambda f, _: drawn.append(f))
+    return drawn
+
+
+@pytest.mark.parametrize('decades', [0.3, 2, 6, 20])
+def test_labels_of_scores_have_room(figures, decades):
+    values = np.logspace(-decades, 0, 9)
+    scores = SimpleNamespace(
+        groups={'conv': None},
+        last_step=lambda _: (values, values < values.mean()),
+        normalize_by='none',
+        criterion='Fisher',
+    )
+    charts.draw_scores(scores, 'scores.png')
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    ticks = [t for t in axes.get_xticks() if low <= t <= high]
+    assert 1 <= len(ticks) <= 9
+
+
+def test_progress_without_costs_has_the_loss(figures):
+    records = [dict(step=s, iter=s, loss=1 / s) for s in (1, 2, 3)]
+    charts.draw_progress(records, {}, 'progress.png')
+    cost, loss = figures[0].axes
+    assert not cost.lines and not figures[0].legends
+    assert loss.lines[0].get_ydata().tolist() == [1, 1 / 2, 1 / 3]
+    charts.draw_progress([dict(r, flops=0.5) for r in records], {}, 'x.png')
+    labels = [text.get_text() for text in figures[1].legends[0].get_texts()]
+    assert labels == ['flops']
