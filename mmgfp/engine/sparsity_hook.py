@@ -376,10 +376,21 @@ class SparsityHook(ResumesExactly):
     def _prune(self, runner: Runner) -> None:
         """Run a step: score all weights, and prune the lowest."""
         assert self.masks is not None
+        model = unwrap(runner.model)
+        if lost := [
+            name
+            for name in self._axes
+            if not model.get_parameter(name).isfinite().all()
+        ]:
+            raise ValueError(
+                f'weights are not finite after {runner.iter} iterations: '
+                f'{", ".join(lost[:5])}. Either training has diverged: lower '
+                'the learning rate, or clip gradients; or load_from holds them'
+            )
         if self.criterion.when == 'calibration':
             calibrate(runner, self.criterion, UnitSpace([]))
         elif self.criterion.when == 'weights':
-            self.criterion.attach(unwrap(runner.model), UnitSpace([]))
+            self.criterion.attach(model, UnitSpace([]))
         scores = self.criterion.elements(list(self._axes))
         axes, pruned = self._axes, self.masks.pruned
         chosen = choose(

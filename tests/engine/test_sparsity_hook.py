@@ -360,6 +360,24 @@ def test_weights_whose_curvature_cannot_be_measured_stay(tmp_path):
     assert 'attention' in text.split('are no plain layers')[1].split('\n')[0]
 
 
+@HOOKS.register_module(force=True)
+class Diverge(Hook):
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any):
+        if runner.iter == 3:
+            runner.model.conv1.weight.data[0, 0] = float('nan')
+
+
+@pytest.mark.parametrize('criterion', [KFAC, dict(type='Magnitude')])
+def test_training_that_diverges_is_named(tmp_path, criterion):
+    config = sparse_config(
+        tmp_path,
+        dict(type='Diverge'),
+        hook=dict(steps=2, interval=6, criterion=criterion),
+    )
+    with pytest.raises(ValueError, match=r'not finite after \d+ iterations'):
+        train(config)
+
+
 def test_approximate_curvature_is_logged(tmp_path):
     """Inputs with the kernel and the bias: 28, 73, 10, 13 and 9."""
     hook = dict(criterion=dict(KFAC, limit=28), density=0.3)
