@@ -139,11 +139,11 @@ class ElementCriterion(Criterion, Protocol):
 class Compensating(ElementCriterion, Protocol):
     """Criteria that can change kept weights to compensate for pruned ones."""
 
-    def compensated(self, gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def compensated(self, pruned: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns new weights and biases after some weights are pruned.
 
         Args:
-            gone (Mapping[str, Tensor]): By name of a weight, booleans of its
+            pruned (Mapping[str, Tensor]): By name of a weight, booleans of its
                 shape: whether each element is pruned.
 
         Returns:

@@ -320,14 +320,14 @@ class KFAC(Calibrated):
             found[tensor] = matrix.as_weight(curvature.elements())
         return found
 
-    def compensated(self, gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def compensated(self, pruned: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`Compensating.compensated`.
 
         The predicted growth of the loss is minimised for each output alone;
         changes of other outputs are left out.
         """
         found = {}
-        for tensor, where in gone.items():
+        for tensor, where in pruned.items():
             matrix, curvature = self._of_weight(tensor)
             new = matrix.compensated(curvature, where)
             found[tensor] = matrix.as_weight(new)
