@@ -6,9 +6,9 @@ A ResNet-18 of half and an FPN and head of a quarter of the usual channels,
 trained from random weights on the 205 pictures of the training split, in
 320x240 pixels, for 24 epochs of 26 iterations; tested on the 72 of the test
 split. Channels are pruned to half of the flops during six epochs and
-fine-tuned for twelve. [Longer schedules](bccd_retinanet.md). ITPruner has no
-row: with its widths the process aborts twice out of two in fine-tuning (a fault
-of [oneDNN](../faq.md) is likely).
+fine-tuned for twelve. [Longer schedules](bccd_retinanet.md). ITPruner
+has no row: it leaves 11 inputs to a strided convolution, with which oneDNN
+aborts on AVX-512 ([the fault](../faq.md)).
 """
 commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
