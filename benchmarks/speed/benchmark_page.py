@@ -51,12 +51,12 @@ _TRAINING = """`python benchmarks/speed/benchmark.py training`:
   products with the gradients made by backward hooks, a loop over the groups
   ends each iteration.
 - *MMRazor's method*: all inputs and gradients are kept until the step ends.
-- *reading inputs and gradients once*: what scores cannot do without, as fast
-  as the machine reads its memory.
+- *reading inputs and gradients once*: a lower bound, the time to read
+  inputs and gradients from memory.
 - *pruning to half of the flops*: ten pruning steps, ten iterations each. If
-  time went with flops, the ratio would be the *mean share of the flops
-  meanwhile*.
+  time were proportional to flops, the ratio would be the *mean share of the
+  flops meanwhile*: the mean ratio of flops during these iterations.
 
 The two other methods are small baselines in
-`benchmarks/speed/benchmark_baselines.py`, written from what they do.
+`benchmarks/speed/benchmark_baselines.py`, which implement what the two do.
 """

@@ -103,15 +103,16 @@ def split_data(runner: Runner, ratio: float) -> DataLoader:
             "Expected more images, a smaller batch, split='val' or split=0"
         )
     # repeated images are in one part only
-    rank = {images[at]: place for place, at in enumerate(order)}
-    places = np.array([rank[sample] for sample in samples])
-    order = np.argsort(places, kind='stable')
-    count = int((places < count).sum())
-    loop.dataloader = _loader(runner, PartOfData(dataset, order[count:]), 0)
+    place_of = {images[at]: place for place, at in enumerate(order)}
+    places = np.array([place_of[sample] for sample in samples])
+    theirs, ours = np.split(
+        np.argsort(places, kind='stable'), [(places < count).sum()]
+    )
+    loop.dataloader = _loader(runner, PartOfData(dataset, ours), 0)
     if isinstance(loop, IterBasedTrainLoop):
         loop.dataloader_iterator = _InfiniteDataloaderIterator(loop.dataloader)
     separate_loader(loop.dataloader, runner.seed)
-    return _loader(runner, PartOfData(dataset, order[:count]), 1)
+    return _loader(runner, PartOfData(dataset, theirs), 1)
 
 
 def _sample(dataset: Any, index: int) -> Any:

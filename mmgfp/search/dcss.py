@@ -444,6 +444,6 @@ class DCSS:
         self._slopes = state['slopes'].cpu()
         self._weight = state['weight']
         self._done, self._learnt = state['done'], state['learnt']
-        self._skipped = state.get('skipped', 0)  # absent in mmgfp 0.1
+        self._skipped = state.get('skipped', 0)  # older checkpoints
         self.course = [(step, ratios) for step, ratios in state['course']]
         self._values = self._gates_now()

@@ -128,10 +128,19 @@ class ITPruner:
         """Returns the importance of each group, (G,), 1 for the greatest.
 
         NaN for groups without features.
+
+        Raises:
+            ValueError: If no group has any.
         """
         common = self._features.nhsic()
         np.fill_diagonal(common, np.where(common.diagonal() > 0, 0, np.nan))
         seen = ~np.isnan(common.diagonal())
+        if not seen.any():
+            raise ValueError(
+                'ITPruner: the features of all groups are the same for all '
+                f'{self._features.images} images. Expected a trained network '
+                'and images that differ'
+            )
         redundancy = np.where(seen, np.nansum(common, 1), np.nan)
         if redundancy[seen].any():  # if not, all are independent
             redundancy /= redundancy[seen].sum()
@@ -149,12 +158,6 @@ class ITPruner:
             raise ValueError(
                 f'ITPruner has observed no forward of at least {LEAST_IMAGES} '
                 'images: expected as many training images for each process'
-            )
-        if np.isnan(self._features.nhsic().diagonal()).all():
-            raise ValueError(
-                'ITPruner: the features of all groups are the same for all '
-                f'{self._features.images} images. Expected a trained network '
-                'and images that differ'
             )
         importance, budget, net = self.importance(), self._budget, self._net
         missing = np.isnan(importance)

@@ -36,7 +36,7 @@ class Selector:
             np.asarray(s, float)[o] for s, o in zip(scores, self._order)
         ]
         self._taken = np.zeros(len(scores), dtype=int)
-        self._sizes = np.array([*map(len, scores)], dtype=int)
+        self._sizes = np.array([len(s) for s in scores], dtype=int)
         self._least, self._step = np.asarray(least), np.asarray(step)
         self._compared = True if compared is None else compared
         self._quotas = quotas
