@@ -34,7 +34,11 @@ def layout(groups: Iterable[ChannelGroup]) -> set[tuple]:
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights and norm statistics, in float32."""
+    """Random weights and norm statistics, in float32.
+
+    Not those of ``selfcheck``: what finds and proves the groups must not make
+    the networks that test it.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         own = {

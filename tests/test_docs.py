@@ -10,10 +10,14 @@ import sys
 from functools import cache
 
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.registry import HOOKS
 from processes import ROOT
 from test_layering import ROOMS
+from torch import nn
 
+from mmgfp import Structure
 from mmgfp.commands.main import COMMANDS
 
 PAGES = [
@@ -96,6 +100,43 @@ def test_hooks_in_configs():
     }
     for _, code in found:
         HOOKS.build(eval(code))
+
+
+def block(page: str, words: str) -> str:
+    """The only Python block of a page that has some words."""
+    text = (ROOT / 'docs' / page).read_text(encoding='utf-8')
+    (found,) = (code for code in PYTHON.findall(text) if words in code)
+    return found
+
+
+def test_pruning_without_a_runner(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)),
+    )
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4) % 3
+    given = dict(
+        model=model,
+        images=images,
+        loader=[(images, labels)] * 20,
+        loss_fn=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+    )
+    exec(block('method.md', 'Prunable.find'), given)
+    assert given['step'] == 20
+    assert sum(len(w) for w in model.parameters() if w.dim() == 4) == 14
+    pruned = Structure.load(tmp_path / 'structure.json')
+    assert pruned.to_dict() == given['net'].structure().to_dict()
+
+
+def test_config_for_latency(tmp_path):
+    text = block('benchmarks.md', 'latency_table')
+    path = tmp_path / 'latency.py'
+    path.write_text(text.replace("'configs/", f"'{ROOT}/configs/"))
+    (hook,) = Config.fromfile(path).custom_hooks
+    assert hook.target == dict(latency=0.6) and hook.finetune
 
 
 def test_files_that_are_named():

@@ -1,10 +1,10 @@
 """Compare scores by the accuracy before any fine-tuning.
 
 Weights are pruned at once from the baseline of methods.py: by magnitude, and
-by K-FAC with each damping. Both are repeated with the weights that stay
-compensating for those that go. The factors are measured once; then K-FAC
+by K-FAC with each damping and formula. Both are repeated with the weights that
+stay compensating for those that go. The factors are measured once; then K-FAC
 prunes in steps, with factors of the network of each step. Channels are pruned
-at once by L1, by K-FAC, and by K-FAC with compensation.
+at once by L1, by K-FAC with each formula, and by K-FAC with compensation.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ DAMPINGS = (
     ('identity', 0.0),
     *(('pi', strength) for strength in (1e-4, 1e-2, 0.1, 1.0, 1e-3)),
 )
+VARIANTS = ('OBS', 'block'), ('OBD', 'sum'), ('OBD', 'block')
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,6 +91,14 @@ def main() -> None:
         for name, criterion, compensate in (
             ('L1', L1(), False),
             ('KFAC', KFAC(batches=args.batches), False),
+            *(
+                (
+                    f'KFAC {formula} {aggregate}',
+                    KFAC(aggregate, args.batches, formula=formula),
+                    False,
+                )
+                for formula, aggregate in VARIANTS
+            ),
             ('KFAC, compensated', KFAC(batches=args.batches), True),
         ):
             runner = prepared(config, start(config, args.seed, args.weights))
@@ -168,6 +177,9 @@ def compare_weights(
             scores = criterion.elements(names)
             name = f'KFAC {damping} {strength:g}'.removesuffix(' 0')
             row[name] = accuracy(runner, density, scores)
+        criterion.formula = 'OBD'
+        row['KFAC OBD'] = accuracy(runner, density, criterion.elements(names))
+        criterion.formula = 'OBS'
         for name, chosen in (('magnitude', magnitude), ('KFAC', scores)):
             found = accuracy(runner, density, chosen, criterion)
             row[f'{name}, compensated'] = found

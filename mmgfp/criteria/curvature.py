@@ -100,21 +100,42 @@ class Factor:
 
 @dataclass
 class Side:
-    """A damped factor of a layer at its kept positions, and its inverse.
+    """A damped factor of a layer at its kept positions.
+
+    With its inverse, the curvature of some positions is that which is left
+    when the other positions adapt (Optimal Brain Surgeon): the inverse of
+    their part of the inverse. Without, the others stay as they are (Optimal
+    Brain Damage).
 
     Attributes:
         starts (Sequence[int]): First index of each block.
         blocks (Sequence[Tensor]): (g, n, n) each, with damping.
-        inverses (Sequence[Tensor]): (g, n, n) inverse of each block.
+        inverses (Sequence[Tensor], optional): (g, n, n) inverse of each
+            block.
     """
 
     starts: Sequence[int]
     blocks: Sequence[Tensor]
-    inverses: Sequence[Tensor]
+    inverses: Sequence[Tensor] | None = None
 
-    def inverse_diagonal(self) -> Tensor:
-        """Returns the diagonal of the inverse, (g, n)."""
-        return torch.cat([b.diagonal(0, 1, 2) for b in self.inverses], 1)
+    def of_each(self) -> Tensor:
+        """Returns the curvature of each position alone, (g, n)."""
+        blocks = self.blocks if self.inverses is None else self.inverses
+        diagonal = torch.cat([b.diagonal(0, 1, 2) for b in blocks], 1)
+        return diagonal if self.inverses is None else 1 / diagonal
+
+    def of_sets(self, index: Tensor) -> Tensor:
+        """Returns the curvature of sets of positions of a single group.
+
+        Args:
+            index (Tensor): (m, b) positions of m sets.
+
+        Returns:
+            Tensor: (m, b, b).
+        """
+        if self.inverses is None:
+            return self._parts(self.blocks, index)
+        return torch.linalg.inv(self._parts(self.inverses, index))
 
     def multiplied(self, matrices: Tensor) -> Tensor:
         """Returns ``matrices @ factor`` for matrices (g, ..., n)."""
@@ -159,19 +180,15 @@ class Side:
                         new[mine, ~out] += torch.cholesky_solve(moved, root).T
         return found
 
-    def parts_of_inverse(self, index: Tensor) -> Tensor:
-        """Returns submatrices (m, b, b) of the inverse of a single group.
-
-        Args:
-            index (Tensor): (m, b) positions.
-        """
+    def _parts(self, blocks: Sequence[Tensor], index: Tensor) -> Tensor:
+        """Returns submatrices (m, b, b) at positions (m, b)."""
         size = index.shape[1]
-        found = self.inverses[0].new_zeros(len(index), size, size)
-        for start, inverse in zip(self.starts, self.inverses):
+        found = blocks[0].new_zeros(len(index), size, size)
+        for start, block in zip(self.starts, blocks):
             local = index - start
-            here = (local >= 0) & (local < inverse.shape[1])
-            local = local.clamp(0, inverse.shape[1] - 1)
-            part = inverse[0][local[:, :, None], local[:, None, :]]
+            here = (local >= 0) & (local < block.shape[1])
+            local = local.clamp(0, block.shape[1] - 1)
+            part = block[0][local[:, :, None], local[:, None, :]]
             found += part * (here[:, :, None] & here[:, None, :])
         return found
 
@@ -192,21 +209,21 @@ class Curvature:
     columns: Side
 
     def elements(self) -> Tensor:
-        """Returns Optimal Brain Surgeon scores of single weights, (g, r, c).
+        """Returns scores of single weights, (g, r, c).
 
-        ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` where rows are outputs.
+        ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` where rows are outputs; without
+        inverses ``w^2 G_ii A_jj / 2``.
         """
-        rows, columns = (
-            side.inverse_diagonal() for side in (self.rows, self.columns)
-        )
-        return self.weight.square() / (
-            2 * rows[:, :, None] * columns[:, None, :]
+        rows, columns = self.rows.of_each(), self.columns.of_each()
+        return (
+            self.weight.square() * rows[:, :, None] * columns[:, None, :] / 2
         )
 
     def of_row_blocks(self, index: Tensor) -> Tensor:
         """Returns scores of cutting blocks of rows, (m,), of a single group.
 
-        ``tr(W_P A W_P^T [G^-1]_PP^-1) / 2`` for the rows P.
+        ``tr(W_P A W_P^T [G^-1]_PP^-1) / 2`` for the rows P; without inverses
+        ``tr(W_P A W_P^T G_PP) / 2``.
 
         Args:
             index (Tensor): (m, b) rows.
@@ -235,7 +252,7 @@ def _of_blocks(
     weight: Tensor, index: Tensor, removed: Side, other: Side
 ) -> Tensor:
     lost = weight[index]  # (m, b, n)
-    inner = torch.linalg.inv(removed.parts_of_inverse(index))
+    inner = removed.of_sets(index)
     products = other.multiplied(lost.flatten(0, 1)[None])[0].view_as(lost)
     return torch.einsum('mbn,mbc,mcn->m', products, inner, lost) / 2
 
@@ -248,8 +265,9 @@ def sides(
     batches: float,
     damping: Damping,
     strength: float,
+    inverted: bool = True,
 ) -> tuple[Side, Side]:
-    """Damp the two factors of a layer and invert them, in double precision.
+    """Damp the two factors of a layer, in double precision.
 
     ``'pi'`` adds ``pi sqrt(strength)`` and ``sqrt(strength) / pi``, pi being
     the root of the ratio of the factors' mean diagonals (Martens & Grosse,
@@ -264,6 +282,7 @@ def sides(
         batches (float): Number of summed batches.
         damping (str): 'pi' or 'identity'.
         strength (float): Strength of the damping 'pi'.
+        inverted (bool): Whether to invert them. Defaults to True.
 
     Returns:
         tuple[Side, Side]: The inputs' side and the gradients' side.
@@ -291,18 +310,25 @@ def sides(
         ratio = (least[0] / least[1]).sqrt()
         pads = [ratio * strength**0.5, strength**0.5 / ratio]
     return (
-        _side(name, inputs.starts, factors[0], pads[0]),
-        _side(name, gradients.starts, factors[1], pads[1]),
+        _side(name, inputs.starts, factors[0], pads[0], inverted),
+        _side(name, gradients.starts, factors[1], pads[1], inverted),
     )
 
 
 def _side(
-    name: str, starts: Sequence[int], blocks: Sequence[Tensor], pad: Tensor
+    name: str,
+    starts: Sequence[int],
+    blocks: Sequence[Tensor],
+    pad: Tensor,
+    inverted: bool,
 ) -> Side:
-    """Returns a factor with (g,) values added to its diagonal, inverted."""
-    inverses = []
+    """Returns a factor with (g,) values added to its diagonal."""
     for block in blocks:
         block.diagonal(0, 1, 2).add_(pad[:, None])
+    if not inverted:
+        return Side(starts, blocks)
+    inverses = []
+    for block in blocks:
         root, failed = torch.linalg.cholesky_ex(block)
         if failed.any():
             raise ValueError(

@@ -31,6 +31,7 @@ from .layer_rows import (
 from .layer_taps import LayerTaps
 
 Aggregate = Literal['sum', 'block']
+Formula = Literal['OBS', 'OBD']
 
 
 @dataclass
@@ -49,8 +50,8 @@ class _Sums:
 class KFAC(Calibrated):
     """Predicted growth of the loss without a unit or a single weight.
 
-    The scores of single weights are those of the Optimal Brain Surgeon,
-    ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` (:mod:`mmgfp.criteria.curvature`).
+    The factors A and G of each layer are described in
+    :mod:`mmgfp.criteria.curvature`.
 
     Args:
         aggregate (str): Score of a unit in a layer: the 'sum' of the scores
@@ -68,6 +69,11 @@ class KFAC(Calibrated):
         limit (int): Number of inputs or outputs of a layer above which a
             factor keeps diagonal blocks of this size only. Memory grows with
             its square. Defaults to 8192.
+        formula (str): 'OBS' for the growth of the loss when the other weights
+            of the layer adapt (Optimal Brain Surgeon), for a single weight
+            ``w^2 / (2 [G^-1]_ii [A^-1]_jj)``; 'OBD' for the growth when they
+            do not (Optimal Brain Damage), ``w^2 G_ii A_jj / 2``. Defaults to
+            'OBS'.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -83,11 +89,13 @@ class KFAC(Calibrated):
         damping: Damping = 'pi',
         strength: float = 1e-3,
         limit: int = 8192,
+        formula: Formula = 'OBS',
     ) -> None:
         for name, value, kinds in (
             ('aggregate', aggregate, get_args(Aggregate)),
             ('fisher', fisher, (*get_args(Labels), None)),
             ('damping', damping, get_args(Damping)),
+            ('formula', formula, get_args(Formula)),
         ):
             if value not in kinds:
                 raise ValueError(
@@ -109,6 +117,7 @@ class KFAC(Calibrated):
             )
         self.aggregate, self.batches, self.fisher = aggregate, batches, fisher
         self.damping, self.strength, self.limit = damping, strength, limit
+        self.formula = formula
         self._taps: LayerTaps | None = None
         self._units = UnitSpace([])
         self._forget()
@@ -367,6 +376,7 @@ class KFAC(Calibrated):
             batches,
             self.damping,
             self.strength,
+            inverted=self.formula == 'OBS',
         )
         return matrix, matrix.curvature(*damped)
 

@@ -278,16 +278,22 @@ def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
     try:
         with torch.no_grad():
             _class_scores(model, data)
+    except _NoClassScoresError as error:
+        return 'empirical', f': {error}'
     except Exception as error:  # the user's code may raise anything
         return 'empirical', f': {type_and_line(error)}'
     return 'true', ', drawn from the predicted distribution'
+
+
+class _NoClassScoresError(ValueError):
+    """The outputs of a network are not scores of classes."""
 
 
 def _class_scores(model: BaseModel, data: Any) -> Tensor:
     """Returns the outputs of the network, (N, classes).
 
     Raises:
-        ValueError: If the outputs have another form.
+        _NoClassScoresError: If the outputs have another form.
     """
     scores = model._run_forward(data, mode='tensor')
     # with one class, all drawn labels would be this class
@@ -296,10 +302,11 @@ def _class_scores(model: BaseModel, data: Any) -> Tensor:
         or scores.dim() != 2
         or scores.shape[1] < 2
     ):
-        raise ValueError(
-            "fisher='true' needs a network whose mode='tensor' returns "
-            f'(N, classes) scores of two or more classes; the outputs of '
-            f"{type(model).__name__} have another form. Use fisher='empirical'"
+        raise _NoClassScoresError(
+            f"the outputs of {type(model).__name__} with mode='tensor' are "
+            'not (N, classes) scores of two or more classes, which '
+            "fisher='true' draws labels from; fisher='empirical' uses those "
+            'of the data set'
         )
     return scores
 

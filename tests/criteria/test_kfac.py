@@ -32,6 +32,13 @@ def curvature(weight=W, inputs=A, gradients=G) -> Curvature:
     return Curvature(weight[None], side(gradients), side(inputs))
 
 
+def damage(weight=W, inputs=A, gradients=G) -> Curvature:
+    """Optimal Brain Damage: no other weight adapts."""
+    return Curvature(
+        weight[None], *(Side([0], [m[None]]) for m in (gradients, inputs))
+    )
+
+
 def close(found, expected):
     np.testing.assert_allclose(
         np.asarray(found), np.asarray(expected), rtol=1e-5
@@ -51,6 +58,7 @@ def test_weights_rows_and_columns():
     each = torch.tensor([[0], [1]])
     close(layer.of_row_blocks(each), [17.5, 61.6667])
     close(layer.of_column_blocks(each), [20.25, 45.0])
+    close(damage().elements()[0], [[3, 12], [18, 32]])
 
 
 @pytest.mark.parametrize(
@@ -101,15 +109,25 @@ def growth(layer: Curvature, gone: torch.Tensor) -> float:
     return float(lost @ inverse[index][:, index].inverse() @ lost / 2)
 
 
-def random_layer(rows=4, columns=6) -> Curvature:
+def random_layer(make=curvature, rows=4, columns=6) -> Curvature:
     torch.manual_seed(0)
     weight = torch.randn(rows, columns).double()
     a, g = (torch.randn(n, 3 * n).double() for n in (columns, rows))
-    return curvature(weight, a @ a.T, g @ g.T)
+    return make(weight, a @ a.T, g @ g.T)
 
 
-def test_brute_force():
-    layer = random_layer()
+def growth_alone(layer: Curvature, gone: torch.Tensor) -> float:
+    """``d^T H d / 2`` where ``d = -w`` for what goes, and 0 elsewhere."""
+    hessian = torch.kron(layer.rows.blocks[0][0], layer.columns.blocks[0][0])
+    lost = (layer.weight[0] * gone).flatten()
+    return float(lost @ hessian @ lost / 2)
+
+
+@pytest.mark.parametrize(
+    ('make', 'growth'), [(curvature, growth), (damage, growth_alone)]
+)
+def test_brute_force(make, growth):
+    layer = random_layer(make)
     for i, j in itertools.product(range(4), range(6)):
         gone = torch.zeros(4, 6, dtype=bool)
         gone[i, j] = True

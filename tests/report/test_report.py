@@ -117,7 +117,10 @@ def test_hook_writes_the_page(pruned):
     folder, _, _ = pruned
     html = html_of(folder)
     assert html.startswith('<!DOCTYPE html>') and html.endswith('</html>\n')
-    assert '<h1>ToyClassifier: ' in html
+    saved = Structure.load(folder / 'flops_0.50.json')
+    left = round(100 * saved.ratio('flops'))
+    title = f'ToyClassifier: {left} % of the flops left'
+    assert f'<title>{title}</title>' in html and f'<h1>{title}</h1>' in html
     assert NO_ACCURACY in html
     assert 'that the run began with (load_from) is not known' in html
     assert sorted(p.name for p in (folder / 'report').iterdir()) == [

@@ -40,6 +40,9 @@ _each = dict(
     nap_sum=dict(interval=39, criterion=_nap),
     nap_compensate=dict(interval=39, criterion=_nap, compensate=True),
     nap_block=dict(interval=39, criterion=dict(_nap, aggregate='block')),
+    nap_obd=dict(
+        interval=39, criterion=dict(_nap, aggregate='block', formula='OBD')
+    ),
 )
 _widths = dict(
     type='mmgfp.SearchHook',
@@ -71,6 +74,8 @@ _elements = dict(
     nap_compensate=dict(
         criterion=dict(type='KFAC', batches=64), compensate=True
     ),
+    nap_damped=dict(criterion=dict(type='KFAC', batches=64, strength=0.01)),
+    nap_obd=dict(criterion=dict(type='KFAC', batches=64, formula='OBD')),
 )
 # name -> phase -> hook
 pruning = None
@@ -86,7 +91,7 @@ for _density in (0.5, 0.2, 0.1, 0.05):
     for _name, _more in _elements.items():
         _hook = {**_weights, **_more, 'density': _density}
         experiments[f'{_name}_density_{_density}'] = dict(finetune=_hook)
-for _density in (0.2, 0.1, 0.05):  # in four steps of training
+for _density in (0.5, 0.2, 0.1, 0.05):  # in four steps of training
     for _name in _elements:
         _hook = {**_weights, **_elements[_name], 'density': _density}
         _hook.update(steps=4, interval=90)

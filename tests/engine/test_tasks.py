@@ -1,4 +1,4 @@
-"""Searches of widths on networks of every kind, with two processes (gloo).
+"""Pruning and searches on networks of every kind, with two processes (gloo).
 
 Killed and resumed runs equal uninterrupted ones bit for bit, and what is
 saved can be loaded in the three ways.
@@ -137,11 +137,40 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', by_epoch=True, interval=1))
 work_dir = '{work_dir}'
 custom_hooks = [
-    dict(type='mmgfp.SearchHook', search=dict(type='{search}'),
-         target=dict(flops=0.5), interval=1, input_shape={shape},
-         after_target='train'),
+    dict(**{hook}, input_shape={shape}, after_target='train'),
     *{hooks}]
 """
+_search = dict(type='mmgfp.SearchHook', target=dict(flops=0.5), interval=1)
+_curvature = dict(type='KFAC', batches=2)
+METHODS = dict(
+    DCSS=dict(_search, search=dict(type='DCSS')),
+    ITPruner=dict(_search, search=dict(type='ITPruner')),
+    NAP=dict(
+        type='mmgfp.PruningHook',
+        target=dict(flops=0.5),
+        interval=3,
+        criterion=_curvature,
+        channels_per_step='auto',
+        normalize_by='none',
+        prune_share=0.75,
+        save_at=(),
+    ),
+    NAP_weights=dict(
+        type='mmgfp.SparsityHook',
+        density=0.3,
+        steps=3,
+        interval=3,
+        criterion=_curvature,
+    ),
+)
+NAP = ('NAP', 'NAP_weights')
+SLIM = dict(NAP_weights='density_0.30')
+# not killed and resumed: the others of their kind are
+ONCE = {
+    *(('DCSS', task) for task in ('retinanet', 'faster_rcnn', 'classifier')),
+    ('NAP', 'retinanet'),
+    ('NAP_weights', 'fcos'),
+}
 TASKS = dict(
     retinanet=('mmdet', RETINANET),
     fcos=('mmdet', FCOS),
@@ -166,13 +195,13 @@ def data(tmp_path_factory) -> Path:
 
 def write(
     task: str,
-    search: str,
+    method: str,
     work_dir: Path,
     data: Path,
     *hooks: dict,
     indices: list[int] | None = None,
 ) -> Path:
-    """A config that searches, with all images or those of some indices."""
+    """A config that prunes, with all images or those of some indices."""
     library, text = TASKS[task]
     require(library)
     ours = library == 'mmengine'
@@ -185,10 +214,10 @@ def write(
         collate='default_collate' if ours else 'pseudo_collate',
         anew='' if ours else '_delete_=True, ',
         # the search compares the features of at least four images
-        batch=4 if search == 'ITPruner' else 2,
+        batch=4 if method == 'ITPruner' else 2,
         subset={} if indices is None else dict(indices=indices),
         shuffle=indices is None,
-        search=search,
+        hook=METHODS[method],
         shape=(24, 24) if ours else (96, 96),
         work_dir=work_dir,
         hooks=list(hooks),
@@ -201,19 +230,28 @@ def write(
     return path
 
 
-@pytest.mark.parametrize('task', TASKS)
-def test_dcss_resumed_equals_uninterrupted(task, tmp_path, data):
+@pytest.mark.parametrize(
+    'method, task',
+    [
+        *(('DCSS', task) for task in TASKS),
+        *((nap, d) for nap in NAP for d in ('retinanet', 'fcos')),
+    ],
+)
+def test_resumed_equals_uninterrupted(method, task, tmp_path, data):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    config = write(task, 'DCSS', whole, data)
+    config = write(task, method, whole, data)
     launch(config)
-    check_files(task, config, whole)
-    if task in ('retinanet', 'faster_rcnn', 'classifier'):  # as for FCOS
+    slim = SLIM.get(method, 'flops_0.50')
+    check_files(task, config, whole / f'{slim}.pth')
+    if (method, task) in ONCE:
         return
-    stop = dict(type='Stop', iteration=7, kill=True)
-    launch(write(task, 'DCSS', killed, data, stop), expected=None)
-    assert not (killed / 'flops_0.50.pth').exists()
-    launch(write(task, 'DCSS', killed, data), '--resume')
-    for name in ('flops_0.50.pth', 'epoch_4.pth'):
+    # NAP has pruned once by then
+    at = 4 if method in NAP else 7
+    stop = dict(type='Stop', iteration=at, kill=True)
+    launch(write(task, method, killed, data, stop), expected=None)
+    assert not (killed / f'{slim}.pth').exists()
+    launch(write(task, method, killed, data), '--resume')
+    for name in (f'{slim}.pth', 'epoch_4.pth'):
         expected = load(whole / name)['state_dict']
         found = load(killed / name)['state_dict']
         assert found.keys() == expected.keys()
@@ -241,16 +279,16 @@ def test_itpruner(task, tmp_path, data):
             for folder in (two, one)
         )
         assert found == expected
-    check_files(task, config, two)
+    check_files(task, config, two / 'flops_0.50.pth')
 
 
-def check_files(task: str, config: Path, folder: Path) -> None:
+def check_files(task: str, config: Path, slim: Path) -> None:
     """The three ways to load a slim network, and a test of it."""
-    slim = folder / 'flops_0.50.pth'
     full = load_config(config)
     structure = Structure.load(slim.with_suffix('.json'))
-    assert structure.axes
-    generated = load_config(folder / 'flops_0.50_finetune.py')
+    assert structure.axes or structure.density
+    finetune = slim.with_name(f'{slim.stem}_finetune.py')
+    generated = load_config(finetune)
     built = build_model(full)
     structure.apply(built)
     built.load_state_dict(load(slim)['state_dict'])
@@ -260,8 +298,8 @@ def check_files(task: str, config: Path, folder: Path) -> None:
         for a, b in zip(outputs(task, model), expected, strict=True):
             torch.testing.assert_close(a, b)
     done = run_tool(
-        *('test.py', folder / 'flops_0.50_finetune.py', slim),
-        *('--work-dir', folder / 'test'),
+        *('test.py', finetune, slim),
+        *('--work-dir', slim.parent / 'test'),
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
