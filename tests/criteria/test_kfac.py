@@ -344,6 +344,47 @@ def zeroed(layer: nn.Module, gone: torch.Tensor) -> nn.Module:
     return found
 
 
+def test_factors_of_backpack():
+    """Against KFLR (Botev et al., ICML 2017), which sums over all labels.
+
+    It sums the gradients of a convolution over positions before the product,
+    so those of more than one position differ.
+    """
+    backpack = pytest.importorskip('backpack')
+    from backpack.extensions import KFLR
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.ReLU()),
+        *(nn.Conv2d(4, 6, 5), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 3)),
+    ).double()
+    images, classes = torch.randn(6, 2, 9, 9).double(), 3
+    criterion = KFAC()
+    with observing(criterion, model):
+        for label in range(classes):
+            outputs = model(images.requires_grad_())
+            labels = torch.full((len(images),), label)
+            losses = cross_entropy(outputs, labels, reduction='none')
+            # s s^T has the weight of the label's probability
+            shares = outputs.detach().softmax(1)[:, label]
+            (shares.sqrt() * losses).mean().backward()
+            criterion.end_batch()
+    backpack.extend(model)
+    loss = backpack.extend(nn.CrossEntropyLoss())
+    with backpack.backpack(KFLR()):
+        loss(model(images.detach()), labels).backward()
+    checked = 0
+    for name, sums in criterion._sums.items():
+        gradients, inputs = model.get_submodule(name).weight.kflr
+        counted = len(images) * classes
+        close(sums.inputs.blocks[0][0][:-1, :-1] / counted, inputs)
+        if float(sums.rows) == counted:
+            close(sums.gradients.blocks[0][0] / len(images), gradients)
+            checked += 1
+    assert len(criterion._sums) == 4 and checked == 3
+
+
 def test_calls_of_a_shared_layer_add_up():
     torch.manual_seed(0)
     layer = nn.Linear(3, 3).double()
