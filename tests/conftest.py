@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shortcuts
 import torch
 
 # most tests compare with what they compute on the CPU
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
+shortcuts.take()
 
 # folders of tests that `make test ARGS='-m quick'` runs
 QUICK = ('cost', 'criteria', 'search', 'slimming', 'utils')

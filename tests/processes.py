@@ -25,7 +25,7 @@ ROOT = TESTS.parent
 # those that are not installed are left out
 LIBRARIES = [
     f'{package}.{module}'
-    for package in ('mmdet', 'mmpretrain', 'mmcls')
+    for package in ('mmdet', 'mmpretrain', 'mmcls', 'mmseg')
     for module in (
         *('apis', 'datasets', 'engine', 'evaluation', 'models'),
         'visualization',
@@ -201,7 +201,9 @@ def _execute(argv: list[str], env: dict[str, str], files: list[str]) -> None:
     # what pytest or the tests had imported when they were unpickled
     for name in ('__main__', '__mp_main__'):
         sys.modules.pop(name, None)
+    import shortcuts
     import torch
 
+    shortcuts.take()
     torch.set_num_threads(int(env['OMP_NUM_THREADS']))
     runpy.run_path(argv[0], run_name='__main__')

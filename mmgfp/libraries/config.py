@@ -103,25 +103,32 @@ def _did_you_mean(name: str, known: list[str]) -> str:
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
 
 
-def _find_more_configs() -> None:
-    """Let MMEngine find more configs that are bases of others.
+def _find_configs() -> None:
+    """Let MMEngine find bases of configs in installed packages by their path.
 
-    MMEngine finds configs of OpenMMLab's packages only, and some versions find
-    no package installed by ``pip install -e``. The scope of types in a base is
-    its package. The configs of mmgfp use types of the library whose models
-    they prune, so they have no scope. For mmseg, MMEngine requires the package
-    mmsegmentation, but onedl-mmsegmentation contains mmseg, too.
+    MMEngine alone parses all metafiles of a package for each of its bases
+    (0.1 s with MMDetection), finds configs of OpenMMLab's packages only, and
+    some versions find no package installed by ``pip install -e``. The scope
+    of types in a base is its package. The configs of mmgfp use types of the
+    library whose models they prune, so they have no scope. For mmseg, MMEngine
+    requires the package mmsegmentation, but onedl-mmsegmentation contains
+    mmseg, too.
     """
     others = Config._get_cfg_path
 
     def find(cfg_path: str, filename: str) -> tuple[str, str | None]:
-        package = cfg_path.partition('::')[0]
-        if '::' in cfg_path and package in _SCOPES:
-            return str(_installed_config(cfg_path)), _SCOPES[package]
-        return others(cfg_path, filename)
+        package, external, config = cfg_path.partition('::')
+        if not external:
+            return others(cfg_path, filename)
+        own = package in ('mmgfp', 'mmseg') or not package.isidentifier()
+        if not own and find_spec(package):
+            path = config_folder(package) / config
+            if not path.is_file():  # perhaps a name of a metafile
+                return others(cfg_path, filename)
+        scope = None if package == 'mmgfp' else package
+        return str(_installed_config(cfg_path)), scope
 
     Config._get_cfg_path = staticmethod(find)
 
 
-_SCOPES = dict(mmgfp=None, mmseg='mmseg')
-_find_more_configs()
+_find_configs()

@@ -639,7 +639,11 @@ def test_interrupted_writing(tmp_path, monkeypatch, function):
 
 
 @pytest.mark.parametrize('how', ['missing', 'fails'])
-def test_pictures_that_cannot_be_drawn_end_no_run(tmp_path, monkeypatch, how):
+def test_pictures_that_cannot_be_drawn_end_no_run(
+    tmp_path, monkeypatch, draw, how
+):
+    drawer = 'mmgfp.report.picture.draw_kept_channels'
+    monkeypatch.setattr(drawer, draw)
     (tmp_path / 'flops_0.50.png').write_text('of an earlier run')
     if how == 'missing':
         # not imported anew: a second copy of a module would outlive the test

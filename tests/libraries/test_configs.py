@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.config.utils import (
+    _get_external_cfg_base_path,
+    _get_external_cfg_path,
+)
 from mmengine.registry import HOOKS
+from mmengine.utils import get_installed_path
 from processes import ROOT
 from shipped import CONFIGS, all_configs, load, pruning_configs
 from stack import CLASSIFICATION, require
@@ -423,6 +428,38 @@ def test_unknown_config_is_named(name, message, monkeypatch):
         load_config(name)
     assert message in str(error.value)
     assert name.partition('::')[2] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+        f'{CLASSIFICATION}::resnet/resnet18_8xb32_in1k.py',
+    ],
+)
+def test_bases_are_those_that_mmengine_finds(name, monkeypatch):
+    package, _, config = name.partition('::')
+    folder = get_installed_path(package)
+    try:
+        expected = _get_external_cfg_path(folder, config)
+    except ValueError:  # not in a metafile
+        expected = _get_external_cfg_base_path(folder, config)
+    with monkeypatch.context() as patch:
+        patch.setattr('yaml.load', None)  # no metafile is read
+        found, scope = Config._get_cfg_path(name, 'config.py')
+    assert Path(found).samefile(expected) and scope == package
+
+
+def test_bases_that_are_not_installed(tmp_path):
+    for name, words in (
+        ('mmnothing::a.py', 'mmnothing'),
+        ('mmdet::retinanet/none.py', 'none.py'),
+    ):
+        path = tmp_path / 'config.py'
+        path.write_text(f"_base_ = '{name}'")
+        with pytest.raises(ValueError, match=words):
+            load_config(path)
 
 
 def test_own_configs_are_bases_of_others(tmp_path):
