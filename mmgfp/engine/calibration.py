@@ -278,8 +278,8 @@ def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
     try:
         with torch.no_grad():
             _class_scores(model, data)
-    except _NoClassScoresError as error:
-        return 'empirical', f': {error}'
+    except _NoClassScoresError:
+        return 'empirical', f': {type(model).__name__} returns no class scores'
     except Exception as error:  # the user's code may raise anything
         return 'empirical', f': {type_and_line(error)}'
     return 'true', ', drawn from the predicted distribution'
@@ -303,10 +303,9 @@ def _class_scores(model: BaseModel, data: Any) -> Tensor:
         or scores.shape[1] < 2
     ):
         raise _NoClassScoresError(
-            f"the outputs of {type(model).__name__} with mode='tensor' are "
-            'not (N, classes) scores of two or more classes, which '
-            "fisher='true' draws labels from; fisher='empirical' uses those "
-            'of the data set'
+            "fisher='true' draws labels from (N, classes) scores of two or "
+            "more classes; with mode='tensor' the outputs of "
+            f"{type(model).__name__} have another form. Use fisher='empirical'"
         )
     return scores
 

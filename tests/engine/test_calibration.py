@@ -251,7 +251,7 @@ def test_no_batch_at_all(runner, monkeypatch):
         calibrate(runner, KFAC(batches=2, fisher='empirical'), UnitSpace([]))
 
 
-def test_labels_that_cannot_be_drawn(runner, monkeypatch):
+def test_labels_that_cannot_be_drawn(runner, caplog, monkeypatch):
     """As of a detector."""
     real = type(runner.model).forward
 
@@ -263,8 +263,12 @@ def test_labels_that_cannot_be_drawn(runner, monkeypatch):
     with pytest.raises(ValueError, match="Use fisher='empirical'"):
         calibrate(runner, KFAC(batches=2, fisher='true'), UnitSpace([]))
     criterion = KFAC(batches=2)
-    calibrate(runner, criterion, UnitSpace([]))
+    with caplog.at_level('INFO', runner.logger.name):
+        runner.logger.addHandler(caplog.handler)
+        calibrate(runner, criterion, UnitSpace([]))
     assert criterion.elements(['stem.weight'])
+    reason = 'empirical labels: ToyClassifier returns no class scores'
+    assert reason in caplog.text
 
 
 def test_layers_without_scores_are_named(runner, caplog, monkeypatch):

@@ -89,7 +89,8 @@ def test_ends_at_the_target(tmp_path, loop):
     assert not list(tmp_path.glob('*.partial*'))
 
 
-def test_saved_files_agree(tmp_path):
+def test_saved_files_agree(tmp_path, monkeypatch, draw):
+    monkeypatch.setattr('mmgfp.report.picture.draw_kept_channels', draw)
     runner = train(tmp_path)
     for share in (0.75, 0.5):
         stem = tmp_path / f'flops_{share:.2f}'
