@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -55,8 +56,12 @@ def cases(tmp_path_factory):
     return maker(tmp_path_factory.mktemp)
 
 
+@cache
 def pruned(net, seed: int = 0):
-    """A full network, its prunable groups, and a structure by two steps."""
+    """A full network, its prunable groups, and a structure by two steps.
+
+    Tests change none of them.
+    """
     torch.manual_seed(seed)
     model = randomize(net().eval(), seed)
     groups = [g for g in find_groups(model, run, images=2) if not g.frozen]
