@@ -14,7 +14,7 @@ import torch
 # most tests compare with what they compute on the CPU
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
-shortcuts.take()
+shortcuts.plain_logs()
 
 # folders of tests that `make test ARGS='-m quick'` runs
 QUICK = ('cost', 'criteria', 'search', 'slimming', 'utils')
@@ -38,6 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.relative_to(here).parts[0]
         if folder in QUICK and item.path.name not in SLOW:
             item.add_marker('quick')
+
+
+def pytest_collection_finish() -> None:
+    """Every module of the tests is imported by now."""
+    shortcuts.remember_imports()
 
 
 @pytest.fixture(autouse=True)

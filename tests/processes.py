@@ -204,6 +204,6 @@ def _execute(argv: list[str], env: dict[str, str], files: list[str]) -> None:
     import shortcuts
     import torch
 
-    shortcuts.take()
+    shortcuts.plain_logs()
     torch.set_num_threads(int(env['OMP_NUM_THREADS']))
     runpy.run_path(argv[0], run_name='__main__')
