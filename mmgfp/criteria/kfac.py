@@ -151,10 +151,19 @@ class KFAC(Calibrated):
             and isinstance(module.weight, nn.Parameter)
             and (name in members or not groups)
         }
+        # layers that share one weight are calls of the first of them
+        first: dict[tuple, str] = {}
+        self._owners = {
+            name: first.setdefault(_weight_and_form(module), name)
+            for name, module in self._layers.items()
+        }
         if self._counts is None:
             device = next(self._model.parameters()).device
             self._counts = torch.zeros(2, dtype=torch.float64, device=device)
-            self._sums = {n: self._empty(m) for n, m in self._layers.items()}
+            self._sums = {
+                name: self._empty(self._layers[name])
+                for name in dict.fromkeys(self._owners.values())
+            }
         self.approximate = [
             name
             for name, sums in self._sums.items()
@@ -185,6 +194,7 @@ class KFAC(Calibrated):
     def _see(
         self, name: str, module: nn.Module, source: Tensor, gradient: Tensor
     ) -> None:
+        name = self._owners[name]
         if name not in self._batch:
             self._batch[name] = self._empty(module)
         sums = self._batch[name]
@@ -388,3 +398,10 @@ class KFAC(Calibrated):
         """See :meth:`Criterion.cut`."""
         self._units = units
         self._forget()
+
+
+def _weight_and_form(module: nn.Module) -> tuple:
+    """Returns what layers have in common whose factors add up."""
+    biased = module.bias is not None
+    form = biased, is_transposed(module), conv_groups(module)
+    return id(module.weight), *form

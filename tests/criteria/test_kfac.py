@@ -412,6 +412,28 @@ def test_calls_of_a_shared_layer_add_up():
     assert float(found.rows) == 4 + 20
 
 
+def test_layers_that_share_a_weight_add_up():
+    torch.manual_seed(0)
+    one, two = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+    two.weight = one.weight
+    model = nn.Sequential(one, nn.Tanh(), two)
+    x = torch.randn(4, 3).double()
+    coefficients = torch.randn(4, 3).double()
+    criterion = KFAC()
+    with observing(criterion, model):
+        ((model(x.requires_grad_()) * coefficients).sum() / 4).backward()
+        criterion.end_batch()
+    hidden = one(x).tanh()
+    inner = (coefficients @ two.weight) * (1 - hidden.square())
+    first = explicit(one, x, inner.detach())
+    second = explicit(two, hidden.detach(), coefficients)
+    (found,) = criterion._sums.values()
+    close(found.inputs.blocks[0], first[0] + second[0])
+    close(found.gradients.blocks[0], first[1] + second[1])
+    (name,) = criterion.elements(['0.weight'])
+    assert name == '0.weight' and not criterion.unmeasured()
+
+
 def test_blocks_of_a_large_factor():
     torch.manual_seed(0)
     rows = torch.randn(1, 50, 7).double()
