@@ -279,7 +279,8 @@ def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
         with torch.no_grad():
             _class_scores(model, data)
     except _NoClassScoresError:
-        return 'empirical', f': {type(model).__name__} returns no class scores'
+        name = type(model).__name__
+        return 'empirical', f': {name} does not score two or more classes'
     except Exception as error:  # the user's code may raise anything
         return 'empirical', f': {type_and_line(error)}'
     return 'true', ', drawn from the predicted distribution'

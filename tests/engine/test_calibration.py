@@ -267,7 +267,9 @@ def test_labels_that_cannot_be_drawn(runner, caplog, monkeypatch):
         runner.logger.addHandler(caplog.handler)
         calibrate(runner, criterion, UnitSpace([]))
     assert criterion.elements(['stem.weight'])
-    reason = 'empirical labels: ToyClassifier returns no class scores'
+    reason = (
+        'empirical labels: ToyClassifier does not score two or more classes'
+    )
     assert reason in caplog.text
 
 
