@@ -1,12 +1,5 @@
 # Prunes the weights of what fcos_r18_digits.py trained to a fifth.
-_base_ = ['./fcos_r18_digits.py', '../_base_/digits_pruning.py']
-
-load_from = 'work_dirs/quickstart/fcos/baseline/epoch_4.pth'
-
-max_epochs = 1
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-optim_wrapper = dict(optimizer=dict(lr=3e-4))
-param_scheduler = []
+_base_ = './prune_fcos_r18_digits.py'
 
 sparsity = dict(
     type='mmgfp.SparsityHook',
