@@ -120,9 +120,9 @@ class Side:
 
     def of_each(self) -> Tensor:
         """Returns the curvature of each position alone, (g, n)."""
-        blocks = self.blocks if self.inverses is None else self.inverses
-        diagonal = torch.cat([b.diagonal(0, 1, 2) for b in blocks], 1)
-        return diagonal if self.inverses is None else 1 / diagonal
+        if self.inverses is None:
+            return _diagonal(self.blocks)
+        return 1 / _diagonal(self.inverses)
 
     def of_sets(self, index: Tensor) -> Tensor:
         """Returns the curvature of sets of positions of a single group.
@@ -300,7 +300,7 @@ def sides(
             'gradients of its outputs overflow. Expected a trained network '
             'and batches on which its loss is finite'
         )
-    means = [_mean_diagonal(side) for side in factors]
+    means = [_diagonal(side).mean(1) for side in factors]
     if damping == 'identity':
         extra = torch.full_like(means[0], 2 / batches)
         pads = [extra * positions**2, extra / positions**2]
@@ -340,6 +340,6 @@ def _side(
     return Side(starts, blocks, inverses)
 
 
-def _mean_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """Returns the mean of the diagonal over all blocks, (g,)."""
-    return torch.cat([b.diagonal(0, 1, 2) for b in blocks], 1).mean(1)
+def _diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Returns the diagonal over all blocks, (g, n)."""
+    return torch.cat([b.diagonal(0, 1, 2) for b in blocks], 1)

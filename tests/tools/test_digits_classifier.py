@@ -73,7 +73,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_train_prune_finetune_test(folder):
     baseline, prune = (folder / name for name in FILES[1:])
-    trained = train(baseline, folder / 'baseline', 2)
+    trained = train(baseline, folder / 'baseline', 3)
     train(prune, folder / 'pruned', 1, load_from=trained)
     pruned = folder / 'pruned' / 'flops_0.50.pth'
     cost = Structure.load(pruned.with_suffix('.json'))
@@ -83,4 +83,4 @@ def test_train_prune_finetune_test(folder):
     tuned = train(finetune, folder / 'finetuned', 1)
     assert accuracy(finetune, tuned, folder / 'test') > 80
     # the unchanged config takes what pruning left
-    assert accuracy(prune, pruned, folder / 'unchanged') > 60  # by chance 10
+    assert accuracy(prune, pruned, folder / 'unchanged') > 80
