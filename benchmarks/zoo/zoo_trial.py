@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from mmgfp.cost.model import CostModel, count_cost, record_calls
 from mmgfp.engine.saved import finetune_config
 from mmgfp.groups import ChannelGroup
-from mmgfp.libraries.channel_groups import runnable
+from mmgfp.libraries.channel_groups import groups_at_some_size, runnable
 from mmgfp.libraries.config import config_folder, load_config
 from mmgfp.libraries.forward import demo_runner
 from mmgfp.libraries.models import build_model, load_model
@@ -44,10 +45,8 @@ from mmgfp.slimming.positions import axis_sizes, kept_positions
 from mmgfp.slimming.structure import KEY, Structure
 from mmgfp.slimming.surgery import cut_model
 from mmgfp.speed.memory import peak_memory_mb, reset_peak_memory
-from mmgfp.tracing.finder import find_groups
 from mmgfp.tracing.selfcheck import (
     TOLERANCE,
-    UnsteadyError,
     mask_consumers,
     random_removal,
     relative_error,
@@ -178,24 +177,17 @@ def _prune(
         trial.note(architecture=type(model).__name__, parameters=parameters)
     with trial.doing('forward'):
         sizes = forwards(model, config, input_size)
-        shape, mode = next(sizes)
-        run = demo_runner(shape, IMAGES, mode)
-        vary_weights_(model, run, seed)
+        shape, mode = first = next(sizes)
+        vary_weights_(model, demo_runner(shape, IMAGES, mode), seed)
+        trial.note(shape=list(shape), mode=mode)
     with trial.doing('groups'):
         reset_peak_memory()
         began = time.process_time()
-        while True:
-            trial.note(shape=list(shape), mode=mode)
-            train = demo_runner(shape, IMAGES, 'loss')
-            try:
-                groups = find_groups(model, run, IMAGES, train)
-                break
-            except UnsteadyError:  # as users' models go on to the next size
-                larger = next(sizes, None)
-                if larger is None:
-                    raise
-                shape, mode = larger
-                run = demo_runner(shape, IMAGES, mode)
+        groups, shape, mode = groups_at_some_size(
+            model, chain([first], sizes), IMAGES
+        )
+        run = demo_runner(shape, IMAGES, mode)
+        trial.note(shape=list(shape), mode=mode)
         trial.note(
             seconds=round(time.process_time() - began, 2),
             memory_mb=peak_memory_mb(),

@@ -6,7 +6,13 @@ operations on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..groups import ChannelGroup
 from ..tracing.finder import find_groups
-from ..tracing.selfcheck import UnsteadyError
+from ..tracing.selfcheck import DifferenceError, UnsteadyError
 from ..utils.modes import modes_kept
 from ..utils.trees import any_floats, look_into, tree_leaves
 from .forward import Mode, demo_runner
@@ -198,17 +204,67 @@ def demo_groups(
         UnsteadyError: If rounding errors decide the outputs at all sizes.
     """
     check_single(model)
-    problem = None
     # two images, because one cannot show the image of each row
-    for size, mode in runnable(model, shape, images=2):
-        run = demo_runner(size, images=2, mode=mode)
-        train = demo_runner(size, images=2, mode='loss')
+    sizes = runnable(model, shape, images=2)
+    groups, _, _ = groups_at_some_size(model, sizes, 2, log)
+    return groups
+
+
+def groups_at_some_size(
+    model: nn.Module,
+    sizes: Iterable[tuple[tuple[int, int], Mode]],
+    images: int,
+    log: Callable[[str], object] | None = None,
+) -> tuple[list[ChannelGroup], tuple[int, int], Mode]:
+    """Find and prove channel groups with an image that rounding permits.
+
+    Rounding errors may decide the outputs of a small image, or make a proof
+    fail: coarse maps of one pixel are full of ties. A larger image is used
+    then. Groups whose proof fails at two sizes are frozen.
+
+    Args:
+        model (nn.Module): A model of any library.
+        sizes (Iterable): See :func:`runnable`.
+        images (int): Images in the batch.
+        log (Callable, optional): See
+            :func:`mmgfp.tracing.finder.find_groups`.
+
+    Raises:
+        UnsteadyError: If rounding errors decide the outputs at all sizes.
+
+    Returns:
+        tuple: The groups, and the size and mode that they were found with.
+    """
+    problem = None
+    differing: tuple[tuple[int, int], Mode] | None = None
+    for size, mode in sizes:
+        strict = differing is None
         try:
-            return find_groups(model, run, 2, train, log)
-        except UnsteadyError as error:  # maps of one pixel are full of ties
+            found = _find(model, size, mode, images, log, strict=strict)
+            return found, size, mode
+        except DifferenceError as error:
+            differing = size, mode
+            if log is not None:
+                log(f'images of {size[1]}x{size[0]} pixels: {error}')
+        except UnsteadyError as error:
             problem = error
+    if differing is not None:  # there is no steady larger image
+        return _find(model, *differing, images, log, strict=False), *differing
     assert problem is not None  # there is at least one size
     raise problem
+
+
+def _find(
+    model: nn.Module,
+    size: tuple[int, int],
+    mode: Mode,
+    images: int,
+    log: Callable[[str], object] | None,
+    strict: bool,
+) -> list[ChannelGroup]:
+    run = demo_runner(size, images, mode)
+    train = demo_runner(size, images, 'loss')
+    return find_groups(model, run, images, train, log, strict)
 
 
 def check_single(model: nn.Module) -> None:

@@ -34,6 +34,7 @@ def find_groups(
     images: int = 1,
     train: Run | None = None,
     log: Callable[[str], object] | None = None,
+    strict: bool = False,
 ) -> list[ChannelGroup]:
     """Find and prove the channel groups of a model.
 
@@ -52,8 +53,11 @@ def find_groups(
             that only training uses.
         log (Callable, optional): Called with one line at the beginning of
             each stage; a large model takes a minute or more.
+        strict (bool): Whether a group that fails its proof is an error
+            instead of a frozen group. Defaults to False.
 
     Raises:
+        DifferenceError: If a group fails its proof and ``strict``.
         RuntimeError: If the model does not run on the demo input.
         ValueError: If a lazy layer has no weights yet.
         NoOutputsError: If the outputs hold no tensor.
@@ -82,7 +86,7 @@ def find_groups(
             log('assigning rows of layer inputs to images')
             groups = find_layouts(model, groups, run, images, train)
             log(f'proving {len(groups)} channel groups')
-            groups = check_groups(model, groups, run, train)
+            groups = check_groups(model, groups, run, train, strict=strict)
         finally:
             for module, training in modes.items():
                 module.training = training

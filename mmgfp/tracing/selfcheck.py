@@ -48,6 +48,7 @@ TOLERANCE = 1e-5
 
 _NOT_RUNNING = 'the slim network does not run'
 _NOTHING = 'there are no numbers to compare'
+_UNMOVED = 'masking it changes no output'
 _LOSSES = 'where the losses are computed'
 
 # Number of groups up to which bisection takes no longer than suspects().
@@ -61,12 +62,17 @@ class UnsteadyError(RuntimeError):
     """Raised if rounding errors decide the outputs on the demo input."""
 
 
+class DifferenceError(RuntimeError):
+    """Raised if cutting differs from masking and no group may fail."""
+
+
 def check_groups(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     run: Run,
     train: Run | None = None,
     seed: int = 0,
+    strict: bool = False,
 ) -> list[ChannelGroup]:
     """Freeze the groups for which cutting differs from masking.
 
@@ -80,8 +86,10 @@ def check_groups(
             function warns if they cannot be computed.
         seed (int): Seed of the random parameters and the cut units. Defaults
             to 0.
+        strict (bool): Whether a difference is an error. Defaults to False.
 
     Raises:
+        DifferenceError: If cutting differs from masking and ``strict``.
         UnsteadyError: If rounding errors decide the outputs with all tried
             weights.
         ValueError: If ``run`` is not deterministic.
@@ -153,12 +161,16 @@ def check_groups(
         while (names := [n for n in names if n not in failed]) and (
             problem := difference(names)
         ):
+            if strict:
+                raise DifferenceError(problem)
             found = near(names, problem)
             failed |= {name: alone[name] for name in found}
             if not found:
                 bisect(names, problem)
         if names and not moves(names):
-            failed |= dict.fromkeys(names, 'masking it changes no output')
+            if strict:
+                raise DifferenceError(_UNMOVED)
+            failed |= dict.fromkeys(names, _UNMOVED)
     return [
         g.freeze(f'fails the self-check: {failed[g.name]}')
         if g.name in failed

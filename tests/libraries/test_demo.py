@@ -191,6 +191,46 @@ def test_larger_ones_where_rounding_decides():
     assert not any('self-check' in group.frozen for group in groups)
 
 
+class CountsChannels(Detector):
+    """Small images are scaled by the number of channels, unseen by tracing.
+
+    Args:
+        least (int): Side of the smallest image that is not scaled.
+    """
+
+    def __init__(self, least):
+        super().__init__()
+        self.last = nn.Conv2d(4, 2, 1)
+        self.least_steady = least
+
+    def forward(self, inputs, data_samples, mode):
+        self.seen.append(inputs.shape[-1])
+        x = self.stem(inputs)
+        scale = x.shape[1] if x.shape[2] < self.least_steady else 1
+        x = self.last(x) * scale
+        return dict(loss=x.mean()) if mode == 'loss' else x
+
+
+@pytest.mark.parametrize(
+    ('least', 'found', 'largest'),
+    [(0, 1, 64), (65, 1, 128), (999, 0, 128)],
+)
+def test_a_larger_one_where_a_proof_fails(least, found, largest):
+    """Groups that fail with two sizes are frozen; there is no third."""
+    model = CountsChannels(least)
+    groups = demo_groups(model, SHAPE)
+    assert sum(not group.frozen for group in groups) == found
+    assert max(model.seen) == largest
+    (stem,) = (g for g in groups if g.name == 'stem')
+    assert stem.frozen.startswith('fails the self-check') == (not found)
+
+
+def test_proofs_fail_with_the_only_size():
+    groups = demo_groups(CountsChannels(999), (64, 64))
+    (stem,) = (g for g in groups if g.name == 'stem')
+    assert stem.frozen.startswith('fails the self-check')
+
+
 def test_results_where_there_are_no_raw_outputs():
     model = Detector(100, modes=('predict',))
     assert next(runnable(model, SHAPE, 2)) == ((128, 128), 'predict')

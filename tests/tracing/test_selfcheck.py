@@ -18,6 +18,7 @@ from mmgfp.tracing.group_building import build_groups
 from mmgfp.tracing.rules import find_rule
 from mmgfp.tracing.selfcheck import (
     TOLERANCE,
+    DifferenceError,
     UnsteadyError,
     check_groups,
     compare_outputs,
@@ -145,6 +146,15 @@ def test_only_the_guilty_group_is_frozen(net):
     (guilty,) = (g for g in groups if 'guilty' in g.producers)
     assert guilty.frozen.startswith('fails the self-check: ')
     assert net.reason in guilty.frozen
+
+
+@pytest.mark.parametrize(
+    ('net', 'message'),
+    [(FixedCut, 'does not run'), (FirstChannel, 'differs by')],
+)
+def test_a_failing_proof_may_be_an_error(net, message):
+    with pytest.raises(DifferenceError, match=message):
+        find_groups(net(), run, images=2, strict=True)
 
 
 class Conspiracy(Net):
@@ -512,6 +522,13 @@ def test_outputs_that_no_channel_has_a_part_in_prove_nothing(share):
     checked = check_groups(model, groups, lambda m: run(m)[: 2 * share])
     assert len(checked) == 2
     assert all(g.frozen.startswith('fails the self-check') for g in checked)
+
+
+def test_nothing_that_moves_may_be_an_error():
+    model = Saturated()
+    groups = [g for g in traced(model) if not g.frozen]
+    with pytest.raises(DifferenceError, match='changes no output'):
+        check_groups(model, groups, run, strict=True)
 
 
 def test_losses_may_be_what_tells():
