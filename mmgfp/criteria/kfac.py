@@ -374,6 +374,15 @@ class KFAC(Calibrated):
         sums = self._sums.get(name)
         if sums is None or self._counts is None or not float(sums.rows):
             return None
+        mine = self._layers[name].weight
+        for other in self._sums.keys() - {name}:
+            if self._layers[other].weight is mine:
+                raise ValueError(
+                    f'{name} and {other} share one weight in different '
+                    'forms: only one of them has a bias, is transposed, or '
+                    'has such groups. Their curvature cannot be added up: '
+                    'name both in `ignore`, or use another criterion'
+                )
         images, batches = self._counts.tolist()
         matrix = LayerMatrix(self._layers[name], masked)
         damped = sides(

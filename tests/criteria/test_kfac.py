@@ -434,6 +434,19 @@ def test_layers_that_share_a_weight_add_up():
     assert name == '0.weight' and not criterion.unmeasured()
 
 
+def test_layers_that_share_a_weight_in_different_forms():
+    one, two = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+    two.weight = one.weight
+    model = nn.Sequential(one, nn.Tanh(), two, nn.Linear(3, 2))
+    criterion = KFAC()
+    with observing(criterion, model):
+        model(torch.randn(4, 3)).sum().backward()
+        criterion.end_batch()
+    with pytest.raises(ValueError, match='0 and 2 share one weight'):
+        criterion.elements(['0.weight'])
+    assert list(criterion.elements(['3.weight'])) == ['3.weight']
+
+
 def test_blocks_of_a_large_factor():
     torch.manual_seed(0)
     rows = torch.randn(1, 50, 7).double()
