@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +105,10 @@ def add_out(parser: argparse.ArgumentParser) -> None:
 
 
 class Benchmark:
-    """Measures one thing after another; earlier results stay until the end.
+    """Measures one network after another; an interrupted run goes on.
+
+    Earlier results stay until all networks are measured. Finished networks of
+    an interrupted run are in a file of their own.
 
     Args:
         args (argparse.Namespace): Of the command line.
@@ -114,9 +118,28 @@ class Benchmark:
         self.args = args
         self.device = args.device
         self.file = args.out / f'training_{self.device}.json'
+        self.partial = args.out / f'interrupted_{self.device}.json'
         self.console = Console(stderr=True, log_path=False)
         self._began = time.monotonic()
-        self.result: dict[str, Any] = dict(machine=machine(self.device))
+        self.result: dict[str, Any] = dict(
+            machine=machine(self.device), rounds=args.rounds
+        )
+        if self.partial.exists():
+            done = json.loads(self.partial.read_text(encoding='utf-8'))
+            here = dict(self.result['machine'])
+            here.pop('date')
+            same = (
+                done['rounds'] == args.rounds
+                and here.items() <= done['machine'].items()
+            )
+            self.tell(
+                f'{self.partial}: the run goes on'
+                if same
+                else f'{self.partial} is of another machine, version or '
+                'number of rounds: all networks are measured again'
+            )
+            if same:
+                self.result = done
 
     def tell(self, text: str) -> None:
         """A line of progress."""
@@ -132,49 +155,51 @@ class Benchmark:
 
     def run(self) -> None:
         """Everything."""
-        chosen = networks(self.device == 'cuda')
         for i, name in enumerate(self.args.networks, 1):
-            network = chosen[name]
-            of = f'{network.title} ({i} of {len(self.args.networks)})'
-            size = [network.images, *network.shape]
-            self.keep(name, 'input', value=size)
-            self.tell(f'{of}: groups')
-            self.keep(
-                *(name, 'groups'),
-                value=seconds_for_groups(network, repeats=3),
-            )
-            for method in METHODS:
-                self.tell(f'{of}: peak memory, {method}')
-                self.keep(
-                    *(name, 'memory', method),
-                    value=peak_memory(network, self.device, method),
-                )
-            for mixed in (False, True) if self.device == 'cuda' else (False,):
-                self.tell(f'{of}: iterations{", mixed" if mixed else ""}')
-                training = Training(network, self.device, mixed=mixed)
-                self.keep(
-                    *(name, 'mixed' if mixed else 'time'),
-                    value=ratios(training.seconds(METHODS, self.args.rounds)),
-                )
-            value = bytes_of_scores(training) / bandwidth(self.device)
-            self.keep(name, 'reading', value=value)
-            self.tell(f'{of}: after the target')
-            value = after_target(training, self.args.rounds)
-            self.keep(name, 'after', value=value)
-            self.tell(f'{of}: pruning steps')
-            value = pruning_steps(training, count=10)
-            self.keep(name, 'steps', value=value)
-            groups = Training(network, self.device).groups
-            for cut_to in (1, 0, 0, 1) if self.device == 'cpu' else (8, 0) * 2:
-                self.tell(f'{of}: to half of the flops, cut_to={cut_to}')
-                taken = phase(network, self.device, groups, cut_to, 10, 10)
-                known = self.result[name].get('phase', {}).get(str(cut_to), [])
-                value = [*known, taken]
-                self.keep(name, 'phase', str(cut_to), value=value)
-        name = self.args.networks[0]
+            if name not in self.result:
+                self.measure(name, f'({i} of {len(self.args.networks)})')
+                write_json(str(self.partial), self.result)
+        chosen, name = networks(self.device == 'cuda'), self.args.networks[0]
         value = growth(chosen[name], self.device, self.args.rounds, self.tell)
         self.keep(name, 'growth', value=value)
         write_json(str(self.file), self.result)
+        self.partial.unlink(missing_ok=True)
+
+    def measure(self, name: str, which: str) -> None:
+        """Measure one network.
+
+        Args:
+            name (str): Name of the network.
+            which (str): Its place among all, for the progress.
+        """
+        network = networks(self.device == 'cuda')[name]
+        of = f'{network.title} {which}'
+        self.tell(f'{of}: groups')
+        groups = seconds_for_groups(network, repeats=3)
+        size = [network.images, *network.shape]
+        self.keep(name, value=dict(input=size, groups=groups))
+        for method in METHODS:
+            self.tell(f'{of}: peak memory, {method}')
+            value = peak_memory(network, self.device, method)
+            self.keep(name, 'memory', method, value=value)
+        for mixed in (False, True) if self.device == 'cuda' else (False,):
+            self.tell(f'{of}: iterations{", mixed" if mixed else ""}')
+            training = Training(network, self.device, mixed=mixed)
+            taken = ratios(training.seconds(METHODS, self.args.rounds))
+            self.keep(name, 'mixed' if mixed else 'time', value=taken)
+        value = bytes_of_scores(training) / bandwidth(self.device)
+        self.keep(name, 'reading', value=value)
+        self.tell(f'{of}: after the target')
+        value = after_target(training, self.args.rounds)
+        self.keep(name, 'after', value=value)
+        self.tell(f'{of}: pruning steps')
+        self.keep(name, 'steps', value=pruning_steps(training, count=10))
+        groups = Training(network, self.device).groups
+        for cut_to in (1, 0, 0, 1) if self.device == 'cpu' else (8, 0) * 2:
+            self.tell(f'{of}: to half of the flops, cut_to={cut_to}')
+            taken = phase(network, self.device, groups, cut_to, 10, 10)
+            known = self.result[name].get('phase', {}).get(str(cut_to), [])
+            self.keep(name, 'phase', str(cut_to), value=[*known, taken])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

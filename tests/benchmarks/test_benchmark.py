@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import benchmark
 import pytest
 import torch
 from benchmark import main
@@ -141,6 +142,50 @@ def test_report(tmp_path):
     assert 'gradients once / plain iteration | 0.015 |' in page
     assert "plain, MMRazor's method | 2.000 |" in page
     assert (out / 'training_cpu.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(self, name, which):
+        if measured.count(name) == 0 and name == 'fcos':
+            measured.append(name)
+            raise KeyboardInterrupt
+        measured.append(name)
+        self.keep(name, 'steps', value=[len(measured)])
+
+    monkeypatch.setattr(benchmark.Benchmark, 'measure', measure)
+    monkeypatch.setattr(benchmark, 'growth', lambda *args: {})
+    args = [
+        *[
+            'training',
+            '--rounds',
+            '2',
+            '--networks',
+            'retinanet',
+            'fcos',
+            '--out',
+        ]
+    ]
+    args = benchmark.parse_args([*args, str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.Benchmark(args).run()
+    assert not (tmp_path / 'training_cpu.json').exists()
+    benchmark.Benchmark(args).run()
+    assert measured == ['retinanet', 'fcos', 'fcos']
+    (file,) = tmp_path.iterdir()
+    result = json.loads(file.read_text())
+    assert file.name == 'training_cpu.json' and result['rounds'] == 2
+    assert result['retinanet'] == dict(steps=[1], growth={})
+    assert result['fcos'] == dict(steps=[3])
+
+
+def test_other_rounds_are_not_mixed(tmp_path, monkeypatch):
+    (tmp_path / 'interrupted_cpu.json').write_text(
+        json.dumps(dict(machine={}, rounds=9, retinanet=dict(steps=[1])))
+    )
+    args = benchmark.parse_args(['training', '--out', str(tmp_path)])
+    assert 'retinanet' not in benchmark.Benchmark(args).result
 
 
 def test_no_such_device(capsys, monkeypatch):
