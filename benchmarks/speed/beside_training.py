@@ -40,6 +40,14 @@ class Beside(Protocol):
 Kind = Callable[[Network, str], Beside]
 
 
+def known_networks(on_gpu: bool) -> dict[str, Network]:
+    """Those of the training benchmark, and one with a wide linear layer."""
+    known = networks(on_gpu)
+    config = 'mmpretrain::vgg/vgg16bn_8xb32_in1k.py'
+    images = known['resnet50'].images
+    return {**known, 'vgg16': Network('VGG-16', config, (224, 224), images)}
+
+
 def parse_args(description: str | None, script: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description,
@@ -47,7 +55,7 @@ def parse_args(description: str | None, script: str) -> argparse.Namespace:
         epilog=f'example: python benchmarks/speed/{script} '
         '--networks retinanet --rounds 3',
     )
-    names = list(networks(on_gpu=False))
+    names = list(known_networks(on_gpu=False))
     parser.add_argument(
         '--networks', nargs='+', choices=names, default=names[:1]
     )
@@ -109,7 +117,7 @@ def measure(
 def main(kind: Kind, description: str | None, script: str) -> None:
     args = parse_args(description, script)
     with errors_in_one_line(args.debug):
-        known = networks(on_gpu=args.device != 'cpu')
+        known = known_networks(on_gpu=args.device != 'cpu')
         found = {}
         for name in args.networks:
             network = known[name]

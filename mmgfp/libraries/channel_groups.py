@@ -32,6 +32,9 @@ from .models import CLASSIFICATION, CONVOLUTIONAL, library
 # Sides of the images that channel groups are found with, in pixels.
 _TRACE_SIDES = (64, 128, 256, 384, 512)
 
+# Sizes at which a failing proof leads to a larger image.
+_STRICT_SIZES = 2
+
 
 def runnable(
     model: nn.Module, shape: Sequence[int], images: int = 1
@@ -220,7 +223,7 @@ def groups_at_some_size(
 
     Rounding errors may decide the outputs of a small image, or make a proof
     fail: coarse maps of one pixel are full of ties. A larger image is used
-    then. Groups whose proof fails at two sizes are frozen.
+    then. Groups whose proof fails with the last of three sizes are frozen.
 
     Args:
         model (nn.Module): A model of any library.
@@ -236,20 +239,22 @@ def groups_at_some_size(
         tuple: The groups, and the size and mode that they were found with.
     """
     problem = None
-    differing: tuple[tuple[int, int], Mode] | None = None
+    differing: list[tuple[tuple[int, int], Mode]] = []
     for size, mode in sizes:
-        strict = differing is None
+        strict = len(differing) < _STRICT_SIZES
         try:
             found = _find(model, size, mode, images, log, strict=strict)
             return found, size, mode
         except DifferenceError as error:
-            differing = size, mode
+            differing.append((size, mode))
             if log is not None:
                 log(f'images of {size[1]}x{size[0]} pixels: {error}')
         except UnsteadyError as error:
             problem = error
-    if differing is not None:  # there is no steady larger image
-        return _find(model, *differing, images, log, strict=False), *differing
+    if differing:  # there is no steady larger image
+        size, mode = differing[-1]
+        found = _find(model, size, mode, images, log, strict=False)
+        return found, size, mode
     assert problem is not None  # there is at least one size
     raise problem
 

@@ -213,10 +213,10 @@ class CountsChannels(Detector):
 
 @pytest.mark.parametrize(
     ('least', 'found', 'largest'),
-    [(0, 1, 64), (65, 1, 128), (999, 0, 128)],
+    [(0, 1, 64), (65, 1, 128), (129, 1, 256), (999, 0, 256)],
 )
 def test_a_larger_one_where_a_proof_fails(least, found, largest):
-    """Groups that fail with two sizes are frozen; there is no third."""
+    """Groups that fail with three sizes are frozen; there is no fourth."""
     model = CountsChannels(least)
     groups = demo_groups(model, SHAPE)
     assert sum(not group.frozen for group in groups) == found
@@ -225,8 +225,9 @@ def test_a_larger_one_where_a_proof_fails(least, found, largest):
     assert stem.frozen.startswith('fails the self-check') == (not found)
 
 
-def test_proofs_fail_with_the_only_size():
-    groups = demo_groups(CountsChannels(999), (64, 64))
+@pytest.mark.parametrize('side', [64, 128])
+def test_proofs_fail_with_the_largest_size(side):
+    groups = demo_groups(CountsChannels(999), (side, side))
     (stem,) = (g for g in groups if g.name == 'stem')
     assert stem.frozen.startswith('fails the self-check')
 
