@@ -32,8 +32,8 @@ from .models import CLASSIFICATION, CONVOLUTIONAL, library
 # Sides of the images that channel groups are found with, in pixels.
 _TRACE_SIDES = (64, 128, 256, 384, 512)
 
-# Sizes at which a failing proof leads to a larger image.
-_STRICT_SIZES = 2
+# Sizes that are tried until no proof fails.
+_MOST_SIZES = 3
 
 
 def runnable(
@@ -222,8 +222,10 @@ def groups_at_some_size(
     """Find and prove channel groups with an image that rounding permits.
 
     Rounding errors may decide the outputs of a small image, or make a proof
-    fail: coarse maps of one pixel are full of ties. A larger image is used
-    then. Groups whose proof fails with the last of three sizes are frozen.
+    fail: coarse maps of one pixel are full of ties. Up to three sizes are
+    tried until no proof fails. If that does not happen, groups whose proof
+    fails with the smallest of them are frozen; with the largest, if no larger
+    one is left.
 
     Args:
         model (nn.Module): A model of any library.
@@ -241,22 +243,24 @@ def groups_at_some_size(
     problem = None
     differing: list[tuple[tuple[int, int], Mode]] = []
     for size, mode in sizes:
-        strict = len(differing) < _STRICT_SIZES
         try:
-            found = _find(model, size, mode, images, log, strict=strict)
+            found = _find(model, size, mode, images, log, strict=True)
             return found, size, mode
         except DifferenceError as error:
-            differing.append((size, mode))
             if log is not None:
                 log(f'images of {size[1]}x{size[0]} pixels: {error}')
+            differing.append((size, mode))
+            if len(differing) == _MOST_SIZES:
+                size, mode = differing[0]
+                break
         except UnsteadyError as error:
             problem = error
-    if differing:  # there is no steady larger image
+    else:
+        if not differing:
+            assert problem is not None  # there is at least one size
+            raise problem
         size, mode = differing[-1]
-        found = _find(model, size, mode, images, log, strict=False)
-        return found, size, mode
-    assert problem is not None  # there is at least one size
-    raise problem
+    return _find(model, size, mode, images, log, strict=False), size, mode
 
 
 def _find(

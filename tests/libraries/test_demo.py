@@ -8,7 +8,11 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from stack import CLASSIFICATION, require
 from torch import nn
 
-from mmgfp.libraries.channel_groups import demo_groups, runnable
+from mmgfp.libraries.channel_groups import (
+    demo_groups,
+    groups_at_some_size,
+    runnable,
+)
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import cost_runner, demo_runner
 from mmgfp.libraries.models import build_model
@@ -216,18 +220,24 @@ class CountsChannels(Detector):
     [(0, 1, 64), (65, 1, 128), (129, 1, 256), (999, 0, 256)],
 )
 def test_a_larger_one_where_a_proof_fails(least, found, largest):
-    """Groups that fail with three sizes are frozen; there is no fourth."""
+    """No fourth size is tried; the fastest of three decides."""
     model = CountsChannels(least)
-    groups = demo_groups(model, SHAPE)
+    groups, size, _ = groups_at_some_size(model, runnable(model, SHAPE, 2), 2)
     assert sum(not group.frozen for group in groups) == found
     assert max(model.seen) == largest
+    assert size == ((largest, largest) if found else (64, 64))
     (stem,) = (g for g in groups if g.name == 'stem')
     assert stem.frozen.startswith('fails the self-check') == (not found)
+    again = demo_groups(model, SHAPE)
+    assert [g.frozen for g in again] == [g.frozen for g in groups]
 
 
 @pytest.mark.parametrize('side', [64, 128])
 def test_proofs_fail_with_the_largest_size(side):
-    groups = demo_groups(CountsChannels(999), (side, side))
+    model = CountsChannels(999)
+    sizes = runnable(model, (side, side), 2)
+    groups, size, _ = groups_at_some_size(model, sizes, 2)
+    assert size == (side, side)
     (stem,) = (g for g in groups if g.name == 'stem')
     assert stem.frozen.startswith('fails the self-check')
 
