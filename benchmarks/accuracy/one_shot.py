@@ -41,7 +41,8 @@ from mmgfp.libraries.forward import demo_runner  # noqa: E402
 # the default last, as compensation uses it
 DAMPINGS = (
     ('identity', 0.0),
-    *(('pi', strength) for strength in (1e-4, 1e-2, 0.1, 1.0, 1e-3)),
+    *(('pi', strength) for strength in (1e-4, 1e-3, 1e-2)),
+    *(('relative', strength) for strength in (1e-3, 0.1, 1.0, 1e-2)),
 )
 VARIANTS = ('OBS', 'block'), ('OBD', 'sum'), ('OBD', 'block')
 

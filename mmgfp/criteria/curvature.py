@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Damping = Literal['pi', 'identity']
+Damping = Literal['mean', 'pi', 'identity']
 
-# Least mean of a factor's diagonal that its damping depends on.
-_LEAST = 1e-30
+# Least mean of a diagonal that damping depends on.
+LEAST = 1e-30
 
 
 @dataclass
@@ -92,6 +92,10 @@ class Factor:
                 starts.append(begin)
                 begin += len(here)
         return Factor(starts, found)
+
+    def traces(self) -> Tensor:
+        """Returns the trace for each group, (g,), in double precision."""
+        return _diagonal(self.blocks).double().sum(1)
 
     def scaled(self, by: float | Tensor) -> Factor:
         """Returns the factor multiplied by a scalar."""
@@ -263,7 +267,7 @@ def sides(
     gradients: Factor,
     positions: float,
     batches: float,
-    damping: Damping,
+    damping: Literal['pi', 'identity'],
     strength: float,
     inverted: bool = True,
 ) -> tuple[Side, Side]:
@@ -281,7 +285,8 @@ def sides(
         positions (float): Rows per image.
         batches (float): Number of summed batches.
         damping (str): 'pi' or 'identity'.
-        strength (float): Strength of the damping 'pi'.
+        strength (float): Strength of the damping 'pi', in the units of the
+            curvature.
         inverted (bool): Whether to invert them. Defaults to True.
 
     Returns:
@@ -290,29 +295,39 @@ def sides(
     Raises:
         ValueError: If a factor is not finite or cannot be inverted.
     """
+    require_finite(name, inputs, gradients)
     factors = [
         [block.to(torch.float64, copy=True) for block in side.blocks]
         for side in (inputs, gradients)
     ]
-    if not all(b.isfinite().all() for b in chain(*factors)):
-        raise ValueError(
-            f'the curvature of {name} is not finite: its inputs or the '
-            'gradients of its outputs overflow. Expected a trained network '
-            'and batches on which its loss is finite'
-        )
     means = [_diagonal(side).mean(1) for side in factors]
     if damping == 'identity':
         extra = torch.full_like(means[0], 2 / batches)
         pads = [extra * positions**2, extra / positions**2]
     else:
         # without gradients, scores are those of the damping alone
-        least = [mean.clamp(min=_LEAST) for mean in means]
+        least = [mean.clamp(min=LEAST) for mean in means]
         ratio = (least[0] / least[1]).sqrt()
         pads = [ratio * strength**0.5, strength**0.5 / ratio]
     return (
         _side(name, inputs.starts, factors[0], pads[0], inverted),
         _side(name, gradients.starts, factors[1], pads[1], inverted),
     )
+
+
+def require_finite(name: str, *factors: Factor) -> None:
+    """Raise if a factor of a layer is not finite.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    blocks = chain(*(factor.blocks for factor in factors))
+    if not all(block.isfinite().all() for block in blocks):
+        raise ValueError(
+            f'the curvature of {name} is not finite: its inputs or the '
+            'gradients of its outputs overflow. Expected a trained network '
+            'and batches on which its loss is finite'
+        )
 
 
 def _side(

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from ..groups import Member, UnitSpace
 from .base import AllRanks, Calibrated, Labels
-from .curvature import Curvature, Damping, Factor, sides
+from .curvature import (
+    LEAST,
+    Curvature,
+    Damping,
+    Factor,
+    require_finite,
+    sides,
+)
 from .layer_matrix import LayerMatrix
 from .layer_rows import (
     conv_groups,
@@ -32,6 +39,8 @@ from .layer_taps import LayerTaps
 
 Aggregate = Literal['sum', 'block']
 Formula = Literal['OBS', 'OBD']
+# members of groups in a layer, and (size,) whether each unit is not masked
+Masked = Sequence[tuple[Member, np.ndarray]]
 
 
 @dataclass
@@ -63,9 +72,12 @@ class KFAC(Calibrated):
             distribution, which requires class scores; 'empirical' for those
             of the data set. Defaults to 'true' if there are class scores,
             else to 'empirical'.
-        damping (str): 'pi' or 'identity', see
-            :func:`mmgfp.criteria.curvature.sides`. Defaults to 'pi'.
-        strength (float): Strength of the damping 'pi'. Defaults to 1e-3.
+        damping (str): 'mean': as 'pi', with the strength in units of the mean
+            curvature of all weights; 'pi' or 'identity', see
+            :func:`mmgfp.criteria.curvature.sides`. Defaults to 'mean'.
+        strength (float, optional): Strength of the damping 'mean' or 'pi'.
+            Defaults to 0.1 for channels and 1 for single weights; of 'pi' to
+            1e-3.
         limit (int): Number of inputs or outputs of a layer above which a
             factor keeps diagonal blocks of this size only. Memory grows with
             its square. Defaults to 8192.
@@ -86,8 +98,8 @@ class KFAC(Calibrated):
         aggregate: Aggregate = 'sum',
         batches: int = 64,
         fisher: Labels | None = None,
-        damping: Damping = 'pi',
-        strength: float = 1e-3,
+        damping: Damping = 'mean',
+        strength: float | None = None,
         limit: int = 8192,
         formula: Formula = 'OBS',
     ) -> None:
@@ -107,7 +119,7 @@ class KFAC(Calibrated):
                 raise ValueError(
                     f'{name}={number!r}: expected a whole number from 1'
                 )
-        if (
+        if strength is not None and (
             isinstance(strength, bool)
             or not isinstance(strength, (int, float))
             or not 0 <= strength < float('inf')
@@ -277,8 +289,13 @@ class KFAC(Calibrated):
             for member in group.members:
                 if member.tensor == f'{member.layer}.weight':
                     members.setdefault(member.layer, []).append((g, member))
+        masked = {
+            name: [(member, left[g]) for g, member in mine]
+            for name, mine in members.items()
+        }
+        level = self._level(masked)
         for name, mine in members.items():
-            layer = self._curvature(name, [(m, left[g]) for g, m in mine])
+            layer = self._curvature(name, level, masked[name])
             for g, member in mine if layer is not None else ():
                 assert layer is not None
                 index = member.index[left[g]]
@@ -333,9 +350,9 @@ class KFAC(Calibrated):
         Raises:
             ValueError: If the curvature of a weight was not measured.
         """
-        found = {}
+        found, level = {}, self._level({})
         for tensor in names:
-            matrix, curvature = self._of_weight(tensor)
+            matrix, curvature = self._of_weight(tensor, level)
             found[tensor] = matrix.as_weight(curvature.elements())
         return found
 
@@ -345,9 +362,9 @@ class KFAC(Calibrated):
         The predicted growth of the loss is minimised for each output alone;
         changes of other outputs are left out.
         """
-        found = {}
+        found, level = {}, self._level({})
         for tensor, where in pruned.items():
-            matrix, curvature = self._of_weight(tensor)
+            matrix, curvature = self._of_weight(tensor, level)
             new = matrix.compensated(curvature, where)
             found[tensor] = matrix.as_weight(new)
             bias = matrix.as_bias(new)
@@ -355,10 +372,12 @@ class KFAC(Calibrated):
                 found[tensor.removesuffix('weight') + 'bias'] = bias
         return found
 
-    def _of_weight(self, tensor: str) -> tuple[LayerMatrix, Curvature]:
+    def _of_weight(
+        self, tensor: str, level: float
+    ) -> tuple[LayerMatrix, Curvature]:
         """Returns the layer of a weight; ValueError if it was not measured."""
         name = tensor.rpartition('.')[0]
-        layer = self._curvature(name, [])
+        layer = self._curvature(name, level, [])
         if layer is None or not tensor.endswith('.weight'):
             raise ValueError(
                 f'the curvature of {tensor} was not measured: expected '
@@ -367,12 +386,56 @@ class KFAC(Calibrated):
             )
         return layer
 
-    def _curvature(
-        self, name: str, masked: Sequence[tuple[Member, np.ndarray]]
-    ) -> tuple[LayerMatrix, Curvature] | None:
-        """Returns a layer without masked units; None if it did not run."""
+    def _level(self, masked: Mapping[str, Masked]) -> float:
+        """Returns the strength of the damping in the units of the curvature.
+
+        With a strength that is relative to the mean curvature of all weights,
+        the order of scores does not depend on the scale of the loss. With one
+        that is relative to each layer's, a layer that the loss hardly depends
+        on would lose large weights as soon as small ones.
+
+        Args:
+            masked (Mapping): Members and whether their units are not masked,
+                by layer.
+        """
+        strength = self.strength
+        if self.damping != 'mean':
+            return 1e-3 if strength is None else strength
+        if strength is None:  # measured: docs/methods/nap.md
+            strength = 0.1 if self._units.groups else 1.0
+        total, count = 0.0, 0
+        for name in self._sums:
+            measured = self._factors(name, masked.get(name, ()))
+            if measured is not None:
+                matrix, inputs, gradients = measured
+                require_finite(name, inputs, gradients)
+                total += float(inputs.traces() @ gradients.traces())
+                count += matrix.weight.numel()
+        return strength * max(total / max(count, 1), LEAST)
+
+    def _factors(
+        self, name: str, masked: Masked
+    ) -> tuple[LayerMatrix, Factor, Factor] | None:
+        """Returns a layer without masked units and its factors A and G.
+
+        Returns None if the layer did not run.
+        """
         sums = self._sums.get(name)
         if sums is None or self._counts is None or not float(sums.rows):
+            return None
+        matrix = LayerMatrix(self._layers[name], masked)
+        inputs, gradients = matrix.kept(
+            sums.inputs.scaled(1 / self._counts[0].item()),
+            sums.gradients.scaled(1 / sums.rows),
+        )
+        return matrix, inputs, gradients
+
+    def _curvature(
+        self, name: str, level: float, masked: Masked
+    ) -> tuple[LayerMatrix, Curvature] | None:
+        """Returns a layer without masked units; None if it did not run."""
+        measured = self._factors(name, masked)
+        if measured is None:
             return None
         mine = self._layers[name].weight
         for other in self._sums.keys() - {name}:
@@ -383,18 +446,15 @@ class KFAC(Calibrated):
                     'has such groups. Their curvature cannot be added up: '
                     'name both in `ignore`, or use another criterion'
                 )
+        matrix, inputs, gradients = measured
+        assert self._counts is not None
         images, batches = self._counts.tolist()
-        matrix = LayerMatrix(self._layers[name], masked)
         damped = sides(
-            name,
-            *matrix.kept(
-                sums.inputs.scaled(1 / images),
-                sums.gradients.scaled(1 / sums.rows),
-            ),
-            float(sums.rows) / images,
+            *(name, inputs, gradients),
+            float(self._sums[name].rows) / images,
             batches,
-            self.damping,
-            self.strength,
+            'identity' if self.damping == 'identity' else 'pi',
+            level,
             inverted=self.formula == 'OBS',
         )
         return matrix, matrix.curvature(*damped)

@@ -502,26 +502,29 @@ IMAGES = torch.linspace(-1, 1, 4 * 3 * 25).view(4, 3, 5, 5).double()
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def measured(cut_to: int = 1, **settings) -> Pruner:
+def measured(cut_to: int = 1, scale: float = 1.0, **settings) -> Pruner:
     torch.manual_seed(0)
     model = Net().double().eval()
     net = Prunable.find(model, lambda m: m(IMAGES[:2]), 2, cut_to=cut_to)
     pruner = Pruner(net, KFAC(**settings), 'none')
-    calibrate(pruner)
+    calibrate(pruner, scale)
     return pruner
 
 
-def calibrate(pruner: Pruner) -> None:
+def calibrate(pruner: Pruner, scale: float = 1.0) -> None:
     model, criterion = pruner.net.model, pruner.criterion
     with observing(criterion, model, pruner.net.units):
         for images, labels in zip(IMAGES.split(2), LABELS.split(2)):
-            cross_entropy(model(images), labels).backward()
+            (scale * cross_entropy(model(images), labels)).backward()
             criterion.end_batch()
 
 
 def matrices(pruner: Pruner):
-    """Per layer: weight with bias, damped A and G; one for each group."""
-    found = {}
+    """Per layer: weight with bias, damped A and G; one for each group.
+
+    The damping is a tenth of the mean curvature of all weights.
+    """
+    found, total, count = {}, 0.0, 0
     criterion = pruner.criterion
     for name, sums in criterion._sums.items():
         layer = pruner.net.model.get_submodule(name)
@@ -532,21 +535,26 @@ def matrices(pruner: Pruner):
         found[name] = [
             (
                 weight[k * per : (k + 1) * per],
-                damped(
-                    sums.inputs.blocks[0][k] / 4,
-                    sums.gradients.blocks[0][k] / float(sums.rows),
-                ),
+                sums.inputs.blocks[0][k] / 4,
+                sums.gradients.blocks[0][k] / float(sums.rows),
             )
             for k in range(groups)
         ]
-    return found
+        for part, a, g in found[name]:
+            total += float(torch.kron(g, a).trace())
+            count += part.numel()
+    strength = 0.1 * total / count
+    return {
+        name: [(part, damped(a, g, strength)) for part, a, g in parts]
+        for name, parts in found.items()
+    }
 
 
-def damped(a, g):
+def damped(a, g, strength):
     means = [m.diagonal().mean() for m in (a, g)]
     # behind some depthwise filter nothing is active
     pi = (means[0].clamp(min=1e-30) / means[1].clamp(min=1e-30)).sqrt()
-    pad = 1e-3**0.5
+    pad = strength**0.5
     return (
         a + pi * pad * torch.eye(len(a)).double(),
         g + pad / pi * torch.eye(len(g)).double(),
@@ -593,6 +601,44 @@ def test_units_are_summed_over_their_layers(aggregate):
                     )
             assert scores[unit] == pytest.approx(expected, rel=1e-6)
     assert checked > 30
+
+
+def test_scores_grow_with_the_square_of_the_loss():
+    """Gradients do; the damping keeps its share."""
+    small, large = measured(), measured(scale=1000.0)
+    for a, b in zip(small.scores(), large.scores()):
+        np.testing.assert_allclose(a * 1e6, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'same'),
+    [
+        (dict(), dict(strength=0.1)),
+        (dict(damping='pi'), dict(damping='pi', strength=1e-3)),
+    ],
+)
+def test_default_strengths_of_channels(settings, same):
+    for a, b in zip(measured(**settings).scores(), measured(**same).scores()):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_default_strength_of_weights():
+    found = []
+    for strength in (None, 1.0):
+        torch.manual_seed(0)
+        x, c = torch.randn(20, 3).double(), torch.randn(20, 2).double()
+        criterion = observe(nn.Linear(3, 2).double(), x, c)
+        criterion.strength = strength
+        found.append(criterion.elements(['layer.weight'])['layer.weight'])
+    sums = criterion._sums['layer']
+    a = sums.inputs.blocks[0][0] / 20
+    g = sums.gradients.blocks[0][0] / 20
+    layer = criterion._layers['layer']
+    matrix = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
+    mean = float(torch.kron(g, a).trace()) / 8
+    expected = curvature(matrix, *damped(a, g, mean)).elements()[0]
+    close(found[0], expected[:, :3])
+    close(found[1], expected[:, :3])
 
 
 def test_rescaled_layers_score_alike():

@@ -37,11 +37,14 @@ _channels = dict(
 _widths = dict(type='mmgfp.SearchHook', after_target='train', **_half)
 _fisher = dict(type='Fisher')
 _nap = dict(type='KFAC', batches=4)
+_pi = dict(_nap, damping='pi')  # absolute, of strength 1e-3
 _each = dict(
     fisher_acts=dict(interval=5, normalize_by='acts'),
     nap_sum=dict(interval=12, criterion=_nap),
     fisher=dict(interval=5),
     nap_block=dict(interval=12, criterion=dict(_nap, aggregate='block')),
+    nap_pi_sum=dict(interval=12, criterion=_pi),
+    nap_pi_block=dict(interval=12, criterion=dict(_pi, aggregate='block')),
 )
 _searches = dict(
     dcss=dict(search=dict(type='DCSS', order=_fisher), interval=15),

@@ -32,17 +32,19 @@ _channels = dict(
     normalize_by='none',
 )
 _nap = dict(type='KFAC', batches=16)
+_pi = dict(_nap, damping='pi')  # absolute, of strength 1e-3
 _each = dict(
     fisher=dict(interval=10),
     fisher_acts=dict(interval=10, normalize_by='acts'),
     taylor=dict(interval=10, criterion=dict(type='Taylor')),
     l1=dict(interval=10, criterion=dict(type='L1')),
     nap_sum=dict(interval=39, criterion=_nap),
-    nap_compensate=dict(interval=39, criterion=_nap, compensate=True),
     nap_block=dict(interval=39, criterion=dict(_nap, aggregate='block')),
     nap_obd=dict(
         interval=39, criterion=dict(_nap, aggregate='block', formula='OBD')
     ),
+    nap_pi_sum=dict(interval=39, criterion=_pi),
+    nap_pi_block=dict(interval=39, criterion=dict(_pi, aggregate='block')),
 )
 _widths = dict(
     type='mmgfp.SearchHook',
@@ -70,12 +72,12 @@ _weights = dict(
 )
 _elements = dict(
     magnitude=dict(criterion=dict(type='Magnitude')),
-    nap=dict(criterion=dict(type='KFAC', batches=64)),
-    nap_compensate=dict(
-        criterion=dict(type='KFAC', batches=64), compensate=True
-    ),
-    nap_damped=dict(criterion=dict(type='KFAC', batches=64, strength=0.01)),
-    nap_obd=dict(criterion=dict(type='KFAC', batches=64, formula='OBD')),
+    nap=dict(criterion=dict(_nap, batches=64)),
+    nap_obd=dict(criterion=dict(_nap, batches=64, formula='OBD')),
+    nap_pi=dict(criterion=dict(_pi, batches=64)),
+    nap_pi_compensate=dict(criterion=dict(_pi, batches=64), compensate=True),
+    nap_pi_strong=dict(criterion=dict(_pi, batches=64, strength=0.01)),
+    nap_pi_obd=dict(criterion=dict(_pi, batches=64, formula='OBD')),
 )
 # name -> phase -> hook
 pruning = None

@@ -29,8 +29,22 @@ baseline = dict(epochs=4, lr=2e-3, warmup=100)
 prune = dict(epochs=1, lr=3e-4)
 finetune = dict(epochs=2, lr=1e-3, warmup=50)
 
+_nap = dict(type='KFAC', batches=16)
+_channels = dict(
+    type='mmgfp.PruningHook',
+    target=dict(flops=0.5),
+    channels_per_step='auto',
+    prune_share=1.0,
+    save_at=(),
+    normalize_by='none',
+)
 _each = dict(
     fisher_acts=dict(interval=5),
+    fisher=dict(_channels, interval=5),
+    nap_sum=dict(_channels, interval=24, criterion=_nap),
+    nap_block=dict(
+        _channels, interval=24, criterion=dict(_nap, aggregate='block')
+    ),
     fisher_flops=dict(interval=5),
     uniform=dict(),
     knapsack=dict(interval=24),
@@ -52,7 +66,8 @@ _weights = dict(
 )
 for _name, _criterion in (
     ('magnitude', dict(type='Magnitude')),
-    ('nap', dict(type='KFAC', batches=16)),
+    ('nap', _nap),
+    ('nap_pi', dict(_nap, damping='pi')),  # absolute, of strength 1e-3
 ):
     _hook = dict(_weights, criterion=_criterion)
     experiments[f'{_name}_density_0.2'] = dict(finetune=_hook)
@@ -63,4 +78,4 @@ for _name, _criterion in (
             structure='{out}/prune/density_0.20.json',
         ),
     )
-del _each, _common, _weights, _hook, _name, _criterion
+del _nap, _channels, _each, _common, _weights, _hook, _name, _criterion
