@@ -20,6 +20,7 @@ from .options import (
     add_json_option,
     add_shape_option,
     config_parser,
+    json_alone,
     positive,
     write_json,
 )
@@ -94,7 +95,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
-    with errors_in_one_line(args.debug):
+    with errors_in_one_line(args.debug), json_alone(args.json):
         try:
             benchmark(args)
         except BackendError as error:
@@ -123,11 +124,10 @@ def benchmark(args: argparse.Namespace) -> None:
         Console(stderr=True, log_path=False).log,
     )
     write_json(str(args.out / f'{setting.name}.json'), result)
-    words = sys.stderr if args.json == '-' else sys.stdout
     for table in inference_tables(result):
         # wide enough for long names, so that numbers are not truncated
         width = Console(width=1000).measure(table).maximum
-        print(render(table, width), file=words)
+        print(render(table, width))
     if args.json:
         write_json(args.json, result)
-    print(f'see {write_page(args.out)}', file=words)
+    print(f'see {write_page(args.out)}')

@@ -14,7 +14,13 @@ from ..libraries.models import load_model
 from ..libraries.pipeline import input_shape
 from ..report.table import cost_notes, cost_table
 from .errors import errors_in_one_line
-from .options import add_cost_options, config_parser, read_config, write_json
+from .options import (
+    add_cost_options,
+    config_parser,
+    json_alone,
+    read_config,
+    write_json,
+)
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,7 +38,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
-    with errors_in_one_line(args.debug):
+    with errors_in_one_line(args.debug), json_alone(args.json):
         report(args)
 
 
@@ -46,7 +52,7 @@ def report(args: argparse.Namespace) -> None:
     total = rows.pop('')
     title = f'{type(model).__name__} at {shape[0]}x{shape[1]}'
     shown = {**rows, title: total} if args.per_module else {title: total}
-    console = Console(stderr=args.json == '-')
+    console = Console()
     console.print(cost_table(shown))
     sparse = {}
     if args.checkpoint is not None:

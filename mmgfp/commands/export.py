@@ -51,6 +51,7 @@ from .options import (
     add_shape_option,
     config_parser,
     file_to_write,
+    json_alone,
     positive,
     read_config,
     write_json,
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     # MMDetection calls torch.meshgrid without the argument indexing
     warnings.filterwarnings('ignore', 'torch.meshgrid')
-    with errors_in_one_line(args.debug):
+    with errors_in_one_line(args.debug), json_alone(args.json):
         try:
             export(args)
         except CheckError as error:
@@ -198,16 +199,15 @@ def export(args: argparse.Namespace) -> None:
         if rounded is not None:
             save_rounded(rounded, args)
 
-    if args.json != '-':
-        if left_out(model):
-            print(f'note: {left_out(model)} is left out, only boxes are kept')
-        if not classes:
-            print('note: the names of the classes are unknown')
-        if rounded is not None:
-            describe_rounding(rounded, args)
-        describe(args, exported, preprocessing)
-        if agreement is not None:
-            describe_check(agreement, source, args.half)
+    if left_out(model):
+        print(f'note: {left_out(model)} is left out, only boxes are kept')
+    if not classes:
+        print('note: the names of the classes are unknown')
+    if rounded is not None:
+        describe_rounding(rounded, args)
+    describe(args, exported, preprocessing)
+    if agreement is not None:
+        describe_check(agreement, source, args.half)
     if args.json:
         result = to_plain(args, exported, facts, agreement, source, rounded)
         write_json(args.json, result)

@@ -18,7 +18,13 @@ from ..libraries.models import load_model
 from ..libraries.pipeline import input_shape
 from ..report.table import TABLE_WIDTH, cost_notes, groups_table
 from .errors import errors_in_one_line
-from .options import add_cost_options, config_parser, read_config, write_json
+from .options import (
+    add_cost_options,
+    config_parser,
+    json_alone,
+    read_config,
+    write_json,
+)
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,7 +75,7 @@ def to_plain(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
-    with errors_in_one_line(args.debug):
+    with errors_in_one_line(args.debug), json_alone(args.json):
         report(args)
 
 
@@ -99,9 +105,7 @@ def report(args: argparse.Namespace) -> None:
         'groups': [to_plain(g, shares[g.name]) for g in groups],
     }
 
-    console = Console(
-        width=max(Console().width, TABLE_WIDTH), stderr=args.json == '-'
-    )
+    console = Console(width=max(Console().width, TABLE_WIDTH))
     console.print(groups_table(groups, shares))
     units = sum(group.size for group in prunable)
     console.print(

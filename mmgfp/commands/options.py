@@ -12,9 +12,11 @@ from argparse import (
     HelpFormatter,
     Namespace,
 )
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch
 from mmengine.config import Config, DictAction
@@ -149,11 +151,35 @@ def add_json_option(parser: ArgumentParser) -> None:
     )
 
 
+# Where JSON goes that is not written to a file; None: standard output.
+_json_output: ContextVar[TextIO | None] = ContextVar('output', default=None)
+
+
+@contextmanager
+def json_alone(file: str | None) -> Iterator[None]:
+    """Send all text to standard error if JSON goes to standard output.
+
+    Libraries print there, too, as they are imported or read annotations.
+
+    Args:
+        file (str, optional): Value of the option ``--json``.
+    """
+    if file != '-':
+        yield
+        return
+    token = _json_output.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _json_output.reset(token)
+
+
 def write_json(file: str, result: Any) -> None:
     """Write a result as described for the option ``--json``."""
     text = json.dumps(result, indent=1) + '\n'
     if file == '-':
-        sys.stdout.write(text)
+        (_json_output.get() or sys.stdout).write(text)
         return
     with complete(file) as partial:
         Path(partial).write_text(text, encoding='utf-8')

@@ -15,6 +15,7 @@ from mmgfp.commands.options import (
     add_cost_options,
     config_parser,
     file_to_write,
+    json_alone,
     write_json,
 )
 from mmgfp.engine.settings import one_of
@@ -61,6 +62,19 @@ def test_options():
 
 def test_help_has_an_example():
     assert 'example: mmgfp x config.py' in parser().format_help()
+
+
+def test_json_stands_alone(capsys):
+    """Libraries print as they are imported."""
+    with json_alone('-'):
+        print('Could not import a library')
+        write_json('-', {'a': 2})
+    found = capsys.readouterr()
+    assert json.loads(found.out) == {'a': 2}
+    assert found.err == 'Could not import a library\n'
+    with json_alone(None):
+        print('a table')
+    assert capsys.readouterr().out == 'a table\n'
 
 
 def test_json(tmp_path, capsys):
