@@ -107,8 +107,8 @@ def read_pruning_run(work_dir: str | os.PathLike) -> PruningRun:
     baseline = baseline_of(own)
     found = validations(records, folder)
     cost = _baseline_cost(baseline, ratios[-1].structure)
-    tests = _tests(around, [baseline])
-    networks = [Network('baseline', None, cost, baseline, tests)]
+    seen = [*_last_validation(baseline), *_tests(around, [baseline])]
+    networks = [Network('baseline', None, cost, baseline, seen)]
     for ratio in ratios:
         path = str(ratio.checkpoint)
         # validations of the saved network before training changed it
@@ -145,6 +145,14 @@ def _baseline_cost(path: str, slim: Structure) -> Mapping[str, float]:
     if KEY not in checkpoint:
         return slim.cost_before
     return Structure.from_dict(checkpoint[KEY], path).cost_after
+
+
+def _last_validation(checkpoint: str) -> list[Evaluation]:
+    """Returns the last validation of the training that ended with it."""
+    folder = Path(checkpoint).parent
+    if not checkpoint or last_checkpoint(folder) != Path(checkpoint):
+        return []
+    return validations(join_scalars(read_runs(folder)), folder)[-1:]
 
 
 def _tests(

@@ -238,14 +238,18 @@ def _scores(run: PruningRun, folder: Path) -> Markup:
         return text(f'There are no scores in {last.stem}.json.')
     path = folder / f'scores_{last.stem}.png'
     draw_scores(last.scores, path)
+    divided = (
+        'The scores are divided by the saving of a unit at the beginning of '
+        'the step; the choices within a step change it. '
+        if last.scores.normalize_by != 'none'
+        else ''
+    )
     return picture(
         path,
         f'scores per channel group at {last.stem}',
         f'Scores of the step that reached {last.stem} (iteration '
         f'{last.scores.iteration}), one mark per unit of each channel group. '
-        'The scores are divided by the saving of a unit at the beginning of '
-        'the step; the choices within a step change it. Scores of zero are at '
-        'the left edge.',
+        f'{divided}Scores of zero are at the left edge.',
     )
 
 

@@ -174,18 +174,32 @@ def read_runs(folder: Path) -> list[Run]:
     return [
         Run(path)
         for path in sorted(folder.glob('[0-9]*_[0-9]*'))
-        if re.fullmatch(r'\d{8}_\d{6}', path.name) and path.is_dir()
+        if _is_run(path) and path.is_dir()
     ]
 
 
+def _is_run(path: Path) -> bool:
+    """Returns whether a folder has the name that MMEngine gives to a run."""
+    return re.fullmatch(r'\d{8}_\d{6}', path.name) is not None
+
+
 def runs_around(work_dir: Path) -> Iterator[Run]:
-    """Yields runs in a work dir, in folders inside it and beside it."""
+    """Yields runs in a work dir, inside it, and up to two folders beside it.
+
+    The tests of several networks may have one folder beside the work dir,
+    with a folder for each of them.
+    """
     folder = work_dir.resolve()
     yield from read_runs(folder)
-    for place in (folder, folder.parent):
-        for path in sorted(place.glob('*')):
-            if path.is_dir() and path != folder:
-                yield from read_runs(path)
+    inside, beside = folder.glob('*'), folder.parent.glob('*')
+    among = (
+        path
+        for path in folder.parent.glob('*/*')
+        if path.parent != folder and not _is_run(path.parent)
+    )
+    for path in (*sorted(inside), *sorted(beside), *sorted(among)):
+        if path.is_dir() and path != folder and not _is_run(path):
+            yield from read_runs(path)
 
 
 def _json_lines(path: Path) -> list[Mapping[str, Any]]:

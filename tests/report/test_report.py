@@ -372,6 +372,41 @@ def test_results_of_runs_around(tmp_path, pruned):
     assert (work_dir / 'report' / 'accuracy.png').is_file()
 
 
+def test_tests_in_a_folder_of_folders(tmp_path, pruned):
+    """As those of the quickstart; the baseline was validated as it trained."""
+    work_dir = copy_structures(pruned[0], tmp_path / 'prune')
+    slim = work_dir / 'flops_0.50.pth'
+    base = tmp_path / 'baseline' / 'epoch_4.pth'
+    base.parent.mkdir()
+    for path in (slim, base):
+        path.touch()
+    leave_run(work_dir / '20260102_000000', base, steps(10, flops=0.8))
+    leave_run(
+        base.parent / '20260101_000000',
+        None,
+        (*steps(10), dict(acc=0.8, step=3), *steps(20), dict(acc=0.9, step=4)),
+    )
+    (base.parent / 'last_checkpoint').write_text(str(base))
+    tested = tmp_path / 'test' / 'pruned' / '20260105_000000'
+    leave_run(tested, slim, tested=dict(acc=0.62))
+
+    def found():
+        return {
+            network.name: [e.metrics['acc'] for e in network.evaluations]
+            for network in read_pruning_run(work_dir).networks
+        }
+
+    assert found() == {
+        'baseline': [0.9],
+        'flops_0.75': [],
+        'flops_0.50': [0.62],
+    }
+    # a later checkpoint was validated, not the one that was pruned
+    (base.parent / 'last_checkpoint').write_text('epoch_5.pth')
+    (base.parent / 'epoch_5.pth').touch()
+    assert found()['baseline'] == []
+
+
 def test_runs_of_others_are_not_read(tmp_path, pruned, monkeypatch):
     """They may be large, damaged, or not be runs at all."""
     work_dir = copy_structures(pruned[0], tmp_path / 'prune')
