@@ -6,6 +6,8 @@ Only the chosen subcommand is imported, so ``mmgfp --help`` needs no torch.
 from __future__ import annotations
 
 import ast
+import os
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # its own parser answers --help
         commands.add_parser(name, help=purpose(name), add_help=False)
     chosen, others = parser.parse_known_args(arguments)
+    # `python -m mmgfp` finds modules here, too
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         command = import_module(_module(chosen.command))
     except ModuleNotFoundError:

@@ -43,11 +43,29 @@ def load_config(name: str | Path) -> Config:
     try:
         config = Config.fromfile(path)
     except Exception as error:  # a config is a program
+        missing = _missing_module(error)
         raise ValueError(
             f'the config {name!r} cannot be read: {type_and_line(error)}'
+            if missing is None
+            else f'the config {name!r} cannot be read: there is no module '
+            f'{missing.name!r}. A module of your own in `custom_imports` must '
+            'be in a folder of PYTHONPATH; `mmgfp` also finds those in the '
+            'current folder'
         ) from error
     use_scope(config)
     return config
+
+
+def _missing_module(
+    error: BaseException | None,
+) -> ModuleNotFoundError | None:
+    """Returns the import that failed first in a chain of errors."""
+    found = None
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            found = error
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def config_folder(package: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from processes import ROOT, environment
@@ -59,6 +60,16 @@ def test_without_mmengine():
 def test_version():
     done = run('-m', 'mmgfp', '--version')
     assert done.stdout == f'mmgfp {__version__}\n'
+
+
+def test_modules_in_the_current_folder(tmp_path, monkeypatch):
+    """As with `python -m mmgfp`; the script of the package lacks it."""
+    (tmp_path / 'beside_the_config.py').write_text('')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if p])
+    with pytest.raises(SystemExit):
+        main(['groups', '--help'])
+    assert find_spec('beside_the_config')
 
 
 @pytest.mark.parametrize('given', [['pruned'], [], ['--gpu']])

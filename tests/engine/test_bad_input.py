@@ -452,6 +452,12 @@ def test_unreadable_configs_through_the_tool(tmp_path):
         ('syntax.py', 'model = dict(\n', 'SyntaxError'),
         ('base.py', "_base_ = 'gone.py'\n", 'gone.py'),
         ('README.md', '# no config\n', 'py/yml'),
+        (
+            'own.py',
+            "custom_imports = dict(imports=['mmgfp', 'my_criterion'])\n",
+            "there is no module 'my_criterion'. A module of your own in "
+            '`custom_imports` must be in a folder of PYTHONPATH',
+        ),
     ):
         path = tmp_path / name
         path.write_text(text)

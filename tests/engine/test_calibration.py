@@ -268,7 +268,7 @@ def test_labels_that_cannot_be_drawn(runner, caplog, monkeypatch):
         calibrate(runner, criterion, UnitSpace([]))
     assert criterion.elements(['stem.weight'])
     reason = (
-        'empirical labels: ToyClassifier does not score two or more classes'
+        'empirical labels: ToyClassifier returns no class scores of images'
     )
     assert reason in caplog.text
 
