@@ -280,7 +280,9 @@ def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
             _class_scores(model, data)
     except _NoClassScoresError:
         name = type(model).__name__
-        return 'empirical', f': {name} returns no class scores of images'
+        return 'empirical', (
+            f': {name} returns no scores of two or more classes per image'
+        )
     except Exception as error:  # the user's code may raise anything
         return 'empirical', f': {type_and_line(error)}'
     return 'true', ', drawn from the predicted distribution'

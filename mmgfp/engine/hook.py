@@ -269,7 +269,21 @@ class PruningHook(ChannelHook):
         )
         self._guard.resume(self._tally.skipped_in_a_row)
         pruner.net.masks.on_cut = [self._guard.cut]
+        self._warn_of_passes(runner)
         pruner.attach()
+
+    def _warn_of_passes(self, runner: Runner) -> None:
+        """Warn if calibration takes most of the time."""
+        assert self.pruner is not None
+        batches = getattr(self.pruner.criterion, 'batches', 0)
+        if batches > self.schedule.interval:
+            runner.logger.warning(
+                f'a calibration pass of {batches} batches precedes each '
+                f'pruning step, every {self.schedule.interval} training '
+                'steps, and takes most of the time. Expected a larger '
+                "`interval` with channels_per_step='auto', or fewer `batches` "
+                'of the criterion'
+            )
 
     def _compare_targets(self, runner: Runner, before: Any) -> None:
         target = {self.schedule.metric: self.schedule.target}

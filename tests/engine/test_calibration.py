@@ -268,7 +268,8 @@ def test_labels_that_cannot_be_drawn(runner, caplog, monkeypatch):
         calibrate(runner, criterion, UnitSpace([]))
     assert criterion.elements(['stem.weight'])
     reason = (
-        'empirical labels: ToyClassifier returns no class scores of images'
+        'empirical labels: ToyClassifier returns no scores of two or more'
+        ' classes per image'
     )
     assert reason in caplog.text
 
@@ -296,4 +297,19 @@ def test_run_from_a_config(tmp_path):
     text = log.read_text()
     assert 'calibration with true labels, drawn from the pred' in text
     assert 'calibration: 3 of 3 batches in' in text
+    assert 'takes most of the time' not in text
     assert removals(tmp_path)
+
+
+def test_passes_that_take_most_of_the_time(tmp_path):
+    """As after a change of Fisher to KFAC alone."""
+    hook = dict(KINDS, interval=2)
+    train(tmp_path, hook, log_level='INFO')
+    (log,) = tmp_path.glob('*/*.log')
+    assert (
+        log.read_text().count(
+            'a calibration pass of 3 batches precedes each pruning step, '
+            'every 2 training steps, and takes most of the time'
+        )
+        == 1
+    )
