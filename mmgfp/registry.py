@@ -1,7 +1,7 @@
 """Registries of mmgfp, children of MMEngine's: scope ``mmgfp``.
 
 MMEngine imports ``<scope>.registry`` where a config names the scope, so this
-file stays beside the rooms.
+file stays beside the folders.
 """
 
 from importlib import import_module

@@ -7,7 +7,6 @@ sparsity = dict(
     criterion=dict(type='KFAC', batches=16),
     steps=4,
     interval=60,
-    after_target='train',
     finetune=_base_.pruning.finetune,
 )
 custom_hooks = [sparsity]
