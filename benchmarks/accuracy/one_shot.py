@@ -4,7 +4,7 @@ Weights are pruned at once from the baseline of methods.py: by magnitude, and
 by K-FAC with each damping and formula. Both are repeated with the weights that
 stay compensating for those that go. The factors are measured once; then K-FAC
 prunes in steps, with factors of the network of each step. Channels are pruned
-at once by L1, by K-FAC with each formula, and by K-FAC with compensation.
+at once by L1, by K-FAC with each damping and formula, and with compensation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ sys.path.insert(0, str(HERE))
 
 from experiment import make_runner, read_config  # noqa: E402
 from methods import LISTS, start  # noqa: E402
-from results import score  # noqa: E402
 
 from mmgfp import Prunable, Pruner  # noqa: E402
 from mmgfp.criteria.base import Calibrated, Criterion  # noqa: E402
@@ -37,14 +36,24 @@ from mmgfp.criteria.magnitude import L1  # noqa: E402
 from mmgfp.engine.calibration import calibrate  # noqa: E402
 from mmgfp.groups import UnitSpace  # noqa: E402
 from mmgfp.libraries.forward import demo_runner  # noqa: E402
+from mmgfp.search.limits import Floor  # noqa: E402
 
-# the default last, as compensation uses it
+# the default of weights last, as compensation uses it
 DAMPINGS = (
-    ('identity', 0.0),
-    *(('pi', strength) for strength in (1e-4, 1e-3, 1e-2)),
-    *(('relative', strength) for strength in (1e-3, 0.1, 1.0, 1e-2)),
+    ('identity', None),
+    ('pi', 1e-3),
+    *(('mean', strength) for strength in (0.1, 10.0, 1.0)),
 )
-VARIANTS = ('OBS', 'block'), ('OBD', 'sum'), ('OBD', 'block')
+# of channels
+KINDS = {
+    'KFAC': dict(),
+    'KFAC mean 0.01': dict(strength=0.01),
+    'KFAC mean 1': dict(strength=1.0),
+    'KFAC pi 0.001': dict(damping='pi'),
+    'KFAC block': dict(aggregate='block'),
+    'KFAC OBD': dict(formula='OBD'),
+    'KFAC OBD block': dict(formula='OBD', aggregate='block'),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,10 +61,13 @@ def parse_args() -> argparse.Namespace:
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example: python benchmarks/accuracy/one_shot.py --data-root '
-        'DATA/cifar10 --weights work_dirs/methods/cifar10/baseline/model.pth',
+        epilog='example: python benchmarks/accuracy/one_shot.py cifar10 '
+        '--data-root DATA/cifar10 '
+        '--weights work_dirs/methods/cifar10/baseline/model.pth',
     )
-    parser.add_argument('--data-root', required=True, help='of CIFAR-10')
+    lists = sorted(path.stem for path in LISTS.glob('[!_]*.py'))
+    parser.add_argument('list', choices=lists, help='in configs/_methods/')
+    parser.add_argument('--data-root', required=True, help='of the data set')
     parser.add_argument('--weights', required=True, help='of the baseline')
     parser.add_argument(
         '--densities',
@@ -72,6 +84,9 @@ def parse_args() -> argparse.Namespace:
         help='that stay when channels are pruned (0.8 0.6)',
     )
     parser.add_argument(
+        '--min-channels', type=int, default=1, help='of every group (1)'
+    )
+    parser.add_argument(
         '--steps', type=int, default=5, help='0: only at once (5)'
     )
     parser.add_argument(
@@ -82,30 +97,28 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    args.config, args.lr, args.seed = LISTS / 'cifar10.py', None, 0
+    args.config, args.lr, args.seed = LISTS / f'{args.list}.py', None, 0
     config = read_config(args)
+    config.pop('experiments')
     config.work_dir = 'work_dirs/one_shot'
     config.custom_hooks = config.param_scheduler = []
     config.train_cfg = dict(by_epoch=True, max_epochs=1)
+    criteria: dict[str, tuple[Criterion, bool]] = {'L1': (L1(), False)}
+    for name, kind in KINDS.items():
+        criteria[name] = KFAC(batches=args.batches, **kind), False
+    criteria['KFAC, compensated'] = KFAC(batches=args.batches), True
     for flops in args.flops:
         row: dict[str, Any] = dict(flops=flops)
-        for name, criterion, compensate in (
-            ('L1', L1(), False),
-            ('KFAC', KFAC(batches=args.batches), False),
-            *(
-                (
-                    f'KFAC {formula} {aggregate}',
-                    KFAC(aggregate, args.batches, formula=formula),
-                    False,
-                )
-                for formula, aggregate in VARIANTS
-            ),
-            ('KFAC, compensated', KFAC(batches=args.batches), True),
-        ):
+        for name, (criterion, compensate) in criteria.items():
             runner = prepared(config, start(config, args.seed, args.weights))
             row[name] = without_channels(
-                runner, flops, config.input_shape, criterion, compensate
+                runner,
+                flops,
+                Floor(min_channels=args.min_channels),
+                criterion,
+                compensate,
             )
+            print(f'{name}: {row[name]:.3f}', file=sys.stderr, flush=True)
         print(json.dumps(row), flush=True)
     if args.densities:
         runner = prepared(config, start(config, args.seed, args.weights))
@@ -128,20 +141,26 @@ def prepared(config: Config, model: nn.Module) -> Runner:
     return runner
 
 
+def tested(runner: Runner) -> float:
+    """The first metric of the list."""
+    return runner.test_loop.run()[next(iter(runner.cfg.metrics))]
+
+
 def without_channels(
     runner: Runner,
     flops: float,
-    shape: Sequence[int],
+    floor: Floor,
     criterion: Criterion,
     compensate: bool,
 ) -> float:
     """Test the network without the channels of the least scores."""
-    net = Prunable.find(runner.model, demo_runner(shape, 2), 2)
-    pruner = Pruner(net, criterion, 'none', compensate=compensate)
+    run = demo_runner(runner.cfg.input_shape, 2)
+    net = Prunable.find(runner.model, run, 2)
+    pruner = Pruner(net, criterion, 'none', floor, compensate=compensate)
     if criterion.when == 'calibration':
         calibrate(runner, cast(Calibrated, criterion), net.units)
     pruner.prune(lambda _: net.ratio('flops') <= flops)
-    return score(runner.test_loop.run())
+    return tested(runner)
 
 
 def in_steps(
@@ -157,7 +176,7 @@ def in_steps(
         new = without(model, gone, criterion if compensate else None)
         model.load_state_dict({**model.state_dict(), **new})
         criterion.reset(np.ones(0, bool))
-    return score(runner.test_loop.run())
+    return tested(runner)
 
 
 def compare_weights(
@@ -198,7 +217,7 @@ def accuracy(
     before = copy.deepcopy(model.state_dict())
     new = without(model, lowest(scores, density), compensation)
     model.load_state_dict({**before, **new})
-    found = score(runner.test_loop.run())
+    found = tested(runner)
     model.load_state_dict(before)
     return found
 

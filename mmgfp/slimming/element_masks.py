@@ -155,7 +155,8 @@ def pruned_weights(
                 f'{name} has {lost} zeros, expected {expected}, the number of '
                 f'pruned weights among its {known.weights}. The weights are '
                 'not those that the structure was saved with, or were trained '
-                'without it.'
+                'without it. Load the checkpoint beside the structure, or one '
+                'that was trained from it.'
             )
         pruned[name] = gone
     return pruned
