@@ -41,7 +41,7 @@ from mmgfp.search.limits import Floor  # noqa: E402
 # the default of weights last, as compensation uses it
 DAMPINGS = (
     ('identity', None),
-    ('pi', 1e-3),
+    *(('pi', strength) for strength in (1e-4, 1e-3, 1e-2, 0.1, 1.0)),
     *(('mean', strength) for strength in (0.1, 10.0, 1.0)),
 )
 # of channels
@@ -195,7 +195,9 @@ def compare_weights(
         for damping, strength in DAMPINGS:
             criterion.damping, criterion.strength = damping, strength
             scores = criterion.elements(names)
-            name = f'KFAC {damping} {strength:g}'.removesuffix(' 0')
+            name = f'KFAC {damping}'
+            if strength is not None:
+                name += f' {strength:g}'
             row[name] = accuracy(runner, density, scores)
         criterion.formula = 'OBD'
         row['KFAC OBD'] = accuracy(runner, density, criterion.elements(names))
