@@ -729,10 +729,11 @@ def report(paths: Paths, summary: Mapping[str, Any], out: Console) -> None:
     out.print()
     out.print(results_table(summary, f'{paths.detector} on digit scenes'))
     out.print(
-        f'{_clock(summary["seconds"])} minutes in all. Of this run are '
-        f'{_short(top / "summary.json")} and {_short(top / "channels.png")}; '
-        f'both are also, with all logs and checkpoints, in '
-        f'{_short(paths.folder)}',
+        f'All stages took {_clock(summary["seconds"])} minutes. Of this run '
+        f'are {_short(top / "summary.json")} and '
+        f'{_short(top / "channels.png")}; both are also, with all logs and '
+        f'checkpoints, in {_short(paths.folder)}. One page about it: '
+        f'mmgfp report {_short(paths.folder / "prune")}',
         highlight=False,
         soft_wrap=True,
     )
