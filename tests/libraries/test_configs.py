@@ -179,6 +179,8 @@ def test_nap_differs_by_its_criterion_and_pace(model):
     nap = load(CONFIGS / model / f'prune_{model}_nap_{dataset}.py')
     acts = load_shipped('prune', model, 'acts')
     (found,), (expected,) = nap.custom_hooks, acts.custom_hooks
+    assert found.pop('type') == 'mmgfp.PruningHook'
+    assert expected.pop('type') == 'mmgfp.FisherPruningHook'  # the same hook
     assert found.pop('criterion')['type'] == 'KFAC'
     assert found.pop('channels_per_step') == 'auto'
     assert found.pop('normalize_by') == 'none'
