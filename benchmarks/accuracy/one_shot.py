@@ -142,8 +142,8 @@ def prepared(config: Config, model: nn.Module) -> Runner:
 
 
 def tested(runner: Runner) -> float:
-    """The first metric of the list."""
-    return runner.test_loop.run()[next(iter(runner.cfg.metrics))]
+    """The first metric of the list; 0 for a detector that finds no box."""
+    return runner.test_loop.run().get(next(iter(runner.cfg.metrics)), 0.0)
 
 
 def without_channels(
