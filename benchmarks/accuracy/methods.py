@@ -71,9 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--data-root DATA/cifar10 --weights DATA/cifar10_resnet20.th '
         "--filter '*_density_*'",
     )
-    lists = sorted(path.stem for path in LISTS.glob('[!_]*.py'))
-    parser.add_argument('list', choices=lists, help='in configs/_methods/')
-    parser.add_argument('--data-root', required=True, help='of the data set')
+    add_list(parser)
     parser.add_argument(
         '--weights', help='what the baseline is fine-tuned from'
     )
@@ -97,6 +95,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='folder of networks and logs (work_dirs/methods)',
     )
     return parser.parse_args(argv)
+
+
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """Options for a list of experiments and its data."""
+    lists = sorted(path.stem for path in LISTS.glob('[!_]*.py'))
+    parser.add_argument('list', choices=lists, help='in configs/_methods/')
+    parser.add_argument('--data-root', required=True, help='of the data set')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from experiment import make_runner, read_config  # noqa: E402
-from methods import LISTS, start  # noqa: E402
+from methods import LISTS, add_list, start  # noqa: E402
 
 from mmgfp import Prunable, Pruner  # noqa: E402
 from mmgfp.criteria.base import Calibrated, Criterion  # noqa: E402
@@ -65,9 +65,7 @@ def parse_args() -> argparse.Namespace:
         '--data-root DATA/cifar10 '
         '--weights work_dirs/methods/cifar10/baseline/model.pth',
     )
-    lists = sorted(path.stem for path in LISTS.glob('[!_]*.py'))
-    parser.add_argument('list', choices=lists, help='in configs/_methods/')
-    parser.add_argument('--data-root', required=True, help='of the data set')
+    add_list(parser)
     parser.add_argument('--weights', required=True, help='of the baseline')
     parser.add_argument(
         '--densities',

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..criteria.base import Calibrated
 from ..libraries.models import unwrap
 from ..registry import HOOKS
 from ..search.pruner import Normalizer, Pruner
@@ -275,7 +276,10 @@ class PruningHook(ChannelHook):
     def _warn_of_passes(self, runner: Runner) -> None:
         """Warn if calibration takes most of the time."""
         assert self.pruner is not None
-        batches = getattr(self.pruner.criterion, 'batches', 0)
+        criterion = self.pruner.criterion
+        if criterion.when != 'calibration':
+            return
+        batches = cast(Calibrated, criterion).batches
         if batches > self.schedule.interval:
             runner.logger.warning(
                 f'a calibration pass of {batches} batches precedes each '

@@ -59,9 +59,9 @@ def load_config(name: str | Path) -> Config:
 def _missing_module(
     error: BaseException | None,
 ) -> ModuleNotFoundError | None:
-    """Returns the import that failed first in a chain of errors."""
+    """Returns the failed import behind an error; None for other errors."""
     found = None
-    while error is not None:
+    while isinstance(error, ImportError):
         if isinstance(error, ModuleNotFoundError):
             found = error
         error = error.__cause__ or error.__context__

@@ -458,6 +458,12 @@ def test_unreadable_configs_through_the_tool(tmp_path):
             "there is no module 'my_criterion'. A module of your own in "
             '`custom_imports` must be in a folder of PYTHONPATH',
         ),
+        (  # an optional import is not the cause
+            'optional.py',
+            'try:\n    import no_such_module\nexcept ImportError:\n'
+            "    raise ValueError('no width')\n",
+            'ValueError: no width',
+        ),
     ):
         path = tmp_path / name
         path.write_text(text)
