@@ -185,6 +185,8 @@ def compare_weights(
     criterion = KFAC(batches=batches)
     calibrate(runner, criterion, UnitSpace([]))
     names = weight_names(model)
+    criterion.elements(names)
+    print(f'mean curvature: {criterion.mean_curvature:.1e}', file=sys.stderr)
     weights = {name: model.get_parameter(name).detach() for name in names}
     magnitude = {name: w.abs().double() for name, w in weights.items()}
     for density in densities:

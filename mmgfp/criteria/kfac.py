@@ -87,6 +87,11 @@ class KFAC(Calibrated):
             do not (Optimal Brain Damage), ``w^2 G_ii A_jj / 2``. Defaults to
             'OBS'.
 
+    Attributes:
+        mean_curvature (float, optional): Mean diagonal element of the
+            curvature over all weights, in units of the loss by the square of
+            those of a weight. Scores with the damping 'mean' set it.
+
     Raises:
         ValueError: If an argument is invalid.
     """
@@ -130,6 +135,7 @@ class KFAC(Calibrated):
         self.aggregate, self.batches, self.fisher = aggregate, batches, fisher
         self.damping, self.strength, self.limit = damping, strength, limit
         self.formula = formula
+        self.mean_curvature: float | None = None
         self._taps: LayerTaps | None = None
         self._units = UnitSpace([])
         self._forget()
@@ -411,7 +417,8 @@ class KFAC(Calibrated):
                 require_finite(name, inputs, gradients)
                 total += float(inputs.traces() @ gradients.traces())
                 count += matrix.weight.numel()
-        return strength * max(total / max(count, 1), LEAST)
+        self.mean_curvature = total / max(count, 1)
+        return strength * max(self.mean_curvature, LEAST)
 
     def _factors(
         self, name: str, masked: Masked

@@ -636,6 +636,7 @@ def test_default_strength_of_weights():
     layer = criterion._layers['layer']
     matrix = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
     mean = float(torch.kron(g, a).trace()) / 8
+    assert criterion.mean_curvature == pytest.approx(mean)
     expected = curvature(matrix, *damped(a, g, mean)).elements()[0]
     close(found[0], expected[:, :3])
     close(found[1], expected[:, :3])

@@ -8,10 +8,9 @@ import sys
 import pytest
 from processes import ROOT, environment
 
-BEFORE = {
+AFTER_MMENGINE = {
     'not at all': '',
-    'before MMEngine': 'import mmgfp, mmengine',
-    'after MMEngine': 'import mmengine, mmgfp',
+    'after MMEngine': 'import mmgfp',
     'custom_imports': """
 from mmengine.config import Config
 Config.fromstring("custom_imports = dict(imports=['mmgfp'])", '.py')
@@ -51,20 +50,22 @@ def in_scope(registry, config):
     with DefaultScope.overwrite_default_scope('mmgfp'):
         return registry.build(config)
 
-for lookup in {lookups!r}:
-    child = os.fork()
-    if not child:
-        value = eval(lookup)
-        kind = type(value).__module__
-        assert kind.startswith('mmgfp.') or isinstance(value, str), lookup
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(f'not found: {{lookup}}')
+for how, imports in {then!r}.items():
+    for lookup in {lookups!r}:
+        child = os.fork()
+        if not child:
+            exec(imports)
+            value = eval(lookup)
+            kind = type(value).__module__
+            assert kind.startswith('mmgfp.') or isinstance(value, str), lookup
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(f'not found when imported {{how}}: {{lookup}}')
 {after}
 """
 
 BASE = """
-import mmengine.config
+import mmgfp, mmengine.config
 with open(sys.argv[1], 'w') as file:
     file.write("_base_ = 'mmgfp::quickstart/retinanet_r18_digits.py'")
 print(len(mmengine.config.Config.fromfile(sys.argv[1])))
@@ -84,10 +85,13 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize('imported', BEFORE)
-def test_names_are_found_however_it_is_imported(imported, tmp_path):
+@pytest.mark.parametrize(
+    ('before', 'then'),
+    [('', AFTER_MMENGINE), ('import mmgfp', {'before MMEngine': ''})],
+)
+def test_names_are_found_however_it_is_imported(before, then, tmp_path):
     # a config's bases are read before what it imports
-    after = BASE if imported == 'after MMEngine' else ''
-    code = CODE.format(before=BEFORE[imported], lookups=LOOKUPS, after=after)
+    after = '' if before else BASE
+    code = CODE.format(before=before, then=then, lookups=LOOKUPS, after=after)
     printed = run(code, str(tmp_path / 'mine.py'))
     assert bool(printed) == bool(after)

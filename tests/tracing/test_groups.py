@@ -352,7 +352,7 @@ def retinanet(add_extra_convs: str):
     config = unfrozen(load_config(RETINANET))
     config.model.neck.add_extra_convs = add_extra_convs
     model = build_model(config)
-    return model, find_groups(model, demo_runner((128, 128), 2), images=2)
+    return model, find_groups(model, demo_runner((64, 64), 2), images=2)
 
 
 def retinanet_consumers(groups) -> set[frozenset[str]]:
@@ -427,10 +427,10 @@ def test_retinanet_with_p6_from_p5():
 # RegNetX-400MF: stem, 22 blocks, 4 stages.
 REAL = {
     'retinanet': (RETINANET, 128, 47),
-    'fcos': ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', 128, 47),
-    'atss': ('mmdet::atss/atss_r50_fpn_1x_coco', 128, 47),
-    'fsaf': ('mmdet::fsaf/fsaf_r50_fpn_1x_coco', 128, 47),
-    'paa': ('mmdet::paa/paa_r50_fpn_1x_coco', 128, 47),
+    'fcos': ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', 64, 47),
+    'atss': ('mmdet::atss/atss_r50_fpn_1x_coco', 64, 47),
+    'fsaf': ('mmdet::fsaf/fsaf_r50_fpn_1x_coco', 64, 47),
+    'paa': ('mmdet::paa/paa_r50_fpn_1x_coco', 64, 47),
     'resnet50': (RESNET, 64, 37),
     'resnext50': (RESNEXT, 64, 21),
     'mobilenetv2': (
