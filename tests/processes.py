@@ -205,5 +205,7 @@ def _execute(argv: list[str], env: dict[str, str], files: list[str]) -> None:
     import torch
 
     shortcuts.plain_logs()
+    if Path(argv[0]).name == 'train.py':
+        shortcuts.empty_pictures()
     torch.set_num_threads(int(env['OMP_NUM_THREADS']))
     runpy.run_path(argv[0], run_name='__main__')

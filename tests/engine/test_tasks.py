@@ -167,7 +167,8 @@ NAP = ('NAP', 'NAP_weights')
 SLIM = dict(NAP_weights='density_0.30')
 # not killed and resumed: the others of their kind are
 ONCE = {
-    *(('DCSS', task) for task in ('retinanet', 'faster_rcnn', 'classifier')),
+    *(('DCSS', task) for task in ('retinanet', 'faster_rcnn')),
+    *(('DCSS', task) for task in ('classifier', 'segmentor')),
     ('NAP', 'retinanet'),
     ('NAP_weights', 'fcos'),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from oracles import (
     randomize,
     worst_difference,
 )
+from shortcuts import remember
 
 from mmgfp import find_groups
 from mmgfp.cost.model import count_cost, record_calls
@@ -56,7 +56,7 @@ def cases(tmp_path_factory):
     return maker(tmp_path_factory.mktemp)
 
 
-@cache
+@remember
 def pruned(net, seed: int = 0):
     """A full network, its prunable groups, and a structure by two steps.
 

@@ -181,20 +181,6 @@ def test_larger_ones_follow():
     ]
 
 
-def test_larger_ones_where_rounding_decides():
-    """With images of 64 pixels, the coarsest maps are constant."""
-    name = 'mmdet::solo/decoupled-solo-light_r50_fpn_3x_coco.py'
-    config = load_config(name)
-    config.model.backbone.update(depth=18, init_cfg=None, frozen_stages=-1)
-    config.model.neck.in_channels = [64, 128, 256, 512]
-    config.model.mask_head.feat_channels = 64
-    model = build_model(config)
-    assert next(runnable(model, SHAPE, 2)) == ((64, 64), 'tensor')
-    groups = demo_groups(model, SHAPE)
-    assert sum(not group.frozen for group in groups) == 22
-    assert not any('self-check' in group.frozen for group in groups)
-
-
 class CountsChannels(Detector):
     """Small images are scaled by the number of channels, unseen by tracing.
 

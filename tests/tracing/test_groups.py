@@ -14,6 +14,7 @@ from nets import Net, run
 from nets_detection import DETECTION_NETS
 from nets_kernels import KERNEL_NETS
 from oracles import choose_units, kept, layout, masked_is_slim, member
+from shortcuts import remember
 from stack import CLASSIFICATION
 from torch import nn
 
@@ -260,7 +261,7 @@ def unfrozen(config):
     return config
 
 
-@cache
+@remember
 def real(name: str, side: int) -> tuple[nn.Module, list[ChannelGroup]]:
     model = build_model(unfrozen(load_config(name)))
     return model, find_groups(model, demo_runner((side, side), 2), images=2)
