@@ -47,6 +47,7 @@ NAMES = {
     'itpruner': 'ITPruner on L1',
     'magnitude': 'magnitude',
     'nap': 'NAP',
+    'nap_weak': 'NAP, strength=1',
     'nap_obd': "NAP, formula='OBD'",
     'nap_pi': "NAP, damping='pi'",
     'nap_pi_compensate': "NAP, damping='pi', compensate=True",
@@ -54,6 +55,7 @@ NAMES = {
     'nap_pi_obd': "NAP, damping='pi', formula='OBD'",
     'magnitude_steps': 'magnitude, in four steps',
     'nap_steps': 'NAP, in four steps',
+    'nap_weak_steps': 'NAP, strength=1, in four steps',
     'nap_obd_steps': "NAP, formula='OBD', in four steps",
     'nap_pi_steps': "NAP, damping='pi', in four steps",
     'nap_pi_compensate_steps': "NAP, damping='pi', compensate=True, in four "

@@ -42,7 +42,7 @@ from mmgfp.search.limits import Floor  # noqa: E402
 DAMPINGS = (
     ('identity', None),
     *(('pi', strength) for strength in (1e-4, 1e-3, 1e-2, 0.1, 1.0)),
-    *(('mean', strength) for strength in (0.1, 10.0, 1.0)),
+    *(('mean', strength) for strength in (0.1, 1.0, 10.0)),
 )
 # of channels
 KINDS = {

@@ -76,7 +76,7 @@ class KFAC(Calibrated):
             curvature of all weights; 'pi' or 'identity', see
             :func:`mmgfp.criteria.curvature.sides`. Defaults to 'mean'.
         strength (float, optional): Strength of the damping 'mean' or 'pi'.
-            Defaults to 0.1 for channels and 1 for single weights; of 'pi' to
+            Defaults to 0.1 for channels and 10 for single weights; of 'pi' to
             1e-3.
         limit (int): Number of inputs or outputs of a layer above which a
             factor keeps diagonal blocks of this size only. Memory grows with
@@ -408,7 +408,7 @@ class KFAC(Calibrated):
         if self.damping != 'mean':
             return 1e-3 if strength is None else strength
         if strength is None:  # measured: docs/methods/nap.md
-            strength = 0.1 if self._units.groups else 1.0
+            strength = 0.1 if self._units.groups else 10.0
         total, count = 0.0, 0
         for name in self._sums:
             measured = self._factors(name, masked.get(name, ()))

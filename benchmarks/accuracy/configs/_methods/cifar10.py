@@ -73,7 +73,7 @@ _weights = dict(
 _elements = dict(
     magnitude=dict(criterion=dict(type='Magnitude')),
     nap=dict(criterion=dict(_nap, batches=64)),
-    nap_strong=dict(criterion=dict(_nap, batches=64, strength=10)),
+    nap_weak=dict(criterion=dict(_nap, batches=64, strength=1)),
     nap_obd=dict(criterion=dict(_nap, batches=64, formula='OBD')),
     nap_pi=dict(criterion=dict(_pi, batches=64)),
     nap_pi_compensate=dict(criterion=dict(_pi, batches=64), compensate=True),

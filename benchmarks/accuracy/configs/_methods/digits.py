@@ -67,7 +67,7 @@ _weights = dict(
 for _name, _criterion in (
     ('magnitude', dict(type='Magnitude')),
     ('nap', _nap),
-    ('nap_strong', dict(_nap, strength=10)),
+    ('nap_weak', dict(_nap, strength=1)),
     ('nap_pi', dict(_nap, damping='pi')),  # absolute, of strength 1e-3
 ):
     _hook = dict(_weights, criterion=_criterion)
