@@ -34,6 +34,7 @@ NAMES = {
     'taylor': 'Taylor',
     'l1': 'L1',
     'nap_sum': "NAP, aggregate='sum'",
+    'nap_acts': "NAP, aggregate='sum', normalize_by='acts'",
     'nap_block': "NAP, aggregate='block'",
     'nap_pi_sum': "NAP, damping='pi', aggregate='sum'",
     'nap_pi_block': "NAP, damping='pi', aggregate='block'",

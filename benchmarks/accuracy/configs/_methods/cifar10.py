@@ -39,6 +39,7 @@ _each = dict(
     taylor=dict(interval=10, criterion=dict(type='Taylor')),
     l1=dict(interval=10, criterion=dict(type='L1')),
     nap_sum=dict(interval=39, criterion=_nap),
+    nap_acts=dict(interval=39, criterion=_nap, normalize_by='acts'),
     nap_block=dict(interval=39, criterion=dict(_nap, aggregate='block')),
     nap_obd=dict(
         interval=39, criterion=dict(_nap, aggregate='block', formula='OBD')
