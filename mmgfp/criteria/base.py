@@ -8,7 +8,7 @@ independent of cost and training loop. Most criteria derive from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -157,7 +157,8 @@ class Compensating(ElementCriterion, Protocol):
 class Calibrated(Criterion, Protocol):
     """Criteria that need a calibration pass before each pruning step.
 
-    The pass runs the network in evaluation mode without optimiser steps.
+    The pass runs the network without dropout, batch statistics and optimiser
+    steps.
 
     Attributes:
         batches (int): Batches of the pass in each process.
@@ -173,8 +174,15 @@ class Calibrated(Criterion, Protocol):
     fisher: Labels | None
     approximate: Sequence[str] = ()
 
-    def observing(self) -> AbstractContextManager[None]:
-        """Returns a context; the network is observed only inside."""
+    def observing(
+        self, layers: Collection[str] | None = None
+    ) -> AbstractContextManager[None]:
+        """Returns a context; the network is observed only inside.
+
+        Args:
+            layers (Collection[str], optional): Layers to observe. Defaults to
+                those of the units, or to all if there are none.
+        """
 
     def state_dict(self, stays: np.ndarray) -> dict[str, Any]:
         """See :meth:`Criterion.state_dict`.

@@ -348,8 +348,8 @@ def _side(
         if failed.any():
             raise ValueError(
                 f'the curvature of {name} is singular with damping of '
-                f"{float(pad.min()):.3g}: expected damping='pi' with a "
-                'larger `strength`'
+                f'{float(pad.min()):.3g}: expected a larger `strength`, with '
+                "damping='mean' or 'pi'"
             )
         inverses.append(torch.cholesky_inverse(root))
     return Side(starts, blocks, inverses)

@@ -8,7 +8,14 @@ docs/methods/nap.md lists the choices of this implementation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -17,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..groups import Member, UnitSpace
+from ..groups import Member, UnitSpace, layer_of
 from .base import AllRanks, Calibrated, Labels
 from .curvature import (
     LEAST,
@@ -132,6 +139,11 @@ class KFAC(Calibrated):
             raise ValueError(
                 f'strength={strength!r}: expected a number, at least 0'
             )
+        if damping == 'identity' and strength is not None:
+            raise ValueError(
+                f"strength={strength!r} contradicts damping='identity', which "
+                "has none: leave it out, or use the damping 'mean' or 'pi'"
+            )
         self.aggregate, self.batches, self.fisher = aggregate, batches, fisher
         self.damping, self.strength, self.limit = damping, strength, limit
         self.formula = formula
@@ -153,22 +165,37 @@ class KFAC(Calibrated):
 
         Without groups all layers of the network are observed.
         """
+        if not units.groups and self.aggregate == 'block':
+            raise ValueError(
+                "aggregate='block' scores channels, not single weights: leave "
+                'it out'
+            )
         if self._units is not units:
             self._forget()
         self._model, self._units = model, units
 
     @contextmanager
-    def observing(self) -> Iterator[None]:
+    def observing(
+        self, layers: Collection[str] | None = None
+    ) -> Iterator[None]:
         """See :meth:`Calibrated.observing`."""
         groups = self._units.groups
-        members = {m.layer for group in groups for m in group.members}
-        self._layers = {
+        if groups and layers is None:
+            layers = {m.layer for group in groups for m in group.members}
+        found = {
             name: module
             for name, module in self._model.named_modules()
             if is_matrix_layer(module)
             and isinstance(module.weight, nn.Parameter)
-            and (name in members or not groups)
         }
+        if layers is not None:  # and others that share a weight with them
+            wanted = {id(found[name].weight) for name in layers & found.keys()}
+            found = {
+                name: module
+                for name, module in found.items()
+                if id(module.weight) in wanted
+            }
+        self._layers = found
         # layers that share one weight are calls of the first of them
         first: dict[tuple, str] = {}
         self._owners = {
@@ -356,6 +383,7 @@ class KFAC(Calibrated):
         Raises:
             ValueError: If the curvature of a weight was not measured.
         """
+        self._check_measured(names)
         found, level = {}, self._level({})
         for tensor in names:
             matrix, curvature = self._of_weight(tensor, level)
@@ -368,6 +396,7 @@ class KFAC(Calibrated):
         The predicted growth of the loss is minimised for each output alone;
         changes of other outputs are left out.
         """
+        self._check_measured(pruned)
         found, level = {}, self._level({})
         for tensor, where in pruned.items():
             matrix, curvature = self._of_weight(tensor, level)
@@ -381,16 +410,25 @@ class KFAC(Calibrated):
     def _of_weight(
         self, tensor: str, level: float
     ) -> tuple[LayerMatrix, Curvature]:
-        """Returns the layer of a weight; ValueError if it was not measured."""
-        name = tensor.rpartition('.')[0]
-        layer = self._curvature(name, level, [])
-        if layer is None or not tensor.endswith('.weight'):
-            raise ValueError(
-                f'the curvature of {tensor} was not measured: expected '
-                'the weight of a convolution or linear layer that the '
-                'loss depends on; name others in `ignore`'
-            )
+        """Returns the layer of a measured weight."""
+        layer = self._curvature(layer_of(tensor), level, [])
+        assert layer is not None
         return layer
+
+    def _check_measured(self, names: Iterable[str]) -> None:
+        lost = [
+            name
+            for name in names
+            if not name.endswith('.weight')
+            or (sums := self._sums.get(layer_of(name))) is None
+            or not float(sums.rows)
+        ]
+        if lost:
+            raise ValueError(
+                f'the curvature of {", ".join(lost)} was not measured: '
+                'expected weights of convolutions or linear layers that the '
+                'loss depends on; name the others in `ignore`'
+            )
 
     def _level(self, masked: Mapping[str, Masked]) -> float:
         """Returns the strength of the damping in the units of the curvature.

@@ -96,9 +96,8 @@ def gradient_rows(module: nn.Module, gradient: Tensor) -> Iterator[Tensor]:
 def _rows(module: nn.Module, tensor: Tensor, cut: bool) -> Iterator[Tensor]:
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     if not isinstance(module, _ConvNd):
-        yield from tensor.flatten(0, -2)[None].split(
-            max(1, _BLOCK // tensor.shape[-1]), 1
-        )
+        rows = tensor.reshape(1, -1, tensor.shape[-1])
+        yield from rows.split(max(1, _BLOCK // tensor.shape[-1]), 1)
         return
     space = len(module.kernel_size)
     if tensor.dim() == space + 1:  # a single image

@@ -56,16 +56,23 @@ class LayerTaps:
             self.images = count_images(args, kwargs) or 0
 
     def _observer(self, name: str) -> Callable:
-        def observe(module: nn.Module, args: tuple, out: Tensor) -> None:
-            if not (torch.is_grad_enabled() and args and out.requires_grad):
-                return
+        def observe(
+            module: nn.Module, args: tuple, out: Tensor
+        ) -> Tensor | None:
+            if not (torch.is_grad_enabled() and args):
+                return None
             source = args[0].detach()
             if name not in self._known:
                 self._known.add(name)
                 if not computes_as_known(module, source, out.detach()):
                     self.strangers.add(name)
             if name in self.strangers:
-                return
+                return None
+            if not out.requires_grad:  # of inputs without gradients
+                out.requires_grad_()
+            # a view has another gradient after it is changed in place, and
+            # leaves cannot be changed
+            out = out.clone() if out._is_view() or out.is_leaf else out
             version = source._version
 
             # In the backward, because only one of the two forwards has
@@ -80,5 +87,6 @@ class LayerTaps:
                     self._see(name, module, source, gradient.detach())
 
             out.register_hook(show)
+            return out
 
         return observe

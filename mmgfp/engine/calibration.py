@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from ..criteria.base import Calibrated, Criterion
+from ..criteria.base import Calibrated, Criterion, Labels
 from ..groups import UnitSpace
 from ..libraries.forward import unaugmented
 from ..libraries.models import unwrap
 from ..search.search import FeatureSearch
 from ..utils.errors import type_and_line
-from ..utils.modes import buffers_kept, modes_kept
+from ..utils.modes import buffers_kept, modes_kept, training
 from ..utils.random_state import random_state, set_random_state
 from ..utils.trees import map_tensors
 from .progress import duration
@@ -35,18 +35,27 @@ from .runner import sum_over_ranks, true_on_all_ranks
 _PAUSE = 30
 
 
-def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
+def calibrate(
+    runner: Runner,
+    criterion: Criterion,
+    units: UnitSpace,
+    layers: Collection[str] | None = None,
+) -> None:
     """Let a criterion observe the network on batches of its training data.
 
-    The network is in evaluation mode and in full precision. Weights,
-    gradients, the train dataloader and random states do not change. The
-    sums of the criterion include all processes.
+    The network is in full precision, without dropout and with fixed batch
+    norms; in training mode otherwise for labels of the data set, because
+    heads of detectors may compute something else in evaluation mode. Weights,
+    buffers, gradients, the train dataloader and random states do not change.
+    The sums of the criterion include all processes.
 
     Args:
         runner (Runner): The runner of the training.
         criterion (Criterion): A :class:`~mmgfp.criteria.base.Calibrated` one;
             observes the pass.
         units (UnitSpace): Units of the network.
+        layers (Collection[str], optional): Layers to observe. Defaults to
+            those of the units, or to all if there are none.
 
     Raises:
         ValueError: If there is no batch with a finite loss, or the criterion
@@ -62,9 +71,9 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
             _buffers_of_first(model),
             _frozen(model),
             torch.enable_grad(),
-            criterion.observing(),
+            criterion.observing(layers),
         ):
-            used = _pass(runner, model.eval(), criterion)
+            used = _pass(runner, model, criterion)
     finally:
         set_random_state(states)
     counted = torch.tensor(float(used), device=next(model.parameters()).device)
@@ -87,8 +96,8 @@ def calibrate(runner: Runner, criterion: Criterion, units: UnitSpace) -> None:
             f'{len(names)} layers were not measured in the calibration pass '
             f'and add nothing to scores: {", ".join(names[:5])}'
             f'{", ..." if len(names) > 5 else ""}. They do not run in the '
-            'pass, or have no weights of their own as convolution or linear '
-            'layer'
+            'pass, the loss does not depend on them, or they compute '
+            'something else than a convolution or linear layer'
         )
 
 
@@ -152,14 +161,15 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
         if labels is None:
             labels, why = _labels(model, data)
             runner.logger.info(f'calibration with {labels} labels{why}')
-        loss = (
-            _drawn_loss(model, data)
-            if labels == 'true'
-            else _empirical_loss(model, data)
-        )
-        valid = true_on_all_ranks(loss.isfinite())
-        if valid:
-            loss.backward()
+        with _mode(model, labels):
+            loss = (
+                _drawn_loss(model, data)
+                if labels == 'true'
+                else _empirical_loss(model, data)
+            )
+            valid = true_on_all_ranks(loss.isfinite())
+            if valid:
+                loss.backward()
         used += int(criterion.end_batch(1.0, valid, true_on_all_ranks))
         if time.time() - logged > _PAUSE:
             logged = time.time()
@@ -236,14 +246,27 @@ def _buffers_of_first(model: nn.Module) -> Iterator[None]:
     """Give all processes the statistics of the first inside the context.
 
     Each process has its own statistics of batch norms, and checkpoints hold
-    those of the first: a resumed run would measure something else.
+    those of the first: a resumed run would measure something else. All are
+    restored afterwards.
     """
-    if dist.get_world_size() == 1:
-        yield
-        return
     with buffers_kept(model):
         for buffer in model.buffers():
             dist.broadcast(buffer)
+        yield
+
+
+@contextmanager
+def _mode(model: nn.Module, labels: Labels) -> Iterator[None]:
+    """Set the mode of a loss without dropout and batch statistics."""
+    if labels == 'true':
+        with modes_kept(model):
+            model.eval()
+            yield
+        return
+    with training(model):
+        for module in model.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.eval()  # has dropout of its own
         yield
 
 
@@ -270,13 +293,16 @@ def _with_gradients(data: Any) -> Any:
 def _leaf(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    return tensor.detach().requires_grad_()
+    # networks may change their input in place, which leaves do not allow
+    return tensor.detach().requires_grad_().clone()
 
 
 def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
     """Returns the kind of labels for a network, and a reason for the log."""
+    if _has_other_labels(data):
+        return 'empirical', ': not each image has one class as its label'
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _mode(model, 'true'):
             _class_scores(model, data)
     except _NoClassScoresError:
         name = type(model).__name__
@@ -286,6 +312,22 @@ def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
     except Exception as error:  # the user's code may raise anything
         return 'empirical', f': {type_and_line(error)}'
     return 'true', ', drawn from the predicted distribution'
+
+
+def _has_other_labels(data: Any) -> bool:
+    """Returns whether an image has labels, but not one class.
+
+    Networks with several labels per image return scores of the same form.
+    """
+    samples = data.get('data_samples') if isinstance(data, Mapping) else None
+    for sample in samples or ():
+        label = getattr(sample, 'gt_label', None)
+        label = getattr(label, 'label', label)  # of MMClassification
+        if isinstance(label, Tensor) and (
+            label.numel() != 1 or label.is_floating_point()
+        ):
+            return True
+    return False
 
 
 class _NoClassScoresError(ValueError):
@@ -316,6 +358,8 @@ def _class_scores(model: BaseModel, data: Any) -> Tensor:
 def _drawn_loss(model: BaseModel, data: Any) -> Tensor:
     """Returns the cross entropy with labels drawn from the predictions."""
     scores = _class_scores(model, data).float()
+    if not scores.isfinite().all():  # the batch is left out
+        return scores.new_tensor(float('nan'))
     drawn = torch.multinomial(scores.detach().softmax(1), 1)[:, 0]
     return cross_entropy(scores, drawn)
 

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from ..cost.model import Calls
 from ..cost.zeros import weights_that_carry_zeros
-from ..criteria.layer_rows import is_matrix_layer
+from ..criteria.layer_rows import (
+    conv_groups,
+    is_matrix_layer,
+    is_transposed,
+)
 from ..groups import layer_of
 from ..search.sparsity import Shapes
 
@@ -62,7 +66,7 @@ def prunable_weights(
         elif plain and not _is_plain(model, name, layer):
             why = 'are no plain layers, which the criterion can measure'
             whole.setdefault(why, []).append(layer)
-        elif not shapes.fits(outputs_first(weight, axis).shape):
+        elif not shapes.fits(_of_a_group(module, weight, axis)):
             why = 'have a number of inputs that the pattern does not divide'
             whole.setdefault(why, []).append(layer)
         else:
@@ -79,6 +83,16 @@ def prunable_weights(
             'that train and are not excluded by ignore or pattern'
         )
     return found
+
+
+def _of_a_group(
+    module: nn.Module, weight: Tensor, axis: int
+) -> tuple[int, int]:
+    """Returns the numbers of outputs and inputs of each group of a layer."""
+    outputs, inputs = weight.movedim(axis, 0).shape[:2]
+    if is_transposed(module):
+        return outputs, inputs // conv_groups(module)
+    return outputs, inputs
 
 
 def _check_patterns(patterns: Sequence[str], layers: Sequence[str]) -> None:
@@ -107,7 +121,10 @@ def _is_plain(model: nn.Module, name: str, layer: str) -> bool:
 
 def outputs_first(tensor: Tensor, axis: int) -> np.ndarray:
     """Returns a tensor in a weight's shape with its outputs as first axis."""
-    return tensor.detach().cpu().movedim(axis, 0).numpy()
+    tensor = tensor.detach().cpu().movedim(axis, 0)
+    if tensor.dtype == torch.bfloat16:  # unknown to NumPy
+        tensor = tensor.float()
+    return tensor.numpy()
 
 
 def outputs_back(

@@ -37,7 +37,8 @@ from ..utils.errors import type_and_line
 def stems(metric: str, shares: Sequence[float]) -> dict[float, str]:
     """Returns the common part of the file names of each saved ratio.
 
-    It is 'flops_0.50', or 'flops_0.500' if 0.499 is saved, too.
+    It is 'flops_0.50', or 'flops_0.500' if 0.499 is saved, too; 'flops_0.003'
+    for a ratio that two digits would show as zero.
 
     Args:
         metric (str): Metric of the ratios.
@@ -50,6 +51,7 @@ def stems(metric: str, shares: Sequence[float]) -> dict[float, str]:
             n
             for n in count(2)
             if all(f'{share:.{n}f}' != f'{other:.{n}f}' for other in others)
+            and float(f'{share:.{n}f}')
         )
         names[share] = f'{metric}_{share:.{digits}f}'
     return names

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from ..cost.model import METRICS, count_cost, record_calls
 from ..criteria.base import Compensating
-from ..groups import UnitSpace
+from ..groups import UnitSpace, layer_of
 from ..libraries.forward import cost_runner
 from ..libraries.models import builds_slim, unwrap
 from ..libraries.pipeline import input_shape as config_shape
@@ -256,6 +256,11 @@ class SparsityHook(ResumesExactly):
             interval=self.interval,
             block=list(self.shapes.block),
             pattern=list(self.shapes.pattern or ()),
+            min_density=self.shapes.min_density,
+            layer_norm=self.layer_norm,
+            ignore=list(self.ignore),
+            compensate=self.compensate,
+            criterion=type(self.criterion).__name__,
         )
 
     def _check_possible(self, runner: Runner) -> None:
@@ -388,7 +393,8 @@ class SparsityHook(ResumesExactly):
                 'the learning rate, or clip gradients; or load_from holds them'
             )
         if self.criterion.when == 'calibration':
-            calibrate(runner, self.criterion, UnitSpace([]))
+            layers = {layer_of(name) for name in self._axes}
+            calibrate(runner, self.criterion, UnitSpace([]), layers)
         elif self.criterion.when == 'weights':
             self.criterion.attach(model, UnitSpace([]))
         scores = self.criterion.elements(list(self._axes))

@@ -83,7 +83,7 @@ def read_shapes(block: Any, pattern: Any, min_density: Any) -> Shapes:
             f'block={block!r}: expected numbers of output channels and input '
             'channels that are pruned together, such as (4, 1)'
         )
-    if min_density != 0:
+    if min_density != 0 or isinstance(min_density, bool):
         check_ratio('min_density', min_density)
     return Shapes(
         (block[0], block[1]), read_pattern(pattern), float(min_density)

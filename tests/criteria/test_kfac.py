@@ -257,6 +257,77 @@ def test_factors_are_sums_over_all_rows(name):
     close(sums.gradients.blocks[0], gradients)
 
 
+@pytest.mark.parametrize('name', ['linear', 'rows', 'conv'])
+def test_results_that_are_changed_in_place(name):
+    """As in transformers, where a linear layer's result is a view."""
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer = layer.double()
+    x = torch.randn(shape).double()
+    coefficients = torch.randn_like(layer(x))
+    criterion, model = KFAC(), nn.Sequential(layer, nn.ReLU(inplace=True))
+    with observing(criterion, model):
+        ((model(x.requires_grad_()) * coefficients).sum() / 3).backward()
+        criterion.end_batch()
+    active = coefficients * (layer(x) > 0)
+    inputs, gradients, rows = explicit(layer, x, active.detach())
+    sums = criterion._sums['0']
+    assert float(sums.rows) == rows
+    close(sums.inputs.blocks[0], inputs)
+    close(sums.gradients.blocks[0], gradients)
+
+
+def test_layers_of_a_table():
+    """No gradient goes through their inputs, or to frozen weights."""
+
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5, 3))
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return x @ self.layer(self.table).relu_()
+
+    torch.manual_seed(0)
+    model = Biased().double().requires_grad_(False)
+    x, coefficients = torch.randn(4, 5).double(), torch.randn(4, 2).double()
+    criterion = KFAC()
+    with observing(criterion, model):
+        ((model(x) * coefficients).sum() / 4).backward()
+        criterion.end_batch()
+    active = model.layer(model.table) > 0
+    a = torch.cat([model.table, torch.ones(5, 1).double()], 1)
+    s = x.T @ coefficients * active
+    sums = criterion._sums['layer']
+    close(sums.inputs.blocks[0][0], a.T @ a)
+    close(sums.gradients.blocks[0][0], s.T @ s)
+
+
+def test_other_layers_are_left_out():
+    """They take no memory, and cannot fail."""
+    torch.manual_seed(0)
+    scores = []
+    for layers in (None, {'0'}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        criterion = KFAC(damping='pi')
+        criterion.attach(model, UnitSpace([]))
+        with criterion.observing(layers):
+            model(torch.randn(4, 3)).square().mean().backward()
+            criterion.end_batch()
+        assert [*criterion._sums] == [*(layers or ('0', '2'))]
+        assert not criterion.unmeasured()
+        scores += criterion.elements(['0.weight']).values()
+    assert torch.equal(*scores)
+    criterion.damping = 'mean'
+    assert criterion.elements(['0.weight'])
+    with pytest.raises(
+        ValueError, match=r'curvature of 2\.weight, 3\.weight was'
+    ):
+        criterion.elements(['2.weight', '0.weight', '3.weight'])
+
+
 @pytest.mark.parametrize('name', TRANSPOSED)
 def test_factors_of_transposed_convolutions(name):
     """The gradient of the weight is a sum of products of the same rows."""
@@ -768,6 +839,7 @@ def test_layers_that_cannot_be_measured_are_named():
         (dict(batches=0), 'batches=0: expected a whole number'),
         (dict(limit=1.5), 'limit=1.5'),
         (dict(strength=-1), 'strength=-1'),
+        (dict(strength=1, damping='identity'), 'strength=1 contradicts'),
         (dict(strength=True), 'strength=True'),
         (dict(strength=float('inf')), 'strength=inf'),
     ],
@@ -775,6 +847,11 @@ def test_layers_that_cannot_be_measured_are_named():
 def test_impossible_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         KFAC(**settings)
+
+
+def test_blocks_of_channels_are_no_score_of_a_weight():
+    with pytest.raises(ValueError, match="'block' scores channels"):
+        KFAC('block').attach(nn.Linear(2, 2), UnitSpace([]))
 
 
 def test_curvature_that_cannot_be_inverted():

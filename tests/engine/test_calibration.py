@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,6 +226,86 @@ def test_drawn_labels_follow_the_prediction():
 
     loss = calibration._drawn_loss(Model(), None)
     assert loss < 1e-6  # what it is sure of
+
+
+def test_modes_of_the_network(runner, monkeypatch):
+    """Heads of detectors may compute something else in evaluation mode."""
+    model = runner.model
+    model.norm0 = nn.BatchNorm2d(8)
+    model.attention = nn.MultiheadAttention(4, 2, dropout=0.5)
+    seen = set()
+
+    def look(module, *_):
+        parts = model.norm0, model.drop, model.attention, model.conv1
+        seen.add((model.training, *(part.training for part in parts)))
+
+    model.stem.register_forward_hook(look)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for fisher, mode in (('true', False), ('empirical', True)):
+        calibrate(runner, KFAC(batches=2, fisher=fisher), UnitSpace([]))
+        assert seen == {(mode, False, False, False, mode)}
+        seen.clear()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_buffers_that_change_in_training(runner, monkeypatch):
+    model = runner.model
+    model.register_buffer('count', torch.zeros(()))
+    model.stem.register_forward_hook(lambda *_: model.count.add_(1) and None)
+    calibrate(runner, KFAC(batches=2), UnitSpace([]))
+    assert not model.count
+
+
+def test_networks_that_change_their_images(runner):
+    runner.model.stem.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].mul_(2),)
+    )
+    criterion = Counting(batches=2, fisher='empirical')
+    calibrate(runner, criterion, UnitSpace([]))
+    assert criterion._counts.tolist() == [16, 2]
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_class_scores_that_are_not_finite(runner, bad):
+    """No label can be drawn from them."""
+    factors = iter([1.0, bad, 1.0, 1.0])  # the first asks for the kind
+    runner.model.head.register_forward_hook(
+        lambda _module, _inputs, out: out * next(factors)
+    )
+    criterion = KFAC(batches=3)
+    calibrate(runner, criterion, UnitSpace([]))
+    assert criterion._counts.tolist() == [16, 2]
+
+
+@pytest.mark.parametrize(
+    ('labels', 'kind'),
+    [
+        ([[1], [0]], 'true'),
+        ([[1], [0, 1]], 'empirical'),
+        ([[1], []], 'empirical'),
+        ([[0.5], [0.1]], 'empirical'),
+        ([None, None], 'true'),
+    ],
+)
+@pytest.mark.parametrize('nested', [False, True])
+def test_images_with_several_labels(runner, labels, kind, nested):
+    """Their networks return scores of the same form."""
+
+    class Model(nn.Module):
+        def _run_forward(self, data, mode):
+            return torch.zeros(2, 3)
+
+    samples = []
+    for values in labels:
+        label = values and torch.tensor(values)
+        if values == []:
+            label = torch.zeros(0, dtype=torch.long)
+        if nested and label is not None:
+            label = SimpleNamespace(label=label)
+        samples.append(SimpleNamespace(gt_label=label))
+    found, _ = _labels(Model(), dict(inputs=None, data_samples=samples))
+    assert found == kind
 
 
 def test_batches_whose_loss_is_not_finite(runner, monkeypatch):

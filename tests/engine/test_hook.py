@@ -654,6 +654,7 @@ def test_the_log_names_what_was_written(tmp_path):
         ([0.499, 0.5, 0.75], ['flops_0.499', 'flops_0.500', 'flops_0.75']),
         ([0.9, 0.5004], ['flops_0.48', 'flops_0.50', 'flops_0.90']),
         ([0.12345, 0.1234], ['flops_0.1234', 'flops_0.1235']),
+        ([0.5, 0.004], ['flops_0.004', 'flops_0.50']),
     ],
 )
 def test_every_share_has_a_name_of_its_own(save_at, names):

@@ -27,7 +27,9 @@ from toy import (
 )
 
 from mmgfp import SparsityHook, Structure, build_pruned_model
+from mmgfp.cost.model import record_calls
 from mmgfp.engine.calibration import calibrate
+from mmgfp.engine.prunable_weights import outputs_first, prunable_weights
 from mmgfp.engine.runner import averaged_models
 from mmgfp.engine.sparse_state import (
     SPARSITY_KEY,
@@ -37,6 +39,7 @@ from mmgfp.engine.sparse_state import (
 from mmgfp.groups import UnitSpace
 from mmgfp.libraries.models import load_model
 from mmgfp.registry import CRITERIA
+from mmgfp.search.sparsity import Shapes
 from mmgfp.slimming.element_masks import WeightMasks
 from mmgfp.slimming.structure import KEY
 
@@ -387,6 +390,31 @@ def test_approximate_curvature_is_logged(tmp_path):
     assert text.count(line) == 1 and 'KFAC: conv1\n' in text
 
 
+def test_layers_whose_groups_the_pattern_does_not_divide():
+    """Weights of a transposed one have the inputs of all groups in a row."""
+    model = nn.Sequential(
+        nn.ConvTranspose2d(8, 8, 1, groups=4),
+        nn.ConvTranspose2d(8, 8, 1, groups=2),
+        nn.Conv2d(8, 8, 1, groups=4),
+        nn.Conv2d(8, 8, 1, groups=2),
+    )
+
+    def run(network):
+        return network(torch.ones(1, 8, 2, 2))
+
+    calls = record_calls(model, lambda: run(model))
+    found = prunable_weights(
+        *(model, calls, run, (), Shapes(pattern=(2, 4))), False, print
+    )
+    assert found == {'1.weight': 1, '3.weight': 0}
+
+
+def test_weights_in_half_precision():
+    weight = torch.tensor([[1.0, 2], [3, 4]], dtype=torch.bfloat16)
+    expected = np.array([[1, 3], [2, 4]], np.float32)
+    np.testing.assert_array_equal(outputs_first(weight, 1), expected)
+
+
 def test_layers_that_stay_whole(tmp_path):
     config = sparse_config(
         tmp_path,
@@ -646,7 +674,14 @@ def resumable(work_dir, *hooks: dict, **changes: Any) -> Config:
 def test_other_settings_are_not_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(resumable(tmp_path, dict(type='Stop', iteration=9)))
-    for hook in (dict(steps=1), dict(steps=3, interval=5, density=0.9)):
+    for hook in (
+        dict(steps=1),
+        dict(steps=3, interval=5, density=0.9),
+        dict(min_density=0.1),
+        dict(layer_norm='sum'),
+        dict(ignore=['stem']),
+        dict(criterion=dict(type='KFAC')),
+    ):
         config = resumable(tmp_path, hook=hook)
         config.resume = True
         with pytest.raises(ValueError, match='but the interrupted run had'):
@@ -810,6 +845,7 @@ def test_states_of_other_kinds_are_refused(change, words):
         (dict(block=4), ['block=4', '(4, 1)']),
         (dict(block=(4, 0)), ['block=(4, 0)', '(4, 1)']),
         (dict(min_density=2), ['min_density=2', 'between 0 and 1']),
+        (dict(min_density=False), ['min_density=False', 'between 0 and 1']),
         (dict(layer_norm='mean'), ["'mean'", "'none', 'sum'"]),
         (dict(steps=0), ['steps=0', 'whole number']),
         (dict(steps=3), ['steps=3 needs interval']),

@@ -46,7 +46,7 @@ FCOS = (
     + """
 model.update(bbox_head=dict(
     num_classes=3, in_channels=16, feat_channels=16, stacked_convs=2,
-    norm_cfg=dict(type='GN', num_groups=4)))
+    norm_on_bbox=True, norm_cfg=dict(type='GN', num_groups=4)))
 """
 )
 RETINANET = (
