@@ -744,6 +744,53 @@ def test_resumed_equals_uninterrupted(tmp_path, stop, changes):
         assert tensor.equal(second[key]), key
 
 
+def test_interrupted_in_a_calibration_pass(tmp_path, monkeypatch):
+    changes = dict(hook=dict(criterion=KFAC, steps=3, interval=5))
+    train(resumable(tmp_path / 'whole', **changes))
+    kind = CRITERIA.get('KFAC')
+    real, calls = kind.end_batch, []
+
+    def end_batch(self, *args):
+        calls.append(args)
+        if len(calls) == 6:  # the second batch of the third pass
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(kind, 'end_batch', end_batch)
+    again = tmp_path / 'again'
+    with pytest.raises(KeyboardInterrupt):
+        train(resumable(again, **changes))
+    assert not (again / f'{STEM}.pth').exists()
+    torch.manual_seed(123)
+    config = resumable(again, **changes)
+    config.resume = True
+    train(config)
+    # the pass was repeated as a whole
+    assert len(calls) == 8
+    assert_same(
+        *(load(p / 'epoch_6.pth') for p in (tmp_path / 'whole', again))
+    )
+
+
+@pytest.mark.parametrize('criterion', [KFAC, dict(KFAC, fisher='true')])
+def test_curvature_beside_mixed_precision(tmp_path, criterion):
+    """The pass itself is in full precision."""
+    amp = dict(MOMENTUM, type='CpuAmpOptimWrapper')
+    first, second = (
+        train(
+            sparse_config(
+                tmp_path / name,
+                hook=dict(criterion=criterion),
+                optim_wrapper=wrapper,
+            )
+        ).model.state_dict()
+        for name, wrapper in dict(amp=amp, full=MOMENTUM).items()
+    )
+    assert zeros(first).keys() == zeros(second).keys()
+    for name, mask in zeros(first).items():
+        assert (mask == zeros(second)[name]).all()
+
+
 def test_killed_while_pruning_and_while_fine_tuning(tmp_path):
     def run(name: str, *hooks: dict, options=(), killed=False) -> None:
         config = tmp_path / f'{name}.py'

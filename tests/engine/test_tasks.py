@@ -169,7 +169,7 @@ SLIM = dict(NAP_weights='density_0.30')
 ONCE = {
     *(('DCSS', task) for task in ('retinanet', 'faster_rcnn')),
     *(('DCSS', task) for task in ('classifier', 'segmentor')),
-    ('NAP', 'retinanet'),
+    *(('NAP', task) for task in ('retinanet', 'faster_rcnn')),
     ('NAP_weights', 'fcos'),
 }
 TASKS = dict(
@@ -236,6 +236,7 @@ def write(
     [
         *(('DCSS', task) for task in TASKS),
         *((nap, d) for nap in NAP for d in ('retinanet', 'fcos')),
+        ('NAP', 'faster_rcnn'),
     ],
 )
 def test_resumed_equals_uninterrupted(method, task, tmp_path, data):
