@@ -89,9 +89,10 @@ class SparsityHook(ResumesExactly):
             ``dict(type='Magnitude')``: one of
             :data:`mmgfp.registry.CRITERIA` that has scores of elements.
             Defaults to ``dict(type='KFAC')``.
-        steps (int): After step t of k the density is ``density ** (t / k)``.
-            Scores are computed before each step. The first step runs before
-            training. Defaults to 1.
+        steps (int): After step t of k the density is ``density ** (t / k)``,
+            or ``start * (density / start) ** (t / k)`` for a network that
+            begins with the density ``start``. Scores are computed before each
+            step. The first step runs before training. Defaults to 1.
         interval (int, optional): Optimiser steps between two steps.
         layer_norm (str): 'sum' to divide the scores of each layer by their
             sum, as in MLPrune's code; 'none' for scores in units of loss.
