@@ -36,6 +36,7 @@ NAMES = {
     'nap_sum': "NAP, aggregate='sum'",
     'nap_acts': "NAP, aggregate='sum', normalize_by='acts'",
     'nap_block': "NAP, aggregate='block'",
+    'nap_block_obd': "NAP, aggregate='block', formula='OBD'",
     'nap_pi_sum': "NAP, damping='pi', aggregate='sum'",
     'nap_pi_block': "NAP, damping='pi', aggregate='block'",
     'uniform': 'uniform widths, L1',

@@ -22,6 +22,9 @@ _each = dict(
     nap_sum=dict(interval=12, criterion=_nap),
     fisher=dict(interval=5),
     nap_block=dict(interval=12, criterion=dict(_nap, aggregate='block')),
+    nap_block_obd=dict(
+        interval=12, criterion=dict(_nap, aggregate='block', formula='OBD')
+    ),
     nap_pi_sum=dict(interval=12, criterion=_pi),
     nap_pi_block=dict(interval=12, criterion=dict(_pi, aggregate='block')),
 )

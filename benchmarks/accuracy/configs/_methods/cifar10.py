@@ -41,7 +41,7 @@ _each = dict(
     nap_sum=dict(interval=39, criterion=_nap),
     nap_acts=dict(interval=39, criterion=_nap, normalize_by='acts'),
     nap_block=dict(interval=39, criterion=dict(_nap, aggregate='block')),
-    nap_obd=dict(
+    nap_block_obd=dict(
         interval=39, criterion=dict(_nap, aggregate='block', formula='OBD')
     ),
     nap_pi_sum=dict(interval=39, criterion=_pi),
