@@ -45,6 +45,11 @@ _each = dict(
     nap_block=dict(
         _channels, interval=24, criterion=dict(_nap, aggregate='block')
     ),
+    nap_block_obd=dict(
+        _channels,
+        interval=24,
+        criterion=dict(_nap, aggregate='block', formula='OBD'),
+    ),
     fisher_flops=dict(interval=5),
     uniform=dict(),
     knapsack=dict(interval=24),
