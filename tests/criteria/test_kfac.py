@@ -242,13 +242,18 @@ def observe(layer: nn.Module, x: torch.Tensor, coefficients: torch.Tensor):
     return criterion
 
 
-@pytest.mark.parametrize('name', LAYERS)
-def test_factors_are_sums_over_all_rows(name):
+def sampled(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A layer, an input, and the gradient of its result."""
     layer, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = layer.double()
     x = torch.randn(shape).double()
-    coefficients = torch.randn_like(layer(x))
+    return layer, x, torch.randn_like(layer(x))
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_factors_are_sums_over_all_rows(name):
+    layer, x, coefficients = sampled(name)
     criterion = observe(layer, x, coefficients)
     sums = criterion._sums['layer']
     inputs, gradients, rows = explicit(layer, x, coefficients)
@@ -260,11 +265,7 @@ def test_factors_are_sums_over_all_rows(name):
 @pytest.mark.parametrize('name', ['linear', 'rows', 'conv'])
 def test_results_that_are_changed_in_place(name):
     """As in transformers, where a linear layer's result is a view."""
-    layer, shape = LAYERS[name]
-    torch.manual_seed(0)
-    layer = layer.double()
-    x = torch.randn(shape).double()
-    coefficients = torch.randn_like(layer(x))
+    layer, x, coefficients = sampled(name)
     criterion, model = KFAC(), nn.Sequential(layer, nn.ReLU(inplace=True))
     with observing(criterion, model):
         ((model(x.requires_grad_()) * coefficients).sum() / 3).backward()

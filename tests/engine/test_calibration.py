@@ -228,7 +228,7 @@ def test_drawn_labels_follow_the_prediction():
     assert loss < 1e-6  # what it is sure of
 
 
-def test_modes_of_the_network(runner, monkeypatch):
+def test_modes_of_the_network(runner):
     """Heads of detectors may compute something else in evaluation mode."""
     model = runner.model
     model.norm0 = nn.BatchNorm2d(8)
@@ -249,7 +249,7 @@ def test_modes_of_the_network(runner, monkeypatch):
         assert torch.equal(value, before[name])
 
 
-def test_buffers_that_change_in_training(runner, monkeypatch):
+def test_buffers_that_change_in_training(runner):
     model = runner.model
     model.register_buffer('count', torch.zeros(()))
     model.stem.register_forward_hook(lambda *_: model.count.add_(1) and None)

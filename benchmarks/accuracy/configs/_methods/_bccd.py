@@ -1,5 +1,6 @@
 # Methods that prune detectors of blood cells to half of the flops. The pruning
-# phase needs 150 iterations.
+# phase needs 150 iterations. Lists repeat the schedule, because no two bases of
+# a config may have the same keys.
 _half = dict(
     target=dict(flops=0.5),
     input_shape=(256, 320),  # with what is padded
@@ -47,4 +48,4 @@ experiments.update(
         for _name, _more in _searches.items()
     }
 )
-del _half, _channels, _widths, _fisher, _nap, _each, _searches
+del _half, _channels, _widths, _fisher, _nap, _pi, _each, _searches
