@@ -1,6 +1,6 @@
-# Methods that prune detectors of blood cells to half of the flops. The pruning
-# phase needs 150 iterations. Lists repeat the schedule, because no two bases of
-# a config may have the same keys.
+# Methods that prune detectors of blood cells to half of the flops. Pruning
+# needs 150 iterations. Lists repeat the schedule, because no two bases of a
+# config may have the same keys.
 _half = dict(
     target=dict(flops=0.5),
     input_shape=(256, 320),  # with what is padded
