@@ -320,11 +320,13 @@ def _has_other_labels(data: Any) -> bool:
     Networks with several labels per image return scores of the same form.
     """
     samples = data.get('data_samples') if isinstance(data, Mapping) else None
+    # one sample may have the labels of all images
+    expected = len(data['inputs']) if samples and len(samples) == 1 else 1
     for sample in samples or ():
         label = getattr(sample, 'gt_label', None)
         label = getattr(label, 'label', label)  # of MMClassification
         if isinstance(label, Tensor) and (
-            label.numel() != 1 or label.is_floating_point()
+            label.numel() != expected or label.is_floating_point()
         ):
             return True
     return False

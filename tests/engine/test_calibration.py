@@ -286,6 +286,10 @@ def test_class_scores_that_are_not_finite(runner, bad):
         ([[1], []], 'empirical'),
         ([[0.5], [0.1]], 'empirical'),
         ([None, None], 'true'),
+        ([[1, 0]], 'true'),  # one sample for both images
+        ([[1, 0, 2]], 'empirical'),
+        ([[1]], 'empirical'),
+        ([[0.5, 0.1]], 'empirical'),
     ],
 )
 @pytest.mark.parametrize('nested', [False, True])
@@ -296,6 +300,7 @@ def test_images_with_several_labels(runner, labels, kind, nested):
         def _run_forward(self, data, mode):
             return torch.zeros(2, 3)
 
+    images = torch.zeros(2, 3, 4, 4)
     samples = []
     for values in labels:
         label = values and torch.tensor(values)
@@ -304,7 +309,7 @@ def test_images_with_several_labels(runner, labels, kind, nested):
         if nested and label is not None:
             label = SimpleNamespace(label=label)
         samples.append(SimpleNamespace(gt_label=label))
-    found, _ = _labels(Model(), dict(inputs=None, data_samples=samples))
+    found, _ = _labels(Model(), dict(inputs=images, data_samples=samples))
     assert found == kind
 
 
