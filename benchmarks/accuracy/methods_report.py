@@ -33,12 +33,10 @@ NAMES = {
     'fisher_flops': 'Fisher per multiply-accumulate',
     'taylor': 'Taylor',
     'l1': 'L1',
-    'nap_sum': "NAP, aggregate='sum'",
-    'nap_acts': "NAP, aggregate='sum', normalize_by='acts'",
-    'nap_block': "NAP, aggregate='block'",
-    'nap_block_obd': "NAP, aggregate='block', formula='OBD'",
-    'nap_pi_sum': "NAP, damping='pi', aggregate='sum'",
-    'nap_pi_block': "NAP, damping='pi', aggregate='block'",
+    'nap': 'NAP',
+    'nap_acts': "NAP, normalize_by='acts'",
+    'nap_pi_sum': "NAP, damping='pi', formula='OBS', aggregate='sum'",
+    'nap_pi_block': "NAP, damping='pi', formula='OBS'",
     'uniform': 'uniform widths, L1',
     'knapsack': 'Knapsack on Fisher, 10 steps',
     'dcss': 'DCSS on Fisher',
@@ -48,22 +46,11 @@ NAMES = {
     'transferred': 'widths of DCSS on CIFAR-10, others uniform, Fisher',
     'itpruner': 'ITPruner on L1',
     'magnitude': 'magnitude',
-    'nap': 'NAP',
-    'nap_weak': 'NAP, strength=1',
-    'nap_obd': "NAP, formula='OBD'",
-    'nap_pi': "NAP, damping='pi'",
-    'nap_pi_compensate': "NAP, damping='pi', compensate=True",
-    'nap_pi_strong': "NAP, damping='pi', strength=0.01",
-    'nap_pi_obd': "NAP, damping='pi', formula='OBD'",
-    'magnitude_steps': 'magnitude, in four steps',
-    'nap_steps': 'NAP, in four steps',
-    'nap_weak_steps': 'NAP, strength=1, in four steps',
-    'nap_obd_steps': "NAP, formula='OBD', in four steps",
-    'nap_pi_steps': "NAP, damping='pi', in four steps",
-    'nap_pi_compensate_steps': "NAP, damping='pi', compensate=True, in four "
-    'steps',
-    'nap_pi_strong_steps': "NAP, damping='pi', strength=0.01, in four steps",
-    'nap_pi_obd_steps': "NAP, damping='pi', formula='OBD', in four steps",
+    'nap_obs': "NAP, formula='OBS', strength=0.1",
+    'nap_pi': "NAP, damping='pi', formula='OBS'",
+    'nap_pi_compensate': "NAP, damping='pi', formula='OBS', compensate=True",
+    'nap_pi_strong': "NAP, damping='pi', formula='OBS', strength=0.01",
+    'nap_pi_obd': "NAP, damping='pi'",
     'nap_layer_norm': "NAP, layer_norm='sum'",
     'nap_empirical': "NAP, fisher='empirical'",
     'nap_identity': "NAP, damping='identity'",
@@ -187,6 +174,12 @@ def begin(
     return f'{words}.'
 
 
+def name_of(method: str) -> str:
+    """What the tables and figures call a method."""
+    once = method.removesuffix('_steps')
+    return NAMES[once] + (', in four steps' if once != method else '')
+
+
 def mean(runs: Runs, metric: str, phase: str = 'finetuned') -> float:
     return statistics.mean(run[phase][metric] for run in runs)
 
@@ -219,7 +212,7 @@ def table(
             cell(amounts[column].get(method, ()), metric, places, first)
             for column in columns
         ]
-        lines.append(f'| {NAMES[method]} | {" | ".join(cells)} |')
+        lines.append(f'| {name_of(method)} | {" | ".join(cells)} |')
     return lines
 
 
@@ -258,7 +251,7 @@ def draw(
     names: list[str] = []
     for method, runs in amounts[least].items():
         layers = runs[0][key]
-        axes.plot(list(layers.values()), 'o-', label=NAMES[method], ms=3)
+        axes.plot(list(layers.values()), 'o-', label=name_of(method), ms=3)
         names = [name.removeprefix('backbone.') for name in layers]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     axes.set(ylabel=label, title=f'target {least:g}, first seed')

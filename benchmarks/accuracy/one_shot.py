@@ -1,10 +1,11 @@
 """Compare scores by the accuracy before any fine-tuning.
 
 Weights are pruned at once from the baseline of methods.py: by magnitude, and
-by K-FAC with each damping and formula. Both are repeated with the weights that
-stay compensating for those that go. The factors are measured once; then K-FAC
-prunes in steps, with factors of the network of each step. Channels are pruned
-at once by L1, by K-FAC with each damping and formula, and with compensation.
+by K-FAC with each damping and formula. Magnitude and the default of K-FAC are
+repeated with the weights that stay compensating for those that go. The factors
+are measured once; then K-FAC prunes in steps, with factors of the network of
+each step. Channels are pruned at once by L1, by K-FAC with each damping and
+formula, and with compensation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -31,28 +32,31 @@ from methods import LISTS, add_list, start  # noqa: E402
 
 from mmgfp import Prunable, Pruner  # noqa: E402
 from mmgfp.criteria.base import Calibrated, Criterion  # noqa: E402
-from mmgfp.criteria.kfac import KFAC  # noqa: E402
+from mmgfp.criteria.kfac import KFAC, Formula  # noqa: E402
 from mmgfp.criteria.magnitude import L1  # noqa: E402
 from mmgfp.engine.calibration import calibrate  # noqa: E402
 from mmgfp.groups import UnitSpace  # noqa: E402
 from mmgfp.libraries.forward import demo_runner  # noqa: E402
 from mmgfp.search.limits import Floor  # noqa: E402
 
-# the default of weights last, as compensation uses it
-DAMPINGS = (
-    ('identity', None),
-    *(('pi', strength) for strength in (1e-4, 1e-3, 1e-2, 0.1, 1.0)),
-    *(('mean', strength) for strength in (0.1, 1.0, 10.0)),
-)
+# of single weights; the same for each formula
+DAMPINGS = {
+    'identity': dict(damping='identity'),
+    **{
+        f'{damping} {strength:g}': dict(damping=damping, strength=strength)
+        for damping in ('pi', 'relative')
+        for strength in (0.001, 0.01, 0.1, 1.0, 10.0)
+    },
+}
 # of channels
 KINDS = {
     'KFAC': dict(),
-    'KFAC mean 0.01': dict(strength=0.01),
-    'KFAC mean 1': dict(strength=1.0),
+    'KFAC 0.01': dict(strength=0.01),
+    'KFAC 1': dict(strength=1.0),
     'KFAC pi 0.001': dict(damping='pi'),
-    'KFAC block': dict(aggregate='block'),
-    'KFAC OBD': dict(formula='OBD'),
-    'KFAC OBD block': dict(formula='OBD', aggregate='block'),
+    'KFAC sum': dict(aggregate='sum'),
+    'KFAC OBS': dict(formula='OBS'),
+    'KFAC OBS sum': dict(formula='OBS', aggregate='sum'),
 }
 
 
@@ -185,23 +189,18 @@ def compare_weights(
     criterion = KFAC(batches=batches)
     calibrate(runner, criterion, UnitSpace([]))
     names = weight_names(model)
-    criterion.elements(names)
-    print(f'mean curvature: {criterion.mean_curvature:.1e}', file=sys.stderr)
     weights = {name: model.get_parameter(name).detach() for name in names}
     magnitude = {name: w.abs().double() for name, w in weights.items()}
     for density in densities:
         row: dict[str, Any] = dict(density=density)
         row['magnitude'] = accuracy(runner, density, magnitude)
-        for damping, strength in DAMPINGS:
-            criterion.damping, criterion.strength = damping, strength
-            scores = criterion.elements(names)
-            name = f'KFAC {damping}'
-            if strength is not None:
-                name += f' {strength:g}'
-            row[name] = accuracy(runner, density, scores)
-        criterion.formula = 'OBD'
-        row['KFAC OBD'] = accuracy(runner, density, criterion.elements(names))
-        criterion.formula = 'OBS'
+        for formula in get_args(Formula):
+            for damping, kind in DAMPINGS.items():
+                other = copy.copy(criterion)
+                vars(other).update(kind, formula=formula)
+                name = f'KFAC {formula} {damping}'
+                row[name] = accuracy(runner, density, other.elements(names))
+        scores = criterion.elements(names)
         for name, chosen in (('magnitude', magnitude), ('KFAC', scores)):
             found = accuracy(runner, density, chosen, criterion)
             row[f'{name}, compensated'] = found

@@ -3,8 +3,7 @@ _base_ = './prune_fcos_acts_coco.py'
 pruning = dict(
     _base_.pruning,
     type='mmgfp.PruningHook',
-    # the default leaves next to nothing of the head: docs/methods/nap.md
-    criterion=dict(type='KFAC', batches=100, aggregate='block', formula='OBD'),
+    criterion=dict(type='KFAC', batches=100),
     interval=7330,  # an epoch of COCO, then a calibration pass and a step
     channels_per_step='auto',
     normalize_by='none',

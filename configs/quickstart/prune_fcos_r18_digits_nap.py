@@ -4,8 +4,7 @@ _base_ = './prune_fcos_r18_digits.py'
 pruning = _base_.pruning
 pruning.update(
     type='mmgfp.PruningHook',
-    # the default leaves next to nothing of the head: docs/methods/nap.md
-    criterion=dict(type='KFAC', batches=16, aggregate='block', formula='OBD'),
+    criterion=dict(type='KFAC', batches=16),
     interval=40,  # a calibration pass each
     normalize_by='none',
 )

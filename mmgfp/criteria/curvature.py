@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Damping = Literal['mean', 'pi', 'identity']
+Damping = Literal['relative', 'pi', 'identity']
 
 # Least mean of a diagonal that damping depends on.
 LEAST = 1e-30
@@ -92,10 +92,6 @@ class Factor:
                 starts.append(begin)
                 begin += len(here)
         return Factor(starts, found)
-
-    def traces(self) -> Tensor:
-        """Returns the trace for each group, (g,), in double precision."""
-        return _diagonal(self.blocks).double().sum(1)
 
     def scaled(self, by: float | Tensor) -> Factor:
         """Returns the factor multiplied by a scalar."""
@@ -349,7 +345,7 @@ def _side(
             raise ValueError(
                 f'the curvature of {name} is singular with damping of '
                 f'{float(pad.min()):.3g}: expected a larger `strength`, with '
-                "damping='mean' or 'pi'"
+                "damping='relative' or 'pi'"
             )
         inverses.append(torch.cholesky_inverse(root))
     return Side(starts, blocks, inverses)

@@ -31,6 +31,7 @@ from .curvature import (
     Curvature,
     Damping,
     Factor,
+    Side,
     require_finite,
     sides,
 )
@@ -70,34 +71,31 @@ class KFAC(Calibrated):
     :mod:`mmgfp.criteria.curvature`.
 
     Args:
-        aggregate (str): Score of a unit in a layer: the 'sum' of the scores
-            of its weights, or the exact score of removing them together as a
-            'block' of the curvature. Defaults to 'sum'.
+        aggregate (str): Score of a unit in a layer: that of removing its
+            weights together, as a 'block' of the curvature, or the 'sum' of
+            the scores of its single weights. Defaults to 'block'.
         batches (int): Batches of the calibration pass in each process.
             Defaults to 64.
         fisher (str, optional): 'true' for labels drawn from the predicted
             distribution, which requires class scores; 'empirical' for those
             of the data set. Defaults to 'true' if there are class scores,
             else to 'empirical'.
-        damping (str): 'mean': as 'pi', with the strength in units of the mean
-            curvature of all weights; 'pi' or 'identity', see
-            :func:`mmgfp.criteria.curvature.sides`. Defaults to 'mean'.
-        strength (float, optional): Strength of the damping 'mean' or 'pi'.
-            Defaults to 0.1 for channels and 10 for single weights; of 'pi' to
-            1e-3.
+        damping (str): 'relative': as 'pi', with a strength for each layer
+            such that the damping adds ``strength`` times the mean score of
+            all weights to the mean score of those of the layer; 'pi' or
+            'identity', see :func:`mmgfp.criteria.curvature.sides`. Defaults
+            to 'relative'.
+        strength (float, optional): Strength of the damping 'relative' or
+            'pi'. Defaults to 0.1 for channels and 1 for single weights; of
+            'pi' to 1e-3.
         limit (int): Number of inputs or outputs of a layer above which a
             factor keeps diagonal blocks of this size only. Memory grows with
             its square. Defaults to 8192.
-        formula (str): 'OBS' for the growth of the loss when the other weights
-            of the layer adapt (Optimal Brain Surgeon), for a single weight
-            ``w^2 / (2 [G^-1]_ii [A^-1]_jj)``; 'OBD' for the growth when they
-            do not (Optimal Brain Damage), ``w^2 G_ii A_jj / 2``. Defaults to
-            'OBS'.
-
-    Attributes:
-        mean_curvature (float, optional): Mean diagonal element of the
-            curvature over all weights, in units of the loss by the square of
-            those of a weight. Scores with the damping 'mean' set it.
+        formula (str): 'OBD' for the growth of the loss when the other weights
+            of the layer stay as they are (Optimal Brain Damage), for a single
+            weight ``w^2 G_ii A_jj / 2``; 'OBS' for the growth when they adapt
+            (Optimal Brain Surgeon), ``w^2 / (2 [G^-1]_ii [A^-1]_jj)``.
+            Defaults to 'OBD'.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -107,13 +105,13 @@ class KFAC(Calibrated):
 
     def __init__(
         self,
-        aggregate: Aggregate = 'sum',
+        aggregate: Aggregate = 'block',
         batches: int = 64,
         fisher: Labels | None = None,
-        damping: Damping = 'mean',
+        damping: Damping = 'relative',
         strength: float | None = None,
         limit: int = 8192,
-        formula: Formula = 'OBS',
+        formula: Formula = 'OBD',
     ) -> None:
         for name, value, kinds in (
             ('aggregate', aggregate, get_args(Aggregate)),
@@ -147,7 +145,6 @@ class KFAC(Calibrated):
         self.aggregate, self.batches, self.fisher = aggregate, batches, fisher
         self.damping, self.strength, self.limit = damping, strength, limit
         self.formula = formula
-        self.mean_curvature: float | None = None
         self._taps: LayerTaps | None = None
         self._units = UnitSpace([])
         self._forget()
@@ -165,11 +162,6 @@ class KFAC(Calibrated):
 
         Without groups all layers of the network are observed.
         """
-        if not units.groups and self.aggregate == 'block':
-            raise ValueError(
-                "aggregate='block' scores channels, not single weights: leave "
-                'it out'
-            )
         if self._units is not units:
             self._forget()
         self._model, self._units = model, units
@@ -246,7 +238,7 @@ class KFAC(Calibrated):
         for rows in input_rows(module, source):
             sums.inputs.add(rows)
             sums.rows += rows.shape[1]
-        for rows in gradient_rows(module, gradient):
+        for rows in gradient_rows(module, gradient, source):
             sums.gradients.add(rows)
 
     def end_batch(
@@ -326,9 +318,9 @@ class KFAC(Calibrated):
             name: [(member, left[g]) for g, member in mine]
             for name, mine in members.items()
         }
-        level = self._level(masked)
+        levels = self._levels(masked)
         for name, mine in members.items():
-            layer = self._curvature(name, level, masked[name])
+            layer = self._curvature(name, levels, masked[name])
             for g, member in mine if layer is not None else ():
                 assert layer is not None
                 index = member.index[left[g]]
@@ -384,9 +376,9 @@ class KFAC(Calibrated):
             ValueError: If the curvature of a weight was not measured.
         """
         self._check_measured(names)
-        found, level = {}, self._level({})
+        found, levels = {}, self._levels({})
         for tensor in names:
-            matrix, curvature = self._of_weight(tensor, level)
+            matrix, curvature = self._of_weight(tensor, levels)
             found[tensor] = matrix.as_weight(curvature.elements())
         return found
 
@@ -397,9 +389,9 @@ class KFAC(Calibrated):
         changes of other outputs are left out.
         """
         self._check_measured(pruned)
-        found, level = {}, self._level({})
+        found, levels = {}, self._levels({})
         for tensor, where in pruned.items():
-            matrix, curvature = self._of_weight(tensor, level)
+            matrix, curvature = self._of_weight(tensor, levels)
             new = matrix.compensated(curvature, where)
             found[tensor] = matrix.as_weight(new)
             bias = matrix.as_bias(new)
@@ -408,10 +400,10 @@ class KFAC(Calibrated):
         return found
 
     def _of_weight(
-        self, tensor: str, level: float
+        self, tensor: str, levels: Mapping[str, float]
     ) -> tuple[LayerMatrix, Curvature]:
         """Returns the layer of a measured weight."""
-        layer = self._curvature(layer_of(tensor), level, [])
+        layer = self._curvature(layer_of(tensor), levels, [])
         assert layer is not None
         return layer
 
@@ -430,33 +422,45 @@ class KFAC(Calibrated):
                 'loss depends on; name the others in `ignore`'
             )
 
-    def _level(self, masked: Mapping[str, Masked]) -> float:
-        """Returns the strength of the damping in the units of the curvature.
+    def _levels(self, masked: Mapping[str, Masked]) -> dict[str, float]:
+        """Returns each layer's strength in the units of its curvature.
 
-        With a strength that is relative to the mean curvature of all weights,
-        the order of scores does not depend on the scale of the loss. With one
-        that is relative to each layer's, a layer that the loss hardly depends
-        on would lose large weights as soon as small ones.
+        A relative strength is a ratio of scores. The order of scores then
+        depends neither on the scale of the loss, nor on that of a layer whose
+        next layer has the inverse scale.
 
         Args:
             masked (Mapping): Members and whether their units are not masked,
                 by layer.
         """
         strength = self.strength
-        if self.damping != 'mean':
-            return 1e-3 if strength is None else strength
+        if self.damping != 'relative':
+            level = 1e-3 if strength is None else strength
+            return dict.fromkeys(self._sums, level)
         if strength is None:  # measured: docs/methods/nap.md
-            strength = 0.1 if self._units.groups else 10.0
+            strength = 0.1 if self._units.groups else 1.0
+        squares: dict[str, float] = {}  # mean of each layer
         total, count = 0.0, 0
         for name in self._sums:
             measured = self._factors(name, masked.get(name, ()))
-            if measured is not None:
-                matrix, inputs, gradients = measured
-                require_finite(name, inputs, gradients)
-                total += float(inputs.traces() @ gradients.traces())
-                count += matrix.weight.numel()
-        self.mean_curvature = total / max(count, 1)
-        return strength * max(self.mean_curvature, LEAST)
+            if measured is None:
+                continue
+            matrix, *factors = measured
+            require_finite(name, *factors)
+            undamped = [Side(side.starts, side.blocks) for side in factors]
+            scores = matrix.curvature(*undamped).elements()
+            weights = matrix.without_bias(matrix.weight)
+            # weights that were pruned before have neither
+            kept = max(int(weights.count_nonzero()), 1)
+            squares[name] = float(weights.square().sum()) / kept
+            total += float(matrix.without_bias(scores).sum())
+            count += kept
+        mean = max(total / max(count, 1), LEAST)
+        # this adds w^2 / 2 times the level to each score
+        return {
+            name: 2 * strength * mean / max(square, LEAST)
+            for name, square in squares.items()
+        }
 
     def _factors(
         self, name: str, masked: Masked
@@ -476,7 +480,7 @@ class KFAC(Calibrated):
         return matrix, inputs, gradients
 
     def _curvature(
-        self, name: str, level: float, masked: Masked
+        self, name: str, levels: Mapping[str, float], masked: Masked
     ) -> tuple[LayerMatrix, Curvature] | None:
         """Returns a layer without masked units; None if it did not run."""
         measured = self._factors(name, masked)
@@ -499,7 +503,7 @@ class KFAC(Calibrated):
             float(self._sums[name].rows) / images,
             batches,
             'identity' if self.damping == 'identity' else 'pi',
-            level,
+            levels[name],
             inverted=self.formula == 'OBS',
         )
         return matrix, matrix.curvature(*damped)

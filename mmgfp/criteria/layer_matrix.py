@@ -50,6 +50,7 @@ class LayerMatrix:
         self._kept_groups = np.any(rows, axis=1)
         self._kept_rows = np.all(rows[self._kept_groups], axis=0)
         self._kept_columns: np.ndarray = left[1].repeat(self._kernel)
+        self._width = int(self._kept_columns.sum())  # without the bias
         matrix = weight.detach().reshape(self._groups, self._in_group, -1)
         bias = module.bias
         if isinstance(bias, Tensor) and not self._transposed:
@@ -109,24 +110,25 @@ class LayerMatrix:
                 shape.
         """
         where = torch.zeros_like(self.weight, dtype=torch.bool)
-        columns = self._kernel * self._shape[1]
-        where[..., :columns] = gone.to(where.device).reshape(
-            *self.weight.shape[:2], columns
+        where[..., : self._width] = gone.to(where.device).reshape(
+            *self.weight.shape[:2], self._width
         )
         if self._transposed:
             found = curvature.rows.compensated(self.weight.mT, where.mT)
             return found.mT
         return curvature.columns.compensated(self.weight, where)
 
+    def without_bias(self, matrix: Tensor) -> Tensor:
+        """Returns a matrix (g, r, c) without the column of the bias."""
+        return matrix[..., : self._width]
+
     def as_weight(self, matrix: Tensor) -> Tensor:
         """Returns a matrix (g, r, c), unmasked, in the weight's shape."""
-        columns = self._kernel * self._shape[1]
-        return matrix[..., :columns].reshape(self._shape)
+        return self.without_bias(matrix).reshape(self._shape)
 
     def as_bias(self, matrix: Tensor) -> Tensor | None:
         """Returns the bias, (o,), in an unmasked matrix (g, r, c), or None."""
-        columns = self._kernel * self._shape[1]
-        found = matrix[..., columns:]
+        found = matrix[..., self._width :]
         return found.flatten() if found.numel() else None
 
 

@@ -8,7 +8,7 @@ respect to ``y``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,21 +79,32 @@ def input_rows(module: nn.Module, source: Tensor) -> Iterator[Tensor]:
     return _rows(module, source, not is_transposed(module))
 
 
-def gradient_rows(module: nn.Module, gradient: Tensor) -> Iterator[Tensor]:
+def gradient_rows(
+    module: nn.Module, gradient: Tensor, source: Tensor
+) -> Iterator[Tensor]:
     """Yields the gradients with respect to a layer's output.
 
     Args:
         module (nn.Module): A convolution or linear layer.
         gradient (Tensor): Gradient of the loss in the shape of the output.
+        source (Tensor): The layer's input.
 
     Yields:
         Tensor: (g, R, d) as in :func:`input_rows`; d is the number of outputs
         of a group, times the kernel if transposed.
     """
-    return _rows(module, gradient, is_transposed(module))
+    if not is_transposed(module):
+        return _rows(module, gradient, False)
+    space = len(module.kernel_size)
+    return _rows(module, gradient, True, source.shape[-space:])
 
 
-def _rows(module: nn.Module, tensor: Tensor, cut: bool) -> Iterator[Tensor]:
+def _rows(
+    module: nn.Module,
+    tensor: Tensor,
+    cut: bool,
+    positions: Sequence[int] = (),
+) -> Iterator[Tensor]:
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     if not isinstance(module, _ConvNd):
         rows = tensor.reshape(1, -1, tensor.shape[-1])
@@ -104,6 +115,9 @@ def _rows(module: nn.Module, tensor: Tensor, cut: bool) -> Iterator[Tensor]:
         tensor = tensor[None]
     if cut:
         tensor = _patches(module, tensor)
+        for axis, count in enumerate(positions, 2):
+            # an output padding from the stride on has room for more
+            tensor = tensor.narrow(axis, 0, count)
     # (g, N, positions ..., channels of a group, kernel ...), still a view
     tensor = tensor.unflatten(1, (module.groups, -1)).movedim((1, 2), (0, -1))
     if cut:

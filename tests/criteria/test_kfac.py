@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,6 +178,10 @@ TRANSPOSED = {
         nn.ConvTranspose2d(4, 6, 2, 2, groups=2),
         (3, 4, 3, 4),
     ),
+    'transposed, wide output padding': (
+        nn.ConvTranspose2d(4, 6, 3, 1, 2, (1, 0), dilation=2),
+        (3, 4, 5, 5),
+    ),
 }
 
 
@@ -321,7 +326,7 @@ def test_other_layers_are_left_out():
         assert not criterion.unmeasured()
         scores += criterion.elements(['0.weight']).values()
     assert torch.equal(*scores)
-    criterion.damping = 'mean'
+    criterion.damping = 'relative'
     assert criterion.elements(['0.weight'])
     with pytest.raises(
         ValueError, match=r'curvature of 2\.weight, 3\.weight was'
@@ -340,7 +345,7 @@ def test_factors_of_transposed_convolutions(name):
     sent = torch.randn_like(layer(x))
     (expected,) = torch.autograd.grad((layer(x) * sent).sum(), layer.weight)
     found = 0.0
-    for a, s in zip(input_rows(layer, x), gradient_rows(layer, sent)):
+    for a, s in zip(input_rows(layer, x), gradient_rows(layer, sent, x)):
         found = found + a.transpose(1, 2) @ s
     close(found.detach().reshape(layer.weight.shape), expected)
 
@@ -594,12 +599,12 @@ def calibrate(pruner: Pruner, scale: float = 1.0) -> None:
 def matrices(pruner: Pruner):
     """Per layer: weight with bias, damped A and G; one for each group.
 
-    The damping is a tenth of the mean curvature of all weights.
+    The damping adds a tenth of the mean score to the mean score of a layer.
     """
-    found, total, count = {}, 0.0, 0
-    criterion = pruner.criterion
-    for name, sums in criterion._sums.items():
-        layer = pruner.net.model.get_submodule(name)
+    found, scores = {}, {}
+    model = pruner.net.model
+    for name, sums in pruner.criterion._sums.items():
+        layer = model.get_submodule(name)
         groups = getattr(layer, 'groups', 1)
         weight = layer.weight.detach().reshape(len(layer.weight), -1)
         weight = torch.cat([weight, layer.bias.detach()[:, None]], 1)
@@ -612,14 +617,25 @@ def matrices(pruner: Pruner):
             )
             for k in range(groups)
         ]
-        for part, a, g in found[name]:
-            total += float(torch.kron(g, a).trace())
-            count += part.numel()
-    strength = 0.1 * total / count
+        scores[name] = torch.cat(
+            [
+                (part**2 * torch.outer(g.diagonal(), a.diagonal()) / 2)[:, :-1]
+                for part, a, g in found[name]
+            ]
+        )
+    mean = torch.cat([s.flatten() for s in scores.values()]).mean()
     return {
-        name: [(part, damped(a, g, strength)) for part, a, g in parts]
+        name: [
+            (part, damped(a, g, relative(model.get_submodule(name), mean)))
+            for part, a, g in parts
+        ]
         for name, parts in found.items()
     }
+
+
+def relative(layer, mean) -> float:
+    """A strength that adds a tenth of a score to the layer's mean score."""
+    return float(0.1 * mean / (layer.weight.detach() ** 2 / 2).mean())
 
 
 def damped(a, g, strength):
@@ -634,9 +650,13 @@ def damped(a, g, strength):
 
 
 @pytest.mark.parametrize('aggregate', ['sum', 'block'])
-def test_units_are_summed_over_their_layers(aggregate):
+@pytest.mark.parametrize(
+    ('formula', 'make', 'growth'),
+    [('OBS', curvature, growth), ('OBD', damage, growth_alone)],
+)
+def test_units_are_summed_over_their_layers(aggregate, formula, make, growth):
     """Against explicit matrices, member by member and unit by unit."""
-    pruner = measured(aggregate=aggregate)
+    pruner = measured(aggregate=aggregate, formula=formula)
     layers = matrices(pruner)
     kernels = {
         name: pruner.net.model.get_submodule(name).weight[0, 0].numel()
@@ -665,7 +685,7 @@ def test_units_are_summed_over_their_layers(aggregate):
                             gone[:, start : start + kernel] = True
                     if not gone.any():
                         continue
-                    layer = curvature(weight, a, g)
+                    layer = make(weight, a, g)
                     expected += (
                         growth(layer, gone)
                         if aggregate == 'block'
@@ -676,7 +696,7 @@ def test_units_are_summed_over_their_layers(aggregate):
 
 
 def test_scores_grow_with_the_square_of_the_loss():
-    """Gradients do; the damping keeps its share."""
+    """Gradients do; the damping adds the same share."""
     small, large = measured(), measured(scale=1000.0)
     for a, b in zip(small.scores(), large.scores()):
         np.testing.assert_allclose(a * 1e6, b, rtol=1e-6)
@@ -685,54 +705,81 @@ def test_scores_grow_with_the_square_of_the_loss():
 @pytest.mark.parametrize(
     ('settings', 'same'),
     [
-        (dict(), dict(strength=0.1)),
+        (
+            dict(),
+            dict(aggregate='block', formula='OBD', strength=0.1),
+        ),
         (dict(damping='pi'), dict(damping='pi', strength=1e-3)),
     ],
 )
-def test_default_strengths_of_channels(settings, same):
+def test_default_settings_of_channels(settings, same):
     for a, b in zip(measured(**settings).scores(), measured(**same).scores()):
         np.testing.assert_array_equal(a, b)
 
 
-def test_default_strength_of_weights():
-    found = []
-    for strength in (None, 10.0):
-        torch.manual_seed(0)
-        x, c = torch.randn(20, 3).double(), torch.randn(20, 2).double()
-        criterion = observe(nn.Linear(3, 2).double(), x, c)
-        criterion.strength = strength
-        found.append(criterion.elements(['layer.weight'])['layer.weight'])
+def test_default_damping_of_weights():
+    torch.manual_seed(0)
+    x, c = torch.randn(20, 3).double(), torch.randn(20, 2).double()
+    criterion = observe(nn.Linear(3, 2).double(), x, c)
+    found = criterion.elements(['layer.weight'])['layer.weight']
     sums = criterion._sums['layer']
     a = sums.inputs.blocks[0][0] / 20
     g = sums.gradients.blocks[0][0] / 20
     layer = criterion._layers['layer']
     matrix = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
-    mean = float(torch.kron(g, a).trace()) / 8
-    assert criterion.mean_curvature == pytest.approx(mean)
-    expected = curvature(matrix, *damped(a, g, 10 * mean)).elements()[0]
-    close(found[0], expected[:, :3])
-    close(found[1], expected[:, :3])
+    alone = damage(matrix, a, g).elements()[0]
+    strength = 10 * relative(layer, alone[:, :3].mean())
+    expected = damage(matrix, *damped(a, g, strength)).elements()[0]
+    close(found, expected[:, :3])
 
 
 def test_rescaled_layers_score_alike():
     """A factor in one layer and its inverse in the next change nothing."""
     scores = []
-    for factor in (1.0, 3.0):
+    for factor in (1.0, 30.0):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)
         ).double()
         model[0].weight.data *= factor
         model[2].weight.data /= factor
-        criterion = KFAC(strength=1e-30)
+        criterion = KFAC()
         x = torch.randn(400, 4).double()
         with observing(criterion, model):
             cross_entropy(model(x), torch.arange(400) % 3).backward()
             criterion.end_batch()
-        criterion._sums['2'].gradients.blocks[0] += 1e-3 * torch.eye(3)
-        found = criterion.elements(['0.weight', '2.weight'])
-        scores.append(found['0.weight'])
-    close(scores[1], scores[0])
+        scores.append(criterion.elements(['0.weight', '2.weight']))
+    for name in scores[0]:
+        close(scores[1][name], scores[0][name])
+
+
+def test_weights_that_are_gone_count_in_no_mean():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)
+    ).double()
+    model[0].weight.data[:, 1:] = 0
+    criterion = KFAC()
+    x = torch.randn(400, 4).double()
+    with observing(criterion, model):
+        cross_entropy(model(x), torch.arange(400) % 3).backward()
+        criterion.end_batch()
+    layers, alone = {}, []
+    for name, sums in criterion._sums.items():
+        weight = model.get_parameter(f'{name}.weight').detach()
+        a, g = (
+            side.blocks[0][0] / 400 for side in (sums.inputs, sums.gradients)
+        )
+        layers[name] = weight, a, g
+        alone.append(damage(weight, a, g).elements()[weight[None] != 0])
+    mean = torch.cat(alone).mean()
+    assert [len(scores) for scores in alone] == [5, 15]
+    found = criterion.elements(['0.weight', '2.weight'])
+    for name, (weight, a, g) in layers.items():
+        there = SimpleNamespace(weight=weight[weight != 0])
+        factors = damped(a, g, 10 * relative(there, mean))
+        expected = damage(weight, *factors).elements()[0]
+        close(found[f'{name}.weight'], expected)
 
 
 def test_masked_units_are_as_good_as_gone():
@@ -848,11 +895,6 @@ def test_layers_that_cannot_be_measured_are_named():
 def test_impossible_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         KFAC(**settings)
-
-
-def test_blocks_of_channels_are_no_score_of_a_weight():
-    with pytest.raises(ValueError, match="'block' scores channels"):
-        KFAC('block').attach(nn.Linear(2, 2), UnitSpace([]))
 
 
 def test_curvature_that_cannot_be_inverted():

@@ -17,17 +17,14 @@ _channels = dict(
 _widths = dict(type='mmgfp.SearchHook', after_target='train', **_half)
 _fisher = dict(type='Fisher')
 _nap = dict(type='KFAC', batches=4)
-_pi = dict(_nap, damping='pi')  # absolute, of strength 1e-3
+_pi = dict(_nap, damping='pi', formula='OBS')  # absolute, of strength 1e-3
 _each = dict(
     fisher_acts=dict(interval=5, normalize_by='acts'),
-    nap_sum=dict(interval=12, criterion=_nap),
+    nap=dict(interval=12, criterion=_nap),
+    nap_acts=dict(interval=12, criterion=_nap, normalize_by='acts'),
     fisher=dict(interval=5),
-    nap_block=dict(interval=12, criterion=dict(_nap, aggregate='block')),
-    nap_block_obd=dict(
-        interval=12, criterion=dict(_nap, aggregate='block', formula='OBD')
-    ),
-    nap_pi_sum=dict(interval=12, criterion=_pi),
-    nap_pi_block=dict(interval=12, criterion=dict(_pi, aggregate='block')),
+    nap_pi_sum=dict(interval=12, criterion=dict(_pi, aggregate='sum')),
+    nap_pi_block=dict(interval=12, criterion=_pi),
 )
 _searches = dict(
     dcss=dict(search=dict(type='DCSS', order=_fisher), interval=15),

@@ -32,20 +32,16 @@ _channels = dict(
     normalize_by='none',
 )
 _nap = dict(type='KFAC', batches=16)
-_pi = dict(_nap, damping='pi')  # absolute, of strength 1e-3
+_pi = dict(_nap, damping='pi', formula='OBS')  # absolute, of strength 1e-3
 _each = dict(
     fisher=dict(interval=10),
     fisher_acts=dict(interval=10, normalize_by='acts'),
     taylor=dict(interval=10, criterion=dict(type='Taylor')),
     l1=dict(interval=10, criterion=dict(type='L1')),
-    nap_sum=dict(interval=39, criterion=_nap),
+    nap=dict(interval=39, criterion=_nap),
     nap_acts=dict(interval=39, criterion=_nap, normalize_by='acts'),
-    nap_block=dict(interval=39, criterion=dict(_nap, aggregate='block')),
-    nap_block_obd=dict(
-        interval=39, criterion=dict(_nap, aggregate='block', formula='OBD')
-    ),
-    nap_pi_sum=dict(interval=39, criterion=_pi),
-    nap_pi_block=dict(interval=39, criterion=dict(_pi, aggregate='block')),
+    nap_pi_sum=dict(interval=39, criterion=dict(_pi, aggregate='sum')),
+    nap_pi_block=dict(interval=39, criterion=_pi),
 )
 _widths = dict(
     type='mmgfp.SearchHook',
@@ -74,12 +70,13 @@ _weights = dict(
 _elements = dict(
     magnitude=dict(criterion=dict(type='Magnitude')),
     nap=dict(criterion=dict(_nap, batches=64)),
-    nap_weak=dict(criterion=dict(_nap, batches=64, strength=1)),
-    nap_obd=dict(criterion=dict(_nap, batches=64, formula='OBD')),
+    nap_obs=dict(
+        criterion=dict(_nap, batches=64, formula='OBS', strength=0.1)
+    ),
     nap_pi=dict(criterion=dict(_pi, batches=64)),
     nap_pi_compensate=dict(criterion=dict(_pi, batches=64), compensate=True),
     nap_pi_strong=dict(criterion=dict(_pi, batches=64, strength=0.01)),
-    nap_pi_obd=dict(criterion=dict(_pi, batches=64, formula='OBD')),
+    nap_pi_obd=dict(criterion=dict(_nap, batches=64, damping='pi')),
 )
 # name -> phase -> hook
 pruning = None

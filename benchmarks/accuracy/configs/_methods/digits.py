@@ -41,15 +41,8 @@ _channels = dict(
 _each = dict(
     fisher_acts=dict(interval=5),
     fisher=dict(_channels, interval=5),
-    nap_sum=dict(_channels, interval=24, criterion=_nap),
-    nap_block=dict(
-        _channels, interval=24, criterion=dict(_nap, aggregate='block')
-    ),
-    nap_block_obd=dict(
-        _channels,
-        interval=24,
-        criterion=dict(_nap, aggregate='block', formula='OBD'),
-    ),
+    nap=dict(_channels, interval=24, criterion=_nap),
+    nap_acts=dict(_channels, interval=24, criterion=_nap, normalize_by='acts'),
     fisher_flops=dict(interval=5),
     uniform=dict(),
     knapsack=dict(interval=24),
@@ -72,8 +65,8 @@ _weights = dict(
 for _name, _criterion in (
     ('magnitude', dict(type='Magnitude')),
     ('nap', _nap),
-    ('nap_weak', dict(_nap, strength=1)),
-    ('nap_pi', dict(_nap, damping='pi')),  # absolute, of strength 1e-3
+    # absolute, of strength 1e-3
+    ('nap_pi', dict(_nap, damping='pi', formula='OBS')),
 ):
     _hook = dict(_weights, criterion=_criterion)
     experiments[f'{_name}_density_0.2'] = dict(finetune=_hook)
