@@ -93,10 +93,10 @@ def gradient_rows(
         Tensor: (g, R, d) as in :func:`input_rows`; d is the number of outputs
         of a group, times the kernel if transposed.
     """
-    if not is_transposed(module):
+    if not isinstance(module, _ConvTransposeNd):
         return _rows(module, gradient, False)
-    space = len(module.kernel_size)
-    return _rows(module, gradient, True, source.shape[-space:])
+    positions = source.shape[-len(module.kernel_size) :]
+    return _rows(module, gradient, True, positions)
 
 
 def _rows(
