@@ -35,6 +35,7 @@ NAMES = {
     'l1': 'L1',
     'nap': 'NAP',
     'nap_acts': "NAP, normalize_by='acts'",
+    'nap_acts_compensate': "NAP, normalize_by='acts', compensate=True",
     'nap_pi_sum': "NAP, damping='pi', formula='OBS', aggregate='sum'",
     'nap_pi_block': "NAP, damping='pi', formula='OBS'",
     'uniform': 'uniform widths, L1',

@@ -22,6 +22,9 @@ _each = dict(
     fisher_acts=dict(interval=5, normalize_by='acts'),
     nap=dict(interval=12, criterion=_nap),
     nap_acts=dict(interval=12, criterion=_nap, normalize_by='acts'),
+    nap_acts_compensate=dict(
+        interval=12, criterion=_nap, normalize_by='acts', compensate=True
+    ),
     fisher=dict(interval=5),
     nap_pi_sum=dict(interval=12, criterion=dict(_pi, aggregate='sum')),
     nap_pi_block=dict(interval=12, criterion=_pi),

@@ -40,6 +40,9 @@ _each = dict(
     l1=dict(interval=10, criterion=dict(type='L1')),
     nap=dict(interval=39, criterion=_nap),
     nap_acts=dict(interval=39, criterion=_nap, normalize_by='acts'),
+    nap_acts_compensate=dict(
+        interval=39, criterion=_nap, normalize_by='acts', compensate=True
+    ),
     nap_pi_sum=dict(interval=39, criterion=dict(_pi, aggregate='sum')),
     nap_pi_block=dict(interval=39, criterion=_pi),
 )

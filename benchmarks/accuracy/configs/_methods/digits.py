@@ -43,6 +43,13 @@ _each = dict(
     fisher=dict(_channels, interval=5),
     nap=dict(_channels, interval=24, criterion=_nap),
     nap_acts=dict(_channels, interval=24, criterion=_nap, normalize_by='acts'),
+    nap_acts_compensate=dict(
+        _channels,
+        interval=24,
+        criterion=_nap,
+        normalize_by='acts',
+        compensate=True,
+    ),
     fisher_flops=dict(interval=5),
     uniform=dict(),
     knapsack=dict(interval=24),
