@@ -107,12 +107,14 @@ class KFAC(Calibrated):
         self,
         aggregate: Aggregate = 'block',
         batches: int = 64,
-        fisher: Labels | None = None,
+        fisher: Labels | Literal[True] | None = None,
         damping: Damping = 'relative',
         strength: float | None = None,
         limit: int = 8192,
         formula: Formula = 'OBD',
     ) -> None:
+        if fisher is True:  # MMEngine's reading of 'true' on a command line
+            fisher = 'true'
         for name, value, kinds in (
             ('aggregate', aggregate, get_args(Aggregate)),
             ('fisher', fisher, (*get_args(Labels), None)),
@@ -140,7 +142,7 @@ class KFAC(Calibrated):
         if damping == 'identity' and strength is not None:
             raise ValueError(
                 f"strength={strength!r} contradicts damping='identity', which "
-                "has none: leave it out, or use the damping 'mean' or 'pi'"
+                "has none: leave it out, or use the damping 'relative' or 'pi'"
             )
         self.aggregate, self.batches, self.fisher = aggregate, batches, fisher
         self.damping, self.strength, self.limit = damping, strength, limit

@@ -23,6 +23,7 @@ from .runner import (
     averaged_models,
     check_loaded,
     check_whole,
+    end_training,
     is_training,
     network_has_changed,
 )
@@ -155,7 +156,7 @@ class ChannelHook(ResumesExactly, ABC):
 
     def _stop_if_wanted(self, runner: Runner) -> None:
         if self.after_target == 'stop':
-            runner.train_loop.stop_training = True
+            end_training(runner)
 
     def _report(self, runner: Runner) -> None:
         """Write the page about the run if ``report`` is true."""

@@ -12,7 +12,12 @@ from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import (
+    BaseLoop,
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+)
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -357,6 +362,21 @@ def before_each_batch(runner: Runner, announce: Callable[[], None]) -> None:
     if isinstance(loop, IterBasedTrainLoop):
         loop.dataloader_iterator = _Announcing(
             loop.dataloader_iterator, announce
+        )
+
+
+def end_training(runner: Runner) -> None:
+    """End the training, which a loop by epochs does after the epoch."""
+    loop = runner.train_loop
+    loop.stop_training = True
+    if not isinstance(loop, EpochBasedTrainLoop):
+        return
+    batches = len(loop.dataloader)
+    # neither before the training nor in the last iteration of an epoch
+    if loop.iter % batches and (loop.iter + 1) % batches:
+        runner.logger.info(
+            'training ends after this epoch, which changes the weights '
+            'further; the saved files have those of now'
         )
 
 

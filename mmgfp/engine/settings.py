@@ -172,7 +172,7 @@ def read_criterion(
     found = _build('criterion', settings, CRITERIA, default)
     if compensate and not hasattr(found, 'compensated'):
         raise ValueError(
-            f'criterion={criterion!r} has no curvature, which compensate=True '
+            f'criterion={settings!r} has no curvature, which compensate=True '
             "needs; expected dict(type='KFAC'), or compensate=False"
         )
     return found
@@ -444,7 +444,8 @@ def check_ratio(name: str, value: Any, top: float = 0.0) -> None:
         and (0 < value < 1 or value == top > 0)
     )
     if not good:
+        also = f', or {top:g}' if top else ''
         raise ValueError(
             f'{name}={value!r} ({type(value).__name__}): '
-            'expected a ratio between 0 and 1, such as 0.5'
+            f'expected a ratio strictly between 0 and 1{also}, such as 0.5'
         )

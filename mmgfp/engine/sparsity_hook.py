@@ -34,6 +34,7 @@ from .runner import (
     before_each_batch,
     check_loaded,
     check_whole,
+    end_training,
     is_training,
     network_has_changed,
     on_main_process,
@@ -461,7 +462,7 @@ class SparsityHook(ResumesExactly):
         if config.is_file():
             runner.logger.info(f'to recover accuracy, train with {config}')
         if self.after_target == 'stop':
-            runner.train_loop.stop_training = True
+            end_training(runner)
 
     def after_train(self, runner: Runner) -> None:
         """Warn if the density was not reached."""

@@ -111,7 +111,7 @@ def test_layers_with_a_ratio_of_their_own(trained):
     [
         (('--target', 'flops'), "'flops': expected one of flops, params"),
         (('--target', 'latency=0.5'), 'expected one of flops, params'),
-        (('--target', 'flops=1.5'), 'expected a ratio between 0 and 1'),
+        (('--target', 'flops=1.5'), 'expected a ratio strictly between 0'),
         (('--target', 'flops=0.01'), 'cannot be reached'),
         (('--target', 'flops=0.5', '--criterion', 'Fisher'), 'needs training'),
         (('--target', 'flops=0.5', '--criterion', 'Randm'), "'Random'"),

@@ -897,6 +897,13 @@ def test_impossible_settings(settings, message):
         KFAC(**settings)
 
 
+def test_labels_from_a_command_line():
+    """MMEngine reads ``criterion.fisher=true`` as a bool."""
+    assert KFAC(fisher=True).fisher == 'true'
+    with pytest.raises(ValueError, match='fisher=False'):
+        KFAC(fisher=False)
+
+
 def test_curvature_that_cannot_be_inverted():
     rank_one = torch.ones(1, 3, 3).double()
     with pytest.raises(ValueError, match='curvature of fc is singular'):

@@ -164,6 +164,9 @@ def test_after_the_target(tmp_path, after_target):
     runner = train(tmp_path, hook=dict(after_target=after_target))
     assert_at_target(runner)
     assert runner.iter == (12 if after_target == 'stop' else 24)
+    (log,) = tmp_path.glob('*/*.log')
+    said = 'training ends after this epoch' in log.read_text()
+    assert said == (after_target == 'stop')
     # nothing of the hook is left to slow training down
     for module in runner.model.modules():
         assert not module._forward_pre_hooks

@@ -221,6 +221,8 @@ def test_it_stops_when_the_density_is_reached(tmp_path):
     runner = train(sparse_config(tmp_path, hook=dict(after_target='stop')))
     assert runner.iter == 0
     assert (tmp_path / f'{STEM}.pth').is_file()
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'training ends after this epoch' not in log.read_text()
 
 
 @CRITERIA.register_module(force=True)
