@@ -171,8 +171,9 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
             if valid:
                 loss.backward()
         used += int(criterion.end_batch(1.0, valid, true_on_all_ranks))
-        # the time of a pass is soon known, later it is of less interest
-        if time.time() - logged > (_PAUSE if logged > began else _PAUSE / 6):
+        # the time that a pass takes is shown soon
+        pause = _PAUSE if logged > began else _PAUSE / 6
+        if time.time() - logged > pause and index + 1 < number:
             logged = time.time()
             left = (logged - began) / (index + 1) * (number - index - 1)
             runner.logger.info(

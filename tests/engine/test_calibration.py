@@ -313,6 +313,19 @@ def test_images_with_several_labels(runner, labels, kind, nested):
     assert found == kind
 
 
+def test_progress(runner, monkeypatch, caplog):
+    monkeypatch.setattr(calibration, '_PAUSE', -1)
+    with caplog.at_level('INFO', runner.logger.name):
+        runner.logger.addHandler(caplog.handler)
+        calibrate(runner, KFAC(batches=3), UnitSpace([]))
+    lines = [text for text in caplog.messages if ' of 3 batches' in text]
+    assert [line.split(',')[0] for line in lines[:2]] == [
+        'calibration: 1 of 3 batches',
+        'calibration: 2 of 3 batches',
+    ]
+    assert lines[0].endswith(' left') and len(lines) == 3
+
+
 def test_batches_whose_loss_is_not_finite(runner, monkeypatch):
     real = calibration._empirical_loss
     factors = iter([float('nan'), 1.0, float('inf')])
