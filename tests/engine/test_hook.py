@@ -159,14 +159,23 @@ def test_the_users_model_stays_the_users_model(tmp_path):
         assert 'forward' not in vars(b), name
 
 
+@pytest.mark.parametrize(('interval', 'goes_on'), [(3, False), (5, True)])
+def test_training_goes_on_to_the_end_of_the_epoch(tmp_path, interval, goes_on):
+    """The target is reached after 12 or 10 iterations, of 4 in an epoch."""
+    hook = dict(interval=interval, after_target='stop')
+    runner = train(tmp_path, hook=hook, log_level='INFO')
+    assert runner.iter == 12
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    assert 'target reached' in text
+    assert ('training ends after this epoch' in text) == goes_on
+
+
 @pytest.mark.parametrize('after_target', ['stop', 'train'])
 def test_after_the_target(tmp_path, after_target):
     runner = train(tmp_path, hook=dict(after_target=after_target))
     assert_at_target(runner)
     assert runner.iter == (12 if after_target == 'stop' else 24)
-    (log,) = tmp_path.glob('*/*.log')
-    said = 'training ends after this epoch' in log.read_text()
-    assert said == (after_target == 'stop')
     # nothing of the hook is left to slow training down
     for module in runner.model.modules():
         assert not module._forward_pre_hooks

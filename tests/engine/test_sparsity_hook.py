@@ -218,11 +218,14 @@ def test_accumulated_iterations_are_one_step(tmp_path):
 
 
 def test_it_stops_when_the_density_is_reached(tmp_path):
-    runner = train(sparse_config(tmp_path, hook=dict(after_target='stop')))
+    hook = dict(after_target='stop')
+    runner = train(sparse_config(tmp_path, hook=hook, log_level='INFO'))
     assert runner.iter == 0
     assert (tmp_path / f'{STEM}.pth').is_file()
     (log,) = tmp_path.glob('*/*.log')
-    assert 'training ends after this epoch' not in log.read_text()
+    text = log.read_text()
+    assert 'step 1 of 1' in text
+    assert 'training ends after this epoch' not in text
 
 
 @CRITERIA.register_module(force=True)
