@@ -322,8 +322,9 @@ def _has_other_labels(data: Any) -> bool:
     Networks with several labels per image return scores of the same form.
     """
     samples = data.get('data_samples') if isinstance(data, Mapping) else None
-    # one sample may have the labels of all images
-    expected = len(data['inputs']) if samples and len(samples) == 1 else 1
+    expected = 1
+    if samples and len(samples) == 1:  # it may have the labels of all images
+        expected = len(data.get('inputs', samples))
     for sample in samples or ():
         label = getattr(sample, 'gt_label', None)
         label = getattr(label, 'label', label)  # of MMClassification
