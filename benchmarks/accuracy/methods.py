@@ -39,6 +39,8 @@ from experiment import (  # noqa: E402
 from precision import precision  # noqa: E402
 from results import read_results  # noqa: E402
 
+from mmgfp.commands.errors import errors_in_one_line  # noqa: E402
+from mmgfp.commands.options import add_debug_option  # noqa: E402
 from mmgfp.engine.progress import duration  # noqa: E402
 from mmgfp.libraries.models import build_model  # noqa: E402
 from mmgfp.utils.atomic import complete  # noqa: E402
@@ -94,6 +96,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/methods'),
         help='folder of networks and logs (work_dirs/methods)',
     )
+    add_debug_option(parser)
     return parser.parse_args(argv)
 
 
@@ -106,6 +109,12 @@ def add_list(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    with errors_in_one_line(args.debug):
+        run_all(args)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run the experiments that have no line in the results yet."""
     args.lr = None
     args.config = LISTS / f'{args.list}.py'
     file = args.out / f'{args.list}.jsonl'

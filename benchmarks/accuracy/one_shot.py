@@ -31,6 +31,8 @@ from experiment import make_runner, read_config  # noqa: E402
 from methods import LISTS, add_list, start  # noqa: E402
 
 from mmgfp import Prunable, Pruner  # noqa: E402
+from mmgfp.commands.errors import errors_in_one_line  # noqa: E402
+from mmgfp.commands.options import add_debug_option  # noqa: E402
 from mmgfp.criteria.base import Calibrated, Criterion  # noqa: E402
 from mmgfp.criteria.kfac import KFAC, Formula  # noqa: E402
 from mmgfp.criteria.magnitude import L1  # noqa: E402
@@ -94,11 +96,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--batches', type=int, default=32, help='of the calibration pass (32)'
     )
+    add_debug_option(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    with errors_in_one_line(args.debug):
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Print the accuracy without channels, then without weights."""
     args.config, args.lr, args.seed = LISTS / f'{args.list}.py', None, 0
     config = read_config(args)
     config.pop('experiments')

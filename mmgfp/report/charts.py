@@ -161,7 +161,9 @@ def draw_scores(scores: Scores, path: str | os.PathLike) -> None:
         if scores.normalize_by == 'none'
         else f'divided by the {scores.normalize_by} that one unit saved'
     )
-    axes.set_xlabel(f'score of the criterion, {divided}')
+    axes.set_xlabel(
+        f'score of {scores.criterion or "the criterion"}, {divided}'
+    )
     figure.legend(loc='outside upper left', ncols=3, frameon=False)
     _tidy(axes)
     save_figure(figure, path)

@@ -66,7 +66,6 @@ class Pruner:
         self.criterion: Criterion = criterion or Fisher()
         self.normalize_by = normalize_by
         self.limits = Limits(net, floor or Floor(), isomorphic, ratios or {})
-        net.history = replace(net.history, normalize_by=normalize_by)
         net.masks.followers.append(self.criterion.cut)
         self.attach()
 
@@ -151,7 +150,12 @@ class Pruner:
         among, removals = self._choose(scores, compared, done, progress)
         chosen = [units[u] for units, u in zip(there, among)]
         numbers = net.units.numbers
-        net.history = net.history.after(
+        history = replace(
+            net.history,
+            criterion=type(self.criterion).__name__,
+            normalize_by=self.normalize_by,
+        )
+        net.history = history.after(
             [n[units] for n, units in zip(numbers, there)],
             scores,
             saving,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -140,7 +141,12 @@ def cut_to_widths(
     ]
     chosen = best_units(net.units, widths, np.concatenate(scores))
     numbers = net.units.numbers
-    net.history = net.history.after(
+    history = replace(
+        net.history,
+        criterion=type(search.criterion).__name__,
+        normalize_by='none',
+    )
+    net.history = history.after(
         numbers,
         scores,
         np.ones(len(numbers)),

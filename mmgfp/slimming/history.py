@@ -85,12 +85,15 @@ class Scores:
         step (int): Number of the last step, from 1. Continues when a slim
             network is pruned further.
         iteration (int): Training iterations until that step; 0 if not known.
+        criterion (str): Class name of the criterion of the last step; empty
+            if not known.
     """
 
     normalize_by: str
     groups: Mapping[str, GroupScores]
     step: int = 0
     iteration: int = 0
+    criterion: str = ''
 
     def last_step(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the units of a group that the last step compared.
@@ -109,7 +112,7 @@ class Scores:
     def after(
         self,
         units: Sequence[np.ndarray],
-        fisher: Sequence[np.ndarray],
+        scores: Sequence[np.ndarray],
         saving: np.ndarray,
         chosen: Sequence[np.ndarray],
         compared: np.ndarray,
@@ -120,7 +123,7 @@ class Scores:
         Args:
             units (Sequence[np.ndarray]): Per group (k,) the units that were
                 not masked before the step.
-            fisher (Sequence[np.ndarray]): Per group (k,) their scores.
+            scores (Sequence[np.ndarray]): Per group (k,) their scores.
             saving (np.ndarray): (G,) the cost that one unit of each group
                 saved when the step began.
             chosen (Sequence[np.ndarray]): Per group the chosen units.
@@ -134,17 +137,18 @@ class Scores:
             if not compared[g]:
                 groups[name] = replace(group, left_out=True)
                 continue
-            scores, removed = group.scores.copy(), group.removed.copy()
-            scores[units[g]] = np.inf
+            last, removed = group.scores.copy(), group.removed.copy()
+            last[units[g]] = np.inf
             if saving[g] > 0:
-                scores[units[g]] = fisher[g] / saving[g]
+                last[units[g]] = scores[g] / saving[g]
             removed[chosen[g]] = step
-            groups[name] = GroupScores(group.layers, scores, removed)
+            groups[name] = GroupScores(group.layers, last, removed)
         return replace(self, groups=groups, step=step, iteration=iteration)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain types; None stands for infinite scores."""
         return {
+            **({'criterion': self.criterion} if self.criterion else {}),
             'normalize_by': self.normalize_by,
             'step': self.step,
             'iteration': self.iteration,
@@ -194,6 +198,7 @@ class Scores:
             groups,
             natural(data['step']),
             natural(data['iteration']),
+            text(data.get('criterion', '')),
         )
 
 

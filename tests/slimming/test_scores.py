@@ -12,7 +12,13 @@ from pruning import pruner_of, sums
 
 from mmgfp import Pruner, find_groups
 from mmgfp.cost.model import record_calls
+from mmgfp.criteria.magnitude import L1
 from mmgfp.report.charts import draw_scores
+from mmgfp.search.budget import Budget
+from mmgfp.search.limits import Floor
+from mmgfp.search.prunable import Prunable
+from mmgfp.search.search import cut_to_widths
+from mmgfp.search.uniform import Uniform
 from mmgfp.slimming.history import STAYS, Scores, no_scores
 from mmgfp.slimming.structure import Axis, Structure
 
@@ -224,6 +230,49 @@ def test_a_structure_that_tells_no_scores():
         assert group.order()[: earlier.sum()].tolist() == (
             np.flatnonzero(earlier).tolist()
         )
+
+
+def test_which_criterion_made_the_scores():
+    torch.manual_seed(0)
+    model = InvertedResidual()
+    groups = find_groups(model, run, images=2)
+    calls = record_calls(model, lambda: run(model))
+    pruner = pruner_of(model, groups, calls, 'acts', cut_to=1)
+    run(model)[0].square().sum().backward()
+    pruner.criterion.end_batch()
+    pruner.prune(lambda n: n == 3)
+    pruner.detach()
+    plain = json.loads(json.dumps(pruner.net.structure().to_dict()))
+    assert plain['scores']['criterion'] == 'Fisher'
+    assert plain['scores']['normalize_by'] == 'acts'
+    first = Structure.from_dict(plain)
+    net = Prunable(
+        *(model, groups, calls, first),
+        cut_to=1,
+    )
+    # what was loaded stays the record until a step is made
+    assert net.structure().to_dict()['scores'] == plain['scores']
+    search = Uniform(order=L1())
+    search.criterion.attach(model, net.units)
+    scores = net.units.split(
+        search.criterion.scores(~np.concatenate(net.masked))
+    )
+    budget = Budget('flops', 0.5, Floor())
+    search.start(net, budget, scores)
+    cut_to_widths(net, search, budget, scores)
+    found = net.structure().scores
+    # a search compares scores as they are
+    assert (found.criterion, found.normalize_by) == ('L1', 'none')
+    assert found.step == 2
+
+
+def test_an_older_file_does_not_name_the_criterion():
+    plain = structure().to_dict()
+    assert 'criterion' not in plain['scores']
+    assert Structure.from_dict(plain).scores.criterion == ''
+    plain['scores']['criterion'] = 1
+    with pytest.raises(ValueError, match='damaged'):
+        Structure.from_dict(plain)
 
 
 def make_pruner(model, groups, normalize_by, cut_to, structure=None):
