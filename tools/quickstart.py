@@ -47,6 +47,7 @@ USUAL = {
     'finetune': 95,
     'test': 74,
     'measure': 36,
+    'report': 13,
 }
 COSTS = ('flops', 'params', 'acts')
 # columns of times, where they were measured
@@ -243,6 +244,12 @@ def measure_stage(paths: Paths) -> Stage:
         (script,),
         paths.folder / 'measure.json',
     )
+
+
+def report_stage(paths: Paths) -> Stage:
+    page = paths.folder / 'report.html'
+    command = ('tools/report.py', str(paths.folder / 'prune'))
+    return Stage('report', ((*command, '--out', str(page)),), (), page)
 
 
 # -- running it ------------------------------------------------------------
@@ -712,14 +719,14 @@ def channels_chart(channels: Sequence[Sequence[Any]]) -> Table:
     return table
 
 
-def report(paths: Paths, summary: Mapping[str, Any], out: Console) -> None:
+def show(paths: Paths, summary: Mapping[str, Any], out: Console) -> None:
     """Write the files of the results and show them."""
     _write_json(paths.folder / 'summary.json', summary)
     _copy(
         paths.folder / 'prune' / f'{RATIO}.png', paths.folder / 'channels.png'
     )
     top = paths.folder.parent
-    for name in ('summary.json', 'channels.png'):
+    for name in ('summary.json', 'channels.png', 'report.html'):
         _copy(paths.folder / name, top / name)
 
     out.print()
@@ -729,11 +736,11 @@ def report(paths: Paths, summary: Mapping[str, Any], out: Console) -> None:
     out.print()
     out.print(results_table(summary, f'{paths.detector} on digit scenes'))
     out.print(
-        f'All stages took {_clock(summary["seconds"])} minutes. Of this run '
-        f'are {_short(top / "summary.json")} and '
-        f'{_short(top / "channels.png")}; both are also, with all logs and '
-        f'checkpoints, in {_short(paths.folder)}. One page about it: '
-        f'mmgfp report {_short(paths.folder / "prune")}',
+        f'All stages took {_clock(summary["seconds"])} minutes. Open '
+        f'{_short(top / "report.html")}: one page with figures and '
+        f'predictions. {_short(top / "summary.json")} and '
+        f'{_short(top / "channels.png")} are of the same run; all are also, '
+        f'with logs and checkpoints, in {_short(paths.folder)}.',
         highlight=False,
         soft_wrap=True,
     )
@@ -763,7 +770,8 @@ def run_stages(paths: Paths, console: Console) -> None:
     )
     run.run(test_stage(paths))
     run.run(measure_stage(paths))
-    report(paths, summarize(paths, run.seconds), console)
+    run.run(report_stage(paths))
+    show(paths, summarize(paths, run.seconds), console)
 
 
 def main() -> int:
