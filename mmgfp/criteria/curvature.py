@@ -66,13 +66,30 @@ class Factor:
         given = rows.shape[2]
         for start, block in zip(self.starts, self.blocks):
             part = rows[:, :, start : min(start + block.shape[1], given)]
-            n = part.shape[2]
-            block[:, :n, :n] += part.transpose(1, 2) @ part
-            if n < block.shape[1]:  # the block includes the bias
-                sums = part.sum(1)
-                block[:, n, :n] += sums
-                block[:, :n, n] += sums
-                block[:, n, n] += rows.shape[1]
+            products = part.transpose(1, 2) @ part
+            _add(block, products, part.sum(1), rows.shape[1])
+
+    def add_products(self, products: Tensor, sums: Tensor, count: int) -> None:
+        """Add sums over rows to a factor that is a single block.
+
+        Args:
+            products (Tensor): (g, d, d) sum of the outer products of rows.
+            sums (Tensor): (g, d) sum of the rows.
+            count (int): Number of rows of each group.
+        """
+        (block,) = self.blocks
+        _add(block, products, sums, count)
+
+    def reordered(self, order: np.ndarray) -> Factor:
+        """Returns a factor of a single block with positions in an order.
+
+        Args:
+            order (np.ndarray): (d,) positions; the 1 of the bias stays last.
+        """
+        (block,) = self.blocks
+        rest = np.arange(len(order), block.shape[1])
+        index = torch.from_numpy(np.append(order, rest)).to(block.device)
+        return Factor(self.starts, [block[:, index][:, :, index]])
 
     def kept(self, positions: np.ndarray, groups: np.ndarray) -> Factor:
         """Returns the factor without some positions and groups.
@@ -96,6 +113,15 @@ class Factor:
     def scaled(self, by: float | Tensor) -> Factor:
         """Returns the factor multiplied by a scalar."""
         return Factor(self.starts, [block * by for block in self.blocks])
+
+
+def _add(block: Tensor, products: Tensor, sums: Tensor, count: int) -> None:
+    n = products.shape[1]
+    block[:, :n, :n] += products
+    if n < block.shape[1]:  # the block includes the bias
+        block[:, n, :n] += sums
+        block[:, :n, n] += sums
+        block[:, n, n] += count
 
 
 @dataclass

@@ -18,7 +18,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from .layer_rows import (
     is_transposed,
 )
 from .layer_taps import LayerTaps
+from .patch_products import channel_order, has_products, patch_products
 
 Aggregate = Literal['sum', 'block']
 Formula = Literal['OBS', 'OBD']
@@ -237,9 +238,14 @@ class KFAC(Calibrated):
         if name not in self._batch:
             self._batch[name] = self._empty(module)
         sums = self._batch[name]
-        for rows in input_rows(module, source):
-            sums.inputs.add(rows)
-            sums.rows += rows.shape[1]
+        if _by_products(module, sums):
+            for products, total, count in patch_products(module, source):
+                sums.inputs.add_products(products, total, count)
+                sums.rows += count
+        else:
+            for rows in input_rows(module, source):
+                sums.inputs.add(rows)
+                sums.rows += rows.shape[1]
         for rows in gradient_rows(module, gradient, source):
             sums.gradients.add(rows)
 
@@ -476,10 +482,17 @@ class KFAC(Calibrated):
             return None
         matrix = LayerMatrix(self._layers[name], masked)
         inputs, gradients = matrix.kept(
-            sums.inputs.scaled(1 / self._counts[0].item()),
+            self._inputs(name).scaled(1 / self._counts[0].item()),
             sums.gradients.scaled(1 / sums.rows),
         )
         return matrix, inputs, gradients
+
+    def _inputs(self, name: str) -> Factor:
+        """Returns a layer's sum over inputs, in the order of its weight."""
+        module, sums = self._layers[name], self._sums[name]
+        if _by_products(module, sums):
+            return sums.inputs.reordered(channel_order(module))
+        return sums.inputs
 
     def _curvature(
         self, name: str, levels: Mapping[str, float], masked: Masked
@@ -518,6 +531,11 @@ class KFAC(Calibrated):
         """See :meth:`Criterion.cut`."""
         self._units = units
         self._forget()
+
+
+def _by_products(module: nn.Module, sums: _Sums) -> TypeGuard[nn.Conv2d]:
+    """Returns whether the input factor is summed without patches."""
+    return len(sums.inputs.blocks) == 1 and has_products(module)
 
 
 def _weight_and_form(module: nn.Module) -> tuple:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 # Elements of a block of rows: 64 MB in single precision.
-_BLOCK = 1 << 24
+BLOCK = 1 << 24
 
 
 def is_matrix_layer(module: nn.Module) -> bool:
@@ -105,14 +105,13 @@ def _rows(
     cut: bool,
     positions: Sequence[int] = (),
 ) -> Iterator[Tensor]:
-    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     if not isinstance(module, _ConvNd):
+        tensor = _in_float(tensor)
         rows = tensor.reshape(1, -1, tensor.shape[-1])
-        yield from rows.split(max(1, _BLOCK // tensor.shape[-1]), 1)
+        yield from rows.split(max(1, BLOCK // tensor.shape[-1]), 1)
         return
     space = len(module.kernel_size)
-    if tensor.dim() == space + 1:  # a single image
-        tensor = tensor[None]
+    tensor = float_images(module, tensor)
     if cut:
         tensor = _patches(module, tensor)
         for axis, count in enumerate(positions, 2):
@@ -123,11 +122,29 @@ def _rows(
     if cut:
         tensor = tensor.movedim(-1, 2 + space)
     elements = tensor[:, 0].numel()
-    for images in tensor.split(max(1, _BLOCK // elements), 1):
+    for images in tensor.split(max(1, BLOCK // elements), 1):
         # a single image may be too large, so its first axis is divided
-        lines = max(1, images.shape[2] * _BLOCK // images.numel())
+        lines = max(1, images.shape[2] * BLOCK // images.numel())
         for block in images.split(lines, 2):
             yield block.flatten(1, 1 + space).flatten(2)
+
+
+def float_images(module: _ConvNd, tensor: Tensor) -> Tensor:
+    """Returns the input or result of a convolution as a batch.
+
+    Args:
+        module (_ConvNd): The convolution.
+        tensor (Tensor): (N, C, ...), or (C, ...) of a single image.
+
+    Returns:
+        Tensor: (N, C, ...) in single precision, or in double if given so.
+    """
+    single = tensor.dim() == len(module.kernel_size) + 1
+    return _in_float(tensor[None] if single else tensor)
+
+
+def _in_float(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _patches(module: _ConvNd, tensor: Tensor) -> Tensor:

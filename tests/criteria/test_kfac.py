@@ -263,7 +263,7 @@ def test_factors_are_sums_over_all_rows(name):
     sums = criterion._sums['layer']
     inputs, gradients, rows = explicit(layer, x, coefficients)
     assert float(sums.rows) == rows
-    close(sums.inputs.blocks[0], inputs)
+    close(criterion._inputs('layer').blocks[0], inputs)
     close(sums.gradients.blocks[0], gradients)
 
 
@@ -279,7 +279,7 @@ def test_results_that_are_changed_in_place(name):
     inputs, gradients, rows = explicit(layer, x, active.detach())
     sums = criterion._sums['0']
     assert float(sums.rows) == rows
-    close(sums.inputs.blocks[0], inputs)
+    close(criterion._inputs('0').blocks[0], inputs)
     close(sums.gradients.blocks[0], gradients)
 
 
@@ -357,7 +357,7 @@ def test_rows_come_in_blocks(monkeypatch):
     x = torch.randn(shape).double()
     whole = list(layer_rows.input_rows(layer, x))
     for block in (1, 100, 300):
-        monkeypatch.setattr(layer_rows, '_BLOCK', block)
+        monkeypatch.setattr(layer_rows, 'BLOCK', block)
         parts = list(layer_rows.input_rows(layer, x))
         assert len(parts) > len(whole) == 1
         assert torch.equal(torch.cat(parts, 1), whole[0])
@@ -455,7 +455,8 @@ def test_factors_of_backpack():
     for name, sums in criterion._sums.items():
         gradients, inputs = model.get_submodule(name).weight.kflr
         counted = len(images) * classes
-        close(sums.inputs.blocks[0][0][:-1, :-1] / counted, inputs)
+        found = criterion._inputs(name).blocks[0][0]
+        close(found[:-1, :-1] / counted, inputs)
         if float(sums.rows) == counted:
             close(sums.gradients.blocks[0][0] / len(images), gradients)
             checked += 1
@@ -484,7 +485,7 @@ def test_calls_of_a_shared_layer_add_up():
         criterion.end_batch()
     found = criterion._sums['layer']
     one, other = explicit(layer, x, cx), explicit(layer, y, cy)
-    close(found.inputs.blocks[0], one[0] + other[0])
+    close(criterion._inputs('layer').blocks[0], one[0] + other[0])
     close(found.gradients.blocks[0], one[1] + other[1])
     assert float(found.rows) == 4 + 20
 
@@ -605,6 +606,7 @@ def matrices(pruner: Pruner):
     model = pruner.net.model
     for name, sums in pruner.criterion._sums.items():
         layer = model.get_submodule(name)
+        inputs = pruner.criterion._inputs(name).blocks[0]
         groups = getattr(layer, 'groups', 1)
         weight = layer.weight.detach().reshape(len(layer.weight), -1)
         weight = torch.cat([weight, layer.bias.detach()[:, None]], 1)
@@ -612,7 +614,7 @@ def matrices(pruner: Pruner):
         found[name] = [
             (
                 weight[k * per : (k + 1) * per],
-                sums.inputs.blocks[0][k] / 4,
+                inputs[k] / 4,
                 sums.gradients.blocks[0][k] / float(sums.rows),
             )
             for k in range(groups)

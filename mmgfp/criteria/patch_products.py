@@ -1,0 +1,171 @@
+"""Sums of products of a convolution's patches, without making the patches.
+
+The patches of neighbouring positions overlap: the products of two kernel
+elements depend on the offset between them, except at the border. A 3x3 kernel
+has 81 pairs of elements and, as products are symmetric, 13 offsets. The sum
+for a pair is that of its offset over the whole image, less the products at the
+border that are in no patch at this element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from .layer_rows import BLOCK, float_images
+
+
+def has_products(module: nn.Module) -> bool:
+    """Returns whether :func:`patch_products` supports a layer.
+
+    It is a convolution of images with at least one kernel side of 3 and none
+    of another size than 1 and 3, whose result has the size of its input.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and 3 in module.kernel_size
+        and {1, 3} >= set(module.kernel_size)
+        and set(module.stride) == {1}
+        and module.padding_mode == 'zeros'
+        and list(module._reversed_padding_repeated_twice)
+        == [
+            dilation * (size // 2)
+            for size, dilation in zip(
+                module.kernel_size[::-1], module.dilation[::-1]
+            )
+            for _ in range(2)
+        ]
+    )
+
+
+def patch_products(
+    module: nn.Conv2d, source: Tensor
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yields sums over rows, as those of :func:`layer_rows.input_rows`.
+
+    The elements of these rows are ordered by kernel element, then by channel:
+    only so the sums are written in pieces that lie together in memory.
+
+    Args:
+        module (nn.Conv2d): A convolution with :func:`has_products`.
+        source (Tensor): Its input.
+
+    Yields:
+        tuple[Tensor, Tensor, int]: For g groups of the convolution (g, d, d)
+        the sum of outer products of the rows and (g, d) their sum, for d
+        inputs of a group times the kernel, and the number of rows. Images are
+        taken in parts.
+    """
+    images = float_images(module, source)
+    for part in images.split(max(1, BLOCK // images[0].numel())):
+        parts = part.transpose(0, 1).unflatten(0, (module.groups, -1))
+        products, sums = _of_images(module, parts)
+        yield products, sums, len(part) * part[0, 0].numel()
+
+
+def channel_order(module: nn.Conv2d) -> np.ndarray:
+    """Returns the positions, (d,), of elements ordered by channel."""
+    count = module.kernel_size[0] * module.kernel_size[1]
+    channels = module.in_channels // module.groups
+    return np.arange(count * channels).reshape(count, channels).T.ravel()
+
+
+def _of_images(module: nn.Conv2d, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the sums for images (g, c, N, height, width)."""
+    groups, channels, _, height, width = images.shape
+    (far_y, far_x) = (
+        dilation * (size // 2)
+        for size, dilation in zip(module.kernel_size, module.dilation)
+    )
+    # with zeros between rows and images an offset is a shift in memory
+    padded = pad(images, (0, 2 * far_x, 0, 2 * far_y))
+    pitch = width + 2 * far_x
+    # What no patch has at a kernel element: for that above the centre the
+    # last rows, for that below it the first, which are in no patch there.
+    rows = {
+        -1: padded[..., max(0, height - far_y) : height, :],
+        1: padded[..., :far_y, :],
+    }
+    columns = {
+        side: part.transpose(3, 4)
+        for side, part in (
+            (-1, padded[..., max(0, width - far_x) : width]),
+            (1, padded[..., :far_x]),
+        )
+    }
+    corners = {
+        (y, x): (
+            rows[y][..., :far_x]
+            if x > 0
+            else rows[y][..., max(0, width - far_x) : width]
+        )
+        for y, x in product((-1, 1), repeat=2)
+    }
+
+    @cache
+    def at_rows(side: int, offset: int) -> Tensor:
+        return _products(rows[side], offset * far_x)
+
+    @cache
+    def at_columns(side: int, offset: int) -> Tensor:
+        return _products(columns[side], offset * far_y)
+
+    @cache
+    def at_corner(y: int, x: int) -> Tensor:
+        return _products(corners[y, x], 0)
+
+    @cache
+    def anywhere(y: int, x: int) -> Tensor:
+        return _products(padded, y * far_y * pitch + x * far_x)
+
+    # kernel elements as steps from the centre
+    steps = [
+        (y, x)
+        for y in ((-1, 0, 1) if module.kernel_size[0] == 3 else (0,))
+        for x in ((-1, 0, 1) if module.kernel_size[1] == 3 else (0,))
+    ]
+    count = len(steps)
+    found = images.new_empty(groups, count, channels, count, channels)
+    sums = images.new_empty(groups, count, channels)
+    for j, (y, x) in enumerate(steps):
+        total = _sum(padded)
+        if y:
+            total = total - _sum(rows[y])
+        if x:
+            total = total - _sum(columns[x])
+        if y and x:
+            total = total + _sum(corners[y, x])
+        sums[:, j] = total
+        for i, (top, left) in enumerate(steps[: j + 1]):
+            value = anywhere(y - top, x - left)
+            same_row, same_column = y == top != 0, x == left != 0
+            if same_row:
+                value = value - at_rows(y, x - left)
+            if same_column:
+                value = value - at_columns(x, y - top)
+            if same_row and same_column:
+                value = value + at_corner(y, x)
+            found[:, i, :, j] = value
+            if i != j:
+                found[:, j, :, i] = value.transpose(1, 2)
+    size = channels * count
+    return found.view(groups, size, size), sums.view(groups, size)
+
+
+def _products(images: Tensor, shift: int) -> Tensor:
+    """Returns the sum of ``x[q] x[q + shift]^T`` over positions, (g, c, c)."""
+    flat = images.flatten(2)
+    if shift < 0:
+        return _products(images, -shift).transpose(1, 2)
+    length = max(0, flat.shape[2] - shift)
+    first, second = flat[..., :length], flat[..., shift : shift + length]
+    return first @ second.transpose(1, 2)
+
+
+def _sum(images: Tensor) -> Tensor:
+    return images.sum((2, 3, 4))
