@@ -150,12 +150,9 @@ class Pruner:
         among, removals = self._choose(scores, compared, done, progress)
         chosen = [units[u] for units, u in zip(there, among)]
         numbers = net.units.numbers
-        history = replace(
-            net.history,
-            criterion=type(self.criterion).__name__,
-            normalize_by=self.normalize_by,
-        )
-        net.history = history.after(
+        name, by = type(self.criterion).__name__, self.normalize_by
+        known = replace(net.history, criterion=name, normalize_by=by)
+        net.history = known.after(
             [n[units] for n, units in zip(numbers, there)],
             scores,
             saving,
