@@ -180,6 +180,7 @@ def in_steps(
     """Test the network after steps without training between them."""
     model = runner.model
     criterion = KFAC(batches=batches)
+    criterion.compensates = compensate
     names = weight_names(model)
     for step in range(1, steps + 1):
         calibrate(runner, criterion, UnitSpace([]))
@@ -196,6 +197,7 @@ def compare_weights(
     """Print the accuracy at each density, for each score."""
     model = runner.model
     criterion = KFAC(batches=batches)
+    criterion.compensates = True  # whole factors, for 'OBS', too
     calibrate(runner, criterion, UnitSpace([]))
     names = weight_names(model)
     weights = {name: model.get_parameter(name).detach() for name in names}

@@ -137,7 +137,14 @@ class ElementCriterion(Criterion, Protocol):
 
 
 class Compensating(ElementCriterion, Protocol):
-    """Criteria that can change kept weights to compensate for pruned ones."""
+    """Criteria that can change kept weights to compensate for pruned ones.
+
+    Attributes:
+        compensates (bool): Whether :meth:`compensated` is to be called, set
+            before the criterion observes the network.
+    """
+
+    compensates: bool
 
     def compensated(self, pruned: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns new weights and biases after some weights are pruned.

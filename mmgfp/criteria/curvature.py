@@ -115,6 +115,52 @@ class Factor:
         return Factor(self.starts, [block * by for block in self.blocks])
 
 
+@dataclass
+class Diagonal:
+    """Sum of the squares of the rows of a layer: the diagonal of a factor.
+
+    Attributes:
+        values (Tensor): (g, n), for g groups.
+    """
+
+    values: Tensor
+
+    @classmethod
+    def zeros(cls, groups: int, size: int, like: Tensor) -> Diagonal:
+        """Returns an empty sum; see :meth:`Factor.zeros`."""
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return cls(like.new_zeros(groups, size, dtype=dtype))
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        """Returns all sums, to be changed in place."""
+        return [self.values]
+
+    def add(self, squares: Tensor, count: int) -> None:
+        """Add the squares of rows.
+
+        Args:
+            squares (Tensor): (g, d) their sum; d is one less than n if the
+                layer has a bias, whose 1 is appended.
+            count (int): Number of rows of each group.
+        """
+        given = squares.shape[1]
+        self.values[:, :given] += squares
+        self.values[:, given:] += count
+
+    def kept(self, positions: np.ndarray, groups: np.ndarray) -> Diagonal:
+        """Returns the diagonal at some positions; see :meth:`Factor.kept`."""
+        places = (
+            torch.from_numpy(np.flatnonzero(k)) for k in (groups, positions)
+        )
+        first, second = (place.to(self.values.device) for place in places)
+        return Diagonal(self.values[first][:, second])
+
+    def scaled(self, by: float | Tensor) -> Diagonal:
+        """Returns the diagonal multiplied by a scalar."""
+        return Diagonal(self.values * by)
+
+
 def _add(block: Tensor, products: Tensor, sums: Tensor, count: int) -> None:
     n = products.shape[1]
     block[:, :n, :n] += products
@@ -134,21 +180,18 @@ class Side:
     Brain Damage).
 
     Attributes:
-        starts (Sequence[int]): First index of each block.
+        of_each (Tensor): (g, n) curvature of each position alone.
+        starts (Sequence[int]): First index of each block. Defaults to (): of
+            a :class:`Diagonal`, only ``of_each`` is known.
         blocks (Sequence[Tensor]): (g, n, n) each, with damping.
         inverses (Sequence[Tensor], optional): (g, n, n) inverse of each
             block.
     """
 
-    starts: Sequence[int]
-    blocks: Sequence[Tensor]
+    of_each: Tensor
+    starts: Sequence[int] = ()
+    blocks: Sequence[Tensor] = ()
     inverses: Sequence[Tensor] | None = None
-
-    def of_each(self) -> Tensor:
-        """Returns the curvature of each position alone, (g, n)."""
-        if self.inverses is None:
-            return _diagonal(self.blocks)
-        return 1 / _diagonal(self.inverses)
 
     def of_sets(self, index: Tensor) -> Tensor:
         """Returns the curvature of sets of positions of a single group.
@@ -240,10 +283,8 @@ class Curvature:
         ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` where rows are outputs; without
         inverses ``w^2 G_ii A_jj / 2``.
         """
-        rows, columns = self.rows.of_each(), self.columns.of_each()
-        return (
-            self.weight.square() * rows[:, :, None] * columns[:, None, :] / 2
-        )
+        rows = self.rows.of_each[:, :, None]
+        return self.weight.square() * rows * self.columns.of_each[:, None] / 2
 
     def of_row_blocks(self, index: Tensor) -> Tensor:
         """Returns scores of cutting blocks of rows, (m,), of a single group.
@@ -285,8 +326,8 @@ def _of_blocks(
 
 def sides(
     name: str,
-    inputs: Factor,
-    gradients: Factor,
+    inputs: Factor | Diagonal,
+    gradients: Factor | Diagonal,
     positions: float,
     batches: float,
     damping: Literal['pi', 'identity'],
@@ -302,8 +343,8 @@ def sides(
 
     Args:
         name (str): Name of the layer, for errors.
-        inputs (Factor): A.
-        gradients (Factor): G.
+        inputs (Factor | Diagonal): A.
+        gradients (Factor | Diagonal): G.
         positions (float): Rows per image.
         batches (float): Number of summed batches.
         damping (str): 'pi' or 'identity'.
@@ -318,11 +359,7 @@ def sides(
         ValueError: If a factor is not finite or cannot be inverted.
     """
     require_finite(name, inputs, gradients)
-    factors = [
-        [block.to(torch.float64, copy=True) for block in side.blocks]
-        for side in (inputs, gradients)
-    ]
-    means = [_diagonal(side).mean(1) for side in factors]
+    means = [undamped(side).of_each.mean(1) for side in (inputs, gradients)]
     if damping == 'identity':
         extra = torch.full_like(means[0], 2 / batches)
         pads = [extra * positions**2, extra / positions**2]
@@ -332,12 +369,20 @@ def sides(
         ratio = (least[0] / least[1]).sqrt()
         pads = [ratio * strength**0.5, strength**0.5 / ratio]
     return (
-        _side(name, inputs.starts, factors[0], pads[0], inverted),
-        _side(name, gradients.starts, factors[1], pads[1], inverted),
+        _damped(name, inputs, pads[0], inverted),
+        _damped(name, gradients, pads[1], inverted),
     )
 
 
-def require_finite(name: str, *factors: Factor) -> None:
+def undamped(factor: Factor | Diagonal) -> Side:
+    """Returns a factor without damping and inverse, in double precision."""
+    if isinstance(factor, Diagonal):
+        return Side(factor.values.double())
+    blocks = [block.double() for block in factor.blocks]
+    return Side(_diagonal(blocks), factor.starts, blocks)
+
+
+def require_finite(name: str, *factors: Factor | Diagonal) -> None:
     """Raise if a factor of a layer is not finite.
 
     Raises:
@@ -352,18 +397,17 @@ def require_finite(name: str, *factors: Factor) -> None:
         )
 
 
-def _side(
-    name: str,
-    starts: Sequence[int],
-    blocks: Sequence[Tensor],
-    pad: Tensor,
-    inverted: bool,
+def _damped(
+    name: str, factor: Factor | Diagonal, pad: Tensor, inverted: bool
 ) -> Side:
     """Returns a factor with (g,) values added to its diagonal."""
+    if isinstance(factor, Diagonal):
+        return Side(factor.values.double() + pad[:, None])
+    blocks = [block.to(torch.float64, copy=True) for block in factor.blocks]
     for block in blocks:
         block.diagonal(0, 1, 2).add_(pad[:, None])
     if not inverted:
-        return Side(starts, blocks)
+        return Side(_diagonal(blocks), factor.starts, blocks)
     inverses = []
     for block in blocks:
         root, failed = torch.linalg.cholesky_ex(block)
@@ -374,7 +418,7 @@ def _side(
                 "damping='relative' or 'pi'"
             )
         inverses.append(torch.cholesky_inverse(root))
-    return Side(starts, blocks, inverses)
+    return Side(1 / _diagonal(inverses), factor.starts, blocks, inverses)
 
 
 def _diagonal(blocks: Sequence[Tensor]) -> Tensor:

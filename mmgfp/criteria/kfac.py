@@ -30,16 +30,19 @@ from .curvature import (
     LEAST,
     Curvature,
     Damping,
+    Diagonal,
     Factor,
-    Side,
     require_finite,
     sides,
+    undamped,
 )
 from .layer_matrix import LayerMatrix
 from .layer_rows import (
     conv_groups,
     gradient_rows,
+    gradient_squares,
     input_rows,
+    input_squares,
     is_matrix_layer,
     is_transposed,
 )
@@ -56,8 +59,8 @@ Masked = Sequence[tuple[Member, np.ndarray]]
 class _Sums:
     """Sums of a layer: its two factors and the number of rows."""
 
-    inputs: Factor
-    gradients: Factor
+    inputs: Factor | Diagonal
+    gradients: Factor | Diagonal
     rows: Tensor  # ()
 
     def tensors(self) -> list[Tensor]:
@@ -98,11 +101,17 @@ class KFAC(Calibrated):
             (Optimal Brain Surgeon), ``w^2 / (2 [G^-1]_ii [A^-1]_jj)``.
             Defaults to 'OBD'.
 
+    Attributes:
+        compensates (bool): Whether :meth:`compensated` is to be called.
+            Defaults to False. It needs whole factors, for which scores of
+            single weights by 'OBD' have no use.
+
     Raises:
         ValueError: If an argument is invalid.
     """
 
     when = 'calibration'
+    compensates = False
 
     def __init__(
         self,
@@ -225,11 +234,16 @@ class KFAC(Calibrated):
         inputs, gradients = narrow, wide
         if not is_transposed(module):
             inputs, gradients = wide + biased, narrow
-        return _Sums(
-            Factor.zeros(groups, inputs, self.limit, weight.detach()),
-            Factor.zeros(groups, gradients, self.limit, weight.detach()),
-            torch.zeros((), dtype=torch.float64, device=weight.device),
-        )
+        like = weight.detach()
+        alone = self.formula == 'OBD' and not self._units.groups
+        both: list[Factor | Diagonal] = [
+            Diagonal.zeros(groups, size, like)
+            if alone and not self.compensates
+            else Factor.zeros(groups, size, self.limit, like)
+            for size in (inputs, gradients)
+        ]
+        rows = torch.zeros((), dtype=torch.float64, device=weight.device)
+        return _Sums(both[0], both[1], rows)
 
     def _see(
         self, name: str, module: nn.Module, source: Tensor, gradient: Tensor
@@ -238,16 +252,8 @@ class KFAC(Calibrated):
         if name not in self._batch:
             self._batch[name] = self._empty(module)
         sums = self._batch[name]
-        if _by_products(module, sums):
-            for products, total, count in patch_products(module, source):
-                sums.inputs.add_products(products, total, count)
-                sums.rows += count
-        else:
-            for rows in input_rows(module, source):
-                sums.inputs.add(rows)
-                sums.rows += rows.shape[1]
-        for rows in gradient_rows(module, gradient, source):
-            sums.gradients.add(rows)
+        sums.rows += _add_inputs(sums.inputs, module, source)
+        _add_gradients(sums.gradients, module, gradient, source)
 
     def end_batch(
         self,
@@ -397,6 +403,11 @@ class KFAC(Calibrated):
         changes of other outputs are left out.
         """
         self._check_measured(pruned)
+        if any(isinstance(s.inputs, Diagonal) for s in self._sums.values()):
+            raise RuntimeError(
+                'compensation needs whole factors: expected `compensates` to '
+                'be true before the calibration pass'
+            )
         found, levels = {}, self._levels({})
         for tensor, where in pruned.items():
             matrix, curvature = self._of_weight(tensor, levels)
@@ -455,8 +466,8 @@ class KFAC(Calibrated):
                 continue
             matrix, *factors = measured
             require_finite(name, *factors)
-            undamped = [Side(side.starts, side.blocks) for side in factors]
-            scores = matrix.curvature(*undamped).elements()
+            inputs, gradients = map(undamped, factors)
+            scores = matrix.curvature(inputs, gradients).elements()
             weights = matrix.without_bias(matrix.weight)
             # weights that were pruned before have neither
             kept = max(int(weights.count_nonzero()), 1)
@@ -472,7 +483,7 @@ class KFAC(Calibrated):
 
     def _factors(
         self, name: str, masked: Masked
-    ) -> tuple[LayerMatrix, Factor, Factor] | None:
+    ) -> tuple[LayerMatrix, Factor | Diagonal, Factor | Diagonal] | None:
         """Returns a layer without masked units and its factors A and G.
 
         Returns None if the layer did not run.
@@ -487,12 +498,12 @@ class KFAC(Calibrated):
         )
         return matrix, inputs, gradients
 
-    def _inputs(self, name: str) -> Factor:
+    def _inputs(self, name: str) -> Factor | Diagonal:
         """Returns a layer's sum over inputs, in the order of its weight."""
-        module, sums = self._layers[name], self._sums[name]
-        if _by_products(module, sums):
-            return sums.inputs.reordered(channel_order(module))
-        return sums.inputs
+        module, factor = self._layers[name], self._sums[name].inputs
+        if isinstance(factor, Factor) and _by_products(module, factor):
+            return factor.reordered(channel_order(module))
+        return factor
 
     def _curvature(
         self, name: str, levels: Mapping[str, float], masked: Masked
@@ -533,9 +544,42 @@ class KFAC(Calibrated):
         self._forget()
 
 
-def _by_products(module: nn.Module, sums: _Sums) -> TypeGuard[nn.Conv2d]:
-    """Returns whether the input factor is summed without patches."""
-    return len(sums.inputs.blocks) == 1 and has_products(module)
+def _add_inputs(
+    factor: Factor | Diagonal, module: nn.Module, source: Tensor
+) -> int:
+    """Add the inputs of a layer; returns their number of rows."""
+    if isinstance(factor, Diagonal):
+        squares, count = input_squares(module, source)
+        factor.add(squares, count)
+        return count
+    count = 0
+    if _by_products(module, factor):
+        for products, total, rows in patch_products(module, source):
+            factor.add_products(products, total, rows)
+            count += rows
+    else:
+        for part in input_rows(module, source):
+            factor.add(part)
+            count += part.shape[1]
+    return count
+
+
+def _add_gradients(
+    factor: Factor | Diagonal,
+    module: nn.Module,
+    gradient: Tensor,
+    source: Tensor,
+) -> None:
+    if isinstance(factor, Diagonal):
+        factor.add(*gradient_squares(module, gradient, source))
+        return
+    for part in gradient_rows(module, gradient, source):
+        factor.add(part)
+
+
+def _by_products(module: nn.Module, factor: Factor) -> TypeGuard[nn.Conv2d]:
+    """Returns whether the factor of the inputs is summed without patches."""
+    return len(factor.blocks) == 1 and has_products(module)
 
 
 def _weight_and_form(module: nn.Module) -> tuple:

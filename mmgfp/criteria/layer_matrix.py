@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import Member
-from .curvature import Curvature, Factor, Side
+from .curvature import Curvature, Diagonal, Factor, Side
 from .layer_rows import conv_groups, is_transposed, kernel_size
 
 
@@ -64,7 +64,9 @@ class LayerMatrix:
             matrix = matrix.index_select(axis, index)
         self.weight = matrix.double()
 
-    def kept(self, inputs: Factor, gradients: Factor) -> tuple[Factor, Factor]:
+    def kept(
+        self, inputs: Factor | Diagonal, gradients: Factor | Diagonal
+    ) -> tuple[Factor | Diagonal, Factor | Diagonal]:
         """Returns the factors of the layer without masked units."""
         of = self._kept_columns, self._kept_rows
         of_inputs, of_gradients = of[::-1] if self._transposed else of

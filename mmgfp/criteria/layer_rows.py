@@ -8,6 +8,7 @@ respect to ``y``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -99,6 +100,47 @@ def gradient_rows(
     return _rows(module, gradient, True, positions)
 
 
+def input_squares(module: nn.Module, source: Tensor) -> tuple[Tensor, int]:
+    """Returns the sum of the squares of :func:`input_rows`.
+
+    Returns:
+        tuple[Tensor, int]: (g, d), and the number R of rows.
+    """
+    return _squares(module, source, not is_transposed(module))
+
+
+def gradient_squares(
+    module: nn.Module, gradient: Tensor, source: Tensor
+) -> tuple[Tensor, int]:
+    """Returns the sum of the squares of :func:`gradient_rows`.
+
+    Returns:
+        tuple[Tensor, int]: (g, d), and the number R of rows.
+    """
+    if not isinstance(module, _ConvTransposeNd):
+        return _squares(module, gradient, False)
+    positions = source.shape[-len(module.kernel_size) :]
+    return _squares(module, gradient, True, positions)
+
+
+def _squares(
+    module: nn.Module,
+    tensor: Tensor,
+    cut: bool,
+    positions: Sequence[int] = (),
+) -> tuple[Tensor, int]:
+    if not isinstance(module, _ConvNd):
+        rows = _in_float(tensor).reshape(1, -1, tensor.shape[-1])
+        return rows.square().sum(1), rows.shape[1]
+    images = float_images(module, tensor)
+    # every image has the same patches, also with padding
+    squares = images.square().sum(0, keepdim=True)
+    view = _vectors(module, squares, cut, positions)
+    axes = range(1, 2 + len(module.kernel_size))
+    rows_of_each = math.prod(view.shape[axis] for axis in axes)
+    return view.sum(tuple(axes)).flatten(1), len(images) * rows_of_each
+
+
 def _rows(
     module: nn.Module,
     tensor: Tensor,
@@ -106,27 +148,39 @@ def _rows(
     positions: Sequence[int] = (),
 ) -> Iterator[Tensor]:
     if not isinstance(module, _ConvNd):
-        tensor = _in_float(tensor)
-        rows = tensor.reshape(1, -1, tensor.shape[-1])
+        rows = _in_float(tensor).reshape(1, -1, tensor.shape[-1])
         yield from rows.split(max(1, BLOCK // tensor.shape[-1]), 1)
         return
     space = len(module.kernel_size)
-    tensor = float_images(module, tensor)
-    if cut:
-        tensor = _patches(module, tensor)
-        for axis, count in enumerate(positions, 2):
-            # an output padding from the stride on has room for more
-            tensor = tensor.narrow(axis, 0, count)
-    # (g, N, positions ..., channels of a group, kernel ...), still a view
-    tensor = tensor.unflatten(1, (module.groups, -1)).movedim((1, 2), (0, -1))
-    if cut:
-        tensor = tensor.movedim(-1, 2 + space)
+    tensor = _vectors(module, float_images(module, tensor), cut, positions)
     elements = tensor[:, 0].numel()
     for images in tensor.split(max(1, BLOCK // elements), 1):
         # a single image may be too large, so its first axis is divided
         lines = max(1, images.shape[2] * BLOCK // images.numel())
         for block in images.split(lines, 2):
             yield block.flatten(1, 1 + space).flatten(2)
+
+
+def _vectors(
+    module: _ConvNd, images: Tensor, cut: bool, positions: Sequence[int]
+) -> Tensor:
+    """Returns a view (g, N, positions ..., channels of a group, kernel ...).
+
+    Args:
+        module (_ConvNd): The convolution.
+        images (Tensor): (N, C, ...).
+        cut (bool): Whether to cut patches; otherwise there is no kernel.
+        positions (Sequence[int]): Numbers of patches along the axes, if not
+            all.
+    """
+    space = len(module.kernel_size)
+    if cut:
+        images = _patches(module, images)
+        for axis, count in enumerate(positions, 2):
+            # an output padding from the stride on has room for more
+            images = images.narrow(axis, 0, count)
+    view = images.unflatten(1, (module.groups, -1)).movedim((1, 2), (0, -1))
+    return view.movedim(-1, 2 + space) if cut else view
 
 
 def float_images(module: _ConvNd, tensor: Tensor) -> Tensor:

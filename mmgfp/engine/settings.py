@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mmengine.registry import Registry
 
 from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, Metric
-from ..criteria.base import Criterion
+from ..criteria.base import Compensating, Criterion
 from ..registry import CRITERIA, SEARCHES
 from ..search.limits import Floor
 from ..search.schedule import Schedule
@@ -175,6 +175,8 @@ def read_criterion(
             f'criterion={settings!r} has no curvature, which compensate=True '
             "needs; expected dict(type='KFAC'), or compensate=False"
         )
+    if compensate:
+        cast(Compensating, found).compensates = True
     return found
 
 

@@ -15,7 +15,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
 from mmgfp import Pruner
-from mmgfp.criteria.curvature import Curvature, Factor, Side, sides
+from mmgfp.criteria.curvature import (
+    Curvature,
+    Diagonal,
+    Factor,
+    Side,
+    sides,
+)
 from mmgfp.criteria.kfac import KFAC
 from mmgfp.groups import UnitSpace
 from mmgfp.search.prunable import Prunable
@@ -26,7 +32,9 @@ G = torch.tensor([[3.0, 1], [1, 2]]).double()
 
 
 def side(matrix: torch.Tensor) -> Side:
-    return Side([0], [matrix[None]], [matrix.inverse()[None]])
+    inverse = matrix.inverse()
+    of_each = 1 / inverse.diagonal()[None]
+    return Side(of_each, [0], [matrix[None]], [inverse[None]])
 
 
 def curvature(weight=W, inputs=A, gradients=G) -> Curvature:
@@ -36,7 +44,11 @@ def curvature(weight=W, inputs=A, gradients=G) -> Curvature:
 def damage(weight=W, inputs=A, gradients=G) -> Curvature:
     """Optimal Brain Damage: no other weight adapts."""
     return Curvature(
-        weight[None], *(Side([0], [m[None]]) for m in (gradients, inputs))
+        weight[None],
+        *(
+            Side(m.diagonal()[None], [0], [m[None]])
+            for m in (gradients, inputs)
+        ),
     )
 
 
@@ -236,9 +248,21 @@ def observing(criterion: KFAC, model: nn.Module, units=None):
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def observe(layer: nn.Module, x: torch.Tensor, coefficients: torch.Tensor):
-    model = Alone(layer)
+def whole() -> KFAC:
+    """It measures whole factors, also without channel groups."""
     criterion = KFAC()
+    criterion.compensates = True
+    return criterion
+
+
+def observe(
+    layer: nn.Module,
+    x: torch.Tensor,
+    coefficients: torch.Tensor,
+    criterion: KFAC | None = None,
+) -> KFAC:
+    model = Alone(layer)
+    criterion = criterion or whole()
     with observing(criterion, model):
         # the mean over the images of a loss with these gradients
         loss = (model(x.requires_grad_()) * coefficients).sum() / len(x)
@@ -267,11 +291,56 @@ def test_factors_are_sums_over_all_rows(name):
     close(sums.gradients.blocks[0], gradients)
 
 
+@pytest.mark.parametrize('name', [*LAYERS, *TRANSPOSED])
+def test_diagonals_are_enough_for_single_weights(name):
+    """Where other weights stay as they are, nothing else is measured."""
+    layer, shape = {**LAYERS, **TRANSPOSED}[name]
+    torch.manual_seed(0)
+    layer, x = layer.double(), torch.randn(shape).double()
+    coefficients = torch.randn_like(layer(x))
+    factors = observe(layer, x, coefficients)
+    expected = factors._sums['layer']
+    alone = observe(layer, x, coefficients, KFAC())
+    found = alone._sums['layer']
+    assert found.rows == expected.rows
+    if name in LAYERS:  # an oracle of its own
+        inputs, gradients, _ = explicit(layer, x, coefficients)
+    else:
+        inputs, gradients = (
+            side.blocks[0] for side in (expected.inputs, expected.gradients)
+        )
+    close(found.inputs.values, inputs.diagonal(0, 1, 2))
+    close(found.gradients.values, gradients.diagonal(0, 1, 2))
+    weight = 'layer.weight'
+    scores = alone.elements([weight])[weight]
+    close(scores, factors.elements([weight])[weight])
+    with pytest.raises(RuntimeError, match='compensation needs whole factors'):
+        alone.compensated({weight: torch.ones(layer.weight.shape) > 0})
+
+
+@pytest.mark.parametrize(
+    'changes, diagonal',
+    [
+        (dict(), True),
+        (dict(damping='identity'), True),
+        (dict(limit=2), True),
+        (dict(formula='OBS'), False),
+    ],
+)
+def test_when_diagonals_are_enough(changes, diagonal):
+    torch.manual_seed(0)
+    criterion, model = KFAC(**changes), nn.Sequential(nn.Linear(3, 2))
+    with observing(criterion, model):
+        pass
+    assert isinstance(criterion._sums['0'].inputs, Diagonal) == diagonal
+    assert not criterion.approximate
+
+
 @pytest.mark.parametrize('name', ['linear', 'rows', 'conv'])
 def test_results_that_are_changed_in_place(name):
     """As in transformers, where a linear layer's result is a view."""
     layer, x, coefficients = sampled(name)
-    criterion, model = KFAC(), nn.Sequential(layer, nn.ReLU(inplace=True))
+    criterion, model = whole(), nn.Sequential(layer, nn.ReLU(inplace=True))
     with observing(criterion, model):
         ((model(x.requires_grad_()) * coefficients).sum() / 3).backward()
         criterion.end_batch()
@@ -298,7 +367,7 @@ def test_layers_of_a_table():
     torch.manual_seed(0)
     model = Biased().double().requires_grad_(False)
     x, coefficients = torch.randn(4, 5).double(), torch.randn(4, 2).double()
-    criterion = KFAC()
+    criterion = whole()
     with observing(criterion, model):
         ((model(x) * coefficients).sum() / 4).backward()
         criterion.end_batch()
@@ -437,7 +506,7 @@ def test_factors_of_backpack():
         *(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 3)),
     ).double()
     images, classes = torch.randn(6, 2, 9, 9).double(), 3
-    criterion = KFAC()
+    criterion = whole()
     with observing(criterion, model):
         for label in range(classes):
             outputs = model(images.requires_grad_())
@@ -477,7 +546,7 @@ def test_calls_of_a_shared_layer_add_up():
 
     x, y = torch.randn(4, 3).double(), torch.randn(4, 5, 3).double()
     cx, cy = torch.randn(4, 3).double(), torch.randn(4, 5, 3).double()
-    criterion = KFAC()
+    criterion = whole()
     model = Twice()
     with observing(criterion, model):
         a, b = model(x, y)
@@ -497,7 +566,7 @@ def test_layers_that_share_a_weight_add_up():
     model = nn.Sequential(one, nn.Tanh(), two)
     x = torch.randn(4, 3).double()
     coefficients = torch.randn(4, 3).double()
-    criterion = KFAC()
+    criterion = whole()
     with observing(criterion, model):
         ((model(x.requires_grad_()) * coefficients).sum() / 4).backward()
         criterion.end_batch()
@@ -761,7 +830,7 @@ def test_weights_that_are_gone_count_in_no_mean():
         nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)
     ).double()
     model[0].weight.data[:, 1:] = 0
-    criterion = KFAC()
+    criterion = whole()
     x = torch.randn(400, 4).double()
     with observing(criterion, model):
         cross_entropy(model(x), torch.arange(400) % 3).backward()

@@ -306,6 +306,7 @@ def test_weights_that_stay_replace_those_that_go(tmp_path):
     other = Runner.from_cfg(sparse_config(tmp_path / 'b'))
     other.train_loop  # noqa: B018 - builds it
     criterion = CRITERIA.build(KFAC)
+    criterion.compensates = True
     calibrate(other, criterion, UnitSpace([]))
     masks = hook_of(runner).masks.pruned
     expected = other.model.state_dict()
@@ -386,13 +387,25 @@ def test_training_that_diverges_is_named(tmp_path, criterion):
         train(config)
 
 
-def test_approximate_curvature_is_logged(tmp_path):
+@pytest.mark.parametrize(
+    'criterion, compensate, layers',
+    [
+        (dict(formula='OBS'), False, 1),
+        (dict(), True, 1),
+        # the diagonals that it measures have no limit
+        (dict(), False, 0),
+    ],
+)
+def test_approximate_curvature_is_logged(
+    tmp_path, criterion, compensate, layers
+):
     """Inputs with the kernel and the bias: 28, 73, 10, 13 and 9."""
-    hook = dict(criterion=dict(KFAC, limit=28), density=0.3)
+    hook = dict(criterion=dict(KFAC, limit=28, **criterion), density=0.3)
+    hook.update(compensate=compensate)
     train(sparse_config(tmp_path, hook=hook, log_level='INFO'))
     text = ''.join(f.read_text() for f in tmp_path.rglob('*.log'))
     line = 'measurements of 1 layers are approximate'
-    assert text.count(line) == 1 and 'KFAC: conv1\n' in text
+    assert text.count(line) == text.count('KFAC: conv1\n') == layers
 
 
 def test_layers_whose_groups_the_pattern_does_not_divide():
