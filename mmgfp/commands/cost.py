@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -13,6 +14,8 @@ from ..libraries.forward import cost_runner
 from ..libraries.models import load_model
 from ..libraries.pipeline import input_shape
 from ..report.table import cost_notes, cost_table
+from ..slimming.checkpoint import load_plain_checkpoint
+from ..slimming.structure import KEY, Structure
 from .errors import errors_in_one_line
 from .options import (
     add_cost_options,
@@ -21,6 +24,24 @@ from .options import (
     read_config,
     write_json,
 )
+
+
+def shares(part: Mapping[str, float], total: Mapping[str, float]) -> str:
+    return ', '.join(
+        f'{part[key]:,} {key} ({part[key] / total[key]:.1%})'
+        for key in ('flops', 'params')
+    )
+
+
+def unpruned_cost(
+    checkpoint: Mapping[str, Any], shape: Sequence[int]
+) -> Mapping[str, float]:
+    """Returns the cost before channels were pruned, or {}."""
+    if KEY not in checkpoint:
+        return {}
+    structure = Structure.from_dict(checkpoint[KEY], 'the checkpoint')
+    known = structure.axes and structure.input_shape == tuple(shape)
+    return structure.cost_before if known else {}
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -58,13 +79,15 @@ def report(args: argparse.Namespace) -> None:
     if args.checkpoint is not None:
         nonzero = nonzero_cost(model, calls)
         size, compressed = file_sizes(args.checkpoint)
+        checkpoint = load_plain_checkpoint(args.checkpoint)
+        state = ', with the optimizer,' if 'optimizer' in checkpoint else ''
         console.print(
-            f'not zero: {nonzero["flops"]:,} flops '
-            f'({nonzero["flops"] / total["flops"]:.1%}), '
-            f'{nonzero["params"]:,} params '
-            f'({nonzero["params"] / total["params"]:.1%}); the checkpoint '
-            f'has {size:,} bytes, {compressed:,} compressed by zlib'
+            f'not zero: {shares(nonzero, total)}; the checkpoint{state} '
+            f'has {size:,} bytes, {compressed:,} compressed by zlib',
+            soft_wrap=True,
         )
+        if full := unpruned_cost(checkpoint, shape):
+            console.print(f'of the unpruned network: {shares(nonzero, full)}')
         sparse = {
             'nonzero': nonzero,
             'bytes': size,

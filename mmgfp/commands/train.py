@@ -73,6 +73,10 @@ def make_config(args: argparse.Namespace) -> Config:
     if start:
         check_checkpoint(start, args.trust_checkpoint)
 
+    if not config.get('train_dataloader'):
+        raise ValueError(
+            'train_dataloader is not set: expected the images to train with'
+        )
     complete_dataloaders(config)
     set_launcher(config, args.launcher)
     return config

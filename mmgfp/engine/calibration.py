@@ -33,6 +33,8 @@ from .runner import sum_over_ranks, true_on_all_ranks
 
 # Seconds between lines in the log.
 _PAUSE = 30
+# What the log said of labels, in the message hub.
+_LABELS = 'mmgfp/labels'
 
 
 def calibrate(
@@ -160,7 +162,9 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
         data = _with_gradients(model.data_preprocessor(data, True))
         if labels is None:
             labels, why = _labels(model, data)
-            runner.logger.info(f'calibration with {labels} labels{why}')
+            if runner.message_hub.get_info(_LABELS) != why:  # once in a run
+                runner.message_hub.update_info(_LABELS, why, resumed=False)
+                runner.logger.info(f'calibration with {why}')
         with _mode(model, labels):
             loss = (
                 _drawn_loss(model, data)
@@ -301,19 +305,20 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 def _labels(model: BaseModel, data: Any) -> tuple[Any, str]:
     """Returns the kind of labels for a network, and a reason for the log."""
+    given = 'the labels of the data set'
     if _has_other_labels(data):
-        return 'empirical', ': not each image has one class as its label'
+        return 'empirical', f'{given}: not every image has one class'
     try:
         with torch.no_grad(), _mode(model, 'true'):
             _class_scores(model, data)
     except _NoClassScoresError:
-        name = type(model).__name__
         return 'empirical', (
-            f': {name} returns no scores of two or more classes per image'
+            f'{given}: {type(model).__name__} does not classify whole images '
+            'into two or more classes'
         )
     except Exception as error:  # the user's code may raise anything
-        return 'empirical', f': {type_and_line(error)}'
-    return 'true', ', drawn from the predicted distribution'
+        return 'empirical', f'{given}: {type_and_line(error)}'
+    return 'true', 'labels drawn from the predicted class scores'
 
 
 def _has_other_labels(data: Any) -> bool:

@@ -127,6 +127,12 @@ class ChannelHook(ResumesExactly, ABC):
         self, runner: Runner, checkpoint: Mapping[str, Any]
     ) -> None:
         structure = Structure.from_dict(checkpoint[KEY], 'the checkpoint')
+        if structure.density and is_training(runner):
+            runner.logger.warning(
+                f'{type(self).__name__} does not keep the pruned weights of '
+                'the loaded checkpoint zero. Prune channels first, then '
+                'weights'
+            )
         model = unwrap(runner.model)
         structure.check(model)
         if runner._resume and self.state_key in checkpoint:
@@ -156,7 +162,7 @@ class ChannelHook(ResumesExactly, ABC):
 
     def _stop_if_wanted(self, runner: Runner) -> None:
         if self.after_target == 'stop':
-            end_training(runner)
+            end_training(runner, self.batch)
 
     def _report(self, runner: Runner) -> None:
         """Write the page about the run if ``report`` is true."""

@@ -65,9 +65,10 @@ class Progress:
         self._time, self._ratio = now, ratio
         shares = ', '.join(f'{m} {r:.3f}' for m, r in ratios.items())
         last = ', '.join(map(str, removals[-3:]))
+        when = f' in about {duration(left)}' if ratio > target else ' reached'
         return (
             f'pruning: {shares}; {tally.removed} channels pruned, last '
-            f'{last}; target {metric} {target} in about {duration(left)}'
+            f'{last}; target {metric} {target}{when}'
         )
 
 

@@ -65,10 +65,15 @@ class ResumesExactly(Hook):
     The states in :attr:`random` are stored in checkpoints and restored before
     training. It is no hook of its own, because pruning draws numbers: states
     are recorded after the pruning step of the same hook.
+
+    Attributes:
+        batch (int, optional): Index of the current batch in its epoch; None
+            before the first batch of the run.
     """
 
     def __init__(self) -> None:
         self.random = RandomKeeper()
+        self.batch: int | None = None
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Restore the random states of a checkpoint."""
@@ -90,6 +95,7 @@ class ResumesExactly(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         """Discard the recorded random states."""
+        self.batch = batch_idx
         self.random.forget()
 
     def after_train_iter(

@@ -365,15 +365,21 @@ def before_each_batch(runner: Runner, announce: Callable[[], None]) -> None:
         )
 
 
-def end_training(runner: Runner) -> None:
-    """End the training, which a loop by epochs does after the epoch."""
+def end_training(runner: Runner, batch: int | None) -> None:
+    """End the training, which a loop by epochs does after the epoch.
+
+    Args:
+        runner (Runner): The runner.
+        batch (int, optional): Index of the current batch in its epoch; None
+            before the first.
+    """
     loop = runner.train_loop
     loop.stop_training = True
-    if not isinstance(loop, EpochBasedTrainLoop):
-        return
-    batches = len(loop.dataloader)
-    # neither before the training nor in the last iteration of an epoch
-    if loop.iter % batches and (loop.iter + 1) % batches:
+    if batch is None:
+        runner.logger.info('nothing is trained: the run ends here')
+    elif isinstance(loop, EpochBasedTrainLoop) and batch + 1 < len(
+        loop.dataloader
+    ):
         runner.logger.info(
             'training ends after this epoch, which changes the weights '
             'further; the saved files have those of now'

@@ -60,7 +60,11 @@ def refuse_unknown(
         raise ValueError(
             f'{owner} has no argument {name}={value!r}'
             f'{did_you_mean(name, known)} '
-            f'Expected some of {", ".join(known)}.'
+            + (
+                f'Expected some of {", ".join(known)}.'
+                if known
+                else 'It takes none.'
+            )
         )
 
 
@@ -202,9 +206,11 @@ def read_search(search: Any) -> Search:
 def _build(what: str, settings: Any, registry: Registry, example: str) -> Any:
     """Build what a dict with 'type' names."""
     if not isinstance(settings, Mapping) or 'type' not in settings:
+        known = registry.module_dict
+        name = settings if str(settings) in known else example
         raise ValueError(
             f'{what}={settings!r}: expected a dict such as '
-            f'dict(type={example!r})'
+            f'dict(type={name!r}), or ...{what}.type={name} on a command line'
         )
     arguments = dict(settings)
     kind = arguments.pop('type')

@@ -412,6 +412,7 @@ class SparsityHook(ResumesExactly):
         same_on_all_ranks(b''.join(packed), 'weights')
         gone = outputs_back(chosen, axes)
         if self.compensate:
+            runner.logger.info(f'adapting {len(gone)} layers')
             criterion = cast(Compensating, self.criterion)
             put_parameters(runner, criterion.compensated(gone))
         self.criterion.reset(np.ones(0, bool))
@@ -462,7 +463,7 @@ class SparsityHook(ResumesExactly):
         if config.is_file():
             runner.logger.info(f'to recover accuracy, train with {config}')
         if self.after_target == 'stop':
-            end_training(runner)
+            end_training(runner, self.batch)
 
     def after_train(self, runner: Runner) -> None:
         """Warn if the density was not reached."""

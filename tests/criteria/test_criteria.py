@@ -371,7 +371,9 @@ def test_as_torch_pruning_has_them(kind, importance):
 @pytest.mark.parametrize(
     ('criterion', 'message'),
     [
-        ('L1', r"expected a dict such as dict\(type='Fisher'\)"),
+        ('L1', r"a dict such as dict\(type='L1'\), or ...criterion.type=L1"),
+        ('L3', r"expected a dict such as dict\(type='Fisher'\)"),
+        (dict(type='L1', batches=2), 'L1 has no argument batches=2. It takes'),
         (dict(type='Fihser'), "did you mean 'Fisher'"),
         (dict(type='Fisher', share=1), 'share'),
         (dict(type='Fisher', decay=2), 'decay=2'),

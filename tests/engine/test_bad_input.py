@@ -482,6 +482,13 @@ def test_unknown_setting_of_the_model_through_the_tool(tmp_path):
     assert 'Traceback' in shown.stderr
 
 
+def test_no_images_to_train_with(tmp_path):
+    config = write_config(tmp_path / 'config.py', tmp_path)
+    options = ('--cfg-options', 'train_dataloader=None')
+    line = one_line(run_tool('train.py', config, *options))
+    assert 'train_dataloader is not set: expected the images' in line
+
+
 def test_unknown_argument_through_the_tool(tmp_path):
     config = write_config(
         tmp_path / 'config.py', tmp_path, hook=dict(intervall=5)

@@ -367,8 +367,8 @@ def test_labels_that_cannot_be_drawn(runner, caplog, monkeypatch):
         calibrate(runner, criterion, UnitSpace([]))
     assert criterion.elements(['stem.weight'])
     reason = (
-        'empirical labels: ToyClassifier returns no scores of two or more'
-        ' classes per image'
+        'the labels of the data set: ToyClassifier does not classify whole '
+        'images into two or more classes'
     )
     assert reason in caplog.text
 
@@ -394,7 +394,7 @@ def test_run_from_a_config(tmp_path):
     assert load(tmp_path / 'flops_0.50.pth')
     (log,) = tmp_path.glob('*/*.log')
     text = log.read_text()
-    assert 'calibration with true labels, drawn from the pred' in text
+    assert text.count('calibration with labels drawn from the pred') == 1
     assert 'calibration: 3 of 3 batches in' in text
     assert 'takes most of the time' not in text
     assert removals(tmp_path)

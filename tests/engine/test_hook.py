@@ -159,15 +159,23 @@ def test_the_users_model_stays_the_users_model(tmp_path):
         assert 'forward' not in vars(b), name
 
 
-@pytest.mark.parametrize(('interval', 'goes_on'), [(3, False), (5, True)])
-def test_training_goes_on_to_the_end_of_the_epoch(tmp_path, interval, goes_on):
-    """The target is reached after 12 or 10 iterations, of 4 in an epoch."""
+@pytest.mark.parametrize(
+    ('interval', 'reached', 'goes_on'),
+    [(3, 12, False), (5, 10, True), (9, 9, True)],
+)
+def test_training_goes_on_to_the_end_of_the_epoch(
+    tmp_path, interval, reached, goes_on
+):
+    """Also in the first iteration of one; each has four."""
     hook = dict(interval=interval, after_target='stop')
+    if reached == interval:
+        hook.update(channels_per_step=1000)
     runner = train(tmp_path, hook=hook, log_level='INFO')
     assert runner.iter == 12
     (log,) = tmp_path.glob('*/*.log')
     text = log.read_text()
     assert 'target reached' in text
+    assert 'nothing is trained' not in text
     assert ('training ends after this epoch' in text) == goes_on
 
 
@@ -546,6 +554,7 @@ def test_logs(tmp_path):
     assert f'flops {FULL:,}' in text
     assert 'channels pruned, last ' in text
     assert 'target flops 0.5 in about 0:00:0' in text
+    assert text.count('target flops 0.5 reached') == 1
     assert 'target reached: flops at' in text
 
 

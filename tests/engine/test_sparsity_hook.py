@@ -27,7 +27,7 @@ from toy import (
 )
 
 from mmgfp import SparsityHook, Structure, build_pruned_model
-from mmgfp.cost.model import record_calls
+from mmgfp.cost.model import count_cost, record_calls
 from mmgfp.engine.calibration import calibrate
 from mmgfp.engine.prunable_weights import outputs_first, prunable_weights
 from mmgfp.engine.runner import averaged_models
@@ -226,6 +226,7 @@ def test_it_stops_when_the_density_is_reached(tmp_path):
     text = log.read_text()
     assert 'step 1 of 1' in text
     assert 'training ends after this epoch' not in text
+    assert 'nothing is trained: the run ends here' in text
 
 
 @CRITERIA.register_module(force=True)
@@ -640,13 +641,46 @@ def test_weights_after_channels(tmp_path, generated):
     assert outputs.equal(raw_outputs(expected, (8, 8))[0])
 
 
+def test_cost_after_channels_and_weights(tmp_path):
+    train(make_config(tmp_path / 'a'))
+    slim = tmp_path / 'a' / 'flops_0.50.pth'
+    config = sparse_config(tmp_path / 'b', load_from=str(slim))
+    train(config)
+    config.dump(tmp_path / 'config.py')
+    checkpoint = tmp_path / 'b' / f'{STEM}.pth'
+    done = run_tool(
+        *('cost.py', tmp_path / 'config.py', '--checkpoint', checkpoint),
+        *('--shape', 8, 8, '--json', tmp_path / 'cost.json'),
+    )
+    assert done.returncode == 0, done.stderr
+    left = json.loads((tmp_path / 'cost.json').read_text())['nonzero']
+    full = Structure.load(slim.with_suffix('.json')).cost_before
+    model = ToyClassifier()
+    calls = record_calls(model, lambda: raw_outputs(model, (8, 8)))
+    assert full == count_cost(model, calls)['']
+    line = (
+        f'of the unpruned network: {left["flops"]:,} flops '
+        f'({left["flops"] / full["flops"]:.1%}), {left["params"]:,} params '
+        f'({left["params"] / full["params"]:.1%})\n'
+    )
+    assert line in done.stdout
+    assert 'with the optimizer' not in done.stdout
+    last = Path(config.work_dir) / 'epoch_3.pth'
+    again = ('cost.py', tmp_path / 'config.py', '--checkpoint', last)
+    done = run_tool(*again, '--shape', 16, 8)
+    assert 'the checkpoint, with the optimizer, has' in done.stdout
+    assert 'of the unpruned network' not in done.stdout
+
+
 def test_channels_after_weights(tmp_path):
     """Zeros are not kept there, so that no density is recorded."""
     train(sparse_config(tmp_path / 'a', hook=dict(after_target='stop')))
     saved = str(tmp_path / 'a' / f'{STEM}.pth')
-    config = make_config(tmp_path / 'b', load_from=saved)
+    config = make_config(tmp_path / 'b', load_from=saved, log_level='INFO')
     config.custom_hooks = config.custom_hooks[:1]
     train(config)
+    (log,) = (tmp_path / 'b').glob('*/*.log')
+    assert log.read_text().count('does not keep the pruned weights') == 1
     structure = Structure.load(tmp_path / 'b' / 'flops_0.50.json')
     assert structure.axes
     assert structure.density == {}
