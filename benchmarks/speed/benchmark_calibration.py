@@ -10,6 +10,8 @@ from benchmark_training import Network, Nothing, Training
 from beside_training import main
 
 from mmgfp.criteria.kfac import KFAC
+from mmgfp.criteria.layer_rows import is_matrix_layer
+from mmgfp.groups import UnitSpace
 
 
 class Calibrating(Training):
@@ -38,12 +40,37 @@ class Calibrating(Training):
         return taken
 
     def once(self) -> dict[str, float]:
-        """Scores, for which all factors are inverted."""
         self.wait()
         began = time.perf_counter()
-        self.criterion.scores(np.ones(len(self.pruner.net.units), bool))
+        self.score()
+        self.wait()
         return {'scores_s': time.perf_counter() - began}
+
+    def score(self) -> None:
+        self.criterion.scores(np.ones(len(self.pruner.net.units), bool))
+
+
+class CalibratingWeights(Calibrating):
+    """The same for scores of single weights."""
+
+    def __init__(self, network: Network, device: str) -> None:
+        super().__init__(network, device)
+        self.criterion.attach(self.model, UnitSpace([]))
+
+    def score(self) -> None:
+        lost = self.criterion.unmeasured()
+        self.criterion.elements(
+            [
+                f'{name}.weight'
+                for name, module in self.model.named_modules()
+                if is_matrix_layer(module) and name not in lost
+            ]
+        )
 
 
 if __name__ == '__main__':
-    main(Calibrating, __doc__, 'benchmark_calibration.py')
+    main(
+        {'channels': Calibrating, 'weights': CalibratingWeights},
+        __doc__,
+        'benchmark_calibration.py',
+    )

@@ -52,4 +52,4 @@ class Searching(Training):
 
 
 if __name__ == '__main__':
-    main(Searching, __doc__, 'benchmark_search.py')
+    main({'DCSS': Searching}, __doc__, 'benchmark_search.py')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -48,7 +48,9 @@ def known_networks(on_gpu: bool) -> dict[str, Network]:
     return {**known, 'vgg16': Network('VGG-16', config, (224, 224), images)}
 
 
-def parse_args(description: str | None, script: str) -> argparse.Namespace:
+def parse_args(
+    kinds: Mapping[str, Kind], description: str | None, script: str
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description,
         allow_abbrev=False,
@@ -71,6 +73,12 @@ def parse_args(description: str | None, script: str) -> argparse.Namespace:
         type=positive,
         metavar=('H', 'W'),
         help='input size (default: that of the training benchmark)',
+    )
+    parser.add_argument(
+        '--of',
+        choices=list(kinds),
+        default=next(iter(kinds)),
+        help=f'what is measured (default: {next(iter(kinds))})',
     )
     add_device_option(parser)
     add_json_option(parser)
@@ -114,8 +122,10 @@ def measure(
     }
 
 
-def main(kind: Kind, description: str | None, script: str) -> None:
-    args = parse_args(description, script)
+def main(
+    kinds: Mapping[str, Kind], description: str | None, script: str
+) -> None:
+    args = parse_args(kinds, description, script)
     with errors_in_one_line(args.debug):
         known = known_networks(on_gpu=args.device != 'cpu')
         found = {}
@@ -127,7 +137,7 @@ def main(kind: Kind, description: str | None, script: str) -> None:
                 'height': network.shape[0],
                 'width': network.shape[1],
                 'images': network.images,
-                **measure(kind, network, args.device, args.rounds),
+                **measure(kinds[args.of], network, args.device, args.rounds),
             }
         where = machine(args.device)
         table = Table('', *found, caption=with_what(where))
