@@ -17,157 +17,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from .layer_sums import Diagonal, Factor
 
 Damping = Literal['relative', 'pi', 'identity']
 
 # Least mean of a diagonal that damping depends on.
 LEAST = 1e-30
-
-
-@dataclass
-class Factor:
-    """Sum of outer products of the rows of a layer.
-
-    Attributes:
-        starts (Sequence[int]): First index of each diagonal block.
-        blocks (Sequence[Tensor]): (g, n, n) each, for g groups.
-    """
-
-    starts: Sequence[int]
-    blocks: Sequence[Tensor]
-
-    @classmethod
-    def zeros(cls, groups: int, size: int, limit: int, like: Tensor) -> Factor:
-        """Returns an empty sum.
-
-        Args:
-            groups (int): Groups of the convolution.
-            size (int): Elements of a row, with the 1 of a bias.
-            limit (int): Rows of the largest block.
-            like (Tensor): Tensor with the device and precision of the sums.
-        """
-        starts = range(0, size, limit)
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        sizes = [min(limit, size - start) for start in starts]
-        return cls(
-            starts, [like.new_zeros(groups, n, n, dtype=dtype) for n in sizes]
-        )
-
-    def add(self, rows: Tensor) -> None:
-        """Add the outer products of rows.
-
-        Args:
-            rows (Tensor): (g, R, d); d is one less than the size of the
-                factor if the layer has a bias. The 1 of the bias is appended.
-        """
-        given = rows.shape[2]
-        for start, block in zip(self.starts, self.blocks):
-            part = rows[:, :, start : min(start + block.shape[1], given)]
-            products = part.transpose(1, 2) @ part
-            _add(block, products, part.sum(1), rows.shape[1])
-
-    def add_products(self, products: Tensor, sums: Tensor, count: int) -> None:
-        """Add sums over rows to a factor that is a single block.
-
-        Args:
-            products (Tensor): (g, d, d) sum of the outer products of rows.
-            sums (Tensor): (g, d) sum of the rows.
-            count (int): Number of rows of each group.
-        """
-        (block,) = self.blocks
-        _add(block, products, sums, count)
-
-    def reordered(self, order: np.ndarray) -> Factor:
-        """Returns a factor of a single block with positions in an order.
-
-        Args:
-            order (np.ndarray): (d,) positions; the 1 of the bias stays last.
-        """
-        (block,) = self.blocks
-        rest = np.arange(len(order), block.shape[1])
-        index = torch.from_numpy(np.append(order, rest)).to(block.device)
-        return Factor(self.starts, [block[:, index][:, :, index]])
-
-    def kept(self, positions: np.ndarray, groups: np.ndarray) -> Factor:
-        """Returns the factor without some positions and groups.
-
-        Args:
-            positions (np.ndarray): (n,) whether each position is kept.
-            groups (np.ndarray): (g,) whether each group is kept.
-        """
-        found, starts, begin = [], [], 0
-        which = torch.from_numpy(np.flatnonzero(groups))
-        for start, block in zip(self.starts, self.blocks):
-            here = np.flatnonzero(positions[start : start + block.shape[1]])
-            if len(here):
-                index = torch.from_numpy(here).to(block.device)
-                block = block[which.to(block.device)]
-                found.append(block[:, index][:, :, index])
-                starts.append(begin)
-                begin += len(here)
-        return Factor(starts, found)
-
-    def scaled(self, by: float | Tensor) -> Factor:
-        """Returns the factor multiplied by a scalar."""
-        return Factor(self.starts, [block * by for block in self.blocks])
-
-
-@dataclass
-class Diagonal:
-    """Sum of the squares of the rows of a layer: the diagonal of a factor.
-
-    Attributes:
-        values (Tensor): (g, n), for g groups.
-    """
-
-    values: Tensor
-
-    @classmethod
-    def zeros(cls, groups: int, size: int, like: Tensor) -> Diagonal:
-        """Returns an empty sum; see :meth:`Factor.zeros`."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return cls(like.new_zeros(groups, size, dtype=dtype))
-
-    @property
-    def blocks(self) -> Sequence[Tensor]:
-        """Returns all sums, to be changed in place."""
-        return [self.values]
-
-    def add(self, squares: Tensor, count: int) -> None:
-        """Add the squares of rows.
-
-        Args:
-            squares (Tensor): (g, d) their sum; d is one less than n if the
-                layer has a bias, whose 1 is appended.
-            count (int): Number of rows of each group.
-        """
-        given = squares.shape[1]
-        self.values[:, :given] += squares
-        self.values[:, given:] += count
-
-    def kept(self, positions: np.ndarray, groups: np.ndarray) -> Diagonal:
-        """Returns the diagonal at some positions; see :meth:`Factor.kept`."""
-        places = (
-            torch.from_numpy(np.flatnonzero(k)) for k in (groups, positions)
-        )
-        first, second = (place.to(self.values.device) for place in places)
-        return Diagonal(self.values[first][:, second])
-
-    def scaled(self, by: float | Tensor) -> Diagonal:
-        """Returns the diagonal multiplied by a scalar."""
-        return Diagonal(self.values * by)
-
-
-def _add(block: Tensor, products: Tensor, sums: Tensor, count: int) -> None:
-    n = products.shape[1]
-    block[:, :n, :n] += products
-    if n < block.shape[1]:  # the block includes the bias
-        block[:, n, :n] += sums
-        block[:, :n, n] += sums
-        block[:, n, n] += count
 
 
 @dataclass

@@ -17,8 +17,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, TypeGuard, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -30,8 +29,6 @@ from .curvature import (
     LEAST,
     Curvature,
     Damping,
-    Diagonal,
-    Factor,
     require_finite,
     sides,
     undamped,
@@ -39,33 +36,16 @@ from .curvature import (
 from .layer_matrix import LayerMatrix
 from .layer_rows import (
     conv_groups,
-    gradient_rows,
-    gradient_squares,
-    input_rows,
-    input_squares,
     is_matrix_layer,
     is_transposed,
 )
+from .layer_sums import Diagonal, Factor, LayerSums
 from .layer_taps import LayerTaps
-from .patch_products import channel_order, has_products, patch_products
 
 Aggregate = Literal['sum', 'block']
 Formula = Literal['OBS', 'OBD']
 # members of groups in a layer, and (size,) whether each unit is not masked
 Masked = Sequence[tuple[Member, np.ndarray]]
-
-
-@dataclass
-class _Sums:
-    """Sums of a layer: its two factors and the number of rows."""
-
-    inputs: Factor | Diagonal
-    gradients: Factor | Diagonal
-    rows: Tensor  # ()
-
-    def tensors(self) -> list[Tensor]:
-        """Returns all tensors, to be changed in place."""
-        return [*self.inputs.blocks, *self.gradients.blocks, self.rows]
 
 
 class KFAC(Calibrated):
@@ -162,8 +142,8 @@ class KFAC(Calibrated):
         self._forget()
 
     def _forget(self) -> None:
-        self._sums: dict[str, _Sums] = {}
-        self._batch: dict[str, _Sums] = {}
+        self._sums: dict[str, LayerSums] = {}
+        self._batch: dict[str, LayerSums] = {}
         self._counts: Tensor | None = None  # (2,) images and batches
         self._reduced = False
 
@@ -210,13 +190,11 @@ class KFAC(Calibrated):
             device = next(self._model.parameters()).device
             self._counts = torch.zeros(2, dtype=torch.float64, device=device)
             self._sums = {
-                name: self._empty(self._layers[name])
+                name: LayerSums.zeros(self._layers[name], self._limit())
                 for name in dict.fromkeys(self._owners.values())
             }
         self.approximate = [
-            name
-            for name, sums in self._sums.items()
-            if max(len(sums.inputs.blocks), len(sums.gradients.blocks)) > 1
+            name for name, sums in self._sums.items() if sums.is_approximate
         ]
         self._taps = LayerTaps(self._model, self._layers, self._see)
         try:
@@ -225,35 +203,18 @@ class KFAC(Calibrated):
             self._taps.detach()
             self._taps, self._batch = None, {}
 
-    def _empty(self, module: nn.Module) -> _Sums:
-        groups, weight = conv_groups(module), module.weight
-        assert isinstance(weight, Tensor)
-        narrow = len(weight) // groups
-        wide = weight[0].numel()
-        biased = module.bias is not None and not is_transposed(module)
-        inputs, gradients = narrow, wide
-        if not is_transposed(module):
-            inputs, gradients = wide + biased, narrow
-        like = weight.detach()
+    def _limit(self) -> int | None:
+        """Returns the limit of factors; None if diagonals are enough."""
         alone = self.formula == 'OBD' and not self._units.groups
-        both: list[Factor | Diagonal] = [
-            Diagonal.zeros(groups, size, like)
-            if alone and not self.compensates
-            else Factor.zeros(groups, size, self.limit, like)
-            for size in (inputs, gradients)
-        ]
-        rows = torch.zeros((), dtype=torch.float64, device=weight.device)
-        return _Sums(both[0], both[1], rows)
+        return None if alone and not self.compensates else self.limit
 
     def _see(
         self, name: str, module: nn.Module, source: Tensor, gradient: Tensor
     ) -> None:
         name = self._owners[name]
         if name not in self._batch:
-            self._batch[name] = self._empty(module)
-        sums = self._batch[name]
-        sums.rows += _add_inputs(sums.inputs, module, source)
-        _add_gradients(sums.gradients, module, gradient, source)
+            self._batch[name] = LayerSums.zeros(module, self._limit())
+        self._batch[name].add(module, source, gradient)
 
     def end_batch(
         self,
@@ -491,19 +452,13 @@ class KFAC(Calibrated):
         sums = self._sums.get(name)
         if sums is None or self._counts is None or not float(sums.rows):
             return None
-        matrix = LayerMatrix(self._layers[name], masked)
+        module = self._layers[name]
+        matrix = LayerMatrix(module, masked)
         inputs, gradients = matrix.kept(
-            self._inputs(name).scaled(1 / self._counts[0].item()),
+            sums.inputs_of(module).scaled(1 / self._counts[0].item()),
             sums.gradients.scaled(1 / sums.rows),
         )
         return matrix, inputs, gradients
-
-    def _inputs(self, name: str) -> Factor | Diagonal:
-        """Returns a layer's sum over inputs, in the order of its weight."""
-        module, factor = self._layers[name], self._sums[name].inputs
-        if isinstance(factor, Factor) and _by_products(module, factor):
-            return factor.reordered(channel_order(module))
-        return factor
 
     def _curvature(
         self, name: str, levels: Mapping[str, float], masked: Masked
@@ -542,44 +497,6 @@ class KFAC(Calibrated):
         """See :meth:`Criterion.cut`."""
         self._units = units
         self._forget()
-
-
-def _add_inputs(
-    factor: Factor | Diagonal, module: nn.Module, source: Tensor
-) -> int:
-    """Add the inputs of a layer; returns their number of rows."""
-    if isinstance(factor, Diagonal):
-        squares, count = input_squares(module, source)
-        factor.add(squares, count)
-        return count
-    count = 0
-    if _by_products(module, factor):
-        for products, total, rows in patch_products(module, source):
-            factor.add_products(products, total, rows)
-            count += rows
-    else:
-        for part in input_rows(module, source):
-            factor.add(part)
-            count += part.shape[1]
-    return count
-
-
-def _add_gradients(
-    factor: Factor | Diagonal,
-    module: nn.Module,
-    gradient: Tensor,
-    source: Tensor,
-) -> None:
-    if isinstance(factor, Diagonal):
-        factor.add(*gradient_squares(module, gradient, source))
-        return
-    for part in gradient_rows(module, gradient, source):
-        factor.add(part)
-
-
-def _by_products(module: nn.Module, factor: Factor) -> TypeGuard[nn.Conv2d]:
-    """Returns whether the factor of the inputs is summed without patches."""
-    return len(factor.blocks) == 1 and has_products(module)
 
 
 def _weight_and_form(module: nn.Module) -> tuple:

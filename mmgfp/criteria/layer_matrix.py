@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import Member
-from .curvature import Curvature, Diagonal, Factor, Side
+from .curvature import Curvature, Side
 from .layer_rows import conv_groups, is_transposed, kernel_size
+from .layer_sums import Diagonal, Factor
 
 
 class LayerMatrix:

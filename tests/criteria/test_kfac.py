@@ -15,14 +15,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
 from mmgfp import Pruner
-from mmgfp.criteria.curvature import (
-    Curvature,
-    Diagonal,
-    Factor,
-    Side,
-    sides,
-)
+from mmgfp.criteria.curvature import Curvature, Side, sides
 from mmgfp.criteria.kfac import KFAC
+from mmgfp.criteria.layer_sums import Diagonal, Factor
 from mmgfp.groups import UnitSpace
 from mmgfp.search.prunable import Prunable
 
@@ -255,6 +250,10 @@ def whole() -> KFAC:
     return criterion
 
 
+def inputs_of(criterion: KFAC, name: str) -> Factor:
+    return criterion._sums[name].inputs_of(criterion._layers[name])
+
+
 def observe(
     layer: nn.Module,
     x: torch.Tensor,
@@ -287,7 +286,7 @@ def test_factors_are_sums_over_all_rows(name):
     sums = criterion._sums['layer']
     inputs, gradients, rows = explicit(layer, x, coefficients)
     assert float(sums.rows) == rows
-    close(criterion._inputs('layer').blocks[0], inputs)
+    close(inputs_of(criterion, 'layer').blocks[0], inputs)
     close(sums.gradients.blocks[0], gradients)
 
 
@@ -348,7 +347,7 @@ def test_results_that_are_changed_in_place(name):
     inputs, gradients, rows = explicit(layer, x, active.detach())
     sums = criterion._sums['0']
     assert float(sums.rows) == rows
-    close(criterion._inputs('0').blocks[0], inputs)
+    close(inputs_of(criterion, '0').blocks[0], inputs)
     close(sums.gradients.blocks[0], gradients)
 
 
@@ -524,7 +523,7 @@ def test_factors_of_backpack():
     for name, sums in criterion._sums.items():
         gradients, inputs = model.get_submodule(name).weight.kflr
         counted = len(images) * classes
-        found = criterion._inputs(name).blocks[0][0]
+        found = inputs_of(criterion, name).blocks[0][0]
         close(found[:-1, :-1] / counted, inputs)
         if float(sums.rows) == counted:
             close(sums.gradients.blocks[0][0] / len(images), gradients)
@@ -554,7 +553,7 @@ def test_calls_of_a_shared_layer_add_up():
         criterion.end_batch()
     found = criterion._sums['layer']
     one, other = explicit(layer, x, cx), explicit(layer, y, cy)
-    close(criterion._inputs('layer').blocks[0], one[0] + other[0])
+    close(inputs_of(criterion, 'layer').blocks[0], one[0] + other[0])
     close(found.gradients.blocks[0], one[1] + other[1])
     assert float(found.rows) == 4 + 20
 
@@ -675,7 +674,7 @@ def matrices(pruner: Pruner):
     model = pruner.net.model
     for name, sums in pruner.criterion._sums.items():
         layer = model.get_submodule(name)
-        inputs = pruner.criterion._inputs(name).blocks[0]
+        inputs = inputs_of(pruner.criterion, name).blocks[0]
         groups = getattr(layer, 'groups', 1)
         weight = layer.weight.detach().reshape(len(layer.weight), -1)
         weight = torch.cat([weight, layer.bias.detach()[:, None]], 1)
