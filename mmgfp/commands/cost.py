@@ -27,6 +27,7 @@ from .options import (
 
 
 def shares(part: Mapping[str, float], total: Mapping[str, float]) -> str:
+    """Returns flops and params with their ratios of a total."""
     return ', '.join(
         f'{part[key]:,} {key} ({part[key] / total[key]:.1%})'
         for key in ('flops', 'params')
@@ -87,7 +88,10 @@ def report(args: argparse.Namespace) -> None:
             soft_wrap=True,
         )
         if full := unpruned_cost(checkpoint, shape):
-            console.print(f'of the unpruned network: {shares(nonzero, full)}')
+            console.print(
+                f'of the unpruned network: {shares(nonzero, full)}',
+                soft_wrap=True,
+            )
         sparse = {
             'nonzero': nonzero,
             'bytes': size,

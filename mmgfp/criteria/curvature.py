@@ -89,6 +89,9 @@ class Side:
 
         Returns:
             Tensor: The new vectors, (g, m, n).
+
+        Raises:
+            ValueError: If the curvature of kept elements is singular.
         """
         found = vectors.masked_fill(gone, 0)
         for start, block in zip(self.starts, self.blocks):
@@ -102,7 +105,13 @@ class Side:
                     if out.any() and not out.all():
                         mine = torch.nonzero(of == number)
                         stays = matrix[~out]
-                        root = torch.linalg.cholesky(stays[:, ~out])
+                        root, failed = torch.linalg.cholesky_ex(stays[:, ~out])
+                        if failed:
+                            raise ValueError(
+                                'weights cannot compensate, because a '
+                                'curvature is singular: expected a larger '
+                                "`strength`, with damping='relative' or 'pi'"
+                            )
                         moved = stays[:, out] @ old[mine, out].T
                         new[mine, ~out] += torch.cholesky_solve(moved, root).T
         return found
@@ -215,9 +224,10 @@ def sides(
 
     Raises:
         ValueError: If a factor is not finite or cannot be inverted.
+        RuntimeError: If a diagonal is to be inverted.
     """
     require_finite(name, inputs, gradients)
-    means = [undamped(side).of_each.mean(1) for side in (inputs, gradients)]
+    means = [f.diagonal().of_each().mean(1) for f in (inputs, gradients)]
     if damping == 'identity':
         extra = torch.full_like(means[0], 2 / batches)
         pads = [extra * positions**2, extra / positions**2]
@@ -230,14 +240,6 @@ def sides(
         _damped(name, inputs, pads[0], inverted),
         _damped(name, gradients, pads[1], inverted),
     )
-
-
-def undamped(factor: Factor | Diagonal) -> Side:
-    """Returns a factor without damping and inverse, in double precision."""
-    if isinstance(factor, Diagonal):
-        return Side(factor.values.double())
-    blocks = [block.double() for block in factor.blocks]
-    return Side(_diagonal(blocks), factor.starts, blocks)
 
 
 def require_finite(name: str, *factors: Factor | Diagonal) -> None:
@@ -260,7 +262,9 @@ def _damped(
 ) -> Side:
     """Returns a factor with (g,) values added to its diagonal."""
     if isinstance(factor, Diagonal):
-        return Side(factor.values.double() + pad[:, None])
+        if inverted:
+            raise RuntimeError('a diagonal has no inverse of a whole factor')
+        return Side(factor.of_each() + pad[:, None])
     blocks = [block.to(torch.float64, copy=True) for block in factor.blocks]
     for block in blocks:
         block.diagonal(0, 1, 2).add_(pad[:, None])

@@ -29,9 +29,9 @@ from .curvature import (
     LEAST,
     Curvature,
     Damping,
+    Side,
     require_finite,
     sides,
-    undamped,
 )
 from .layer_matrix import LayerMatrix
 from .layer_rows import (
@@ -64,17 +64,17 @@ class KFAC(Calibrated):
             distribution, which requires class scores; 'empirical' for those
             of the data set. Defaults to 'true' if there are class scores,
             else to 'empirical'.
-        damping (str): 'relative': as 'pi', with a strength for each layer
-            such that the damping adds ``strength`` times the mean score of
-            all weights to the mean score of those of the layer; 'pi' or
-            'identity', see :func:`mmgfp.criteria.curvature.sides`. Defaults
-            to 'relative'.
+        damping (str): 'relative': as 'pi', with a strength s for each layer
+            such that the mean of ``s w^2 / 2`` over its weights is
+            ``strength`` times the mean score of all weights without damping;
+            'pi' or 'identity', see
+            :func:`mmgfp.criteria.curvature.sides`. Defaults to 'relative'.
         strength (float, optional): Strength of the damping 'relative' or
             'pi'. Defaults to 0.1 for channels and 1 for single weights; of
             'pi' to 1e-3.
-        limit (int): Number of inputs or outputs of a layer above which a
-            factor keeps diagonal blocks of this size only. Memory grows with
-            its square. Defaults to 8192.
+        limit (int): Size of a factor (inputs of a group times the kernel, or
+            outputs of a group) above which it keeps diagonal blocks of this
+            size only. Memory grows with its square. Defaults to 8192.
         formula (str): 'OBD' for the growth of the loss when the other weights
             of the layer stay as they are (Optimal Brain Damage), for a single
             weight ``w^2 G_ii A_jj / 2``; 'OBS' for the growth when they adapt
@@ -190,7 +190,7 @@ class KFAC(Calibrated):
             device = next(self._model.parameters()).device
             self._counts = torch.zeros(2, dtype=torch.float64, device=device)
             self._sums = {
-                name: LayerSums.zeros(self._layers[name], self._limit())
+                name: self._empty(name)
                 for name in dict.fromkeys(self._owners.values())
             }
         self.approximate = [
@@ -203,17 +203,23 @@ class KFAC(Calibrated):
             self._taps.detach()
             self._taps, self._batch = None, {}
 
-    def _limit(self) -> int | None:
-        """Returns the limit of factors; None if diagonals are enough."""
+    def _empty(self, owner: str) -> LayerSums:
+        """Returns empty sums of a layer and those that share its weight."""
+        modules = [
+            self._layers[name]
+            for name, first in self._owners.items()
+            if first == owner
+        ]
         alone = self.formula == 'OBD' and not self._units.groups
-        return None if alone and not self.compensates else self.limit
+        diagonals = alone and not self.compensates
+        return LayerSums.zeros(modules, None if diagonals else self.limit)
 
     def _see(
         self, name: str, module: nn.Module, source: Tensor, gradient: Tensor
     ) -> None:
         name = self._owners[name]
         if name not in self._batch:
-            self._batch[name] = LayerSums.zeros(module, self._limit())
+            self._batch[name] = self._empty(name)
         self._batch[name].add(module, source, gradient)
 
     def end_batch(
@@ -422,12 +428,14 @@ class KFAC(Calibrated):
         squares: dict[str, float] = {}  # mean of each layer
         total, count = 0.0, 0
         for name in self._sums:
-            measured = self._factors(name, masked.get(name, ()))
+            measured = self._factors(name, masked.get(name, ()), whole=False)
             if measured is None:
                 continue
-            matrix, *factors = measured
-            require_finite(name, *factors)
-            inputs, gradients = map(undamped, factors)
+            matrix, *diagonals = measured
+            require_finite(name, *diagonals)
+            inputs, gradients = (
+                Side(side.diagonal().of_each()) for side in diagonals
+            )
             scores = matrix.curvature(inputs, gradients).elements()
             weights = matrix.without_bias(matrix.weight)
             # weights that were pruned before have neither
@@ -436,29 +444,34 @@ class KFAC(Calibrated):
             total += float(matrix.without_bias(scores).sum())
             count += kept
         mean = max(total / max(count, 1), LEAST)
-        # this adds w^2 / 2 times the level to each score
+        # The product of both dampings adds w^2 / 2 times the level to each
+        # score; products of a damping and a factor add to it.
         return {
             name: 2 * strength * mean / max(square, LEAST)
             for name, square in squares.items()
         }
 
     def _factors(
-        self, name: str, masked: Masked
+        self, name: str, masked: Masked, whole: bool = True
     ) -> tuple[LayerMatrix, Factor | Diagonal, Factor | Diagonal] | None:
         """Returns a layer without masked units and its factors A and G.
 
-        Returns None if the layer did not run.
+        Returns None if the layer did not run; the diagonals of the factors if
+        not ``whole``.
         """
         sums = self._sums.get(name)
         if sums is None or self._counts is None or not float(sums.rows):
             return None
-        module = self._layers[name]
-        matrix = LayerMatrix(module, masked)
+        matrix = LayerMatrix(self._layers[name], masked)
         inputs, gradients = matrix.kept(
-            sums.inputs_of(module).scaled(1 / self._counts[0].item()),
-            sums.gradients.scaled(1 / sums.rows),
+            *(sums.factors() if whole else sums.diagonals())
         )
-        return matrix, inputs, gradients
+        images = self._counts[0].item()
+        return (
+            matrix,
+            inputs.scaled(1 / images),
+            gradients.scaled(1 / sums.rows),
+        )
 
     def _curvature(
         self, name: str, levels: Mapping[str, float], masked: Masked

@@ -94,10 +94,7 @@ def gradient_rows(
         Tensor: (g, R, d) as in :func:`input_rows`; d is the number of outputs
         of a group, times the kernel if transposed.
     """
-    if not isinstance(module, _ConvTransposeNd):
-        return _rows(module, gradient, False)
-    positions = source.shape[-len(module.kernel_size) :]
-    return _rows(module, gradient, True, positions)
+    return _rows(module, gradient, *_cut_of_gradient(module, source))
 
 
 def input_squares(module: nn.Module, source: Tensor) -> tuple[Tensor, int]:
@@ -117,10 +114,16 @@ def gradient_squares(
     Returns:
         tuple[Tensor, int]: (g, d), and the number R of rows.
     """
+    return _squares(module, gradient, *_cut_of_gradient(module, source))
+
+
+def _cut_of_gradient(
+    module: nn.Module, source: Tensor
+) -> tuple[bool, Sequence[int]]:
+    """Returns whether patches are cut, and how many along each axis."""
     if not isinstance(module, _ConvTransposeNd):
-        return _squares(module, gradient, False)
-    positions = source.shape[-len(module.kernel_size) :]
-    return _squares(module, gradient, True, positions)
+        return False, ()
+    return True, source.shape[-len(module.kernel_size) :]
 
 
 def _squares(
@@ -201,12 +204,31 @@ def _in_float(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def padding_of(module: _ConvNd) -> list[int]:
+    """Returns the padding that a forward uses, as for ``functional.pad``.
+
+    With zeros it is that of the attribute, which code may have changed; with
+    other values that of the construction.
+    """
+    if module.padding_mode != 'zeros':
+        return list(module._reversed_padding_repeated_twice)
+    if isinstance(module.padding, str):  # 'valid' or 'same'
+        totals = [
+            dilation * (size - 1) if module.padding == 'same' else 0
+            for size, dilation in zip(module.kernel_size, module.dilation)
+        ]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(size, size) for size in module.padding]
+    return [size for pair in reversed(sides) for size in pair]
+
+
 def _patches(module: _ConvNd, tensor: Tensor) -> Tensor:
     """Returns the kernel's patches, (N, C, positions ..., kernel ...)."""
     kind = module.padding_mode  # 'zeros' for transposed convolutions
     tensor = pad(
         tensor,
-        module._reversed_padding_repeated_twice,
+        padding_of(module),
         mode='constant' if kind == 'zeros' else kind,
     )
     for axis, (size, stride, dilation) in enumerate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +23,12 @@ from .layer_rows import (
     input_squares,
     is_transposed,
 )
-from .patch_products import channel_order, has_products, patch_products
+from .patch_products import (
+    channel_order,
+    has_products,
+    patch_products,
+    pays,
+)
 
 
 @dataclass
@@ -86,9 +91,13 @@ class Factor:
             order (np.ndarray): (d,) positions; the 1 of the bias stays last.
         """
         (block,) = self.blocks
-        rest = np.arange(len(order), block.shape[1])
-        index = torch.from_numpy(np.append(order, rest)).to(block.device)
+        index = _with_bias(order, block.shape[1]).to(block.device)
         return Factor(self.starts, [block[:, index][:, :, index]])
+
+    def diagonal(self) -> Diagonal:
+        """Returns its diagonal."""
+        each = [block.diagonal(0, 1, 2) for block in self.blocks]
+        return Diagonal(torch.cat(each, 1))
 
     def kept(self, positions: np.ndarray, groups: np.ndarray) -> Factor:
         """Returns the factor without some positions and groups.
@@ -97,6 +106,8 @@ class Factor:
             positions (np.ndarray): (n,) whether each position is kept.
             groups (np.ndarray): (g,) whether each group is kept.
         """
+        if positions.all() and groups.all():
+            return self
         found, starts, begin = [], [], 0
         which = torch.from_numpy(np.flatnonzero(groups))
         for start, block in zip(self.starts, self.blocks):
@@ -135,6 +146,14 @@ class Diagonal:
         """Returns all sums, to be changed in place."""
         return [self.values]
 
+    def diagonal(self) -> Diagonal:
+        """Returns the diagonal itself, as :meth:`Factor.diagonal`."""
+        return self
+
+    def of_each(self) -> Tensor:
+        """Returns the values in double precision."""
+        return self.values.double()
+
     def add(self, squares: Tensor, count: int) -> None:
         """Add the squares of rows.
 
@@ -147,6 +166,11 @@ class Diagonal:
         self.values[:, :given] += squares
         self.values[:, given:] += count
 
+    def reordered(self, order: np.ndarray) -> Diagonal:
+        """Returns the diagonal in an order; see :meth:`Factor.reordered`."""
+        index = _with_bias(order, self.values.shape[1])
+        return Diagonal(self.values[:, index.to(self.values.device)])
+
     def kept(self, positions: np.ndarray, groups: np.ndarray) -> Diagonal:
         """Returns the diagonal at some positions; see :meth:`Factor.kept`."""
         places = (
@@ -158,6 +182,11 @@ class Diagonal:
     def scaled(self, by: float | Tensor) -> Diagonal:
         """Returns the diagonal multiplied by a scalar."""
         return Diagonal(self.values * by)
+
+
+def _with_bias(order: np.ndarray, size: int) -> Tensor:
+    """Returns an order of (size,) positions; the last ones stay."""
+    return torch.from_numpy(np.append(order, np.arange(len(order), size)))
 
 
 def _add(block: Tensor, products: Tensor, sums: Tensor, count: int) -> None:
@@ -174,25 +203,33 @@ class LayerSums:
     """Sums of a layer: its two factors and the number of rows.
 
     Attributes:
-        inputs (Factor | Diagonal): Of the inputs; its positions may have
-            another order than the weight (:meth:`inputs_of`).
+        inputs (Factor | Diagonal): Of the inputs; see :meth:`factors` for
+            its order.
         gradients (Factor | Diagonal): Of the gradients of the outputs.
         rows (Tensor): Number of rows, ().
+        order (np.ndarray, optional): Positions of the inputs in the order of
+            the weight, if theirs is that of
+            :func:`mmgfp.criteria.patch_products.patch_products`.
     """
 
     inputs: Factor | Diagonal
     gradients: Factor | Diagonal
     rows: Tensor
+    order: np.ndarray | None = None
 
     @classmethod
-    def zeros(cls, module: nn.Module, limit: int | None) -> LayerSums:
+    def zeros(
+        cls, modules: Sequence[nn.Module], limit: int | None
+    ) -> LayerSums:
         """Returns empty sums.
 
         Args:
-            module (nn.Module): A convolution or linear layer.
+            modules (Sequence[nn.Module]): A convolution or linear layer, and
+                others with the same weight.
             limit (int, optional): Rows of the largest block of a factor; None
                 for diagonals only.
         """
+        module = modules[0]
         groups, weight = conv_groups(module), module.weight
         assert isinstance(weight, Tensor)
         narrow = len(weight) // groups
@@ -208,7 +245,11 @@ class LayerSums:
             return Factor.zeros(groups, size, limit, like)
 
         rows = torch.zeros((), dtype=torch.float64, device=weight.device)
-        return cls(empty(inputs), empty(gradients), rows)
+        found = cls(empty(inputs), empty(gradients), rows)
+        single = limit is not None and len(found.inputs.blocks) == 1
+        if single and all(map(has_products, modules)):
+            found.order = channel_order(cast(nn.Conv2d, module))
+        return found
 
     @property
     def is_approximate(self) -> bool:
@@ -227,33 +268,46 @@ class LayerSums:
             source (Tensor): Its input.
             gradient (Tensor): Gradient with respect to its output.
         """
-        inputs, gradients = self.inputs, self.gradients
-        if isinstance(inputs, Diagonal):
+        self.rows += self._add_inputs(module, source)
+        if isinstance(self.gradients, Diagonal):
+            self.gradients.add(*gradient_squares(module, gradient, source))
+            return
+        for rows in gradient_rows(module, gradient, source):
+            self.gradients.add(rows)
+
+    def _add_inputs(self, module: nn.Module, source: Tensor) -> int:
+        """Returns the number of rows."""
+        factor, count = self.inputs, 0
+        if isinstance(factor, Diagonal):
             squares, count = input_squares(module, source)
-            inputs.add(squares, count)
-            self.rows += count
-        elif _by_products(module, inputs):
-            for products, total, count in patch_products(module, source):
-                inputs.add_products(products, total, count)
-                self.rows += count
-        else:
+            factor.add(squares, count)
+        elif self.order is None:
             for rows in input_rows(module, source):
-                inputs.add(rows)
-                self.rows += rows.shape[1]
-        if isinstance(gradients, Diagonal):
-            gradients.add(*gradient_squares(module, gradient, source))
+                factor.add(rows)
+                count += rows.shape[1]
+        elif pays(cast(nn.Conv2d, module), source):
+            conv = cast(nn.Conv2d, module)
+            for products, total, number in patch_products(conv, source):
+                factor.add_products(products, total, number)
+                count += number
         else:
-            for rows in gradient_rows(module, gradient, source):
-                gradients.add(rows)
+            order = torch.from_numpy(np.argsort(self.order))
+            for rows in input_rows(module, source):
+                factor.add(rows[:, :, order.to(rows.device)])
+                count += rows.shape[1]
+        return count
 
-    def inputs_of(self, module: nn.Module) -> Factor | Diagonal:
-        """Returns the sum of the inputs, in the order of the weight."""
-        factor = self.inputs
-        if isinstance(factor, Factor) and _by_products(module, factor):
-            return factor.reordered(channel_order(module))
-        return factor
+    def factors(self) -> tuple[Factor | Diagonal, Factor | Diagonal]:
+        """Returns both factors, in the order of the weight."""
+        return _in_order(self.inputs, self.order), self.gradients
+
+    def diagonals(self) -> tuple[Diagonal, Diagonal]:
+        """Returns the diagonals of :meth:`factors`."""
+        inputs = _in_order(self.inputs.diagonal(), self.order)
+        return inputs.diagonal(), self.gradients.diagonal()
 
 
-def _by_products(module: nn.Module, factor: Factor) -> TypeGuard[nn.Conv2d]:
-    """Returns whether the factor of the inputs is summed without patches."""
-    return len(factor.blocks) == 1 and has_products(module)
+def _in_order(
+    factor: Factor | Diagonal, order: np.ndarray | None
+) -> Factor | Diagonal:
+    return factor if order is None else factor.reordered(order)

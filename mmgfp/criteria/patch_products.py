@@ -2,9 +2,9 @@
 
 The patches of neighbouring positions overlap: the products of two kernel
 elements depend on the offset between them, except at the border. A 3x3 kernel
-has 81 pairs of elements and, as products are symmetric, 13 offsets. The sum
-for a pair is that of its offset over the whole image, less the products at the
-border that are in no patch at this element.
+has 45 pairs of elements, without regard to their order, and 13 offsets. The
+sum for a pair is that of its offset over the whole image, less the products at
+the border that are in no patch at this element.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
+from typing import TypeGuard
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .layer_rows import BLOCK, float_images
+from .layer_rows import BLOCK, float_images, padding_of
 
 
-def has_products(module: nn.Module) -> bool:
+def has_products(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Returns whether :func:`patch_products` supports a layer.
 
     It is a convolution of images with at least one kernel side of 3 and none
@@ -32,15 +33,22 @@ def has_products(module: nn.Module) -> bool:
         and {1, 3} >= set(module.kernel_size)
         and set(module.stride) == {1}
         and module.padding_mode == 'zeros'
-        and list(module._reversed_padding_repeated_twice)
-        == [
-            dilation * (size // 2)
-            for size, dilation in zip(
-                module.kernel_size[::-1], module.dilation[::-1]
-            )
-            for _ in range(2)
-        ]
+        and padding_of(module)
+        == [far for far in _far(module)[::-1] for _ in range(2)]
     )
+
+
+def pays(module: nn.Conv2d, source: Tensor) -> bool:
+    """Returns whether offsets are faster than patches.
+
+    They are not where the border, which has zeros, is a large part of the
+    image, nor for few rows.
+    """
+    height, width = source.shape[-2:]
+    far_y, far_x = _far(module)
+    images = source.numel() // max(1, source.shape[-3] * height * width)
+    padded = (height + 2 * far_y) * (width + 2 * far_x)
+    return images * height * width >= 128 and 13 * padded < 65 * height * width
 
 
 def patch_products(
@@ -48,8 +56,8 @@ def patch_products(
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yields sums over rows, as those of :func:`layer_rows.input_rows`.
 
-    The elements of these rows are ordered by kernel element, then by channel:
-    only so the sums are written in pieces that lie together in memory.
+    The elements of these rows are ordered by kernel element, then by channel,
+    so that each pair of kernel elements is a contiguous block of the result.
 
     Args:
         module (nn.Conv2d): A convolution with :func:`has_products`.
@@ -62,14 +70,26 @@ def patch_products(
         taken in parts.
     """
     images = float_images(module, source)
-    for part in images.split(max(1, BLOCK // images[0].numel())):
+    far_y, far_x = _far(module)
+    height, width = images.shape[2:]
+    padded = images.shape[1] * (height + 2 * far_y) * (width + 2 * far_x)
+    for part in images.split(max(1, BLOCK // padded)):
         parts = part.transpose(0, 1).unflatten(0, (module.groups, -1))
         products, sums = _of_images(module, parts)
         yield products, sums, len(part) * part[0, 0].numel()
 
 
+def _far(module: nn.Conv2d) -> tuple[int, int]:
+    """Returns the distance of the outer kernel elements from the centre."""
+    far_y, far_x = (
+        dilation * (size // 2)
+        for size, dilation in zip(module.kernel_size, module.dilation)
+    )
+    return far_y, far_x
+
+
 def channel_order(module: nn.Conv2d) -> np.ndarray:
-    """Returns the positions, (d,), of elements ordered by channel."""
+    """Returns the positions, (d,), of the elements in the weight's order."""
     count = module.kernel_size[0] * module.kernel_size[1]
     channels = module.in_channels // module.groups
     return np.arange(count * channels).reshape(count, channels).T.ravel()
@@ -78,15 +98,12 @@ def channel_order(module: nn.Conv2d) -> np.ndarray:
 def _of_images(module: nn.Conv2d, images: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the sums for images (g, c, N, height, width)."""
     groups, channels, _, height, width = images.shape
-    (far_y, far_x) = (
-        dilation * (size // 2)
-        for size, dilation in zip(module.kernel_size, module.dilation)
-    )
+    far_y, far_x = _far(module)
     # with zeros between rows and images an offset is a shift in memory
     padded = pad(images, (0, 2 * far_x, 0, 2 * far_y))
     pitch = width + 2 * far_x
-    # What no patch has at a kernel element: for that above the centre the
-    # last rows, for that below it the first, which are in no patch there.
+    # no patch has one of the last rows at a kernel element above the centre,
+    # nor one of the first rows at an element below it
     rows = {
         -1: padded[..., max(0, height - far_y) : height, :],
         1: padded[..., :far_y, :],
@@ -150,9 +167,12 @@ def _of_images(module: nn.Conv2d, images: Tensor) -> tuple[Tensor, Tensor]:
                 value = value - at_columns(x, y - top)
             if same_row and same_column:
                 value = value + at_corner(y, x)
-            found[:, i, :, j] = value
-            if i != j:
+            if i == j:  # rounding must not make squares negative
+                value = value.clone()
+                value.diagonal(0, 1, 2).clamp_(min=0)
+            else:
                 found[:, j, :, i] = value.transpose(1, 2)
+            found[:, i, :, j] = value
     size = channels * count
     return found.view(groups, size, size), sums.view(groups, size)
 

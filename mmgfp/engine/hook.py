@@ -285,8 +285,8 @@ class PruningHook(ChannelHook):
                 f'a calibration pass of {batches} batches precedes each '
                 f'pruning step, every {self.schedule.interval} training '
                 'steps, and takes most of the time. Expected an `interval` '
-                f"above {batches} and channels_per_step='auto', or fewer "
-                '`batches` of the criterion'
+                f'of several times {batches} and '
+                "channels_per_step='auto', or fewer `batches` of the criterion"
             )
 
     def _compare_targets(self, runner: Runner, before: Any) -> None:

@@ -64,7 +64,7 @@ def prunable_weights(
         if not weight.requires_grad:
             whole.setdefault('do not train', []).append(layer)
         elif plain and not _is_plain(model, name, layer):
-            why = 'are no plain layers, which the criterion can measure'
+            why = 'are no plain convolutions or linear layers'
             whole.setdefault(why, []).append(layer)
         elif not shapes.fits(_of_a_group(module, weight, axis)):
             why = 'have a number of inputs that the pattern does not divide'

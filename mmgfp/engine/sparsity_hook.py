@@ -113,8 +113,8 @@ class SparsityHook(ResumesExactly):
         input_shape (Sequence[int], optional): (H, W) of the demo forward that
             finds the weights. Defaults to the size in the config's pipelines.
         compensate (bool): Whether each step also changes kept weights and
-            biases so that the predicted growth of the loss is smallest; for
-            criteria with curvature (KFAC). Defaults to False.
+            biases so that outputs of layers change least; for criteria with
+            curvature (KFAC). Defaults to False.
         finetune (dict, optional): Overrides for the fine-tuning config.
 
     Raises:
@@ -412,7 +412,8 @@ class SparsityHook(ResumesExactly):
         same_on_all_ranks(b''.join(packed), 'weights')
         gone = outputs_back(chosen, axes)
         if self.compensate:
-            runner.logger.info(f'adapting {len(gone)} layers')
+            changed = sum(bool(where.any()) for where in gone.values())
+            runner.logger.info(f'adapting {changed} layers')
             criterion = cast(Compensating, self.criterion)
             put_parameters(runner, criterion.compensated(gone))
         self.criterion.reset(np.ones(0, bool))

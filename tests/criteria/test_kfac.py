@@ -251,7 +251,7 @@ def whole() -> KFAC:
 
 
 def inputs_of(criterion: KFAC, name: str) -> Factor:
-    return criterion._sums[name].inputs_of(criterion._layers[name])
+    return criterion._sums[name].factors()[0]
 
 
 def observe(
@@ -313,6 +313,9 @@ def test_diagonals_are_enough_for_single_weights(name):
     weight = 'layer.weight'
     scores = alone.elements([weight])[weight]
     close(scores, factors.elements([weight])[weight])
+    alone.formula = 'OBS'
+    with pytest.raises(RuntimeError, match='no inverse of a whole factor'):
+        alone.elements([weight])
     with pytest.raises(RuntimeError, match='compensation needs whole factors'):
         alone.compensated({weight: torch.ones(layer.weight.shape) > 0})
 
@@ -531,6 +534,18 @@ def test_factors_of_backpack():
     assert len(criterion._sums) == 4 and checked == 3
 
 
+def test_weights_that_cannot_compensate():
+    torch.manual_seed(0)
+    x, coefficients = torch.zeros(2, 4).double(), torch.randn(2, 3).double()
+    layer = nn.Linear(4, 3, bias=False).double()
+    criterion = observe(layer, x, coefficients)
+    criterion.damping, criterion.strength = 'pi', 0.0
+    gone = torch.zeros(3, 4, dtype=torch.bool)
+    gone[0, 0] = True
+    with pytest.raises(ValueError, match='weights cannot compensate'):
+        criterion.compensated({'layer.weight': gone})
+
+
 def test_calls_of_a_shared_layer_add_up():
     torch.manual_seed(0)
     layer = nn.Linear(3, 3).double()
@@ -578,6 +593,44 @@ def test_layers_that_share_a_weight_add_up():
     close(found.gradients.blocks[0], first[1] + second[1])
     (name,) = criterion.elements(['0.weight'])
     assert name == '0.weight' and not criterion.unmeasured()
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        dict(stride=2, padding=1),
+        dict(),
+        dict(padding=2, dilation=2),
+    ],
+)
+def test_convolutions_that_share_a_weight_add_up(other):
+    """Their patches may be of different positions."""
+    torch.manual_seed(0)
+    one = nn.Conv2d(3, 3, 3, padding=1).double()
+    two = nn.Conv2d(3, 3, 3, **other).double()
+    two.weight, two.bias = one.weight, one.bias
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = one, two
+
+        def forward(self, x):
+            return [self.one(x), self.two(x)]
+
+    model = Both()
+    x = torch.randn(2, 3, 12, 12).double()
+    sent = [torch.randn_like(out) for out in model(x)]
+    criterion = whole()
+    with observing(criterion, model):
+        outputs = model(x.requires_grad_())
+        losses = [(out * s).sum() for out, s in zip(outputs, sent)]
+        (sum(losses) / 2).backward()
+        criterion.end_batch()
+    first, second = explicit(one, x, sent[0]), explicit(two, x, sent[1])
+    (name,) = criterion._sums
+    close(inputs_of(criterion, name).blocks[0], first[0] + second[0])
+    close(criterion._sums[name].gradients.blocks[0], first[1] + second[1])
 
 
 def test_layers_that_share_a_weight_in_different_forms():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import unfold
 
-from mmgfp.criteria import patch_products
+from mmgfp.criteria import layer_sums, patch_products
+from mmgfp.criteria.layer_sums import LayerSums
 from mmgfp.criteria.patch_products import channel_order, has_products
 
 KINDS = [
@@ -22,7 +23,7 @@ KINDS = [
 
 @pytest.mark.parametrize('kernel, dilation, groups', KINDS)
 @pytest.mark.parametrize('size', [(5, 7), (1, 1), (2, 3), (1, 4), (9, 2)])
-@pytest.mark.parametrize('images_at_once', [1, 2, 3])
+@pytest.mark.parametrize('images_at_once', [1, 3])
 def test_equal_to_those_of_patches(
     kernel, dilation, groups, size, images_at_once, monkeypatch
 ):
@@ -34,7 +35,9 @@ def test_equal_to_those_of_patches(
     )
     assert has_products(conv)
     x = torch.randn(3, 4, *size, dtype=torch.float64)
-    monkeypatch.setattr(patch_products, 'BLOCK', images_at_once * x[0].numel())
+    far = [2 * d * (k // 2) for k, d in zip(kernel, dilation)]
+    padded = 4 * (size[0] + far[0]) * (size[1] + far[1])
+    monkeypatch.setattr(patch_products, 'BLOCK', images_at_once * padded)
     patches = unfold(x, kernel, dilation, padding)  # (N, C * kernel, L)
     rows = patches.transpose(1, 2).unflatten(2, (groups, -1)).flatten(0, 1)
     expected = torch.einsum('rgi,rgj->gij', rows, rows)
@@ -57,6 +60,80 @@ def test_a_single_image_in_half_precision():
     assert alone[0].dtype == torch.float32
     assert alone[0].equal(batch[0]) and alone[1].equal(batch[1])
     assert alone[2] == batch[2] == 20
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (4, 5), (16, 16)])
+@pytest.mark.parametrize('dilation', [1, 3])
+def test_small_images_have_patches(size, dilation, monkeypatch):
+    """Sums over calls of all sizes, as with levels of a pyramid."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=dilation, dilation=dilation).double()
+    taken = []
+    real = layer_sums.patch_products
+
+    def products(module, source):
+        taken.append(tuple(source.shape[-2:]))
+        return real(module, source)
+
+    monkeypatch.setattr(layer_sums, 'patch_products', products)
+    found = LayerSums.zeros([conv], 1000)
+    expected, rows = 0.0, 0
+    for shape in (size, (16, 16)):
+        x = torch.randn(3, 4, *shape, dtype=torch.float64)
+        found.add(conv, x, torch.zeros_like(conv(x)))
+        patches = unfold(x, 3, dilation, dilation).transpose(1, 2)
+        ones = torch.ones_like(patches[..., :1])
+        patches = torch.cat([patches, ones], 2).flatten(0, 1)
+        expected = expected + patches.T @ patches
+        rows += len(patches)
+    inputs, _ = found.factors()
+    torch.testing.assert_close(inputs.blocks[0][0], expected)
+    diagonal, _ = found.diagonals()
+    torch.testing.assert_close(diagonal.values[0], expected.diagonal())
+    assert found.rows == rows
+    assert taken == [(16, 16)] * (1 + (size == (16, 16)))
+
+
+def test_squares_are_not_negative():
+    """Here the border has all but rounding errors of the sum."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    x = torch.randn(4, 8, 12, 12) * 1e-6
+    x[:, :, 0] = 1e3
+    ((products, _, _),) = patch_products.patch_products(conv, x)
+    assert (products.diagonal(0, 1, 2) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    'changes, expected',
+    [
+        (dict(padding=(0, 0)), False),
+        (dict(padding=(2, 2), dilation=(2, 2)), True),
+        (dict(stride=(2, 2)), False),
+        (dict(padding='same'), True),
+        (dict(padding='valid'), False),
+    ],
+)
+def test_layers_that_were_changed(changes, expected):
+    """Such as a backbone that is dilated; a forward uses the attributes."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    vars(conv).update(changes)
+    assert has_products(conv) == expected
+    x = torch.randn(8, 4, 16, 16, dtype=torch.float64)
+    out = conv.double()(x)
+    found = LayerSums.zeros([conv], 1000)
+    found.add(conv, x, torch.ones_like(out))
+    assert found.rows == out[:, 0].numel()
+    padding = {'same': 1, 'valid': 0}.get(conv.padding, conv.padding)
+    patches = unfold(x, 3, conv.dilation, padding, conv.stride)
+    rows = patches.transpose(1, 2).flatten(0, 1)
+    inputs, _ = found.factors()
+    torch.testing.assert_close(inputs.blocks[0][0, :-1, :-1], rows.T @ rows)
+    diagonals = LayerSums.zeros([conv], None)
+    diagonals.add(conv, x, torch.ones_like(out))
+    squares = rows.square().sum(0)
+    torch.testing.assert_close(diagonals.inputs.values[0, :-1], squares)
 
 
 @pytest.mark.parametrize(

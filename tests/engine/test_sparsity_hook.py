@@ -367,7 +367,10 @@ def test_weights_whose_curvature_cannot_be_measured_stay(tmp_path):
         *('stem', 'conv1', 'depthwise', 'head'),
     }
     text = ''.join(f.read_text() for f in tmp_path.rglob('*.log'))
-    assert 'attention' in text.split('are no plain layers')[1].split('\n')[0]
+    assert (
+        'attention'
+        in text.split('are no plain convolutions')[1].split('\n')[0]
+    )
 
 
 @HOOKS.register_module(force=True)
