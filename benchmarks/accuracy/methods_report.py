@@ -47,14 +47,10 @@ NAMES = {
     'transferred': 'widths of DCSS on CIFAR-10, others uniform, Fisher',
     'itpruner': 'ITPruner on L1',
     'magnitude': 'magnitude',
-    'nap_obs': "NAP, formula='OBS', strength=0.1",
     'nap_pi': "NAP, damping='pi', formula='OBS'",
     'nap_pi_compensate': "NAP, damping='pi', formula='OBS', compensate=True",
     'nap_pi_strong': "NAP, damping='pi', formula='OBS', strength=0.01",
     'nap_pi_obd': "NAP, damping='pi'",
-    'nap_layer_norm': "NAP, layer_norm='sum'",
-    'nap_empirical': "NAP, fisher='empirical'",
-    'nap_identity': "NAP, damping='identity'",
 }
 # what is drawn for each layer: key of the results, label
 FIGURES = dict(

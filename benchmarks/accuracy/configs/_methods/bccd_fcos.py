@@ -11,7 +11,7 @@ fine-tuned for twelve. [Longer schedules](bccd_fcos.md).
 commands = """
 git clone https://github.com/Shenggan/BCCD_Dataset DATA/bccd
 python benchmarks/accuracy/methods.py bccd_fcos --data-root DATA/bccd \\
-    --seeds 0 --filter 'fisher*' 'nap_[!p]*'
+    --filter 'fisher*' 'nap_[!p]*'
 python benchmarks/accuracy/methods_report.py
 """
 metrics = {'pascal_voc/mAP': 'mAP (mean over IoU 0.5 to 0.95)'}

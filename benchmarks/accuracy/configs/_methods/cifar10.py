@@ -9,7 +9,7 @@ have 128 pictures.
 """
 commands = """
 python benchmarks/accuracy/methods.py cifar10 --data-root DATA/cifar10 \\
-    --weights DATA/cifar10_resnet20.th
+    --weights DATA/cifar10_resnet20.th --seeds 1 2
 python benchmarks/accuracy/methods_report.py
 """
 metrics = {'accuracy/top1': '% top-1'}
@@ -73,9 +73,6 @@ _weights = dict(
 _elements = dict(
     magnitude=dict(criterion=dict(type='Magnitude')),
     nap=dict(criterion=dict(_nap, batches=64)),
-    nap_obs=dict(
-        criterion=dict(_nap, batches=64, formula='OBS', strength=0.1)
-    ),
     nap_pi=dict(criterion=dict(_pi, batches=64)),
     nap_pi_compensate=dict(criterion=dict(_pi, batches=64), compensate=True),
     nap_pi_strong=dict(criterion=dict(_pi, batches=64, strength=0.01)),
@@ -106,14 +103,4 @@ for _density in (0.5, 0.2, 0.1, 0.05):  # in four steps of training
                 structure=f'{{out}}/prune/density_{_density:.2f}.json',
             ),
         )
-# what MLPrune's code does otherwise, and the labels of the data set
-for _name, _more, _criterion in (
-    ('nap_layer_norm', dict(layer_norm='sum'), dict()),
-    ('nap_empirical', dict(), dict(fisher='empirical')),
-    ('nap_identity', dict(), dict(damping='identity')),
-):
-    _criterion = dict(type='KFAC', batches=64, **_criterion)
-    experiments[f'{_name}_density_0.05'] = dict(
-        finetune=dict(_weights, density=0.05, criterion=_criterion, **_more)
-    )
-del _name, _more, _hook, _flops, _density, _criterion
+del _name, _more, _hook, _flops, _density
