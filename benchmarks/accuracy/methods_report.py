@@ -47,6 +47,7 @@ NAMES = {
     'transferred': 'widths of DCSS on CIFAR-10, others uniform, Fisher',
     'itpruner': 'ITPruner on L1',
     'magnitude': 'magnitude',
+    'nap_strong': 'NAP, strength=10',
     'nap_pi': "NAP, damping='pi', formula='OBS'",
     'nap_pi_compensate': "NAP, damping='pi', formula='OBS', compensate=True",
     'nap_pi_strong': "NAP, damping='pi', formula='OBS', strength=0.01",

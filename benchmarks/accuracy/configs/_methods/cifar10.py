@@ -73,6 +73,7 @@ _weights = dict(
 _elements = dict(
     magnitude=dict(criterion=dict(type='Magnitude')),
     nap=dict(criterion=dict(_nap, batches=64)),
+    nap_strong=dict(criterion=dict(_nap, batches=64, strength=10.0)),
     nap_pi=dict(criterion=dict(_pi, batches=64)),
     nap_pi_compensate=dict(criterion=dict(_pi, batches=64), compensate=True),
     nap_pi_strong=dict(criterion=dict(_pi, batches=64, strength=0.01)),
