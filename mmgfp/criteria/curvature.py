@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .layer_sums import Diagonal, Factor
+from .layer_sums import Diagonal, Factor, diagonal_of
 
 Damping = Literal['relative', 'pi', 'identity']
 
@@ -269,7 +269,7 @@ def _damped(
     for block in blocks:
         block.diagonal(0, 1, 2).add_(pad[:, None])
     if not inverted:
-        return Side(_diagonal(blocks), factor.starts, blocks)
+        return Side(diagonal_of(blocks), factor.starts, blocks)
     inverses = []
     for block in blocks:
         root, failed = torch.linalg.cholesky_ex(block)
@@ -280,9 +280,4 @@ def _damped(
                 "damping='relative' or 'pi'"
             )
         inverses.append(torch.cholesky_inverse(root))
-    return Side(1 / _diagonal(inverses), factor.starts, blocks, inverses)
-
-
-def _diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """Returns the diagonal over all blocks, (g, n)."""
-    return torch.cat([b.diagonal(0, 1, 2) for b in blocks], 1)
+    return Side(1 / diagonal_of(inverses), factor.starts, blocks, inverses)

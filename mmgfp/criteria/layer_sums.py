@@ -96,8 +96,7 @@ class Factor:
 
     def diagonal(self) -> Diagonal:
         """Returns its diagonal."""
-        each = [block.diagonal(0, 1, 2) for block in self.blocks]
-        return Diagonal(torch.cat(each, 1))
+        return Diagonal(diagonal_of(self.blocks))
 
     def kept(self, positions: np.ndarray, groups: np.ndarray) -> Factor:
         """Returns the factor without some positions and groups.
@@ -182,6 +181,11 @@ class Diagonal:
     def scaled(self, by: float | Tensor) -> Diagonal:
         """Returns the diagonal multiplied by a scalar."""
         return Diagonal(self.values * by)
+
+
+def diagonal_of(blocks: Sequence[Tensor]) -> Tensor:
+    """Returns the diagonal, (g, n), over diagonal blocks."""
+    return torch.cat([block.diagonal(0, 1, 2) for block in blocks], 1)
 
 
 def _with_bias(order: np.ndarray, size: int) -> Tensor:
@@ -281,19 +285,18 @@ class LayerSums:
         if isinstance(factor, Diagonal):
             squares, count = input_squares(module, source)
             factor.add(squares, count)
-        elif self.order is None:
-            for rows in input_rows(module, source):
-                factor.add(rows)
-                count += rows.shape[1]
-        elif pays(cast(nn.Conv2d, module), source):
-            conv = cast(nn.Conv2d, module)
+        elif self.order is not None and pays(
+            conv := cast(nn.Conv2d, module), source
+        ):
             for products, total, number in patch_products(conv, source):
                 factor.add_products(products, total, number)
                 count += number
         else:
-            order = torch.from_numpy(np.argsort(self.order))
             for rows in input_rows(module, source):
-                factor.add(rows[:, :, order.to(rows.device)])
+                if self.order is not None:
+                    place = torch.from_numpy(np.argsort(self.order))
+                    rows = rows[:, :, place.to(rows.device)]
+                factor.add(rows)
                 count += rows.shape[1]
         return count
 

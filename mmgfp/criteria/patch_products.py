@@ -149,8 +149,9 @@ def _of_images(module: nn.Conv2d, images: Tensor) -> tuple[Tensor, Tensor]:
     count = len(steps)
     found = images.new_empty(groups, count, channels, count, channels)
     sums = images.new_empty(groups, count, channels)
+    everything = _sum(padded)
     for j, (y, x) in enumerate(steps):
-        total = _sum(padded)
+        total = everything
         if y:
             total = total - _sum(rows[y])
         if x:
@@ -180,10 +181,7 @@ def _of_images(module: nn.Conv2d, images: Tensor) -> tuple[Tensor, Tensor]:
 def _products(images: Tensor, shift: int) -> Tensor:
     """Returns the sum of ``x[q] x[q + shift]^T`` over positions, (g, c, c)."""
     flat = images.flatten(2)
-    if shift < 0:
-        return _products(images, -shift).transpose(1, 2)
-    length = max(0, flat.shape[2] - shift)
-    first, second = flat[..., :length], flat[..., shift : shift + length]
+    first, second = flat[..., : flat.shape[2] - shift], flat[..., shift:]
     return first @ second.transpose(1, 2)
 
 
