@@ -52,6 +52,11 @@ NAMES = {
     'nap_pi_compensate': "NAP, damping='pi', formula='OBS', compensate=True",
     'nap_pi_strong': "NAP, damping='pi', formula='OBS', strength=0.01",
     'nap_pi_obd': "NAP, damping='pi'",
+    'nap_pi_obd_strong': "NAP, damping='pi', strength=0.1",
+    'nap_weak': 'NAP, strength=0.1',
+    'nap_empirical': "NAP, fisher='empirical'",
+    'nap_batches': 'NAP, batches=256',
+    'nap_layer_norm': "NAP, layer_norm='sum'",
 }
 # what is drawn for each layer: key of the results, label
 FIGURES = dict(

@@ -111,7 +111,8 @@ there = pathlib.Path(sys.argv[1])
 there.with_name(sys.argv[2]).write_text('')
 while not there.with_name(sys.argv[3]).exists():
     time.sleep(0.01)
-print(sys.argv[2])
+# in one piece: print() without a buffer writes the end of a line by itself
+sys.stdout.write(sys.argv[2] + '\\n')
 """
 
 

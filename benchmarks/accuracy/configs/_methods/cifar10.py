@@ -78,6 +78,13 @@ _elements = dict(
     nap_pi_compensate=dict(criterion=dict(_pi, batches=64), compensate=True),
     nap_pi_strong=dict(criterion=dict(_pi, batches=64, strength=0.01)),
     nap_pi_obd=dict(criterion=dict(_nap, batches=64, damping='pi')),
+    nap_pi_obd_strong=dict(
+        criterion=dict(_nap, batches=64, damping='pi', strength=0.1)
+    ),
+    nap_weak=dict(criterion=dict(_nap, batches=64, strength=0.1)),
+    nap_empirical=dict(criterion=dict(_nap, batches=64, fisher='empirical')),
+    nap_batches=dict(criterion=dict(_nap, batches=256)),
+    nap_layer_norm=dict(criterion=dict(_nap, batches=64), layer_norm='sum'),
 )
 # name -> phase -> hook
 pruning = None
