@@ -57,6 +57,8 @@ NAMES = {
     'nap_empirical': "NAP, fisher='empirical'",
     'nap_batches': 'NAP, batches=256',
     'nap_layer_norm': "NAP, layer_norm='sum'",
+    'nap_ratios': 'ratios of NAP, within layers by magnitude',
+    'nap_order': 'ratios of magnitude, within layers by NAP',
 }
 # what is drawn for each layer: key of the results, label
 FIGURES = dict(

@@ -19,8 +19,11 @@ sys.path.append(str(HARNESS))
 
 import methods  # noqa: E402
 import methods_report  # noqa: E402
+import rank_swap  # noqa: E402
+import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
+from mmgfp.groups import UnitSpace  # noqa: E402
 from mmgfp.utils.environment import machine  # noqa: E402
 
 LISTS = sorted((HARNESS / 'configs' / '_methods').glob('[!_]*.py'))
@@ -41,6 +44,40 @@ def test_every_experiment_has_hooks_and_a_name(path):
                 assert hook['density'] == amount
             else:
                 assert hook['target'] == {kind: amount}
+
+
+def test_values_in_the_order_of_others():
+    values = torch.tensor([[5.0, 1.0], [3.0, 3.0]])
+    order = torch.tensor([[0.2, 0.4], [0.3, 0.1]])
+    expected = torch.tensor([[3.0, 5.0], [3.0, 1.0]])
+    assert rank_swap.rearranged(values, order).equal(expected)
+
+
+@pytest.mark.parametrize('part', ['ratios', 'order'])
+def test_half_of_kfac(part):
+    """As many weights of each layer as one score, those of the other."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    criterion = rank_swap.HalfKFAC(part, fisher='empirical')
+    whole = rank_swap.KFAC(fisher='empirical')
+    for one in (criterion, whole):
+        one.attach(model, UnitSpace([]))
+        with one.observing():
+            model(torch.ones(5, 4)).square().sum().backward()
+            one.end_batch()
+    names = ['0.weight', '2.weight']
+    magnitude = {n: model.get_parameter(n).detach().abs() for n in names}
+    scores = whole.elements(names)
+    numbers, order = scores, magnitude
+    if part == 'order':
+        numbers, order = order, numbers
+    new = criterion.elements(names)
+    bound = torch.cat([numbers[n].flatten() for n in names]).median()
+    for name in names:
+        stays = new[name] > bound
+        assert stays.sum() == (numbers[name] > bound).sum()
+        assert 0 < stays.sum() < stays.numel()
+        assert order[name][stays].min() > order[name][~stays].max()
 
 
 def test_a_table_for_each_metric(tmp_path):

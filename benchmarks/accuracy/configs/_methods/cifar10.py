@@ -1,5 +1,8 @@
 # Every method on ResNet-20 and CIFAR-10 with a schedule of two epochs.
 _base_ = ['../cifar10/_resnet20.py']
+custom_imports = dict(
+    imports=['mmgfp', 'data', 'models', 'precision', 'rank_swap']
+)
 title = 'ResNet-20 on CIFAR-10'
 about = """
 The baseline is fine-tuned from public weights for two epochs. Channels are
@@ -85,6 +88,12 @@ _elements = dict(
     nap_empirical=dict(criterion=dict(_nap, batches=64, fisher='empirical')),
     nap_batches=dict(criterion=dict(_nap, batches=256)),
     nap_layer_norm=dict(criterion=dict(_nap, batches=64), layer_norm='sum'),
+    nap_ratios=dict(
+        criterion=dict(_nap, type='HalfKFAC', part='ratios', batches=64)
+    ),
+    nap_order=dict(
+        criterion=dict(_nap, type='HalfKFAC', part='order', batches=64)
+    ),
 )
 # name -> phase -> hook
 pruning = None
