@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from mmengine import dist
@@ -33,8 +34,8 @@ from .runner import sum_over_ranks, true_on_all_ranks
 
 # Seconds between lines in the log.
 _PAUSE = 30
-# What the log said of labels, in the message hub.
-_LABELS = 'mmgfp/labels'
+# What the log of each run said of labels.
+_said: WeakKeyDictionary[Runner, str] = WeakKeyDictionary()
 
 
 def calibrate(
@@ -162,8 +163,8 @@ def _pass(runner: Runner, model: BaseModel, criterion: Calibrated) -> int:
         data = _with_gradients(model.data_preprocessor(data, True))
         if labels is None:
             labels, why = _labels(model, data)
-            if runner.message_hub.get_info(_LABELS) != why:  # once in a run
-                runner.message_hub.update_info(_LABELS, why, resumed=False)
+            if _said.get(runner) != why:
+                _said[runner] = why
                 runner.logger.info(f'calibration with {why}')
         with _mode(model, labels):
             loss = (

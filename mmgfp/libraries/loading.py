@@ -51,7 +51,9 @@ def load_weights(
         may_differ (Callable, optional): Called with the name of a tensor and
             an axis; returns whether the config may change its size there,
             such as the number of classes. A tensor whose other axes fit does
-            not change, with a warning. Defaults to false for all.
+            not change, with a warning. Two sizes of the outputs of one layer
+            and of the inputs of another belong to another network: then none
+            may differ. Defaults to false for all.
 
     Raises:
         ValueError: If a tensor is missing, unexpected or has another shape.
@@ -67,20 +69,15 @@ def load_weights(
             f'got {_some(list(weights))}'
         )
     resized = _resized(own, weights, may_differ) if may_differ else []
-    if resized:
-        warnings.warn(
-            f'{len(resized)} tensors have another size than in the checkpoint '
-            f'{where} and keep their initial values: {_some(resized)}',
-            stacklevel=2,
-        )
-        for name in resized:
-            del weights[name]
+    differences = _shapes(own, weights)
+    for name in resized:
+        del weights[name]
     try:
         result = model.load_state_dict(weights, strict=False)
     except Exception as error:  # a layer may read weights in its own way
         raise ValueError(
             f'the checkpoint {where} does not fit the config: '
-            f'{_shapes(own, weights) or in_one_line(error)}. {ADVICE}'
+            f'{differences or in_one_line(error)}. {ADVICE}'
         ) from error
     parts = {_part(name) for name in own}
     loaded = [name for name in own if name in weights]
@@ -117,6 +114,12 @@ def load_weights(
             f'{len(own)} tensors of the model {len(missing)} are missing'
             f'{_named(missing)}, and {len(unexpected)} others are there'
             f'{_named(unexpected)}. {ADVICE}'
+        )
+    if resized:
+        warnings.warn(
+            f'{len(resized)} tensors have another size than in the checkpoint '
+            f'{where} and keep their initial values: {_some(resized)}',
+            stacklevel=2,
         )
     if others:
         warnings.warn(
@@ -172,7 +175,10 @@ def _without_prefixes(
 
 
 def _shapes(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> str:
-    """Returns a text about the first tensor of another shape, or ''."""
+    """Returns a text about the first tensor of another shape, or ''.
+
+    It also says how many names differ: then the network is another one.
+    """
     differ = [
         name
         for name, tensor in own.items()
@@ -182,9 +188,16 @@ def _shapes(own: Mapping[str, Tensor], weights: Mapping[str, Any]) -> str:
     if not differ:
         return ''
     name = differ[0]
+    missing = [n for n in own if n not in weights and _is_number(own[n])]
+    others = [n for n in weights if n not in own and _is_number(weights[n])]
+    names = (
+        f' in shape, {len(missing)} are missing and {len(others)} others are '
+        'there'
+    )
     return (
         f'{name} has shape {tuple(weights[name].shape)}, the model '
         f'{tuple(own[name].shape)}; {len(differ)} of {len(own)} tensors differ'
+        f'{names if missing or others else ""}'
     )
 
 
@@ -193,8 +206,13 @@ def _resized(
     weights: Mapping[str, Any],
     may_differ: Callable[[str, int], bool],
 ) -> list[str]:
-    """Returns the tensors that differ only along allowed axes."""
+    """Returns the tensors that differ only along allowed axes.
+
+    There are none if the number of channels differs between two layers, in
+    the outputs of one and the inputs of another.
+    """
     names = []
+    sizes: dict[int, set[tuple[int, int]]] = {0: set(), 1: set()}
     for name, tensor in own.items():
         given = weights.get(name)
         if not isinstance(given, Tensor) or given.dim() != tensor.dim():
@@ -204,9 +222,11 @@ def _resized(
             for axis, (a, b) in enumerate(zip(given.shape, tensor.shape))
             if a != b
         ]
+        for axis in sizes.keys() & set(axes):
+            sizes[axis].add((given.shape[axis], tensor.shape[axis]))
         if axes and all(may_differ(name, axis) for axis in axes):
             names.append(name)
-    return names
+    return [] if sizes[0] & sizes[1] else names
 
 
 def _named(names: Sequence[str]) -> str:

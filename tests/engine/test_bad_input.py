@@ -29,6 +29,8 @@ from toy import (
 
 from mmgfp import FisherPruningHook
 from mmgfp.engine.steps import MAX_SKIPPED
+from mmgfp.slimming.element_masks import Density
+from mmgfp.slimming.structure import Structure
 
 HALF = dict(flops=0.5)
 
@@ -360,6 +362,24 @@ def test_generated_config_for_other_classes(tmp_path, pruned):
         if not name.startswith('head.'):
             assert tensor.equal(expected[name]), name
     assert len(runner.model.head.bias) == config.model.classes
+
+
+def test_generated_config_with_a_structure_of_weights(tmp_path, pruned):
+    """It cuts no layer, but slim weights do not fit the whole network."""
+    structure = Structure(
+        {}, density={'conv1.weight': Density(weights=864, left=100)}
+    )
+    structure.save(tmp_path / 'density.json')
+    config = Config.fromfile(f'{pruned.with_suffix("")}_finetune.py')
+    config.work_dir = str(tmp_path)
+    config.merge_from_dict(validated())
+    config.load_from = str(pruned)
+    for hook in (*config.custom_hooks, config.model):
+        if 'structure' in hook:
+            hook.structure = str(tmp_path / 'density.json')
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError, match='does not fit the config'):
+        runner.test()
 
 
 def full_weights(path: Path) -> str:

@@ -245,10 +245,60 @@ def test_layers_that_the_config_has_changed():
     assert not differ(model.head, before)
 
 
+@pytest.mark.parametrize('width', [5, 3])
+def test_another_width_between_two_layers(width):
+    """It is another network, also where all axes may differ."""
+
+    def net(width: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)
+        )
+
+    model, trained = net(4), net(width)
+    with pytest.raises(ValueError, match='3 of 4 tensors differ'):
+        load_weights(
+            model, trained.state_dict(), 'a.pth', lambda name, axis: True
+        )
+
+
+def test_other_inputs_and_other_outputs():
+    """Grey images and other classes: no channels between layers differ."""
+
+    def net(inputs: int, classes: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(inputs, 4, 1),
+            nn.Conv2d(4, 4, 1),
+            nn.Conv2d(4, classes, 1),
+        )
+
+    model, trained = net(1, 5), net(3, 2)
+    with pytest.warns(UserWarning, match='3 tensors have another size'):
+        load_weights(
+            model, trained.state_dict(), 'a.pth', lambda name, axis: True
+        )
+    assert not differ(model[1], trained[1])
+
+
+def test_network_with_other_names_and_shapes():
+    trained, model = Net(), Net()
+    model.head = nn.Linear(3, 5)
+    model.backbone.add_module('more', nn.Linear(2, 2))
+    weights = {**trained.state_dict(), 'neck.weight': torch.ones(1)}
+    with pytest.raises(
+        ValueError,
+        match='2 of 11 tensors differ in shape, 2 are missing and 1 others',
+    ):
+        load_weights(model, weights, 'a.pth')
+
+
 def test_layers_that_differ_also_where_they_must_not():
     trained, model = Net(), Net()
     model.head = nn.Linear(3, 5)
-    with pytest.raises(ValueError, match=r'head\.weight has shape \(2, 4\)'):
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match=r'head\.weight has shape \(2, 4\)'),
+    ):
+        warnings.simplefilter('error')  # nothing keeps its values: an error
         load_weights(
             model, trained.state_dict(), 'a.pth', lambda name, axis: axis == 0
         )
