@@ -263,7 +263,12 @@ class PruningHook(ChannelHook):
             f'{self.floor}, ratios={self.ratios}, scope={self.scope!r} and '
             f'ignore={list(self.ignore)}',
         )
-        self._progress = Progress(self.schedule, ratio)
+        last = None
+        if self.schedule.channels_per_step == 'auto':
+            last = self.schedule.last_step(
+                runner.max_iters, self._trainers.accumulation
+            )
+        self._progress = Progress(self.schedule, ratio, runner.iter, last)
         self._ratios = pruner.net.ratios()
         self._guard = StepGuard(
             model, optimizers(runner), counted=self._trainers.optimizers
@@ -374,6 +379,9 @@ class PruningHook(ChannelHook):
             self._trainers.accumulation,
         )
         if pruner.criterion.when == 'calibration':
+            if schedule.step_is_done(0, net.ratio(metric), goal):
+                tally.steps = 0  # no pass: an earlier step went so far
+                return
             calibrate(runner, pruner.criterion, net.units)
         pruner.criterion.all_reduce(sum_over_ranks)
         scores = pruner.scores()
@@ -414,7 +422,9 @@ class PruningHook(ChannelHook):
                 f'{ratio:.3f}, target {schedule.target}. Lower min_channels, '
                 'min_ratio or round_to, or raise the target.'
             )
-        if line := self._progress.log(self._ratios, tally, removals):
+        if line := self._progress.log(
+            self._ratios, tally, removals, runner.iter + 1
+        ):
             runner.logger.info(line)
         for share in self.save_at:
             if ratio <= share and share not in tally.saved:

@@ -37,17 +37,30 @@ class Progress:
     Args:
         schedule (Schedule): Has the target.
         ratio (float): Remaining ratio of the target's metric at the start.
+        iteration (int): Completed iterations at the start. Defaults to 0.
+        last (int, optional): Iteration of the last step, if it is known. The
+            time left follows from it; otherwise from the metric, which falls
+            in unequal steps if layers keep multiples of several channels.
     """
 
-    def __init__(self, schedule: Schedule, ratio: float) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        ratio: float,
+        iteration: int = 0,
+        last: int | None = None,
+    ) -> None:
         self._schedule = schedule
-        self._time, self._ratio = time.time(), ratio  # of the last line
+        self._last = last
+        # of the last line
+        self._time, self._ratio, self._iteration = time.time(), ratio, iteration
 
     def log(
         self,
         ratios: Mapping[str, float],
         tally: Tally,
         removals: Sequence[Removal],
+        iteration: int = 0,
     ) -> str:
         """Returns a line to log after a pruning step; '' for none.
 
@@ -55,14 +68,19 @@ class Progress:
             ratios (Mapping): Remaining ratio of every metric.
             tally (Tally): Current counts.
             removals (Sequence[Removal]): Choices of this step.
+            iteration (int): Completed iterations; for ``last``.
         """
         metric, target = self._schedule.metric, self._schedule.target
         now, ratio = time.time(), ratios[metric]
         drop = self._ratio - ratio
         if drop < 0.01 and ratio > target:
             return ''
-        left = (now - self._time) * max(0.0, ratio - target) / max(drop, 1e-9)
-        self._time, self._ratio = now, ratio
+        rest, done = max(0.0, ratio - target), max(drop, 1e-9)
+        if self._last is not None:
+            rest = max(0, self._last - iteration)
+            done = max(1, iteration - self._iteration)
+        left = (now - self._time) * rest / done
+        self._time, self._ratio, self._iteration = now, ratio, iteration
         shares = ', '.join(f'{m} {r:.3f}' for m, r in ratios.items())
         last = ', '.join(map(str, removals[-3:]))
         when = f' in about {duration(left)}' if ratio > target else ' reached'

@@ -49,15 +49,33 @@ class Schedule:
         """
         if self.channels_per_step != 'auto':
             return self.target
-        window = max(1, int(self.prune_share * max_iterations))
-        pause = self.interval * accumulation
-        steps = max(1, window // pause)
+        window, pause, steps = self._steps(max_iterations, accumulation)
         step = max(1, iteration // pause)
         # a skipped batch delays all later steps; the last possible step
         # must reach the target
         if step >= steps or iteration + pause > window:
             return self.target  # exactly, without rounding
         return start - (start - self.target) * step / steps
+
+    def last_step(self, max_iterations: int, accumulation: int = 1) -> int:
+        """Returns the iteration of the last step with 'auto'.
+
+        Skipped batches may delay it.
+
+        Args:
+            max_iterations (int): Iterations of the whole training.
+            accumulation (int): Iterations per optimiser step. Defaults to 1.
+        """
+        _, pause, steps = self._steps(max_iterations, accumulation)
+        return pause * steps
+
+    def _steps(
+        self, max_iterations: int, accumulation: int
+    ) -> tuple[int, int, int]:
+        """Returns iterations for pruning, those of a step, and the steps."""
+        window = max(1, int(self.prune_share * max_iterations))
+        pause = self.interval * accumulation
+        return window, pause, max(1, window // pause)
 
     def step_is_done(self, choices: int, ratio: float, goal: float) -> bool:
         """Returns whether a pruning step has removed enough.

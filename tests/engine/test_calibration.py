@@ -400,6 +400,16 @@ def test_run_from_a_config(tmp_path):
     assert removals(tmp_path)
 
 
+def test_no_pass_before_a_step_that_prunes_nothing(tmp_path):
+    """Several channels go at once, so that the next goals are reached."""
+    hook = dict(KINDS, interval=1, round_to=4, channels_per_step='auto')
+    train(tmp_path, hook, log_level='INFO')
+    (log,) = tmp_path.glob('*/*.log')
+    steps = {removal['iter'] for removal in removals(tmp_path)}
+    assert log.read_text().count('calibration: 3 of 3 batches') == len(steps)
+    assert len(steps) < 10
+
+
 def test_passes_that_take_most_of_the_time(tmp_path):
     """As after a change of Fisher to KFAC alone."""
     hook = dict(KINDS, interval=2)
