@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from ..libraries.models import CLASSIFICATION, config_library
+from ..registry import HOOKS
+from ..utils.errors import did_you_mean
 
 
 def parse_launched(
@@ -60,6 +62,30 @@ def set_work_dir(config: Config, folder: str | None) -> None:
         config.work_dir = folder
     elif config.get('work_dir') is None:
         config.work_dir = str(Path('work_dirs', Path(config.filename).stem))
+
+
+def check_hooks(config: Config) -> None:
+    """Check that ``custom_hooks`` names hooks.
+
+    Raises:
+        ValueError: If an entry has no type, or mmgfp has no such hook.
+    """
+    for number, hook in enumerate(config.get('custom_hooks') or ()):
+        kind = hook.get('type') if isinstance(hook, Mapping) else hook
+        if kind is None:
+            raise ValueError(
+                f"custom_hooks[{number}] has no 'type': expected one such as "
+                "dict(type='mmgfp.PruningHook', ...). A list in a config "
+                'replaces that of its _base_'
+            )
+        scope, _, name = str(kind).rpartition('.')
+        if scope == 'mmgfp' and HOOKS.get(kind) is None:
+            known = sorted(HOOKS.module_dict)
+            raise ValueError(
+                f'custom_hooks[{number}]: there is no hook '
+                f'{kind!r}{did_you_mean(name, known)} Expected one of '
+                f'{", ".join(known)}'
+            )
 
 
 def complete_dataloaders(config: Config) -> None:

@@ -23,6 +23,7 @@ from mmengine.config import Config, DictAction
 
 from ..libraries.config import load_config
 from ..utils.atomic import complete
+from ..utils.errors import in_one_line
 
 
 class _Help(HelpFormatter):
@@ -91,7 +92,15 @@ def add_config_options(parser: ArgumentParser) -> None:
 def read_config(args: Namespace) -> Config:
     """Returns the config of :func:`add_config_options` with overrides."""
     config = load_config(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    options = args.cfg_options or {}
+    try:
+        config.merge_from_dict(options)
+    except (KeyError, TypeError) as error:  # an index or a kind of value
+        raise ValueError(
+            f'--cfg-options {" ".join(options)}: {in_one_line(error)[:150]}; '
+            'expected keys of the config, and for an entry of a list its '
+            'number from 0, such as custom_hooks.0.interval=10'
+        ) from error
     return config
 
 

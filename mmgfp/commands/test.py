@@ -20,6 +20,7 @@ from ..libraries.tta import augment_test
 from ..slimming.checkpoint import check_checkpoint, weights_of
 from .errors import errors_in_one_line
 from .launching import (
+    check_hooks,
     complete_dataloaders,
     parse_launched,
     set_launcher,
@@ -62,6 +63,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def make_config(args: argparse.Namespace) -> Config:
     """Load the config and apply the overrides of the command line."""
     config = read_config(args)
+    check_hooks(config)
     set_work_dir(config, args.work_dir)
     check_checkpoint(args.checkpoint, args.trust_checkpoint)
     config.load_from = args.checkpoint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 from mmengine.config import Config
@@ -14,6 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ..slimming.checkpoint import check_checkpoint
 from .errors import errors_in_one_line
 from .launching import (
+    check_hooks,
     complete_dataloaders,
     parse_launched,
     set_launcher,
@@ -51,6 +51,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def make_config(args: argparse.Namespace) -> Config:
     """Load the config and apply the overrides of the command line."""
     config = read_config(args)
+    check_hooks(config)
     set_work_dir(config, args.work_dir)
     if args.amp:
         config.optim_wrapper.type = 'AmpOptimWrapper'
@@ -71,7 +72,18 @@ def make_config(args: argparse.Namespace) -> Config:
     if config.get('resume') and not start:
         start = find_latest_checkpoint(config.work_dir)
     if start:
-        check_checkpoint(start, args.trust_checkpoint)
+        try:
+            check_checkpoint(start, args.trust_checkpoint)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'{error}: expected '
+                + (
+                    'one of the interrupted training after --resume'
+                    if config.get('resume')
+                    else 'a trained network in load_from of the config, or '
+                    'after --cfg-options load_from='
+                )
+            ) from error
 
     if not config.get('train_dataloader'):
         raise ValueError(
@@ -94,11 +106,6 @@ def set_resume(config: Config, checkpoint: str) -> None:
         config.resume, config.load_from = True, None
     else:
         config.resume = False
-        print_log(
-            f'there is no checkpoint in {config.work_dir} to resume from: '
-            'training starts from the beginning',
-            level=logging.WARNING,
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,6 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runner = RUNNERS.build(config)
         else:
             runner = Runner.from_cfg(config)
+        if args.resume == 'auto' and not config.resume:
+            runner.logger.warning(
+                f'there is no checkpoint in {config.work_dir} to resume from: '
+                'training starts from the beginning'
+            )
         try:
             runner.train()
         except KeyboardInterrupt:

@@ -56,6 +56,7 @@ from .start import (
     check_possible,
     check_work_dir,
     prepare_net,
+    warn_of_other_state,
 )
 from .state import STATE_KEY, read_state, stamped
 from .steps import StepGuard
@@ -160,7 +161,10 @@ class PruningHook(ChannelHook):
         **unknown: Any,
     ) -> None:
         known = named_arguments(type(self), PruningHook)
-        refuse_unknown(type(self).__name__, unknown, known)
+        refuse_unknown(
+            *(type(self).__name__, unknown, known),
+            criterion or dict(type='Fisher'),
+        )
         one_of('normalize_by', normalize_by, get_args(Normalizer))
         one_of('scope', scope, ('all', 'internal'))
         one_of('after_target', after_target, ('stop', 'train'))
@@ -244,6 +248,7 @@ class PruningHook(ChannelHook):
                 self._finish(runner)
                 return
         else:
+            warn_of_other_state(runner, self)
             check_not_met(self.schedule, ratio)
             check_work_dir(runner.work_dir, self._stems.values())
             if not runner.cfg.get('load_from'):

@@ -53,7 +53,11 @@ class Progress:
         self._schedule = schedule
         self._last = last
         # of the last line
-        self._time, self._ratio, self._iteration = time.time(), ratio, iteration
+        self._time, self._ratio, self._iteration = (
+            time.time(),
+            ratio,
+            iteration,
+        )
 
     def log(
         self,

@@ -76,6 +76,7 @@ from .start import (
     check_optimizers,
     check_work_dir,
     prepare_net,
+    warn_of_other_state,
 )
 from .steps import StepGuard
 
@@ -212,6 +213,7 @@ class SearchHook(ChannelHook):
             self._tally = Tally(**self._resumed['tally'])
             check_unchanged(self._settings, self._resumed.get('settings', {}))
         else:
+            warn_of_other_state(runner, self)
             self._tally = Tally(start=net.ratio(self.metric))
             self._check_possible(runner, net)
         check_optimizers(optimizers(runner), net, runner.logger)

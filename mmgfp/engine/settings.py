@@ -7,7 +7,7 @@ single arguments, and the hooks take different ones.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from mmengine.registry import Registry
@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 from ..cost.latency import LatencyTable
 from ..cost.model import METRICS, Metric
 from ..criteria.base import Compensating, Criterion
-from ..registry import CRITERIA, SEARCHES
+from ..registry import CRITERIA, HOOKS, SEARCHES
 from ..search.limits import Floor
 from ..search.schedule import Schedule
 from ..search.search import Search
@@ -49,23 +49,54 @@ def named_arguments(cls: type, last: type = object) -> list[str]:
 
 
 def refuse_unknown(
-    owner: str, unknown: Mapping[str, Any], known: Collection[str]
+    owner: str,
+    unknown: Mapping[str, Any],
+    known: Collection[str],
+    criterion: Any = None,
 ) -> None:
-    """Raise if an argument is not one of the hook's.
+    """Raise if an argument is not one of the hook's, or criterion's.
+
+    Args:
+        owner (str): Name of the hook or criterion.
+        unknown (Mapping): Other arguments, with their values.
+        known (Collection[str]): Names of its arguments.
+        criterion (Any): Setting of the hook's criterion. Defaults to None.
 
     Raises:
-        ValueError: With the first such argument and its nearest match.
+        ValueError: With the first such argument, and where it belongs or its
+            nearest match.
     """
     for name, value in unknown.items():
+        place = _place(name, owner, criterion)
         raise ValueError(
             f'{owner} has no argument {name}={value!r}'
-            f'{did_you_mean(name, known)} '
+            f'{place or did_you_mean(name, known)} '
             + (
                 f'Expected some of {", ".join(known)}.'
                 if known
                 else 'It takes none.'
             )
         )
+
+
+def _place(name: str, owner: str, criterion: Any) -> str:
+    """Returns where an argument belongs that was given elsewhere, or ''."""
+    kind = criterion.get('type') if isinstance(criterion, Mapping) else None
+    found = CRITERIA.get(kind) if isinstance(kind, str) else kind
+    if isinstance(found, type) and name in named_arguments(found):
+        return (
+            f'; it is an argument of the criterion {found.__name__}: move it '
+            'into criterion=dict(...)'
+            f', or use ...criterion.{name} on a command line.'
+        )
+    hooks = [
+        hook
+        for hook in ('PruningHook', 'SearchHook', 'SparsityHook')
+        if hook != owner and name in named_arguments(HOOKS.get(hook))
+    ]
+    if not hooks:
+        return ''
+    return f'; it is an argument of {" and ".join(hooks)}.'
 
 
 def read_schedule(
@@ -205,6 +236,33 @@ def read_search(search: Any) -> Search:
 
 def _build(what: str, settings: Any, registry: Registry, example: str) -> Any:
     """Build what a dict with 'type' names."""
+    found = named_class(what, settings, registry, example)
+    arguments = {k: v for k, v in settings.items() if k != 'type'}
+    try:
+        return found(**arguments)
+    except TypeError as error:
+        if isinstance(found, type):
+            known = named_arguments(found)
+            _explain(str(settings['type']), arguments, known)
+        raise ValueError(
+            f'{what}={settings!r}: {in_one_line(error)}'
+        ) from error
+
+
+def named_class(
+    what: str, settings: Any, registry: Registry, example: str
+) -> Callable[..., Any]:
+    """Returns what a dict with 'type' names.
+
+    Args:
+        what (str): Name of the setting.
+        settings (Any): Its value.
+        registry (Registry): Has the possible values of 'type'.
+        example (str): One of them.
+
+    Raises:
+        ValueError: If it is no such dict, or there is no such name.
+    """
     if not isinstance(settings, Mapping) or 'type' not in settings:
         known = registry.module_dict
         name = settings if str(settings) in known else example
@@ -212,8 +270,7 @@ def _build(what: str, settings: Any, registry: Registry, example: str) -> Any:
             f'{what}={settings!r}: expected a dict such as '
             f'dict(type={name!r}), or ...{what}.type={name} on a command line'
         )
-    arguments = dict(settings)
-    kind = arguments.pop('type')
+    kind = settings['type']
     found = registry.get(kind) if isinstance(kind, str) else kind
     if not callable(found):
         known = sorted(registry.module_dict)
@@ -224,14 +281,7 @@ def _build(what: str, settings: Any, registry: Registry, example: str) -> Any:
             f'registers in mmgfp.registry.'
             f'{"CRITERIA" if registry is CRITERIA else "SEARCHES"}'
         )
-    try:
-        return found(**arguments)
-    except TypeError as error:
-        if isinstance(found, type):
-            _explain(str(kind), arguments, named_arguments(found))
-        raise ValueError(
-            f'{what}={settings!r}: {in_one_line(error)}'
-        ) from error
+    return found
 
 
 def _explain(

@@ -67,7 +67,7 @@ from .sparsity_settings import (
     read_shapes,
     read_steps,
 )
-from .start import check_not_compiled, check_work_dir
+from .start import check_not_compiled, check_work_dir, warn_of_other_state
 
 _STATE = dict(done=int, since=int, start=float, random=list)
 
@@ -143,7 +143,10 @@ class SparsityHook(ResumesExactly):
     ) -> None:
         super().__init__()
         known = named_arguments(type(self), SparsityHook)
-        refuse_unknown(type(self).__name__, unknown, known)
+        refuse_unknown(
+            *(type(self).__name__, unknown, known),
+            criterion or dict(type='KFAC'),
+        )
         one_of('layer_norm', layer_norm, get_args(LayerNorm))
         one_of('after_target', after_target, ('stop', 'train'))
         self.shapes = read_shapes(block, pattern, min_density)
@@ -216,6 +219,7 @@ class SparsityHook(ResumesExactly):
         if self._resumed:
             self._resume(runner)
             return
+        warn_of_other_state(runner, self)
         self._start = self._density
         self._check_possible(runner)
         if self.criterion.when == 'training':

@@ -6,8 +6,15 @@ import re
 from typing import Any, cast
 
 from ..criteria.base import ElementCriterion
+from ..registry import CRITERIA
 from ..search.sparsity import Shapes
-from .settings import check_ratio, is_pair, read_criterion, whole
+from .settings import (
+    check_ratio,
+    is_pair,
+    named_class,
+    read_criterion,
+    whole,
+)
 
 
 def read_element_criterion(
@@ -24,13 +31,16 @@ def read_element_criterion(
         ValueError: As :func:`read_criterion`, or if it scores channels only
             or cannot compensate.
     """
-    found = read_criterion(criterion, default, compensate)
-    if not hasattr(found, 'elements'):
+    settings = dict(type=default) if criterion is None else criterion
+    if not hasattr(
+        named_class('criterion', settings, CRITERIA, default), 'elements'
+    ):
         raise ValueError(
             f'criterion={criterion!r} scores channels, not single weights; '
             "expected one with scores of elements, such as dict(type='KFAC') "
             "or dict(type='Magnitude')"
         )
+    found = read_criterion(settings, default, compensate)
     return cast(ElementCriterion, found)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import nn
 
 from ..cost.latency import LatencyTable
@@ -52,6 +54,16 @@ def prepare_groups(
         f'{render(groups_table(groups))}'
     )
     return groups
+
+
+def warn_of_other_state(runner: Runner, hook: Hook) -> None:
+    """Warn if a resumed checkpoint holds no state of the hook."""
+    if runner.iter:
+        runner.logger.warning(
+            'the resumed checkpoint is not of a run with this '
+            f'{type(hook).__name__}: pruning starts after iteration '
+            f'{runner.iter} of {runner.max_iters}'
+        )
 
 
 def prepare_net(

@@ -23,7 +23,7 @@ from mmgfp import Pruner, find_groups
 from mmgfp.cost.model import record_calls
 from mmgfp.criteria.base import Criterion
 from mmgfp.groups import UnitSpace
-from mmgfp.registry import CRITERIA
+from mmgfp.registry import CRITERIA, HOOKS
 from mmgfp.search.limits import Floor
 
 ALL = sorted(  # without those of other tests
@@ -377,11 +377,70 @@ def test_as_torch_pruning_has_them(kind, importance):
         (dict(type='Fihser'), "did you mean 'Fisher'"),
         (dict(type='Fisher', share=1), 'share'),
         (dict(type='Fisher', decay=2), 'decay=2'),
+        (
+            dict(type='KFAC', compensate=True),
+            'KFAC has no argument compensate=True; it is an argument of '
+            'PruningHook and SparsityHook',
+        ),
+        (
+            dict(type='KFAC', density=0.2),
+            'no argument density=0.2; it is an argument of SparsityHook',
+        ),
     ],
 )
 def test_bad_settings(criterion, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(tmp_path, dict(criterion=criterion))
+
+
+@pytest.mark.parametrize(
+    ('hook', 'message'),
+    [
+        (
+            dict(
+                type='mmgfp.PruningHook',
+                criterion=dict(type='KFAC'),
+                batches=4,
+            ),
+            'PruningHook has no argument batches=4; it is an argument of the '
+            r'criterion KFAC: move it into criterion=dict\(...\), or use '
+            '...criterion.batches on a command line',
+        ),
+        (
+            dict(type='mmgfp.PruningHook', decay=0.5),
+            'no argument decay=0.5; it is an argument of the criterion Fisher',
+        ),
+        (
+            dict(type='mmgfp.PruningHook', density=0.2),
+            'no argument density=0.2; it is an argument of SparsityHook',
+        ),
+        (
+            dict(type='mmgfp.SparsityHook', density=0.2, strength=1),
+            'no argument strength=1; it is an argument of the criterion KFAC',
+        ),
+        (
+            dict(
+                type='mmgfp.SparsityHook', density=0.2, target=dict(flops=0.5)
+            ),
+            'it is an argument of PruningHook and SearchHook',
+        ),
+        (
+            dict(type='mmgfp.SearchHook', stepz=2),
+            "no argument stepz=2; did you mean 'steps'",
+        ),
+        (
+            dict(
+                type='mmgfp.SparsityHook',
+                density=0.2,
+                criterion=dict(type='Fisher', batches=16),
+            ),
+            'scores channels, not single weights',
+        ),
+    ],
+)
+def test_arguments_in_the_wrong_place(hook, message):
+    with pytest.raises(ValueError, match=message):
+        HOOKS.build(hook)
 
 
 def test_floors_hold_for_all():

@@ -219,6 +219,42 @@ def test_resuming_needs_the_same_groups(tmp_path):
         run(make_config(tmp_path, **kwargs), resume=True)
 
 
+@pytest.mark.parametrize(
+    'hook',
+    [
+        dict(type='mmgfp.PruningHook', target=dict(flops=0.9)),
+        dict(
+            type='mmgfp.SparsityHook',
+            density=0.5,
+            criterion=dict(type='Magnitude'),
+        ),
+        dict(
+            type='mmgfp.SearchHook',
+            target=dict(flops=0.9),
+            search=dict(type='Uniform'),
+        ),
+    ],
+    ids=lambda hook: hook['type'],
+)
+def test_resumed_from_a_training_without_the_hook(tmp_path, hook):
+    """Pruning starts there, and the log says so."""
+    kwargs = settings(**EPOCHS)
+    config = make_config(tmp_path, **kwargs)
+    config.custom_hooks = [dict(type='Stop', iteration=5)]
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    config = make_config(tmp_path, **kwargs)
+    config.custom_hooks = [dict(hook, input_shape=(16, 16))]
+    config.log_level = 'INFO'
+    run(config, resume=True)
+    *_, log = sorted(tmp_path.glob('*/*.log'))
+    kind = hook['type'].removeprefix('mmgfp.')
+    assert (
+        f'the resumed checkpoint is not of a run with this {kind}: pruning '
+        'starts after iteration 4 of 24'
+    ) in log.read_text()
+
+
 @pytest.fixture(scope='module')
 def interrupted(tmp_path_factory) -> Path:
     """A checkpoint between two pruning steps."""
