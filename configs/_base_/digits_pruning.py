@@ -3,7 +3,8 @@ custom_imports = dict(imports=['mmgfp'], allow_failed_imports=False)
 
 finetune_epochs = 1
 pruning = dict(
-    type='mmgfp.FisherPruningHook',
+    type='mmgfp.PruningHook',
+    criterion=dict(type='Fisher'),
     target=dict(flops=0.5),
     # the paper's pace, one channel in ten iterations, is for longer training
     interval=5,

@@ -17,7 +17,8 @@ model = dict(pretrained=None)
 optim_wrapper = dict(optimizer=dict(lr=lr))
 
 pruning = dict(
-    type='mmgfp.FisherPruningHook',
+    type='mmgfp.PruningHook',
+    criterion=dict(type='Fisher'),
     target=dict(flops=target),
     interval=interval,
     normalize_by='acts',

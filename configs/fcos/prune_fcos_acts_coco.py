@@ -14,7 +14,8 @@ model = dict(backbone=dict(frozen_stages=-1, norm_eval=True, init_cfg=None))
 optim_wrapper = dict(optimizer=dict(lr=lr))
 
 pruning = dict(
-    type='mmgfp.FisherPruningHook',
+    type='mmgfp.PruningHook',
+    criterion=dict(type='Fisher'),
     target=dict(flops=target),
     interval=interval,
     normalize_by='acts',

@@ -2,7 +2,6 @@
 _base_ = './prune_fcos_acts_coco.py'
 pruning = dict(
     _base_.pruning,
-    type='mmgfp.PruningHook',
     criterion=dict(type='KFAC', batches=100),
     interval=7330,  # an epoch of COCO, then a calibration pass and a step
     channels_per_step='auto',

@@ -10,7 +10,8 @@ optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = []
 
 pruning = dict(
-    type='mmgfp.FisherPruningHook',
+    type='mmgfp.PruningHook',
+    criterion=dict(type='Fisher'),
     target=dict(flops=0.5),
     interval=5,
     channels_per_step='auto',

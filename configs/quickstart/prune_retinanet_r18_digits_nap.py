@@ -3,7 +3,6 @@ _base_ = './prune_retinanet_r18_digits.py'
 
 pruning = _base_.pruning
 pruning.update(
-    type='mmgfp.PruningHook',
     criterion=dict(type='KFAC', batches=16),
     interval=40,  # a calibration pass each
     normalize_by='none',

@@ -15,7 +15,8 @@ auto_scale_lr = dict(base_batch_size=256)
 optim_wrapper = dict(optimizer=dict(lr=lr))
 
 pruning = dict(
-    type='mmgfp.FisherPruningHook',
+    type='mmgfp.PruningHook',
+    criterion=dict(type='Fisher'),
     target=dict(flops=target),
     interval=interval,
     normalize_by='acts',

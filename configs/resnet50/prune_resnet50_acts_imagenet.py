@@ -13,7 +13,8 @@ load_from = 'checkpoints/resnet50_8xb32_in1k_20210831-ea4938fc.pth'
 optim_wrapper = dict(optimizer=dict(lr=lr))
 
 pruning = dict(
-    type='mmgfp.FisherPruningHook',
+    type='mmgfp.PruningHook',
+    criterion=dict(type='Fisher'),
     target=dict(flops=target),
     interval=interval,
     normalize_by='acts',

@@ -2,7 +2,6 @@
 _base_ = './prune_resnet50_acts_imagenet.py'
 pruning = dict(
     _base_.pruning,
-    type='mmgfp.PruningHook',
     criterion=dict(type='KFAC', batches=100),
     interval=5005,  # an epoch of ImageNet, then a calibration pass and a step
     channels_per_step='auto',

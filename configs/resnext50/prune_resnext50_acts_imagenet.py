@@ -13,7 +13,8 @@ load_from = 'checkpoints/resnext50_32x4d_b32x8_imagenet_20210429-56066e27.pth'
 optim_wrapper = dict(optimizer=dict(lr=lr))
 
 pruning = dict(
-    type='mmgfp.FisherPruningHook',
+    type='mmgfp.PruningHook',
+    criterion=dict(type='Fisher'),
     target=dict(flops=target),
     interval=interval,
     normalize_by='acts',

@@ -280,13 +280,19 @@ class PruningHook(ChannelHook):
         )
         self._guard.resume(self._tally.skipped_in_a_row)
         pruner.net.masks.on_cut = [self._guard.cut]
-        self._warn_of_passes(runner)
+        self._log_plan(runner)
         pruner.attach()
 
-    def _warn_of_passes(self, runner: Runner) -> None:
-        """Warn if calibration takes most of the time."""
+    def _log_plan(self, runner: Runner) -> None:
+        """Log what is pruned; warn if calibration takes most of the time."""
         assert self.pruner is not None
-        criterion = self.pruner.criterion
+        criterion, schedule = self.pruner.criterion, self.schedule
+        runner.logger.info(
+            f'pruning by {type(criterion).__name__} with '
+            f'normalize_by={self.normalize_by!r}: a step every '
+            f'{schedule.interval} optimiser steps, until {schedule.metric} '
+            f'is at {schedule.target}'
+        )
         if criterion.when != 'calibration':
             return
         batches = cast(Calibrated, criterion).batches

@@ -247,7 +247,8 @@ def _scores(run: PruningRun, folder: Path) -> Markup:
     return picture(
         path,
         f'scores per channel group at {last.stem}',
-        f'Scores of the step that reached {last.stem} (iteration '
+        f'Scores of {last.scores.criterion or "the criterion"} in the step '
+        f'that reached {last.stem} (iteration '
         f'{last.scores.iteration}), one mark per unit of each channel group. '
         f'{divided}Scores of zero are at the left edge.',
     )

@@ -397,6 +397,11 @@ def test_run_from_a_config(tmp_path):
     assert text.count('calibration with labels drawn from the pred') == 1
     assert 'calibration: 3 of 3 batches in' in text
     assert 'takes most of the time' not in text
+    interval = pruning_hook(runner).schedule.interval
+    assert (
+        f"pruning by KFAC with normalize_by='none': a step every {interval} "
+        'optimiser steps, until flops is at 0.5'
+    ) in text
     assert removals(tmp_path)
 
 

@@ -18,7 +18,8 @@ from shipped import CONFIGS, all_configs, load, pruning_configs
 from stack import CLASSIFICATION, require
 from torch import nn
 
-from mmgfp import FisherPruningHook, SearchHook, Structure
+from mmgfp import PruningHook, SearchHook, Structure
+from mmgfp.criteria.kfac import KFAC
 from mmgfp.libraries.channel_groups import demo_groups, runnable
 from mmgfp.libraries.config import load_config
 from mmgfp.libraries.forward import demo_runner
@@ -135,7 +136,7 @@ def load_shipped(phase: str, model: str, normalize_by: str) -> Config:
 
 
 def pruning_hooks(config: Config) -> list[dict]:
-    kind = 'mmgfp.FisherPruningHook'
+    kind = 'mmgfp.PruningHook'
     return [
         hook for hook in config.get('custom_hooks', []) if hook['type'] == kind
     ]
@@ -173,15 +174,26 @@ def test_every_model_has_its_four_configs():
     assert found == expected
 
 
+@pytest.mark.parametrize('model', ['retinanet', 'fcos', 'resnet50'])
+def test_fisher_becomes_nap_by_one_word(model, tmp_path):
+    dataset = paper(model)['dataset']
+    path = CONFIGS / model / f'prune_{model}_acts_{dataset}.py'
+    text = path.read_text()
+    assert text.count("'Fisher'") == 1
+    changed = tmp_path / 'config.py'
+    changed.write_text(text.replace("'Fisher'", "'KFAC'"))
+    (hook,) = load(changed).custom_hooks
+    assert isinstance(HOOKS.build(hook).criterion, KFAC)
+
+
 @pytest.mark.parametrize('model', OF_NAP)
 def test_nap_differs_by_its_criterion_and_pace(model):
     dataset = paper(model)['dataset']
     nap = load(CONFIGS / model / f'prune_{model}_nap_{dataset}.py')
     acts = load_shipped('prune', model, 'acts')
     (found,), (expected,) = nap.custom_hooks, acts.custom_hooks
-    assert found.pop('type') == 'mmgfp.PruningHook'
-    assert expected.pop('type') == 'mmgfp.FisherPruningHook'  # the same hook
-    assert found.pop('criterion')['type'] == 'KFAC'
+    assert found.pop('criterion') == dict(type='KFAC', batches=100)
+    assert expected.pop('criterion') == dict(type='Fisher')
     assert found.pop('channels_per_step') == 'auto'
     assert found.pop('normalize_by') == 'none'
     # a step after each epoch, and ten or seven of them
@@ -236,7 +248,7 @@ def test_prune(model, normalize_by):
     assert 'channels_per_step' not in hook  # one, the default
     finetune = hook['finetune']['optim_wrapper']['optimizer']['lr']
     assert finetune == expected['finetune_lr']
-    assert isinstance(HOOKS.build(dict(hook)), FisherPruningHook)
+    assert isinstance(HOOKS.build(dict(hook)), PruningHook)
 
     assert config.model.type == base.model.type == expected['architecture']
     assert config.optim_wrapper.optimizer.lr == pytest.approx(expected['lr'])
@@ -322,7 +334,7 @@ def check_shared(config: Config, base: Config, expected: dict) -> None:
     others = [
         hook
         for hook in config.get('custom_hooks', [])
-        if hook['type'] != 'mmgfp.FisherPruningHook'
+        if hook['type'] != 'mmgfp.PruningHook'
     ]
     assert plain(others) == plain(base.get('custom_hooks', []))
 
