@@ -46,7 +46,7 @@ DAMPINGS = {
     'identity': dict(damping='identity'),
     **{
         f'{damping} {strength:g}': dict(damping=damping, strength=strength)
-        for damping in ('pi', 'relative')
+        for damping in ('pi', 'relative', 'shrinkage')
         for strength in (0.001, 0.01, 0.1, 1.0, 10.0)
     },
 }

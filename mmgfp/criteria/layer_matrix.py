@@ -76,11 +76,13 @@ class LayerMatrix:
             gradients.kept(of_gradients, self._kept_groups),
         )
 
-    def curvature(self, inputs: Side, gradients: Side) -> Curvature:
-        """Returns the curvature from both factors."""
+    def curvature(
+        self, inputs: Side, gradients: Side, floor: float = 0.0
+    ) -> Curvature:
+        """Returns the curvature from both factors and a floor."""
         if self._transposed:
-            return Curvature(self.weight, inputs, gradients)
-        return Curvature(self.weight, gradients, inputs)
+            return Curvature(self.weight, inputs, gradients, floor)
+        return Curvature(self.weight, gradients, inputs, floor)
 
     @property
     def is_grouped(self) -> bool:
