@@ -19,7 +19,6 @@ param_scheduler = []
 pruning = dict(
     type='mmgfp.SparsityHook',
     density=density,
-    # the 25 088 inputs of its first linear layer are taken in blocks
     criterion=dict(type='KFAC'),
     steps=steps,
     interval=interval,

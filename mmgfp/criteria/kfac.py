@@ -385,11 +385,11 @@ class KFAC(Calibrated):
                 'be true before the calibration pass'
             )
         found, levels = {}, self._levels({})
-        # shrunk factors hide how inputs depend on each other
-        whole = self._damping
-        whole = 'relative' if whole == 'shrinkage' else whole
+        damping = self._damping
+        if damping == 'shrinkage':
+            damping = 'relative'  # shrunk inputs hardly depend on each other
         for tensor, where in pruned.items():
-            matrix, curvature = self._of_weight(tensor, levels, whole)
+            matrix, curvature = self._of_weight(tensor, levels, damping)
             new = matrix.compensated(curvature, where)
             found[tensor] = matrix.as_weight(new)
             bias = matrix.as_bias(new)
@@ -511,8 +511,7 @@ class KFAC(Calibrated):
         images, batches = self._counts.tolist()
         level, floor = levels[name], 0.0
         if damping == 'shrinkage':
-            require_finite(name, inputs, gradients)
-            inputs, gradients = inputs.shrunk(), gradients.shrunk()
+            inputs, gradients = matrix.shrunk(inputs, gradients)
             level, floor = 0.0, level
         damped = sides(
             *(name, inputs, gradients),

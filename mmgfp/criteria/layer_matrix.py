@@ -76,6 +76,13 @@ class LayerMatrix:
             gradients.kept(of_gradients, self._kept_groups),
         )
 
+    def shrunk(
+        self, inputs: Factor | Diagonal, gradients: Factor | Diagonal
+    ) -> tuple[Factor | Diagonal, Factor | Diagonal]:
+        """Returns shrunk factors, whose means are those of the weights."""
+        size = None if self._transposed else self._width
+        return inputs.shrunk(size), gradients.shrunk()
+
     def curvature(
         self, inputs: Side, gradients: Side, floor: float = 0.0
     ) -> Curvature:

@@ -126,13 +126,17 @@ class Factor:
         """Returns the factor multiplied by a scalar."""
         return Factor(self.starts, [block * by for block in self.blocks])
 
-    def shrunk(self) -> Factor:
+    def shrunk(self, size: int | None = None) -> Factor:
         """Returns the mean of the factor and a multiple of the identity.
 
         The multiple has the same mean diagonal in each group (Ledoit & Wolf,
-        2004, with an intensity of one half).
+        2004, with an intensity of one half), in double precision.
+
+        Args:
+            size (int, optional): Number of first positions that the mean is
+                of, without the 1 of a bias. Defaults to all.
         """
-        means = _means(self.diagonal())
+        means = _means(self.diagonal(), size)
         found = []
         for block in self.blocks:
             block = block.double() / 2
@@ -199,14 +203,15 @@ class Diagonal:
         """Returns the diagonal multiplied by a scalar."""
         return Diagonal(self.values * by)
 
-    def shrunk(self) -> Diagonal:
+    def shrunk(self, size: int | None = None) -> Diagonal:
         """Returns the diagonal of :meth:`Factor.shrunk`."""
-        return Diagonal((self.of_each() + _means(self)) / 2)
+        return Diagonal((self.of_each() + _means(self, size)) / 2)
 
 
-def _means(diagonal: Diagonal) -> Tensor:
+def _means(diagonal: Diagonal, size: int | None) -> Tensor:
     """Returns the mean of each group's diagonal, (g, 1), above zero."""
-    return diagonal.of_each().mean(1, keepdim=True).clamp(min=LEAST)
+    values = diagonal.of_each()[:, :size]
+    return values.mean(1, keepdim=True).clamp(min=LEAST)
 
 
 def diagonal_of(blocks: Sequence[Tensor]) -> Tensor:

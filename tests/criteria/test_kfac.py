@@ -751,7 +751,7 @@ def matrices(pruner: Pruner):
     for name, parts in found.items():
         added = relative(model.get_submodule(name), mean)
         layers[name] = [
-            (part, (shrunk(a), shrunk(g)), added)
+            (part, (shrunk(a, len(a) - 1), shrunk(g)), added)
             if pruner.criterion.damping == 'shrinkage'
             else (part, damped(a, g, added), 0.0)
             for part, a, g in parts
@@ -759,9 +759,9 @@ def matrices(pruner: Pruner):
     return layers
 
 
-def shrunk(matrix):
-    """Halfway to a multiple of the identity with the same trace."""
-    mean = (matrix.trace() / len(matrix)).clamp(min=1e-30)
+def shrunk(matrix, size=None):
+    """Halfway to a multiple of the identity with the same mean diagonal."""
+    mean = matrix.diagonal()[:size].mean().clamp(min=1e-30)
     return (matrix + mean * torch.eye(len(matrix))) / 2
 
 
@@ -877,7 +877,7 @@ def test_relative_dampings_of_weights(settings):
     if settings:
         expected = damage(matrix, *damped(a, g, 10 * tenth)).elements()[0]
     else:
-        expected = damage(matrix, shrunk(a), shrunk(g)).elements()[0]
+        expected = damage(matrix, shrunk(a, 3), shrunk(g)).elements()[0]
         expected += tenth * matrix.square() / 2
     close(found, expected[:, :3])
 
@@ -888,6 +888,7 @@ def test_shrunk_factors():
     found = Factor([0], [blocks]).shrunk()
     close(found.blocks[0][0], [[2.5, 0.5], [0.5, 3.5]])
     close(found.diagonal().shrunk().values[0], [2.75, 3.25])
+    close(Factor([0], [blocks]).shrunk(1).blocks[0][0], [[2, 0.5], [0.5, 3]])
     assert torch.linalg.cholesky_ex(found.blocks[0][1])[1] == 0
     close(Diagonal(blocks.diagonal(0, 1, 2)).shrunk().values[0], [2.5, 3.5])
     # of diagonal blocks, all have the same mean
@@ -896,15 +897,18 @@ def test_shrunk_factors():
     close(parts.blocks[1], [[[3.5]]])
 
 
-def test_rescaled_layers_score_alike():
+@pytest.mark.parametrize('bias', [False, True])
+def test_rescaled_layers_score_alike(bias):
     """A factor in one layer and its inverse in the next change nothing."""
     scores = []
     for factor in (1.0, 30.0):
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)
+            nn.Linear(4, 5, bias), nn.ReLU(), nn.Linear(5, 3, bias)
         ).double()
         model[0].weight.data *= factor
+        if bias:
+            model[0].bias.data *= factor
         model[2].weight.data /= factor
         criterion = KFAC()
         x = torch.randn(400, 4).double()
