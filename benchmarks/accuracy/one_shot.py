@@ -15,7 +15,6 @@ import copy
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -47,7 +46,7 @@ DAMPINGS = {
     'identity': dict(damping='identity'),
     **{
         f'{damping} {strength:g}': dict(damping=damping, strength=strength)
-        for damping in ('pi', 'relative', 'shrinkage')
+        for damping in ('pi', 'relative')
         for strength in (0.001, 0.01, 0.1, 1.0, 10.0)
     },
 }
@@ -87,13 +86,6 @@ def parse_args() -> argparse.Namespace:
         nargs='*',
         default=[0.8, 0.6],
         help='that stay when channels are pruned (0.8 0.6)',
-    )
-    parser.add_argument(
-        '--dampings',
-        nargs='+',
-        default=['*'],
-        metavar='GLOB',
-        help=f"of single weights, such as 'pi *' (all: {', '.join(DAMPINGS)})",
     )
     parser.add_argument(
         '--min-channels', type=int, default=1, help='of every group (1)'
@@ -141,12 +133,7 @@ def compare(args: argparse.Namespace) -> None:
         print(json.dumps(row), flush=True)
     if args.densities:
         runner = prepared(config, start(config, args.seed, args.weights))
-        chosen = {
-            name: kind
-            for name, kind in DAMPINGS.items()
-            if any(fnmatchcase(name, glob) for glob in args.dampings)
-        }
-        compare_weights(runner, args.densities, args.batches, chosen)
+        compare_weights(runner, args.densities, args.batches)
     for density in args.densities if args.steps else ():
         row = dict(density=density, steps=args.steps)
         for name, compensate in (('KFAC', False), ('KFAC, compensated', True)):
@@ -205,10 +192,7 @@ def in_steps(
 
 
 def compare_weights(
-    runner: Runner,
-    densities: Sequence[float],
-    batches: int,
-    dampings: Mapping[str, Mapping[str, Any]],
+    runner: Runner, densities: Sequence[float], batches: int
 ) -> None:
     """Print the accuracy at each density, for each score."""
     model = runner.model
@@ -222,7 +206,7 @@ def compare_weights(
         row: dict[str, Any] = dict(density=density)
         row['magnitude'] = accuracy(runner, density, magnitude)
         for formula in get_args(Formula):
-            for damping, kind in dampings.items():
+            for damping, kind in DAMPINGS.items():
                 other = copy.copy(criterion)
                 vars(other).update(kind, formula=formula)
                 name = f'KFAC {formula} {damping}'

@@ -20,9 +20,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .layer_sums import LEAST, Diagonal, Factor, diagonal_of
+from .layer_sums import Diagonal, Factor, diagonal_of
 
-Damping = Literal['shrinkage', 'relative', 'pi', 'identity']
+Damping = Literal['relative', 'pi', 'identity']
+
+# Least mean of a diagonal that damping depends on.
+LEAST = 1e-30
 
 
 @dataclass
@@ -135,25 +138,20 @@ class Curvature:
             inputs if the convolution is transposed.
         rows (Side): Factor of the r rows.
         columns (Side): Factor of the c columns.
-        floor (float): Curvature of each weight besides that of the factors.
-            Defaults to 0.
     """
 
     weight: Tensor
     rows: Side
     columns: Side
-    floor: float = 0.0
 
     def elements(self) -> Tensor:
         """Returns scores of single weights, (g, r, c).
 
         ``w^2 / (2 [G^-1]_ii [A^-1]_jj)`` where rows are outputs; without
-        inverses ``w^2 G_ii A_jj / 2``. All scores of this class have the
-        floor's ``floor w^2 / 2`` in addition.
+        inverses ``w^2 G_ii A_jj / 2``.
         """
         rows = self.rows.of_each[:, :, None]
-        each = rows * self.columns.of_each[:, None] + self.floor
-        return self.weight.square() * each / 2
+        return self.weight.square() * rows * self.columns.of_each[:, None] / 2
 
     def of_row_blocks(self, index: Tensor) -> Tensor:
         """Returns scores of cutting blocks of rows, (m,), of a single group.
@@ -164,7 +162,7 @@ class Curvature:
         Args:
             index (Tensor): (m, b) rows.
         """
-        return self._of_blocks(self.weight[0], index, self.rows, self.columns)
+        return _of_blocks(self.weight[0], index, self.rows, self.columns)
 
     def of_column_blocks(self, index: Tensor) -> Tensor:
         """Returns scores of cutting blocks of columns, (m,).
@@ -172,9 +170,7 @@ class Curvature:
         Args:
             index (Tensor): (m, b) columns.
         """
-        return self._of_blocks(
-            self.weight[0].T, index, self.columns, self.rows
-        )
+        return _of_blocks(self.weight[0].T, index, self.columns, self.rows)
 
     def of_groups(self) -> Tensor:
         """Returns scores of cutting whole groups, (g,).
@@ -183,17 +179,16 @@ class Curvature:
         """
         half = self.columns.multiplied(self.weight)
         whole = self.rows.multiplied(half.transpose(1, 2)).transpose(1, 2)
-        whole = whole + self.floor * self.weight
         return (whole * self.weight).sum((1, 2)) / 2
 
-    def _of_blocks(
-        self, weight: Tensor, index: Tensor, removed: Side, other: Side
-    ) -> Tensor:
-        lost = weight[index]  # (m, b, n)
-        inner = removed.of_sets(index)
-        products = other.multiplied(lost.flatten(0, 1)[None])[0].view_as(lost)
-        grown = torch.einsum('mbn,mbc,mcn->m', products, inner, lost)
-        return (grown + self.floor * lost.square().sum((1, 2))) / 2
+
+def _of_blocks(
+    weight: Tensor, index: Tensor, removed: Side, other: Side
+) -> Tensor:
+    lost = weight[index]  # (m, b, n)
+    inner = removed.of_sets(index)
+    products = other.multiplied(lost.flatten(0, 1)[None])[0].view_as(lost)
+    return torch.einsum('mbn,mbc,mcn->m', products, inner, lost) / 2
 
 
 def sides(

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..groups import Member, UnitSpace, layer_of
 from .base import AllRanks, Calibrated, Labels
 from .curvature import (
+    LEAST,
     Curvature,
     Damping,
     Side,
@@ -38,7 +39,7 @@ from .layer_rows import (
     is_matrix_layer,
     is_transposed,
 )
-from .layer_sums import LEAST, Diagonal, Factor, LayerSums
+from .layer_sums import Diagonal, Factor, LayerSums
 from .layer_taps import LayerTaps
 
 Aggregate = Literal['sum', 'block']
@@ -63,16 +64,14 @@ class KFAC(Calibrated):
             distribution, which requires class scores; 'empirical' for those
             of the data set. Defaults to 'true' if there are class scores,
             else to 'empirical'.
-        damping (str, optional): 'relative': as 'pi', with a strength s for
-            each layer such that the mean of ``s w^2 / 2`` over its weights is
+        damping (str): 'relative': as 'pi', with a strength s for each layer
+            such that the mean of ``s w^2 / 2`` over its weights is
             ``strength`` times the mean score of all weights without damping;
-            'shrinkage': each factor is the mean of itself and a multiple of
-            the identity, and s is added to the curvature of each weight;
             'pi' or 'identity', see
-            :func:`mmgfp.criteria.curvature.sides`. Defaults to 'relative' for
-            channels and to 'shrinkage' for single weights.
-        strength (float, optional): Strength of the damping. Defaults to 0.1;
-            of 'pi' to 1e-3.
+            :func:`mmgfp.criteria.curvature.sides`. Defaults to 'relative'.
+        strength (float, optional): Strength of the damping 'relative' or
+            'pi'. Defaults to 0.1 for channels and 1 for single weights; of
+            'pi' to 1e-3.
         limit (int): Size of a factor (inputs of a group times the kernel, or
             outputs of a group) above which it keeps diagonal blocks of this
             size only. Memory grows with its square. Defaults to 8192.
@@ -99,7 +98,7 @@ class KFAC(Calibrated):
         aggregate: Aggregate = 'block',
         batches: int = 64,
         fisher: Labels | Literal[True] | None = None,
-        damping: Damping | None = None,
+        damping: Damping = 'relative',
         strength: float | None = None,
         limit: int = 8192,
         formula: Formula = 'OBD',
@@ -109,7 +108,7 @@ class KFAC(Calibrated):
         for name, value, kinds in (
             ('aggregate', aggregate, get_args(Aggregate)),
             ('fisher', fisher, (*get_args(Labels), None)),
-            ('damping', damping, (*get_args(Damping), None)),
+            ('damping', damping, get_args(Damping)),
             ('formula', formula, get_args(Formula)),
         ):
             if value not in kinds:
@@ -133,7 +132,7 @@ class KFAC(Calibrated):
         if damping == 'identity' and strength is not None:
             raise ValueError(
                 f"strength={strength!r} contradicts damping='identity', which "
-                'has none: leave it out, or use another damping'
+                "has none: leave it out, or use the damping 'relative' or 'pi'"
             )
         self.aggregate, self.batches, self.fisher = aggregate, batches, fisher
         self.damping, self.strength, self.limit = damping, strength, limit
@@ -141,14 +140,6 @@ class KFAC(Calibrated):
         self._taps: LayerTaps | None = None
         self._units = UnitSpace([])
         self._forget()
-
-    @property
-    def _damping(self) -> Damping:
-        """Returns the damping that is used if none was chosen."""
-        if self.damping is not None:
-            return self.damping
-        # measured: docs/methods/nap.md
-        return 'relative' if self._units.groups else 'shrinkage'
 
     def _forget(self) -> None:
         self._sums: dict[str, LayerSums] = {}
@@ -310,7 +301,7 @@ class KFAC(Calibrated):
         }
         levels = self._levels(masked)
         for name, mine in members.items():
-            layer = self._curvature(name, levels, masked[name], self._damping)
+            layer = self._curvature(name, levels, masked[name])
             for g, member in mine if layer is not None else ():
                 assert layer is not None
                 index = member.index[left[g]]
@@ -368,7 +359,7 @@ class KFAC(Calibrated):
         self._check_measured(names)
         found, levels = {}, self._levels({})
         for tensor in names:
-            matrix, curvature = self._of_weight(tensor, levels, self._damping)
+            matrix, curvature = self._of_weight(tensor, levels)
             found[tensor] = matrix.as_weight(curvature.elements())
         return found
 
@@ -385,11 +376,8 @@ class KFAC(Calibrated):
                 'be true before the calibration pass'
             )
         found, levels = {}, self._levels({})
-        damping = self._damping
-        if damping == 'shrinkage':
-            damping = 'relative'  # shrunk inputs hardly depend on each other
         for tensor, where in pruned.items():
-            matrix, curvature = self._of_weight(tensor, levels, damping)
+            matrix, curvature = self._of_weight(tensor, levels)
             new = matrix.compensated(curvature, where)
             found[tensor] = matrix.as_weight(new)
             bias = matrix.as_bias(new)
@@ -398,10 +386,10 @@ class KFAC(Calibrated):
         return found
 
     def _of_weight(
-        self, tensor: str, levels: Mapping[str, float], damping: Damping
+        self, tensor: str, levels: Mapping[str, float]
     ) -> tuple[LayerMatrix, Curvature]:
         """Returns the layer of a measured weight."""
-        layer = self._curvature(layer_of(tensor), levels, [], damping)
+        layer = self._curvature(layer_of(tensor), levels, [])
         assert layer is not None
         return layer
 
@@ -432,11 +420,11 @@ class KFAC(Calibrated):
                 by layer.
         """
         strength = self.strength
-        if self._damping not in ('relative', 'shrinkage'):
+        if self.damping != 'relative':
             level = 1e-3 if strength is None else strength
             return dict.fromkeys(self._sums, level)
         if strength is None:  # measured: docs/methods/nap.md
-            strength = 0.1
+            strength = 0.1 if self._units.groups else 1.0
         squares: dict[str, float] = {}  # mean of each layer
         total, count = 0.0, 0
         for name in self._sums:
@@ -456,9 +444,8 @@ class KFAC(Calibrated):
             total += float(matrix.without_bias(scores).sum())
             count += kept
         mean = max(total / max(count, 1), LEAST)
-        # Adds w^2 / 2 times the level to each score. With 'relative' it is
-        # the product of two dampings; those of a damping and a factor add to
-        # it.
+        # The product of both dampings adds w^2 / 2 times the level to each
+        # score; products of a damping and a factor add to it.
         return {
             name: 2 * strength * mean / max(square, LEAST)
             for name, square in squares.items()
@@ -487,11 +474,7 @@ class KFAC(Calibrated):
         )
 
     def _curvature(
-        self,
-        name: str,
-        levels: Mapping[str, float],
-        masked: Masked,
-        damping: Damping,
+        self, name: str, levels: Mapping[str, float], masked: Masked
     ) -> tuple[LayerMatrix, Curvature] | None:
         """Returns a layer without masked units; None if it did not run."""
         measured = self._factors(name, masked)
@@ -509,19 +492,15 @@ class KFAC(Calibrated):
         matrix, inputs, gradients = measured
         assert self._counts is not None
         images, batches = self._counts.tolist()
-        level, floor = levels[name], 0.0
-        if damping == 'shrinkage':
-            inputs, gradients = matrix.shrunk(inputs, gradients)
-            level, floor = 0.0, level
         damped = sides(
             *(name, inputs, gradients),
             float(self._sums[name].rows) / images,
             batches,
-            'identity' if damping == 'identity' else 'pi',
-            level,
+            'identity' if self.damping == 'identity' else 'pi',
+            levels[name],
             inverted=self.formula == 'OBS',
         )
-        return matrix, matrix.curvature(*damped, floor)
+        return matrix, matrix.curvature(*damped)
 
     def reset(self, compared: np.ndarray) -> None:
         """See :meth:`Criterion.reset`; all sums are discarded."""

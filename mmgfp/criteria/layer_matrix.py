@@ -76,20 +76,11 @@ class LayerMatrix:
             gradients.kept(of_gradients, self._kept_groups),
         )
 
-    def shrunk(
-        self, inputs: Factor | Diagonal, gradients: Factor | Diagonal
-    ) -> tuple[Factor | Diagonal, Factor | Diagonal]:
-        """Returns shrunk factors, whose means are those of the weights."""
-        size = None if self._transposed else self._width
-        return inputs.shrunk(size), gradients.shrunk()
-
-    def curvature(
-        self, inputs: Side, gradients: Side, floor: float = 0.0
-    ) -> Curvature:
-        """Returns the curvature from both factors and a floor."""
+    def curvature(self, inputs: Side, gradients: Side) -> Curvature:
+        """Returns the curvature from both factors."""
         if self._transposed:
-            return Curvature(self.weight, inputs, gradients, floor)
-        return Curvature(self.weight, gradients, inputs, floor)
+            return Curvature(self.weight, inputs, gradients)
+        return Curvature(self.weight, gradients, inputs)
 
     @property
     def is_grouped(self) -> bool:

@@ -30,9 +30,6 @@ from .patch_products import (
     pays,
 )
 
-# Least mean of a diagonal that damping depends on.
-LEAST = 1e-30
-
 
 @dataclass
 class Factor:
@@ -126,24 +123,6 @@ class Factor:
         """Returns the factor multiplied by a scalar."""
         return Factor(self.starts, [block * by for block in self.blocks])
 
-    def shrunk(self, size: int | None = None) -> Factor:
-        """Returns the mean of the factor and a multiple of the identity.
-
-        The multiple has the same mean diagonal in each group (Ledoit & Wolf,
-        2004, with an intensity of one half), in double precision.
-
-        Args:
-            size (int, optional): Number of first positions that the mean is
-                of, without the 1 of a bias. Defaults to all.
-        """
-        means = _means(self.diagonal(), size)
-        found = []
-        for block in self.blocks:
-            block = block.double() / 2
-            block.diagonal(0, 1, 2).add_(means / 2)
-            found.append(block)
-        return Factor(self.starts, found)
-
 
 @dataclass
 class Diagonal:
@@ -202,16 +181,6 @@ class Diagonal:
     def scaled(self, by: float | Tensor) -> Diagonal:
         """Returns the diagonal multiplied by a scalar."""
         return Diagonal(self.values * by)
-
-    def shrunk(self, size: int | None = None) -> Diagonal:
-        """Returns the diagonal of :meth:`Factor.shrunk`."""
-        return Diagonal((self.of_each() + _means(self, size)) / 2)
-
-
-def _means(diagonal: Diagonal, size: int | None) -> Tensor:
-    """Returns the mean of each group's diagonal, (g, 1), above zero."""
-    values = diagonal.of_each()[:, :size]
-    return values.mean(1, keepdim=True).clamp(min=LEAST)
 
 
 def diagonal_of(blocks: Sequence[Tensor]) -> Tensor:

@@ -719,7 +719,7 @@ def calibrate(pruner: Pruner, scale: float = 1.0) -> None:
 
 
 def matrices(pruner: Pruner):
-    """Per layer: weight with bias, damped A and G, floor; for each group.
+    """Per layer: weight with bias, damped A and G; one for each group.
 
     The damping adds a tenth of the mean score to the mean score of a layer.
     """
@@ -747,22 +747,13 @@ def matrices(pruner: Pruner):
             ]
         )
     mean = torch.cat([s.flatten() for s in scores.values()]).mean()
-    layers = {}
-    for name, parts in found.items():
-        added = relative(model.get_submodule(name), mean)
-        layers[name] = [
-            (part, (shrunk(a, len(a) - 1), shrunk(g)), added)
-            if pruner.criterion.damping == 'shrinkage'
-            else (part, damped(a, g, added), 0.0)
+    return {
+        name: [
+            (part, damped(a, g, relative(model.get_submodule(name), mean)))
             for part, a, g in parts
         ]
-    return layers
-
-
-def shrunk(matrix, size=None):
-    """Halfway to a multiple of the identity with the same mean diagonal."""
-    mean = matrix.diagonal()[:size].mean().clamp(min=1e-30)
-    return (matrix + mean * torch.eye(len(matrix))) / 2
+        for name, parts in found.items()
+    }
 
 
 def relative(layer, mean) -> float:
@@ -781,17 +772,14 @@ def damped(a, g, strength):
     )
 
 
-@pytest.mark.parametrize('damping', ['relative', 'shrinkage'])
 @pytest.mark.parametrize('aggregate', ['sum', 'block'])
 @pytest.mark.parametrize(
     ('formula', 'make', 'growth'),
     [('OBS', curvature, growth), ('OBD', damage, growth_alone)],
 )
-def test_units_are_summed_over_their_layers(
-    aggregate, formula, make, growth, damping
-):
+def test_units_are_summed_over_their_layers(aggregate, formula, make, growth):
     """Against explicit matrices, member by member and unit by unit."""
-    pruner = measured(aggregate=aggregate, formula=formula, damping=damping)
+    pruner = measured(aggregate=aggregate, formula=formula)
     layers = matrices(pruner)
     kernels = {
         name: pruner.net.model.get_submodule(name).weight[0, 0].numel()
@@ -807,7 +795,7 @@ def test_units_are_summed_over_their_layers(
                     continue
                 checked += 1
                 blocks = layers[member.layer]
-                for k, (weight, (a, g), floor) in enumerate(blocks):
+                for k, (weight, (a, g)) in enumerate(blocks):
                     gone = torch.zeros_like(weight, dtype=bool)
                     for position in member.index[unit]:
                         if len(blocks) > 1:  # depthwise
@@ -826,7 +814,6 @@ def test_units_are_summed_over_their_layers(
                         if aggregate == 'block'
                         else float(layer.elements()[0][gone].sum())
                     )
-                    expected += floor * float(weight[gone].square().sum()) / 2
             assert scores[unit] == pytest.approx(expected, rel=1e-6)
     assert checked > 30
 
@@ -843,12 +830,7 @@ def test_scores_grow_with_the_square_of_the_loss():
     [
         (
             dict(),
-            dict(
-                aggregate='block',
-                formula='OBD',
-                damping='relative',
-                strength=0.1,
-            ),
+            dict(aggregate='block', formula='OBD', strength=0.1),
         ),
         (dict(damping='pi'), dict(damping='pi', strength=1e-3)),
     ],
@@ -858,57 +840,31 @@ def test_default_settings_of_channels(settings, same):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    'settings', [{}, dict(damping='relative', strength=1.0)]
-)
-def test_relative_dampings_of_weights(settings):
-    """By default factors are shrunk, and a tenth of the score is added."""
+def test_default_damping_of_weights():
     torch.manual_seed(0)
     x, c = torch.randn(20, 3).double(), torch.randn(20, 2).double()
-    criterion = observe(nn.Linear(3, 2).double(), x, c, KFAC(**settings))
+    criterion = observe(nn.Linear(3, 2).double(), x, c)
     found = criterion.elements(['layer.weight'])['layer.weight']
     sums = criterion._sums['layer']
-    a = sums.inputs.values[0].diag() / 20
-    g = sums.gradients.values[0].diag() / 20
+    a = sums.inputs.blocks[0][0] / 20
+    g = sums.gradients.blocks[0][0] / 20
     layer = criterion._layers['layer']
     matrix = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
     alone = damage(matrix, a, g).elements()[0]
-    tenth = relative(layer, alone[:, :3].mean())
-    if settings:
-        expected = damage(matrix, *damped(a, g, 10 * tenth)).elements()[0]
-    else:
-        expected = damage(matrix, shrunk(a, 3), shrunk(g)).elements()[0]
-        expected += tenth * matrix.square() / 2
+    strength = 10 * relative(layer, alone[:, :3].mean())
+    expected = damage(matrix, *damped(a, g, strength)).elements()[0]
     close(found, expected[:, :3])
 
 
-def test_shrunk_factors():
-    """By hand, for two groups; without gradients they can be inverted."""
-    blocks = torch.tensor([[[2.0, 1], [1, 4]], [[0, 0], [0, 0]]])
-    found = Factor([0], [blocks]).shrunk()
-    close(found.blocks[0][0], [[2.5, 0.5], [0.5, 3.5]])
-    close(found.diagonal().shrunk().values[0], [2.75, 3.25])
-    close(Factor([0], [blocks]).shrunk(1).blocks[0][0], [[2, 0.5], [0.5, 3]])
-    assert torch.linalg.cholesky_ex(found.blocks[0][1])[1] == 0
-    close(Diagonal(blocks.diagonal(0, 1, 2)).shrunk().values[0], [2.5, 3.5])
-    # of diagonal blocks, all have the same mean
-    parts = Factor([0, 1], [blocks[:1, :1, :1], blocks[:1, 1:, 1:]]).shrunk()
-    close(parts.blocks[0], [[[2.5]]])
-    close(parts.blocks[1], [[[3.5]]])
-
-
-@pytest.mark.parametrize('bias', [False, True])
-def test_rescaled_layers_score_alike(bias):
+def test_rescaled_layers_score_alike():
     """A factor in one layer and its inverse in the next change nothing."""
     scores = []
     for factor in (1.0, 30.0):
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Linear(4, 5, bias), nn.ReLU(), nn.Linear(5, 3, bias)
+            nn.Linear(4, 5, bias=False), nn.ReLU(), nn.Linear(5, 3, bias=False)
         ).double()
         model[0].weight.data *= factor
-        if bias:
-            model[0].bias.data *= factor
         model[2].weight.data /= factor
         criterion = KFAC()
         x = torch.randn(400, 4).double()
@@ -944,8 +900,8 @@ def test_weights_that_are_gone_count_in_no_mean():
     found = criterion.elements(['0.weight', '2.weight'])
     for name, (weight, a, g) in layers.items():
         there = SimpleNamespace(weight=weight[weight != 0])
-        expected = damage(weight, shrunk(a), shrunk(g)).elements()[0]
-        expected += relative(there, mean) * weight.square() / 2
+        factors = damped(a, g, 10 * relative(there, mean))
+        expected = damage(weight, *factors).elements()[0]
         close(found[f'{name}.weight'], expected)
 
 

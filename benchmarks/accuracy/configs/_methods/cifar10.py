@@ -73,25 +73,26 @@ _weights = dict(
     after_target='train',
     input_shape=_base_.input_shape,
 )
-_of_weights = dict(_nap, batches=64)
-_relative = dict(_of_weights, damping='relative', strength=1.0)
 _elements = dict(
     magnitude=dict(criterion=dict(type='Magnitude')),
-    nap=dict(criterion=_of_weights),
-    nap_relative=dict(criterion=_relative),
-    nap_strong=dict(criterion=dict(_relative, strength=10.0)),
-    nap_weak=dict(criterion=dict(_relative, strength=0.1)),
-    nap_empirical=dict(criterion=dict(_relative, fisher='empirical')),
-    nap_batches=dict(criterion=dict(_relative, batches=256)),
-    nap_layer_norm=dict(criterion=_relative, layer_norm='sum'),
-    nap_ratios=dict(criterion=dict(_relative, type='HalfKFAC', part='ratios')),
-    nap_order=dict(criterion=dict(_relative, type='HalfKFAC', part='order')),
+    nap=dict(criterion=dict(_nap, batches=64)),
+    nap_strong=dict(criterion=dict(_nap, batches=64, strength=10.0)),
     nap_pi=dict(criterion=dict(_pi, batches=64)),
     nap_pi_compensate=dict(criterion=dict(_pi, batches=64), compensate=True),
     nap_pi_strong=dict(criterion=dict(_pi, batches=64, strength=0.01)),
-    nap_pi_obd=dict(criterion=dict(_of_weights, damping='pi')),
+    nap_pi_obd=dict(criterion=dict(_nap, batches=64, damping='pi')),
     nap_pi_obd_strong=dict(
-        criterion=dict(_of_weights, damping='pi', strength=0.1)
+        criterion=dict(_nap, batches=64, damping='pi', strength=0.1)
+    ),
+    nap_weak=dict(criterion=dict(_nap, batches=64, strength=0.1)),
+    nap_empirical=dict(criterion=dict(_nap, batches=64, fisher='empirical')),
+    nap_batches=dict(criterion=dict(_nap, batches=256)),
+    nap_layer_norm=dict(criterion=dict(_nap, batches=64), layer_norm='sum'),
+    nap_ratios=dict(
+        criterion=dict(_nap, type='HalfKFAC', part='ratios', batches=64)
+    ),
+    nap_order=dict(
+        criterion=dict(_nap, type='HalfKFAC', part='order', batches=64)
     ),
 )
 # name -> phase -> hook

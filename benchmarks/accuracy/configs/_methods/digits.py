@@ -72,8 +72,7 @@ _weights = dict(
 for _name, _criterion in (
     ('magnitude', dict(type='Magnitude')),
     ('nap', _nap),
-    ('nap_relative', dict(_nap, damping='relative', strength=1.0)),
-    ('nap_weak', dict(_nap, damping='relative', strength=0.1)),
+    ('nap_weak', dict(_nap, strength=0.1)),
     # absolute, of strength 1e-3
     ('nap_pi', dict(_nap, damping='pi', formula='OBS')),
 ):
