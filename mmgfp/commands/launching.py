@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import HOOKS
 
 from ..libraries.models import CLASSIFICATION, config_library
-from ..registry import HOOKS
+from ..registry import HOOKS as OWN_HOOKS
 from ..utils.errors import did_you_mean
 
 
@@ -80,7 +81,7 @@ def check_hooks(config: Config) -> None:
             )
         scope, _, name = str(kind).rpartition('.')
         if scope == 'mmgfp' and HOOKS.get(kind) is None:
-            known = sorted(HOOKS.module_dict)
+            known = sorted(OWN_HOOKS.module_dict)
             raise ValueError(
                 f'custom_hooks[{number}]: there is no hook '
                 f'{kind!r}{did_you_mean(name, known)} Expected one of '

@@ -90,7 +90,12 @@ def add_config_options(parser: ArgumentParser) -> None:
 
 
 def read_config(args: Namespace) -> Config:
-    """Returns the config of :func:`add_config_options` with overrides."""
+    """Returns the config of :func:`add_config_options` with overrides.
+
+    Raises:
+        FileNotFoundError: If there is no such config.
+        ValueError: If it cannot be read, or an override has no place in it.
+    """
     config = load_config(args.config)
     options = args.cfg_options or {}
     try:

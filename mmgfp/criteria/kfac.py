@@ -70,8 +70,8 @@ class KFAC(Calibrated):
             'pi' or 'identity', see
             :func:`mmgfp.criteria.curvature.sides`. Defaults to 'relative'.
         strength (float, optional): Strength of the damping 'relative' or
-            'pi'. Defaults to 0.1 for channels and 1 for single weights; of
-            'pi' to 1e-3.
+            'pi'; 'identity' has none. Defaults to 0.1 for channels and 1 for
+            single weights; of 'pi' to 1e-3.
         limit (int): Size of a factor (inputs of a group times the kernel, or
             outputs of a group) above which it keeps diagonal blocks of this
             size only. Memory grows with its square. Defaults to 8192.

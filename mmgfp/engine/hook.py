@@ -56,7 +56,7 @@ from .start import (
     check_possible,
     check_work_dir,
     prepare_net,
-    warn_of_other_state,
+    warn_of_start,
 )
 from .state import STATE_KEY, read_state, stamped
 from .steps import StepGuard
@@ -163,7 +163,7 @@ class PruningHook(ChannelHook):
         known = named_arguments(type(self), PruningHook)
         refuse_unknown(
             *(type(self).__name__, unknown, known),
-            criterion or dict(type='Fisher'),
+            criterion=criterion or dict(type='Fisher'),
         )
         one_of('normalize_by', normalize_by, get_args(Normalizer))
         one_of('scope', scope, ('all', 'internal'))
@@ -248,14 +248,9 @@ class PruningHook(ChannelHook):
                 self._finish(runner)
                 return
         else:
-            warn_of_other_state(runner, self)
+            warn_of_start(runner, self)
             check_not_met(self.schedule, ratio)
             check_work_dir(runner.work_dir, self._stems.values())
-            if not runner.cfg.get('load_from'):
-                runner.logger.warning(
-                    'load_from is not set: scores of an untrained network '
-                    'are not meaningful'
-                )
             passed = [share for share in self.save_at if ratio <= share]
             self._tally = Tally(start=ratio, saved=passed)
         check_optimizers(optimizers(runner), pruner.net, runner.logger)

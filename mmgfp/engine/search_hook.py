@@ -76,7 +76,7 @@ from .start import (
     check_optimizers,
     check_work_dir,
     prepare_net,
-    warn_of_other_state,
+    warn_of_start,
 )
 from .steps import StepGuard
 
@@ -158,7 +158,7 @@ class SearchHook(ChannelHook):
         **unknown: Any,
     ) -> None:
         known = named_arguments(type(self), SearchHook)
-        refuse_unknown(type(self).__name__, unknown, known)
+        refuse_unknown(*(type(self).__name__, unknown, known), search=search)
         one_of('scope', scope, ('all', 'internal'))
         one_of('after_target', after_target, ('stop', 'train'))
         flag('report', report)
@@ -213,7 +213,7 @@ class SearchHook(ChannelHook):
             self._tally = Tally(**self._resumed['tally'])
             check_unchanged(self._settings, self._resumed.get('settings', {}))
         else:
-            warn_of_other_state(runner, self)
+            warn_of_start(runner, self)
             self._tally = Tally(start=net.ratio(self.metric))
             self._check_possible(runner, net)
         check_optimizers(optimizers(runner), net, runner.logger)
@@ -256,11 +256,6 @@ class SearchHook(ChannelHook):
     def _check_possible(self, runner: Runner, net: Prunable) -> None:
         self._budget(net).check(net)
         check_work_dir(runner.work_dir, [self._stem])
-        if not runner.cfg.get('load_from'):
-            runner.logger.warning(
-                'load_from is not set: widths of an untrained network are not '
-                'meaningful'
-            )
         planned = self._planned(runner)
         if isinstance(self.search, TrainedSearch) and planned < _FEW_STEPS:
             runner.logger.warning(

@@ -52,7 +52,7 @@ def refuse_unknown(
     owner: str,
     unknown: Mapping[str, Any],
     known: Collection[str],
-    criterion: Any = None,
+    **parts: Any,
 ) -> None:
     """Raise if an argument is not one of the hook's, or criterion's.
 
@@ -60,14 +60,15 @@ def refuse_unknown(
         owner (str): Name of the hook or criterion.
         unknown (Mapping): Other arguments, with their values.
         known (Collection[str]): Names of its arguments.
-        criterion (Any): Setting of the hook's criterion. Defaults to None.
+        **parts: The hook's settings that are dicts with 'type': its criterion
+            or search.
 
     Raises:
         ValueError: With the first such argument, and where it belongs or its
             nearest match.
     """
     for name, value in unknown.items():
-        place = _place(name, owner, criterion)
+        place = _place(name, owner, parts)
         raise ValueError(
             f'{owner} has no argument {name}={value!r}'
             f'{place or did_you_mean(name, known)} '
@@ -79,24 +80,23 @@ def refuse_unknown(
         )
 
 
-def _place(name: str, owner: str, criterion: Any) -> str:
+def _place(name: str, owner: str, parts: Mapping[str, Any]) -> str:
     """Returns where an argument belongs that was given elsewhere, or ''."""
-    kind = criterion.get('type') if isinstance(criterion, Mapping) else None
-    found = CRITERIA.get(kind) if isinstance(kind, str) else kind
-    if isinstance(found, type) and name in named_arguments(found):
-        return (
-            f'; it is an argument of the criterion {found.__name__}: move it '
-            'into criterion=dict(...)'
-            f', or use ...criterion.{name} on a command line.'
-        )
+    for part, setting in parts.items():
+        kind = setting.get('type') if isinstance(setting, Mapping) else None
+        registry = CRITERIA if part == 'criterion' else SEARCHES
+        found = registry.get(kind) if isinstance(kind, str) else kind
+        if isinstance(found, type) and name in named_arguments(found):
+            return (
+                f'; it is an argument of {found.__name__}: move it into '
+                f'{part}=dict(...), or use ...{part}.{name} on a command line.'
+            )
     hooks = [
-        hook
-        for hook in ('PruningHook', 'SearchHook', 'SparsityHook')
-        if hook != owner and name in named_arguments(HOOKS.get(hook))
+        hook.__name__
+        for alias, hook in HOOKS.module_dict.items()
+        if alias == hook.__name__ != owner and name in named_arguments(hook)
     ]
-    if not hooks:
-        return ''
-    return f'; it is an argument of {" and ".join(hooks)}.'
+    return f'; it is an argument of {" and ".join(hooks)}.' if hooks else ''
 
 
 def read_schedule(

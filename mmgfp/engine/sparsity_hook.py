@@ -67,7 +67,7 @@ from .sparsity_settings import (
     read_shapes,
     read_steps,
 )
-from .start import check_not_compiled, check_work_dir, warn_of_other_state
+from .start import check_not_compiled, check_work_dir, warn_of_start
 
 _STATE = dict(done=int, since=int, start=float, random=list)
 
@@ -145,7 +145,7 @@ class SparsityHook(ResumesExactly):
         known = named_arguments(type(self), SparsityHook)
         refuse_unknown(
             *(type(self).__name__, unknown, known),
-            criterion or dict(type='KFAC'),
+            criterion=criterion or dict(type='KFAC'),
         )
         one_of('layer_norm', layer_norm, get_args(LayerNorm))
         one_of('after_target', after_target, ('stop', 'train'))
@@ -219,7 +219,7 @@ class SparsityHook(ResumesExactly):
         if self._resumed:
             self._resume(runner)
             return
-        warn_of_other_state(runner, self)
+        warn_of_start(runner, self)
         self._start = self._density
         self._check_possible(runner)
         if self.criterion.when == 'training':
@@ -321,11 +321,6 @@ class SparsityHook(ResumesExactly):
                 f'training has only {most} (max_iters={runner.max_iters}, '
                 f'accumulative_counts={accumulation}). Lower steps or the '
                 'interval, or train longer.'
-            )
-        if not runner.cfg.get('load_from'):
-            runner.logger.warning(
-                'load_from is not set: scores of an untrained network are not '
-                'meaningful'
             )
 
     # -- counting ---------------------------------------------------------

@@ -32,9 +32,9 @@ def read_element_criterion(
             or cannot compensate.
     """
     settings = dict(type=default) if criterion is None else criterion
-    if not hasattr(
-        named_class('criterion', settings, CRITERIA, default), 'elements'
-    ):
+    # before its arguments are checked, which may be those of another one
+    kind = named_class('criterion', settings, CRITERIA, default)
+    if isinstance(kind, type) and not hasattr(kind, 'elements'):
         raise ValueError(
             f'criterion={criterion!r} scores channels, not single weights; '
             "expected one with scores of elements, such as dict(type='KFAC') "

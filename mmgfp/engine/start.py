@@ -56,13 +56,19 @@ def prepare_groups(
     return groups
 
 
-def warn_of_other_state(runner: Runner, hook: Hook) -> None:
-    """Warn if a resumed checkpoint holds no state of the hook."""
+def warn_of_start(runner: Runner, hook: Hook) -> None:
+    """Warn before pruning that starts within a training, or untrained."""
     if runner.iter:
         runner.logger.warning(
             'the resumed checkpoint is not of a run with this '
             f'{type(hook).__name__}: pruning starts after iteration '
-            f'{runner.iter} of {runner.max_iters}'
+            f'{runner.iter} of {runner.max_iters}. For a whole run use '
+            'load_from, without resuming'
+        )
+    elif not runner.cfg.get('load_from'):
+        runner.logger.warning(
+            'load_from is not set: what is pruned in an untrained network is '
+            'not meaningful'
         )
 
 

@@ -33,7 +33,8 @@ class StructureHook(Hook):
 
     Weights must fit the slim network. Layers without cuts that the config has
     changed, such as a head for other classes, start from their initial
-    weights, with a warning.
+    weights, with a warning; not if the number of channels between two layers
+    differs.
 
     Args:
         structure (str | os.PathLike): Structure file (.json), or a checkpoint

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from ..utils.errors import in_one_line
@@ -51,9 +52,9 @@ def load_weights(
         may_differ (Callable, optional): Called with the name of a tensor and
             an axis; returns whether the config may change its size there,
             such as the number of classes. A tensor whose other axes fit does
-            not change, with a warning. Two sizes of the outputs of one layer
-            and of the inputs of another belong to another network: then none
-            may differ. Defaults to false for all.
+            not change, with a warning. None may differ if layers have another
+            number of channels between them, in the outputs of one and the
+            inputs of another. Defaults to false for all.
 
     Raises:
         ValueError: If a tensor is missing, unexpected or has another shape.
@@ -68,7 +69,9 @@ def load_weights(
             f'expected names such as {next(iter(own), "")!r}, '
             f'got {_some(list(weights))}'
         )
-    resized = _resized(own, weights, may_differ) if may_differ else []
+    resized = []
+    if may_differ and not _other_channels(model, own, weights):
+        resized = _resized(own, weights, may_differ)
     differences = _shapes(own, weights)
     for name in resized:
         del weights[name]
@@ -206,27 +209,54 @@ def _resized(
     weights: Mapping[str, Any],
     may_differ: Callable[[str, int], bool],
 ) -> list[str]:
-    """Returns the tensors that differ only along allowed axes.
-
-    There are none if the number of channels differs between two layers, in
-    the outputs of one and the inputs of another.
-    """
+    """Returns the tensors that differ only along allowed axes."""
     names = []
-    sizes: dict[int, set[tuple[int, int]]] = {0: set(), 1: set()}
     for name, tensor in own.items():
-        given = weights.get(name)
-        if not isinstance(given, Tensor) or given.dim() != tensor.dim():
-            continue
-        axes = [
-            axis
-            for axis, (a, b) in enumerate(zip(given.shape, tensor.shape))
-            if a != b
-        ]
-        for axis in sizes.keys() & set(axes):
-            sizes[axis].add((given.shape[axis], tensor.shape[axis]))
+        axes = _different_axes(weights.get(name), tensor)
         if axes and all(may_differ(name, axis) for axis in axes):
             names.append(name)
-    return [] if sizes[0] & sizes[1] else names
+    return names
+
+
+def _other_channels(
+    model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Any]
+) -> bool:
+    """Returns whether the number of channels between two layers differs.
+
+    Then a layer has other outputs, and one that reads them other inputs, by
+    the same factor where maps are flattened. A layer with other classes or
+    images alone differs on one side only.
+    """
+    made, read = set(), set()
+    for prefix, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, _ConvNd)):
+            continue
+        name = f'{prefix}.weight'.lstrip('.')
+        tensor, given = own.get(name), weights.get(name)
+        if tensor is None:  # it is computed from others
+            continue
+        outputs, inputs = 0, 1
+        if isinstance(module, _ConvTransposeNd):
+            outputs, inputs = inputs, outputs
+        for axis in _different_axes(given, tensor):
+            pair = given.shape[axis], tensor.shape[axis]
+            # each output of a depthwise convolution reads a channel
+            depthwise = getattr(module, 'groups', 1) == len(tensor) > 1
+            if axis == outputs or depthwise:
+                made.add(pair)
+            if axis == inputs or depthwise:
+                read.add(pair)
+    return any(a * c == b * d and a % b == 0 for a, d in read for b, c in made)
+
+
+def _different_axes(given: Any, tensor: Tensor) -> list[int]:
+    if not isinstance(given, Tensor) or given.dim() != tensor.dim():
+        return []
+    return [
+        axis
+        for axis, (a, b) in enumerate(zip(given.shape, tensor.shape))
+        if a != b
+    ]
 
 
 def _named(names: Sequence[str]) -> str:

@@ -68,7 +68,8 @@ def test_hooks_that_are_none(hook, message):
 
 
 def test_hooks_that_others_register():
-    hooks = [dict(type='EMAHook'), dict(type='mmgfp.StructureHook'), object()]
+    kinds = ('EMAHook', 'mmgfp.StructureHook', 'mmgfp.EMAHook')
+    hooks = [*(dict(type=kind) for kind in kinds), object()]
     check_hooks(Config(dict(custom_hooks=hooks)))
     check_hooks(Config(dict(custom_hooks=None)))
 

@@ -402,13 +402,13 @@ def test_bad_settings(criterion, message, tmp_path):
                 criterion=dict(type='KFAC'),
                 batches=4,
             ),
-            'PruningHook has no argument batches=4; it is an argument of the '
-            r'criterion KFAC: move it into criterion=dict\(...\), or use '
-            '...criterion.batches on a command line',
+            'PruningHook has no argument batches=4; it is an argument of KFAC: '
+            r'move it into criterion=dict\(...\), or use ...criterion.batches '
+            'on a command line',
         ),
         (
             dict(type='mmgfp.PruningHook', decay=0.5),
-            'no argument decay=0.5; it is an argument of the criterion Fisher',
+            'no argument decay=0.5; it is an argument of Fisher',
         ),
         (
             dict(type='mmgfp.PruningHook', density=0.2),
@@ -416,7 +416,7 @@ def test_bad_settings(criterion, message, tmp_path):
         ),
         (
             dict(type='mmgfp.SparsityHook', density=0.2, strength=1),
-            'no argument strength=1; it is an argument of the criterion KFAC',
+            'no argument strength=1; it is an argument of KFAC',
         ),
         (
             dict(
@@ -427,6 +427,10 @@ def test_bad_settings(criterion, message, tmp_path):
         (
             dict(type='mmgfp.SearchHook', stepz=2),
             "no argument stepz=2; did you mean 'steps'",
+        ),
+        (
+            dict(type='mmgfp.SearchHook', search=dict(type='DCSS'), order=3),
+            'it is an argument of DCSS: move it into search=dict',
         ),
         (
             dict(

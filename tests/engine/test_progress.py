@@ -26,7 +26,7 @@ def test_the_last_step_is_known(monkeypatch):
     last = schedule.last_step(105)
     assert last == 100
     assert schedule.goal(100, 105) == 0.5 < schedule.goal(90, 105)
-    found = lines(monkeypatch, 'auto', last, (0.8, 0.79, 0.5), (10, 60, 100))
+    found = lines(monkeypatch, 'auto', last, (0.8, 0.75, 0.5), (10, 60, 100))
     assert found == ['in about 0:04:30', 'in about 0:02:00', 'reached']
 
 
@@ -34,6 +34,16 @@ def test_the_last_step_is_not_known(monkeypatch):
     """The metric falls by 0.1 in 30 s, and 0.3 are left."""
     found = lines(monkeypatch, 1, None, (0.9, 0.8), (10, 20))
     assert found == ['in about 0:02:00', 'in about 0:01:30']
+
+
+def test_time_left_of_a_resumed_run(monkeypatch):
+    """Ten iterations took 30 s; 30 of 100 are left."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, 'time', lambda: clock[0])
+    shown = Progress(Schedule('flops', 0.5, 10, 'auto', 1.0), 0.7, 60, 100)
+    clock[0] = 30.0
+    line = shown.log(dict(flops=0.65), Tally(), [], 70)
+    assert line.endswith('in about 0:01:30')
 
 
 def test_last_step_with_accumulated_gradients():

@@ -119,6 +119,19 @@ EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
             ),
             13,
         ),
+        # most steps have no calibration pass
+        (
+            dict(
+                EPOCHS,
+                hook=dict(
+                    criterion=dict(type='KFAC', batches=2),
+                    interval=1,
+                    channels_per_step='auto',
+                    round_to=2,
+                ),
+            ),
+            9,
+        ),
     ],
     ids=[
         'frozen',
@@ -129,6 +142,7 @@ EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
         'accumulated',
         'amp',
         'few-left',
+        'few-passes',
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, waits, changes, stop):
@@ -251,8 +265,9 @@ def test_resumed_from_a_training_without_the_hook(tmp_path, hook):
     kind = hook['type'].removeprefix('mmgfp.')
     assert (
         f'the resumed checkpoint is not of a run with this {kind}: pruning '
-        'starts after iteration 4 of 24'
+        'starts after iteration 4 of 24. For a whole run use load_from'
     ) in log.read_text()
+    assert 'untrained' not in log.read_text()
 
 
 @pytest.fixture(scope='module')

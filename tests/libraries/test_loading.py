@@ -245,34 +245,78 @@ def test_layers_that_the_config_has_changed():
     assert not differ(model.head, before)
 
 
-@pytest.mark.parametrize('width', [5, 3])
-def test_another_width_between_two_layers(width):
+def linear(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+def flattened(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 1), nn.Flatten(), nn.Linear(4 * width, 5)
+    )
+
+
+def depthwise(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, groups=width)
+    )
+
+
+def enlarged(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.ConvTranspose2d(3, width, 2, 2), nn.Conv2d(width, 2, 1)
+    )
+
+
+@pytest.mark.parametrize('net', [linear, flattened, depthwise, enlarged])
+@pytest.mark.parametrize('width', [6, 3])
+def test_other_channels_between_two_layers(net, width):
     """It is another network, also where all axes may differ."""
-
-    def net(width: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2)
-        )
-
     model, trained = net(4), net(width)
-    with pytest.raises(ValueError, match='3 of 4 tensors differ'):
+    with pytest.raises(ValueError, match=r'3 of 4 tensors|4 of 4 tensors'):
         load_weights(
             model, trained.state_dict(), 'a.pth', lambda name, axis: True
         )
 
 
-def test_other_inputs_and_other_outputs():
-    """Grey images and other classes: no channels between layers differ."""
+def images_and_classes(inputs: int, classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, classes, 1)
+    )
 
-    def net(inputs: int, classes: int) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(inputs, 4, 1),
-            nn.Conv2d(4, 4, 1),
-            nn.Conv2d(4, classes, 1),
-        )
 
+def enlarged_classes(inputs: int, classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, 4, 1),
+        nn.Conv2d(4, 4, 1),
+        nn.ConvTranspose2d(4, classes, 2, 2),
+    )
+
+
+class Queries(nn.Sequential):
+    """As MMSegmentation's Segmenter: an embedding and a norm of classes."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__(nn.Conv2d(inputs, 4, 1), nn.Conv2d(4, 4, 1))
+        self.queries = nn.Parameter(torch.randn(1, classes, 4))
+        self.norm = nn.LayerNorm(classes)
+
+
+class Windows(nn.Sequential):
+    """As Swin: the positions of a window, in a square buffer."""
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__(nn.Conv2d(inputs, 4, 1), nn.Conv2d(4, 4, 1))
+        self.register_buffer('index', torch.zeros(size, size).long())
+        self.table = nn.Parameter(torch.randn(2 * size, 4))
+
+
+@pytest.mark.parametrize(
+    'net', [images_and_classes, enlarged_classes, Queries, Windows]
+)
+def test_other_images_and_other_classes(net):
+    """No channels between layers differ: those tensors start anew."""
     model, trained = net(1, 5), net(3, 2)
-    with pytest.warns(UserWarning, match='3 tensors have another size'):
+    with pytest.warns(UserWarning, match=r'3 tensors have another size|4 tens'):
         load_weights(
             model, trained.state_dict(), 'a.pth', lambda name, axis: True
         )
