@@ -402,8 +402,8 @@ def test_bad_settings(criterion, message, tmp_path):
                 criterion=dict(type='KFAC'),
                 batches=4,
             ),
-            'PruningHook has no argument batches=4; it is an argument of KFAC: '
-            r'move it into criterion=dict\(...\), or use ...criterion.batches '
+            'PruningHook has no argument batches=4; it is an argument of '
+            r'KFAC: move it into criterion=dict\(...\), or use ...criterion.batches '
             'on a command line',
         ),
         (

@@ -128,6 +128,7 @@ EMA = dict(type='EMAHook', momentum=0.1, update_buffers=True)
                     interval=1,
                     channels_per_step='auto',
                     round_to=2,
+                    after_target='train',
                 ),
             ),
             9,

@@ -272,7 +272,7 @@ def enlarged(width: int) -> nn.Module:
 def test_other_channels_between_two_layers(net, width):
     """It is another network, also where all axes may differ."""
     model, trained = net(4), net(width)
-    with pytest.raises(ValueError, match=r'3 of 4 tensors|4 of 4 tensors'):
+    with pytest.raises(ValueError, match=r'[34] of 4 tensors'):
         load_weights(
             model, trained.state_dict(), 'a.pth', lambda name, axis: True
         )
@@ -316,7 +316,7 @@ class Windows(nn.Sequential):
 def test_other_images_and_other_classes(net):
     """No channels between layers differ: those tensors start anew."""
     model, trained = net(1, 5), net(3, 2)
-    with pytest.warns(UserWarning, match=r'3 tensors have another size|4 tens'):
+    with pytest.warns(UserWarning, match=r'[34] tensors have another size'):
         load_weights(
             model, trained.state_dict(), 'a.pth', lambda name, axis: True
         )
