@@ -403,8 +403,8 @@ def test_bad_settings(criterion, message, tmp_path):
                 batches=4,
             ),
             'PruningHook has no argument batches=4; it is an argument of '
-            r'KFAC: move it into criterion=dict\(...\), or use ...criterion.batches '
-            'on a command line',
+            r'KFAC: move it into criterion=dict\(...\), or use '
+            '...criterion.batches on a command line',
         ),
         (
             dict(type='mmgfp.PruningHook', decay=0.5),
