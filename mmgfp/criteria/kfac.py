@@ -412,8 +412,8 @@ class KFAC(Calibrated):
         """Returns each layer's strength in the units of its curvature.
 
         A relative strength is a ratio of scores. The order of scores then
-        depends neither on the scale of the loss, nor on that of a layer whose
-        next layer has the inverse scale.
+        depends neither on the scale of the loss, nor on that of a layer
+        without bias whose next layer has the inverse scale.
 
         Args:
             masked (Mapping): Members and whether their units are not masked,
