@@ -180,7 +180,7 @@ def test_fisher_becomes_nap_by_one_word(model, tmp_path):
     path = CONFIGS / model / f'prune_{model}_acts_{dataset}.py'
     text = path.read_text()
     assert text.count("'Fisher'") == 1
-    changed = tmp_path / 'config.py'
+    changed = tmp_path / path.name
     changed.write_text(text.replace("'Fisher'", "'KFAC'"))
     (hook,) = load(changed).custom_hooks
     assert isinstance(HOOKS.build(hook).criterion, KFAC)
