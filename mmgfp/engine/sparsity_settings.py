@@ -34,13 +34,15 @@ def read_element_criterion(
     settings = dict(type=default) if criterion is None else criterion
     # before its arguments are checked, which may be those of another one
     kind = named_class('criterion', settings, CRITERIA, default)
-    if isinstance(kind, type) and not hasattr(kind, 'elements'):
+    found: Any = kind
+    if not isinstance(kind, type) or hasattr(kind, 'elements'):
+        found = read_criterion(settings, default, compensate)
+    if not hasattr(found, 'elements'):
         raise ValueError(
             f'criterion={criterion!r} scores channels, not single weights; '
             "expected one with scores of elements, such as dict(type='KFAC') "
             "or dict(type='Magnitude')"
         )
-    found = read_criterion(settings, default, compensate)
     return cast(ElementCriterion, found)
 
 

@@ -447,6 +447,19 @@ def test_arguments_in_the_wrong_place(hook, message):
         HOOKS.build(hook)
 
 
+def test_criteria_for_weights_that_a_function_makes(monkeypatch):
+    made = dict(CRITERIA.module_dict, Makes=lambda kind: make(kind))
+    monkeypatch.setattr(CRITERIA, '_module_dict', made)
+    for kind in ('Magnitude', 'L1'):
+        hook = dict(type='mmgfp.SparsityHook', density=0.2)
+        hook['criterion'] = dict(type='Makes', kind=kind)
+        if kind == 'Magnitude':
+            assert HOOKS.build(hook).criterion.elements
+            continue
+        with pytest.raises(ValueError, match='scores channels, not single'):
+            HOOKS.build(hook)
+
+
 def test_floors_hold_for_all():
     for kind in ALL:
         pruner = small(kind)
