@@ -232,9 +232,10 @@ def _other_channels(
         if not isinstance(module, (nn.Linear, _ConvNd)):
             continue
         name = f'{prefix}.weight'.lstrip('.')
-        tensor, given = own.get(name), weights.get(name)
-        if tensor is None:  # it is computed from others
+        if name not in own:  # it is computed from others
             continue
+        tensor: Tensor = own[name]
+        given: Any = weights.get(name)
         outputs, inputs = 0, 1
         if isinstance(module, _ConvTransposeNd):
             outputs, inputs = inputs, outputs
