@@ -263,11 +263,9 @@ class PruningHook(ChannelHook):
             f'{self.floor}, ratios={self.ratios}, scope={self.scope!r} and '
             f'ignore={list(self.ignore)}',
         )
-        last = None
-        if self.schedule.channels_per_step == 'auto':
-            last = self.schedule.last_step(
-                runner.max_iters, self._trainers.accumulation
-            )
+        last = self.schedule.last_step(
+            runner.max_iters, self._trainers.accumulation
+        )
         self._progress = Progress(self.schedule, ratio, runner.iter, last)
         self._ratios = pruner.net.ratios()
         self._guard = StepGuard(

@@ -37,8 +37,8 @@ class Progress:
     Args:
         schedule (Schedule): Has the target.
         ratio (float): Remaining ratio of the target's metric at the start.
-        iteration (int): Completed iterations at the start. Defaults to 0.
-        last (int, optional): Iteration of the last step, if it is known. The
+        iteration (int): Completed iterations at the start.
+        last (int | None): Iteration of the last step, if it is known. The
             time left follows from it; otherwise from the metric, which falls
             in unequal steps if layers keep multiples of several channels.
     """
@@ -47,8 +47,8 @@ class Progress:
         self,
         schedule: Schedule,
         ratio: float,
-        iteration: int = 0,
-        last: int | None = None,
+        iteration: int,
+        last: int | None,
     ) -> None:
         self._schedule = schedule
         self._last = last
@@ -64,7 +64,7 @@ class Progress:
         ratios: Mapping[str, float],
         tally: Tally,
         removals: Sequence[Removal],
-        iteration: int = 0,
+        iteration: int,
     ) -> str:
         """Returns a line to log after a pruning step; '' for none.
 

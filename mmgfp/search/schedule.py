@@ -57,15 +57,19 @@ class Schedule:
             return self.target  # exactly, without rounding
         return start - (start - self.target) * step / steps
 
-    def last_step(self, max_iterations: int, accumulation: int = 1) -> int:
-        """Returns the iteration of the last step with 'auto'.
+    def last_step(
+        self, max_iterations: int, accumulation: int = 1
+    ) -> int | None:
+        """Returns the iteration of the last step; None if it is not known.
 
-        Skipped batches may delay it.
+        It is known with 'auto'. Skipped batches may delay it.
 
         Args:
             max_iterations (int): Iterations of the whole training.
             accumulation (int): Iterations per optimiser step. Defaults to 1.
         """
+        if self.channels_per_step != 'auto':
+            return None
         _, pause, steps = self._steps(max_iterations, accumulation)
         return pause * steps
 

@@ -17,9 +17,9 @@ from torch import nn
 HARNESS = Path(__file__).resolve().parents[2] / 'benchmarks' / 'accuracy'
 sys.path.append(str(HARNESS))
 
+import half_kfac  # noqa: E402
 import methods  # noqa: E402
 import methods_report  # noqa: E402
-import rank_swap  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 
@@ -50,7 +50,7 @@ def test_values_in_the_order_of_others():
     values = torch.tensor([[5.0, 1.0], [3.0, 3.0]])
     order = torch.tensor([[0.2, 0.4], [0.3, 0.1]])
     expected = torch.tensor([[3.0, 5.0], [3.0, 1.0]])
-    assert rank_swap.rearranged(values, order).equal(expected)
+    assert half_kfac.rearranged(values, order).equal(expected)
 
 
 @pytest.mark.parametrize('part', ['ratios', 'order'])
@@ -58,8 +58,8 @@ def test_half_of_kfac(part):
     """As many weights of each layer as one score, those of the other."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    criterion = rank_swap.HalfKFAC(part, fisher='empirical')
-    whole = rank_swap.KFAC(fisher='empirical')
+    criterion = half_kfac.HalfKFAC(part, fisher='empirical')
+    whole = half_kfac.KFAC(fisher='empirical')
     for one in (criterion, whole):
         one.attach(model, UnitSpace([]))
         with one.observing():

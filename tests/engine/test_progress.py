@@ -31,7 +31,8 @@ def test_the_last_step_is_known(monkeypatch):
 
 
 def test_the_last_step_is_not_known(monkeypatch):
-    """The metric falls by 0.1 in 30 s, and 0.3 are left."""
+    """The metric falls by 0.1 in 30 s, and 0.4 are left."""
+    assert Schedule('flops', 0.5, 10, 1, 1.0).last_step(105) is None
     found = lines(monkeypatch, 1, None, (0.9, 0.8), (10, 20))
     assert found == ['in about 0:02:00', 'in about 0:01:30']
 

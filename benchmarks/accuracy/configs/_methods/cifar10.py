@@ -1,7 +1,7 @@
 # Every method on ResNet-20 and CIFAR-10 with a schedule of two epochs.
 _base_ = ['../cifar10/_resnet20.py']
 custom_imports = dict(
-    imports=['mmgfp', 'data', 'models', 'precision', 'rank_swap']
+    imports=['mmgfp', 'data', 'models', 'precision', 'half_kfac']
 )
 title = 'ResNet-20 on CIFAR-10'
 about = """
